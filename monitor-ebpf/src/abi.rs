@@ -1,0 +1,273 @@
+//! The layout of everything that crosses between the kernel half and userspace.
+//! No implicit padding; sizes are asserted at compile time. A change here is a new [`ABI`].
+
+/// Version of the layout and meaning of every map. It is part of the pin path, so that a binary
+/// never opens the maps of another version.
+pub const ABI: u32 = 1;
+
+/// A process (a thread group), for ever: the pid alone is reused, the pair is not.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId {
+    /// `start_boottime` of the group leader, in ns since boot, suspend included. It survives exec,
+    /// also by a thread that is not the leader.
+    pub start_ns: u64,
+    /// Thread group id in the initial pid namespace.
+    pub pid: u32,
+    zero: u32,
+}
+
+impl ProcessId {
+    /// Nobody: no process has pid 0.
+    pub const NONE: Self = Self::new(0, 0);
+
+    /// The process with this thread group id that started at `start_ns`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(pid: u32, start_ns: u64) -> Self {
+        Self { start_ns, pid, zero: 0 }
+    }
+
+    /// Whether this names no process at all.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_none(&self) -> bool {
+        self.pid == 0
+    }
+}
+
+/// State of a record: the process can run.
+pub const LIVE: u64 = 1;
+/// State of a record: no thread of the process can return to user code. With references left it
+/// is a ghost.
+pub const DEAD: u64 = 2;
+
+/// [`Record::origin`]: older than tracking, so its creator is the parent that was found.
+pub const INFERRED: u32 = 1;
+
+/// [`Record::exit_flags`], [`Event::flags`]: the out-of-memory killer chose it.
+pub const OOM_KILLED: u32 = 1;
+/// [`Record::exit_flags`], [`Event::flags`]: `sender` names the process that sent the signal.
+pub const SENDER_KNOWN: u32 = 2;
+/// [`Record::exit_flags`], [`Event::flags`]: the kernel itself sent the signal.
+pub const SENT_BY_KERNEL: u32 = 4;
+
+/// What is known of one process: the value of the lineage map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// The process that called fork or clone; [`ProcessId::NONE`] when unknown.
+    pub creator: ProcessId,
+    /// Itself while it lives, plus the records that hold it as their creator. Atomic.
+    pub references: u64,
+    /// [`LIVE`] or [`DEAD`]. Atomic.
+    pub state: u64,
+    /// When it died, ns since boot; 0 while it lives.
+    pub exit_ns: u64,
+    /// Its cgroup v2 when it was created, last called exec, or died.
+    pub cgroup_id: u64,
+    /// Who sent the signal that ended it; see [`SENDER_KNOWN`].
+    pub sender: ProcessId,
+    /// `comm` of that sender when it sent.
+    pub sender_name: [u8; 16],
+    /// `comm`: as forked, as of the last exec, and at death.
+    pub name: [u8; 16],
+    /// Status as `wait(2)` gives it; meaningful once [`DEAD`].
+    pub status: u32,
+    /// [`OOM_KILLED`] and so on; written by the exit hook alone.
+    pub exit_flags: u32,
+    /// [`INFERRED`]; written by whoever inserted the record.
+    pub origin: u32,
+    /// 1 when this record counts in its creator's `references`; written by the inserter, the seed
+    /// pass and the splice.
+    pub holds_creator: u32,
+    /// Ghosts that were spliced out between this record and `creator`.
+    pub elided: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// Its pid in its own pid namespace.
+    pub ns_pid: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// Key of the membership map: a process is in at most one tree of each layer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MemberKey {
+    /// The member.
+    pub process: ProcessId,
+    /// Below [`crate::limits::LAYERS`].
+    pub layer: u32,
+    zero: u32,
+}
+
+impl MemberKey {
+    /// The membership of `process` in the tree that has `layer`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(process: ProcessId, layer: u32) -> Self {
+        Self { process, layer, zero: 0 }
+    }
+}
+
+/// Value of the membership map. Inserted once, never changed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Index into the trees.
+    pub slot: u32,
+    /// The generation of the slot that this belongs to; another one is stale.
+    pub generation: u32,
+}
+
+/// One slot of a watched tree, in memory that the kernel half and userspace share.
+/// All fields that change while the tree is watched are changed by atomic operations alone.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Tree {
+    /// Members alive. It never under-counts, and 0 is absorbing: the proof of extinction.
+    pub live: u64,
+    /// Members created since the slot was taken (host slot: all processes).
+    pub forks: u64,
+    /// Execs of members.
+    pub execs: u64,
+    /// Members that died (host slot: all processes).
+    pub exits: u64,
+    /// Members marked for death.
+    pub condemned: u64,
+    /// Events that found the ring full.
+    pub lost_events: u64,
+    /// Members that could not be inserted because the membership map was full.
+    pub lost_members: u64,
+    /// Processes that have no record because the lineage map was full.
+    pub lost_records: u64,
+    /// 1 while the watcher sleeps and wants to be woken; whoever takes it to 0 wakes.
+    pub sleeping: u64,
+    /// The watched root.
+    pub root: ProcessId,
+    /// The watcher: when it is dead, the slot is free to be reclaimed.
+    pub owner: ProcessId,
+    /// Odd while in use. Changed when taken and when given back.
+    pub generation: u32,
+    /// The layer of its memberships.
+    pub layer: u32,
+}
+
+/// What holds for the whole tracker, in shared memory.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Host {
+    /// Bit n: some tree uses layer n. Set before a tree is labelled, cleared after its last
+    /// membership is gone.
+    pub layers: u64,
+    /// 1 while the processes that existed before are being learnt: records are not removed then.
+    pub learning: u64,
+    /// When every process had been learnt, ns since boot; 0 before.
+    pub since_ns: u64,
+    /// Deaths that had more ghosts to remove than they may; the sweep finds those.
+    pub release_overruns: u64,
+}
+
+/// What the label and seed passes are asked for and what they found, in shared memory.
+/// One pass runs at a time: who runs it holds the lock of the tracker.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Pass {
+    /// [`PASS_INSERT`], [`PASS_LINK`] or [`PASS_LABEL`].
+    pub kind: u32,
+    /// Slot to label.
+    pub slot: u32,
+    /// Generation of that slot.
+    pub generation: u32,
+    /// Layer of that slot.
+    pub layer: u32,
+    /// Root of the tree to label.
+    pub root: ProcessId,
+    /// Processes visited.
+    pub seen: u64,
+    /// Records or memberships inserted, or links made.
+    pub inserted: u64,
+    /// Living processes without a record.
+    pub unrecorded: u64,
+    /// Processes whose lineage changed while it was climbed: look again.
+    pub unsettled: u64,
+    /// Processes of this tree that another tree of the same layer has already.
+    pub conflicts: u64,
+    /// Insertions that failed because a map was full.
+    pub failed: u64,
+}
+
+/// Insert a record for every process that has none.
+pub const PASS_INSERT: u32 = 1;
+/// Let every inferred record hold its creator.
+pub const PASS_LINK: u32 = 2;
+/// Make every living descendant of the root a member.
+pub const PASS_LABEL: u32 = 3;
+
+/// Who sent the last signal that can end a process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SignalFact {
+    /// The sender, unless the kernel itself sent it.
+    pub sender: ProcessId,
+    /// The sender's `comm`.
+    pub sender_name: [u8; 16],
+    /// Signal number.
+    pub signal: u32,
+    /// [`SENDER_KNOWN`] or [`SENT_BY_KERNEL`].
+    pub flags: u32,
+}
+
+/// [`Event::kind`]: a member created a process.
+pub const EVENT_FORK: u32 = 1;
+/// [`Event::kind`]: a member called exec.
+pub const EVENT_EXEC: u32 = 2;
+/// [`Event::kind`]: a signal that can end it was delivered to a member.
+pub const EVENT_SIGNAL: u32 = 3;
+/// [`Event::kind`]: a member is dying: no thread of it can return to user code.
+pub const EVENT_EXIT: u32 = 4;
+
+/// One notification in a watcher's ring. The ring is notification; the maps are truth.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// When, ns since boot.
+    pub time_ns: u64,
+    /// The member it is about.
+    pub process: ProcessId,
+    /// Its creator; [`ProcessId::NONE`] when unknown.
+    pub creator: ProcessId,
+    /// Exit and signal: who sent the signal; see [`SENDER_KNOWN`].
+    pub sender: ProcessId,
+    /// `comm` of the sender.
+    pub sender_name: [u8; 16],
+    /// `comm` of the member.
+    pub name: [u8; 16],
+    /// Its cgroup v2.
+    pub cgroup_id: u64,
+    /// [`EVENT_FORK`] and so on.
+    pub kind: u32,
+    /// Exit: status as `wait(2)` gives it. Signal: the number.
+    pub status: u32,
+    /// [`OOM_KILLED`] and so on.
+    pub flags: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// Its pid in its own pid namespace.
+    pub ns_pid: u32,
+    /// Slot of the tree that this is reported to.
+    pub slot: u32,
+}
+
+const _: () = {
+    assert!(size_of::<ProcessId>() == 16);
+    assert!(size_of::<Record>() == 128);
+    assert!(size_of::<MemberKey>() == 24);
+    assert!(size_of::<Membership>() == 8);
+    assert!(size_of::<Tree>() == 128);
+    assert!(size_of::<Host>() == 64);
+    assert!(size_of::<Pass>() == 128);
+    assert!(size_of::<SignalFact>() == 40);
+    assert!(size_of::<Event>() == 120);
+};

@@ -1,0 +1,67 @@
+//! Notifications: one event into one watcher's ring, and the wakeup.
+//!
+//! A wakeup costs more than all maps together, so a sleeping watcher is woken once, for the first
+//! urgent event. Every record is submitted without a wakeup; then whoever takes `sleeping` from 1
+//! to 0 wakes, by an empty record that is discarded at once. The watcher sets `sleeping`, drains
+//! once more, and only then sleeps. Both sides write before they read, so either the watcher sees
+//! the record or the producer sees the sleeper: no wakeup is lost.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+    },
+    btf_maps::RingBuf,
+    helpers::bpf_ringbuf_query,
+};
+use lifemon_ebpf::{Event, Tree, limits};
+
+use crate::{atomic, maps::RINGS};
+
+type Ring = RingBuf<Event, { limits::RING_BYTES as usize }>;
+
+/// Puts `event` into the ring of `slot`, if its watcher brought one; counts it when it is full.
+/// An urgent event (a death, a fatal signal) wakes the watcher.
+#[inline(always)]
+pub(crate) fn emit(slot: u32, tree: *mut Tree, event: &mut Event, urgent: bool) {
+    let Some(ring) = RINGS.get(slot) else { return };
+    event.slot = slot;
+    let Some(mut entry) = ring.reserve(0) else {
+        // SAFETY: an array element is always there.
+        unsafe { atomic::increment(&raw mut (*tree).lost_events) };
+        wake(ring, tree);
+        return;
+    };
+    entry.write(*event);
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+    if urgent || is_filling(ring) {
+        wake(ring, tree);
+    }
+}
+
+/// Whether more of the ring is in use than should wait for the watcher's next tick.
+#[inline(always)]
+fn is_filling(ring: &Ring) -> bool {
+    let query = |what: u32| {
+        let map = core::ptr::from_ref(ring).cast_mut();
+        // SAFETY: the helper only reads counters of the ring that the look-up returned.
+        unsafe { bpf_ringbuf_query(map.cast(), u64::from(what)) }
+    };
+    query(BPF_RB_AVAIL_DATA) > query(BPF_RB_RING_SIZE) / limits::WAKE_AT_RING_FRACTION
+}
+
+#[inline(always)]
+fn wake(ring: &Ring, tree: *mut Tree) {
+    // SAFETY: an array element is always there.
+    let was_sleeping = unsafe { atomic::exchange(&raw mut (*tree).sleeping, 0) } != 0;
+    if !was_sleeping {
+        return;
+    }
+    match ring.reserve_untyped::<u64>(0) {
+        Some(entry) => entry.discard(u64::from(BPF_RB_FORCE_WAKEUP)),
+        // A full ring with a sleeper: it looks at its next tick.
+        None => {
+            // SAFETY: as above.
+            unsafe { atomic::exchange(&raw mut (*tree).sleeping, 1) };
+        }
+    }
+}

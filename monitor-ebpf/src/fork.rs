@@ -1,0 +1,55 @@
+//! A process has been created. Runs in the creator's context, when the child is linked and before
+//! it can run, so nothing of it can be missed (I1).
+
+use aya_ebpf::{
+    helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
+use aya_log_ebpf::debug;
+use lifemon_ebpf::{EVENT_FORK, Event};
+
+use crate::{
+    atomic, lineage,
+    maps::{Hook, LINEAGE, Scratch, is_learning, scratch, tree},
+    members,
+    task::Task,
+};
+
+/// `sched_process_fork(parent, child)`; `parent` is the thread that called, whatever
+/// `CLONE_PARENT` makes of the child's parent.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
+    let parent = Task::new(ctx.arg::<*const u8>(0));
+    let child = Task::new(ctx.arg::<*const u8>(1));
+    // Threads are no processes; kernel threads have no lineage.
+    if !child.is_leader() || child.is_kernel_thread() {
+        return 0;
+    }
+    let creator = parent.process();
+    let process = child.process();
+    if let Some(all) = tree(0) {
+        // SAFETY: an array element is always there.
+        unsafe { atomic::increment(&raw mut (*all).forks) };
+    }
+    // While tracking starts the creator may not have been visited yet.
+    if is_learning() && LINEAGE.get_ptr(creator).is_none() && !parent.is_kernel_thread() {
+        let _ = lineage::seed(parent.leader(), &creator);
+    }
+    let Some(Scratch { event, record }) = scratch(Hook::Fork) else { return 0 };
+    lineage::describe(record, child, creator);
+    *event = Event {
+        kind: EVENT_FORK,
+        // SAFETY: the helper has no preconditions.
+        time_ns: unsafe { bpf_ktime_get_boot_ns() },
+        process,
+        creator,
+        name: record.name,
+        uid: record.uid,
+        ns_pid: record.ns_pid,
+        cgroup_id: record.cgroup_id,
+        ..Event::default()
+    };
+    lineage::insert_child(&creator, &process, record);
+    members::inherit(&creator, &process, event);
+    debug!(&ctx, "fork {} -> {}", creator.pid, process.pid);
+    0
+}

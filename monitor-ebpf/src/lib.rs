@@ -1,0 +1,16 @@
+//! What the kernel half and userspace share: identities, records, events, limits and the rules of
+//! the lineage. It is written once, here, so that the two halves cannot disagree.
+//!
+//! Nothing here touches a map, a pointer of the kernel or a clock: all of it is tested on the host.
+
+#![no_std]
+
+#[cfg(all(test, not(target_arch = "bpf")))]
+extern crate std;
+
+mod abi;
+pub mod limits;
+pub mod offsets;
+pub mod rules;
+
+pub use abi::*;

@@ -1,0 +1,45 @@
+//! Every limit of the kernel half, by name. What happens beyond a limit is counted, never ignored:
+//! each one says where.
+
+/// Records in the lineage map by default (`--max-processes`). One more process than fits is
+/// counted in [`crate::Tree::lost_records`].
+pub const LINEAGE_RECORDS: u32 = 65_536;
+
+/// Memberships of watched trees by default. One more is counted in [`crate::Tree::lost_members`].
+pub const MEMBERSHIPS: u32 = 65_536;
+
+/// Slots of watched trees; slot 0 is the host, and is never given to a watcher.
+pub const TREE_SLOTS: u32 = 64;
+
+/// Trees that may contain one process at the same time: one layer each.
+pub const LAYERS: u32 = 8;
+
+/// Remembered senders of fatal signals. The oldest goes when it is full: only an explanation
+/// is lost with it.
+pub const SIGNAL_FACTS: u32 = 4_096;
+
+/// Remembered victims of the out-of-memory killer; the oldest goes when it is full.
+pub const OOM_FACTS: u32 = 256;
+
+/// Bytes of a watcher's ring buffer by default (`--ring-size`). An event that does not fit is
+/// counted in [`crate::Tree::lost_events`].
+pub const RING_BYTES: u32 = 1 << 20;
+
+/// Dead creators in a row that a process keeps with nobody else depending on them. More are
+/// spliced out when it dies, and counted in [`crate::Record::elided`]: so a chain of
+/// fork-and-exit generations keeps a bounded number of ghosts.
+pub const GHOSTS_IN_A_ROW: u32 = 8;
+
+/// Ghosts that one death may look at to splice a chain. A longer chain is finished by later
+/// deaths.
+pub const SPLICE_STEPS: u32 = 32;
+
+/// Records that one death may remove, itself and the ghosts that nobody needs any more. What is
+/// left over has no references and is found by the sweep of the next command.
+pub const RELEASE_STEPS: u32 = 64;
+
+/// Creators that the label pass climbs for one task. A deeper tree takes more passes.
+pub const CLIMB_STEPS: u32 = 64;
+
+/// A fork or exec event wakes the watcher only when its ring is fuller than one part in this.
+pub const WAKE_AT_RING_FRACTION: u64 = 4;

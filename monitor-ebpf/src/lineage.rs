@@ -1,0 +1,178 @@
+//! The records: insert, mark dead, and the maps as the store that the rules run on.
+//!
+//! The race that decides the code: a deleted element is recycled at once, by another CPU, while
+//! somebody still holds a pointer to it. So a pointer is written through only where the record
+//! cannot vanish: the current process's own (it holds a reference on itself), or one that it holds
+//! (its creator's). Everybody else's record is copied, and the copy counts only if the same
+//! element is still there under the same identity afterwards; an identity never comes back.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use lifemon_ebpf::{
+    DEAD, INFERRED, LIVE, ProcessId, Record,
+    rules::{self, Lineage, Link},
+};
+
+use crate::{
+    atomic,
+    maps::{ALIVE, HAS_GROUP_DEAD, LINEAGE, ROOTS, host, is_learning, tree},
+    task::Task,
+};
+
+const EEXIST: i32 = -17;
+
+/// The lineage map as the store of the rules.
+pub(crate) struct Map;
+
+impl Lineage for Map {
+    #[inline(always)]
+    fn link(&self, id: &ProcessId) -> Option<Link> {
+        let record = LINEAGE.get_ptr(id)?;
+        // SAFETY: a map value stays mapped while a program runs; that it still is this record is
+        // checked below, and the copy is thrown away if it is not.
+        let link = unsafe {
+            Link {
+                creator: (&raw const (*record).creator).read_volatile(),
+                references: (&raw const (*record).references).read_volatile(),
+                state: (&raw const (*record).state).read_volatile(),
+                holds_creator: (&raw const (*record).holds_creator).read_volatile() != 0,
+                elided: (&raw const (*record).elided).read_volatile(),
+            }
+        };
+        let again = LINEAGE.get_ptr(id)?;
+        (again as u64 == record as u64).then_some(link)
+    }
+
+    #[inline(always)]
+    fn relink(&self, id: &ProcessId, creator: ProcessId, holds_creator: bool, elided: u32) {
+        if let Some(record) = LINEAGE.get_ptr_mut(id) {
+            // SAFETY: the caller is this process, dying, and still holds its own reference. A
+            // reader that sees the creator half written finds no such record and looks again.
+            unsafe {
+                (*record).creator = creator;
+                (*record).holds_creator = u32::from(holds_creator);
+                (*record).elided = elided;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn unreference(&self, id: &ProcessId) -> Option<u64> {
+        let record = LINEAGE.get_ptr_mut(id)?;
+        // SAFETY: the caller holds the reference that it drops, so until here it cannot vanish.
+        Some(unsafe { atomic::decrement(&raw mut (*record).references) })
+    }
+
+    #[inline(always)]
+    fn remove(&self, id: &ProcessId) -> bool {
+        LINEAGE.remove(id).is_ok()
+    }
+
+    #[inline(always)]
+    fn is_root(&self, id: &ProcessId) -> bool {
+        ROOTS.get_ptr(id).is_some()
+    }
+
+    #[inline(always)]
+    fn overrun(&self) {
+        if let Some(host) = host() {
+            // SAFETY: an array element is always there.
+            unsafe { atomic::increment(&raw mut (*host).release_overruns) };
+        }
+    }
+}
+
+/// Makes `record` a new one of `task`, that does not hold its creator yet.
+#[inline(always)]
+pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
+    *record = Record {
+        creator,
+        references: 1,
+        state: LIVE,
+        cgroup_id: task.cgroup_id(),
+        name: task.name(),
+        uid: task.uid(),
+        ns_pid: task.namespace_pid(),
+        ..Record::default()
+    };
+}
+
+/// Inserts the record of a process that `creator` is creating at this moment, in its context and
+/// before the child can run (I1).
+#[inline(never)]
+pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mut Record) {
+    // SAFETY: the creator is alive (it is in fork), so its record cannot vanish.
+    let held = LINEAGE
+        .get_ptr_mut(creator)
+        .map(|record| unsafe { atomic::increment(&raw mut (*record).references) })
+        .is_some();
+    record.holds_creator = u32::from(held);
+    if insert(process, record).is_err() && held {
+        // It did not fit, or the seed pass has seen the child already.
+        Map.unreference(creator);
+    }
+}
+
+/// Inserts a record unless there is one; counts it when it does not fit.
+#[inline(always)]
+pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
+    let inserted = LINEAGE.insert(process, record, u64::from(BPF_NOEXIST));
+    let entered = if HAS_GROUP_DEAD.load() == 0 {
+        ALIVE.insert(process, 1, u64::from(BPF_ANY))
+    } else {
+        Ok(())
+    };
+    let failed = matches!(inserted, Err(code) if code != EEXIST) || entered.is_err();
+    if let (true, Some(all)) = (failed, tree(0)) {
+        // SAFETY: an array element is always there.
+        unsafe { atomic::increment(&raw mut (*all).lost_records) };
+    }
+    inserted
+}
+
+/// Inserts the record of a process that is older than tracking, with its present parent as
+/// creator, not held yet: the link pass does that when every record is there.
+#[inline(never)]
+pub(crate) fn seed(leader: Task, process: &ProcessId) -> Result<(), i32> {
+    let parent = leader.real_parent();
+    let creator = if parent.pid() == 0 { ProcessId::NONE } else { parent.process() };
+    let mut record = Record::default();
+    describe(&mut record, leader, creator);
+    record.origin = INFERRED;
+    insert(process, &record)
+}
+
+/// Whether this caller is the one that handles the exit of `process` (I2). Where the kernel says
+/// which thread is the last one it is; elsewhere two threads may both find that no other is left,
+/// and the delete that succeeds decides.
+#[inline(always)]
+pub(crate) fn claim_exit(process: &ProcessId) -> bool {
+    HAS_GROUP_DEAD.load() != 0 || ALIVE.remove(process).is_ok()
+}
+
+/// Writes how a process died into its record and marks it dead; its creator if it was alive until
+/// now. `fill` sets the facts.
+#[inline(always)]
+pub(crate) fn mark_dead(process: &ProcessId, fill: impl FnOnce(&mut Record)) -> Option<ProcessId> {
+    let record = LINEAGE.get_ptr_mut(process)?;
+    // SAFETY: the process is dying now and holds its own reference until `bury`.
+    unsafe {
+        fill(&mut *record);
+        if atomic::exchange(&raw mut (*record).state, DEAD) != LIVE {
+            return None;
+        }
+        Some((*record).creator)
+    }
+}
+
+/// Lets go of the record of a process that is marked dead.
+///
+/// While tracking starts nothing is removed: the link pass may be about to count a reference on
+/// this very record. What is left over then is swept when everything has been learnt.
+#[inline(never)]
+pub(crate) fn bury(process: &ProcessId) {
+    if is_learning() {
+        Map.unreference(process);
+    } else {
+        rules::bury(&Map, process);
+    }
+}

@@ -1,0 +1,159 @@
+//! Passes over all processes of the host, in the kernel and so without races against `/proc`:
+//! learn those that existed before, and label the members of a newly watched tree (I5).
+//!
+//! A pass runs when userspace reads the iterator; what it is to do and what it found is in `PASS`.
+
+use core::ffi::c_void;
+
+use lifemon_ebpf::{
+    DEAD, INFERRED, LIVE, MemberKey, Membership, PASS_INSERT, PASS_LABEL, PASS_LINK, Pass,
+    ProcessId,
+    rules::{self, Descent, Lineage},
+};
+
+use crate::{
+    atomic,
+    lineage::{self, Map},
+    maps::{LINEAGE, MEMBERS, PASS},
+    members::{self, Joined},
+    task::Task,
+};
+
+/// Context of the iterator, as the kernel defines it.
+#[repr(C)]
+struct Visit {
+    meta: *const c_void,
+    task: *const u8,
+}
+
+/// Visits one process. The last call comes without a task.
+#[inline(always)]
+fn visit(ctx: *mut c_void, each: impl FnOnce(*mut Pass, Task, ProcessId)) {
+    // SAFETY: the kernel passes the context of a task iterator.
+    let task = unsafe { (*ctx.cast::<Visit>()).task };
+    let Some(pass) = PASS.get_ptr_mut(0) else { return };
+    if task.is_null() {
+        return;
+    }
+    let task = Task::new(task);
+    if !task.is_leader() || task.is_kernel_thread() || task.live_threads() == 0 {
+        return;
+    }
+    // SAFETY: an array element is always there; one pass runs at a time.
+    unsafe { (*pass).seen += 1 };
+    each(pass, task, task.process());
+}
+
+/// Learns the processes that are older than tracking.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub(crate) extern "C" fn seed(ctx: *mut c_void) -> i32 {
+    visit(ctx, |pass, task, process| {
+        // SAFETY: an array element is always there; one pass runs at a time.
+        let pass = unsafe { &mut *pass };
+        match pass.kind {
+            PASS_INSERT => insert(pass, task, process),
+            PASS_LINK => link(pass, process),
+            _ => {}
+        }
+    });
+    0
+}
+
+/// Inserts a record, unless the fork hook has done so. A process that dies at this moment may have
+/// missed its record: whoever of the two marks it dead drops its reference.
+#[inline(always)]
+fn insert(pass: &mut Pass, task: Task, process: ProcessId) {
+    match lineage::seed(task, &process) {
+        Ok(()) => pass.inserted += 1,
+        Err(-17) => return,
+        Err(_) => {
+            pass.failed += 1;
+            return;
+        }
+    }
+    if task.live_threads() != 0 || !lineage::claim_exit(&process) {
+        return;
+    }
+    if let Some(record) = LINEAGE.get_ptr_mut(process) {
+        // SAFETY: no record is removed while tracking starts.
+        if unsafe { atomic::exchange(&raw mut (*record).state, DEAD) } == LIVE {
+            Map.unreference(&process);
+        }
+    }
+}
+
+/// Lets an inferred record hold its creator. No record is removed while tracking starts, so the
+/// pointers stay good although these are the records of others.
+#[inline(always)]
+fn link(pass: &mut Pass, process: ProcessId) {
+    let Some(record) = LINEAGE.get_ptr_mut(process) else {
+        pass.unrecorded += 1;
+        return;
+    };
+    // SAFETY: see above.
+    unsafe {
+        if (*record).origin & INFERRED == 0 || (*record).holds_creator != 0 {
+            return;
+        }
+        if let Some(creator) = LINEAGE.get_ptr_mut((*record).creator) {
+            atomic::increment(&raw mut (*creator).references);
+            (*record).holds_creator = 1;
+            pass.inserted += 1;
+        }
+    }
+}
+
+/// Makes every living descendant of the root a member.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
+    visit(ctx, |pass, task, process| {
+        // SAFETY: an array element is always there; one pass runs at a time.
+        let pass = unsafe { &mut *pass };
+        if pass.kind != PASS_LABEL {
+            return;
+        }
+        let wanted = Membership { slot: pass.slot, generation: pass.generation };
+        let (root, layer) = (pass.root, pass.layer);
+        let found = rules::climb(&Map, &process, |id| *id == root || is_member(id, layer, wanted));
+        match found {
+            Descent::Inside => add(pass, task, &process, wanted),
+            Descent::Outside => {}
+            Descent::Unsettled => pass.unsettled += 1,
+            Descent::Unrecorded => pass.unrecorded += 1,
+        }
+    });
+    0
+}
+
+/// Whether `process` is a member by exactly this membership. An ancestor may die now and its entry
+/// be recycled: what was read counts only if the same element is still there under its key.
+#[inline(always)]
+fn is_member(process: &ProcessId, layer: u32, wanted: Membership) -> bool {
+    let key = MemberKey::new(*process, layer);
+    let Some(found) = MEMBERS.get_ptr(key) else { return false };
+    // SAFETY: a map value stays mapped while a program runs.
+    let value = unsafe { found.read_volatile() };
+    value == wanted && MEMBERS.get_ptr(key).is_some_and(|again| again as u64 == found as u64)
+}
+
+/// Makes a process a member, and takes that back if it has died meanwhile: its exit hook may have
+/// looked before the insert. Both delete by key, so one of them counts it down.
+#[inline(always)]
+fn add(pass: &mut Pass, task: Task, process: &ProcessId, wanted: Membership) {
+    match members::join(process, pass.layer, wanted) {
+        Joined::Now => {
+            if task.live_threads() != 0 {
+                pass.inserted += 1;
+            } else {
+                members::leave(process, pass.layer, wanted);
+            }
+        }
+        Joined::Before => match members::membership(process, pass.layer) {
+            Some(found) if found != wanted => pass.conflicts += 1,
+            _ => {}
+        },
+        Joined::Full => pass.failed += 1,
+    }
+}

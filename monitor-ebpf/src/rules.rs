@@ -1,0 +1,194 @@
+//! The rules of the lineage as pure functions over a store of records: when a record goes, which
+//! ghosts stay, who descends from whom. The kernel half runs them on its maps, the tests on a
+//! model, so what is tested is what runs.
+//!
+//! Two facts carry all of it. A process that is dead never gains a reference, because only the
+//! living create processes. And an identity never comes back, so **the delete that succeeds owns
+//! what follows from it**: the drop of the reference on the creator happens exactly once.
+
+use crate::{DEAD, LIVE, ProcessId, limits};
+
+/// The part of a record that the rules look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Who created it.
+    pub creator: ProcessId,
+    /// Itself while alive, plus the records that hold it.
+    pub references: u64,
+    /// [`LIVE`] or [`DEAD`].
+    pub state: u64,
+    /// Whether it counts in its creator's references.
+    pub holds_creator: bool,
+    /// Ghosts spliced out between it and its creator.
+    pub elided: u32,
+}
+
+/// Where the records are.
+pub trait Lineage {
+    /// A consistent copy of the link of `id`, or nothing when there is no such record (any more).
+    fn link(&self, id: &ProcessId) -> Option<Link>;
+    /// Lets `id`, which the caller owns (it is the process that is dying), skip a ghost.
+    fn relink(&self, id: &ProcessId, creator: ProcessId, holds_creator: bool, elided: u32);
+    /// Drops one reference that the caller holds on `id`; what is left, or nothing when there is
+    /// no such record.
+    fn unreference(&self, id: &ProcessId) -> Option<u64>;
+    /// Removes `id`; whether this call is the one that did.
+    fn remove(&self, id: &ProcessId) -> bool;
+    /// Whether `id` must stay because it is the root of a watched tree.
+    fn is_root(&self, id: &ProcessId) -> bool;
+    /// Counts a release that had to stop at its limit.
+    fn overrun(&self);
+}
+
+/// The process `id` has died and its record says so: splices what is too long above it, drops its
+/// own reference, and removes every record that nobody needs any more.
+///
+/// The splice comes first: while `id` still holds its own reference, no child that dies at the
+/// same moment can remove it.
+#[inline(always)]
+pub fn bury<L: Lineage>(lineage: &L, id: &ProcessId) {
+    splice(lineage, id);
+    release(lineage, id);
+}
+
+/// Splices ghosts out of the chain above `id`, which is dying, until at most
+/// [`limits::GHOSTS_IN_A_ROW`] are left that only `id` needs. The oldest stay: they say where the
+/// chain left the tree.
+///
+/// A ghost with a single reference is held by the record below it alone. That record is `id` or
+/// a ghost that is held by `id` alone in turn; so while `id` keeps its own reference nobody else
+/// can drop, remove or relink any of them.
+#[inline(always)]
+pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
+    let Some(mut below) = lineage.link(id) else { return };
+    // Without children it is about to be removed, and the chain with it.
+    if below.references <= 1 {
+        return;
+    }
+    let mut row = 0;
+    let mut at = below;
+    for _ in 0..limits::SPLICE_STEPS {
+        let Some(above) = ghost_held_by(lineage, &at) else { break };
+        row += 1;
+        at = above;
+    }
+    for _ in 0..limits::SPLICE_STEPS {
+        if row <= limits::GHOSTS_IN_A_ROW || lineage.is_root(&below.creator) {
+            return;
+        }
+        let Some(ghost) = ghost_held_by(lineage, &below) else { return };
+        let gone = below.creator;
+        below.elided = below.elided.saturating_add(ghost.elided).saturating_add(1);
+        below.creator = ghost.creator;
+        below.holds_creator = ghost.holds_creator;
+        // The ghost's reference on its creator passes to `id`: no count changes.
+        lineage.relink(id, below.creator, below.holds_creator, below.elided);
+        lineage.remove(&gone);
+        row -= 1;
+    }
+}
+
+/// The creator of the record with link `below`, if that is a ghost that only this record holds.
+#[inline(always)]
+fn ghost_held_by<L: Lineage>(lineage: &L, below: &Link) -> Option<Link> {
+    if !below.holds_creator {
+        return None;
+    }
+    let above = lineage.link(&below.creator)?;
+    (above.state == DEAD && above.references == 1).then_some(above)
+}
+
+/// Drops one reference on `id`, and while that was the last one removes the record and goes on
+/// with its creator.
+#[inline(always)]
+pub fn release<L: Lineage>(lineage: &L, id: &ProcessId) {
+    let mut at = *id;
+    for _ in 0..limits::RELEASE_STEPS {
+        match lineage.unreference(&at) {
+            Some(0) => {}
+            _ => return,
+        }
+        match take_out(lineage, &at) {
+            Some(creator) => at = creator,
+            None => return,
+        }
+    }
+    lineage.overrun();
+}
+
+/// Removes a record that is dead and without references, and releases its creator: for what was
+/// left over, by the end of learning or by a release that had to stop at its limit. Harmless for
+/// any other record, and when somebody else removes it at the same time.
+#[inline(always)]
+pub fn sweep<L: Lineage>(lineage: &L, id: &ProcessId) {
+    match lineage.link(id) {
+        Some(link) if link.state == DEAD && link.references == 0 => {}
+        _ => return,
+    }
+    if let Some(creator) = take_out(lineage, id) {
+        release(lineage, &creator);
+    }
+}
+
+/// Removes the record `id`; its creator if this call did remove it and it held its creator.
+#[inline(always)]
+fn take_out<L: Lineage>(lineage: &L, id: &ProcessId) -> Option<ProcessId> {
+    // Read before the delete: the delete that succeeds proves that it was there to be read.
+    let link = lineage.link(id)?;
+    (lineage.remove(id) && link.holds_creator).then_some(link.creator)
+}
+
+/// What climbing from a process found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Descent {
+    /// It descends from the root.
+    Inside,
+    /// It does not.
+    Outside,
+    /// A record on the way was removed meanwhile, or the way is longer than
+    /// [`limits::CLIMB_STEPS`]: look again in the next pass.
+    Unsettled,
+    /// The process itself has no record: its fork hook is still under way, or the map was full.
+    Unrecorded,
+}
+
+/// Climbs from `id` over its creators, through ghosts, until `is_inside` says of one of them that
+/// it belongs.
+///
+/// While the process lives it holds its creator, that one holds its own, and so on up: none can
+/// vanish. So an answer is exact if the process is still alive *after* the climb, which the caller
+/// checks. A splice above it can take one ghost out of the way: then a held creator is missing,
+/// and the answer is [`Descent::Unsettled`].
+#[inline(always)]
+pub fn climb<L: Lineage>(
+    lineage: &L,
+    id: &ProcessId,
+    is_inside: impl Fn(&ProcessId) -> bool,
+) -> Descent {
+    let mut at = *id;
+    let Some(mut link) = lineage.link(&at) else { return Descent::Unrecorded };
+    for _ in 0..limits::CLIMB_STEPS {
+        if is_inside(&at) {
+            return Descent::Inside;
+        }
+        if link.creator.is_none() {
+            return Descent::Outside;
+        }
+        at = link.creator;
+        match lineage.link(&at) {
+            Some(above) => link = above,
+            // The last known ancestor may be the root itself.
+            None if is_inside(&at) => return Descent::Inside,
+            None if link.holds_creator => return Descent::Unsettled,
+            None => return Descent::Outside,
+        }
+    }
+    Descent::Unsettled
+}
+
+/// Whether a state word says that the process can still run.
+#[must_use]
+#[inline(always)]
+pub const fn is_live(state: u64) -> bool {
+    state == LIVE
+}

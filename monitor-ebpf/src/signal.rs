@@ -1,0 +1,103 @@
+//! Who sent the signal that ends a process. A hot hook: the first test throws out SIGCHLD and all
+//! that timers and I/O send all the time.
+
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    helpers::{bpf_get_current_comm, bpf_get_current_task_btf, bpf_ktime_get_boot_ns},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use aya_log_ebpf::debug;
+use lifemon_ebpf::{
+    EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact,
+};
+
+use crate::{
+    maps::{Hook, SIGNALS, Scratch, scratch},
+    members,
+    task::{Kernel, Task, offset},
+};
+
+/// HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE TERM XCPU XFSZ SYS: those that end
+/// a process by default, without the ones that timers and I/O send (ALRM VTALRM PROF IO, real-time).
+const FATAL: u64 = bits(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 24, 25, 31]);
+
+/// `TRACE_SIGNAL_DELIVERED`.
+const DELIVERED: i32 = 0;
+/// `SEND_SIG_PRIV`: the kernel sends, without a siginfo.
+const FROM_KERNEL: usize = 1;
+
+const fn bits(signals: &[u32]) -> u64 {
+    let mut set = 0;
+    let mut index = 0;
+    while index < signals.len() {
+        set |= 1 << signals[index];
+        index += 1;
+    }
+    set
+}
+
+/// `signal_generate(sig, info, task, group, result)`, in the sender's context.
+#[btf_tracepoint(function = "signal_generate")]
+pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
+    let signal = ctx.arg::<u32>(0);
+    if signal >= 64 || FATAL >> signal & 1 == 0 || ctx.arg::<i32>(4) != DELIVERED {
+        return 0;
+    }
+    let target = Task::new(ctx.arg::<*const u8>(2));
+    let process = target.process();
+    let fact = fact(signal, ctx.arg::<usize>(1));
+    let _ = SIGNALS.insert(process, fact, u64::from(BPF_ANY));
+    let Some(Scratch { event, .. }) = scratch(Hook::Signal) else { return 0 };
+    *event = Event {
+        kind: EVENT_SIGNAL,
+        // SAFETY: the helper has no preconditions.
+        time_ns: unsafe { bpf_ktime_get_boot_ns() },
+        process,
+        name: target.leader().name(),
+        status: signal,
+        flags: fact.flags,
+        sender: fact.sender,
+        sender_name: fact.sender_name,
+        uid: target.uid(),
+        ns_pid: target.leader().namespace_pid(),
+        ..Event::default()
+    };
+    members::report(&process, event, true, false);
+    debug!(&ctx, "signal {} to {}", signal, process.pid);
+    0
+}
+
+/// Who sends: the current process, unless the kernel does it on its own account.
+#[inline(always)]
+fn fact(signal: u32, info: usize) -> SignalFact {
+    let by_kernel = info == FROM_KERNEL
+        || (info > FROM_KERNEL && Kernel(info as *const u8).read::<i32>(offset!(siginfo_code)) > 0);
+    if by_kernel {
+        return SignalFact { signal, flags: SENT_BY_KERNEL, ..SignalFact::default() };
+    }
+    // SAFETY: the helper has no preconditions; the task is the current one.
+    let sender = Task::new(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    SignalFact {
+        sender: sender.process(),
+        sender_name: bpf_get_current_comm().unwrap_or_default(),
+        signal,
+        flags: SENDER_KNOWN,
+    }
+}
+
+/// Adds to the death in `event` who sent `signal`, if that is known.
+#[inline(always)]
+pub(crate) fn explain(event: &mut Event, signal: u32) {
+    let process: ProcessId = event.process;
+    let Some(found) = SIGNALS.get_ptr(process) else { return };
+    // SAFETY: a map value stays mapped while a program runs; the copy counts only if the same
+    // element is still there afterwards, and elements of this map are replaced, not rewritten.
+    let fact = unsafe { found.read_volatile() };
+    let again = SIGNALS.get_ptr(process);
+    if again.is_some_and(|again| again as u64 == found as u64) && fact.signal == signal {
+        event.flags |= fact.flags;
+        event.sender = fact.sender;
+        event.sender_name = fact.sender_name;
+    }
+}

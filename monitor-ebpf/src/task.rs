@@ -1,0 +1,140 @@
+//! All reads of kernel structures: a task as the hooks see it. A field that this kernel does not
+//! have reads as 0.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use lifemon_ebpf::{ProcessId, offsets::MISSING};
+
+
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// `signal->flags`: the group is exiting, and `group_exit_code` is its status.
+const SIGNAL_GROUP_EXIT: u32 = 4;
+
+/// Reads one field of `OFFSETS` where it stands: the whole would go over the stack.
+macro_rules! offset {
+    ($field:ident) => {{
+        let offsets = (&raw const crate::maps::OFFSETS).cast::<lifemon_ebpf::offsets::Offsets>();
+        // SAFETY: `Global` is transparent over its value; volatile, because userspace sets it.
+        unsafe { (&raw const (*offsets).$field).read_volatile() }
+    }};
+}
+pub(crate) use offset;
+
+/// A pointer to kernel memory that is read field by field, with faults caught.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel(pub(crate) *const u8);
+
+impl Kernel {
+    /// The value at `offset`, or 0 when there is no such field or the pointer is bad.
+    #[inline(always)]
+    pub(crate) fn read<T: Copy + Default>(self, offset: u32) -> T {
+        if offset == MISSING {
+            return T::default();
+        }
+        // SAFETY: the helper checks the address and returns an error for a bad one.
+        unsafe { bpf_probe_read_kernel(self.0.add(offset as usize).cast::<T>()) }
+            .unwrap_or_default()
+    }
+
+    /// The pointer at `offset`.
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Self {
+        Self(self.read::<usize>(offset) as *const u8)
+    }
+}
+
+/// A `struct task_struct`.
+#[derive(Clone, Copy)]
+pub(crate) struct Task(pub(crate) Kernel);
+
+impl Task {
+    #[inline(always)]
+    pub(crate) fn new(task: *const u8) -> Self {
+        Self(Kernel(task))
+    }
+
+    #[inline(always)]
+    pub(crate) fn tid(self) -> u32 {
+        self.0.read(offset!(task_pid))
+    }
+
+    #[inline(always)]
+    pub(crate) fn pid(self) -> u32 {
+        self.0.read(offset!(task_tgid))
+    }
+
+    /// Whether this is the thread that gives the process its pid. Says nothing about its death.
+    #[inline(always)]
+    pub(crate) fn is_leader(self) -> bool {
+        self.tid() == self.pid()
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_kernel_thread(self) -> bool {
+        self.0.read::<u32>(offset!(task_flags)) & PF_KTHREAD != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn leader(self) -> Self {
+        Self(self.0.follow(offset!(task_group_leader)))
+    }
+
+    #[inline(always)]
+    pub(crate) fn real_parent(self) -> Self {
+        Self(self.0.follow(offset!(task_real_parent)))
+    }
+
+    /// Identity of the process that this thread belongs to.
+    #[inline(always)]
+    pub(crate) fn process(self) -> ProcessId {
+        ProcessId::new(self.pid(), self.leader().0.read(offset!(task_start_boottime)))
+    }
+
+    /// Threads that can still return to user code.
+    #[inline(always)]
+    pub(crate) fn live_threads(self) -> u32 {
+        self.0.follow(offset!(task_signal)).read(offset!(signal_live))
+    }
+
+    /// Status of the process as `wait(2)` gives it. `task->exit_code` of the last thread would be
+    /// wrong: another thread's code, or without the core bit.
+    #[inline(always)]
+    pub(crate) fn wait_status(self) -> u32 {
+        let signal = self.0.follow(offset!(task_signal));
+        if signal.read::<u32>(offset!(signal_flags)) & SIGNAL_GROUP_EXIT != 0 {
+            signal.read(offset!(signal_group_exit_code))
+        } else {
+            self.leader().0.read(offset!(task_exit_code))
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn name(self) -> [u8; 16] {
+        self.0.read(offset!(task_comm))
+    }
+
+    /// Real user id.
+    #[inline(always)]
+    pub(crate) fn uid(self) -> u32 {
+        self.0.follow(offset!(task_real_cred)).read(offset!(cred_uid))
+    }
+
+    /// Id of the cgroup in the v2 hierarchy.
+    #[inline(always)]
+    pub(crate) fn cgroup_id(self) -> u64 {
+        self.0
+            .follow(offset!(task_cgroups))
+            .follow(offset!(css_set_dfl_cgrp))
+            .follow(offset!(cgroup_kn))
+            .read(offset!(kernfs_id))
+    }
+
+    /// Pid in the innermost pid namespace.
+    #[inline(always)]
+    pub(crate) fn namespace_pid(self) -> u32 {
+        let pid = self.0.follow(offset!(task_thread_pid));
+        let level = pid.read::<u32>(offset!(pid_level));
+        let entry = level.wrapping_mul(offset!(upid_size));
+        let at = offset!(pid_numbers).wrapping_add(entry).wrapping_add(offset!(upid_nr));
+        pid.read(at)
+    }
+}

@@ -1,0 +1,133 @@
+//! Compiles the kernel half for the BPF target into `OUT_DIR/tracker`, from where the library
+//! embeds it, and records the commit. Installs nothing: what is missing, `cargo xtask setup` gets.
+
+#[path = "../xtask/src/toolchain.rs"]
+mod toolchain;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use aya_build::Package;
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("cargo::error={error}");
+            // The cause can be a command of many lines: it belongs below, not in that one line.
+            for cause in error.chain().skip(1) {
+                eprintln!("{cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<()> {
+    let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR").context("run by cargo only")?);
+    let root = manifest_dir
+        .parent()
+        .context("monitor/ has no parent directory")?;
+    record_commit(root);
+    build_kernel_half(root)
+}
+
+fn build_kernel_half(root: &Path) -> Result<()> {
+    let toolchain = pick_toolchain()?;
+    // aya-build watches the sources. The versions and the profile come from these.
+    for file in ["Cargo.toml", "Cargo.lock"] {
+        watch(&root.join(file));
+    }
+    watch(&toolchain.sysroot.join("bin/rustc"));
+
+    // SAFETY: a build script has one thread here, so nothing reads the environment meanwhile.
+    // aya-build turns on `-Z build-std` by it where the compiler is not a nightly one.
+    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+
+    let root_dir = root.join("monitor-ebpf");
+    let root_dir = root_dir
+        .to_str()
+        .context("the path of the workspace is not UTF-8: move it")?;
+    aya_build::build_ebpf(
+        [Package {
+            name: "lifemon-ebpf",
+            root_dir,
+            ..Package::default()
+        }],
+        aya_build::Toolchain::Custom(&toolchain.name),
+    )
+    .context("the kernel half (monitor-ebpf) does not build: the `cargo:warning` lines say why")
+}
+
+/// Fails in plain words where aya-build would fail inside another cargo.
+fn pick_toolchain() -> Result<toolchain::Toolchain> {
+    println!("cargo::rerun-if-env-changed={}", toolchain::OVERRIDE_ENV);
+    if toolchain::on_path("rustup").is_none() {
+        bail!("rustup is not on PATH, and the kernel half needs it: run `cargo xtask setup`");
+    }
+    if toolchain::on_path("bpf-linker").is_none() {
+        bail!("bpf-linker is not on PATH, and the kernel half needs it: run `cargo xtask setup`");
+    }
+    toolchain::choose().with_context(|| {
+        let names = toolchain::candidates(toolchain::overridden()).join(", ");
+        format!("no toolchain with rust-src for the kernel half ({names}): run `cargo xtask setup`")
+    })
+}
+
+/// Sets `LIFEMON_COMMIT` for the crate. `-dirty` is as of the last time this script ran.
+fn record_commit(root: &Path) {
+    let commit = commit(root).unwrap_or_else(|| "unknown".to_owned());
+    println!("cargo::rustc-env=LIFEMON_COMMIT={commit}");
+}
+
+fn commit(root: &Path) -> Option<String> {
+    // Below the top of a repository, the commit is that of something else.
+    if !git(root, &["rev-parse", "--show-prefix"])?.is_empty() {
+        return None;
+    }
+    watch_head(root);
+    let short = git(root, &["rev-parse", "--short=12", "HEAD"])?;
+    let changes = git(root, &["status", "--porcelain", "--untracked-files=no"])?;
+    let dirty = if changes.is_empty() { "" } else { "-dirty" };
+    Some(format!("{short}{dirty}"))
+}
+
+/// Runs this script again when HEAD moves: to another branch, or with its branch. git names the
+/// files, so that worktrees and submodules (where `.git` is a file) are right too.
+fn watch_head(root: &Path) {
+    let branch = git(root, &["symbolic-ref", "--quiet", "HEAD"]);
+    for name in ["HEAD", "packed-refs"].into_iter().chain(branch.as_deref()) {
+        let Some(path) = git(root, &["rev-parse", "--git-path", name]) else {
+            continue;
+        };
+        let file = root.join(path);
+        if name == "packed-refs" {
+            watch(&file);
+        } else if let Some(present) = file.ancestors().find(|path| path.exists()) {
+            // A packed or unborn branch has no file until the next commit makes it: watch where.
+            watch(present);
+        }
+    }
+}
+
+/// cargo takes a watched file that does not exist for one that changed, each time.
+fn watch(file: &Path) {
+    if file.exists() {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
+}
+
+fn git(root: &Path, args: &[&str]) -> Option<String> {
+    let output = Command::new("git")
+        .current_dir(root)
+        // `git status` would write the index.
+        .env("GIT_OPTIONAL_LOCKS", "0")
+        .args(args)
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim_end().to_owned())
+}

@@ -1,0 +1,206 @@
+//! `lifemon attach`: the tree now, then what happens to it.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+use super::target::Target;
+use super::{Code, Output, parse_capacity, parse_ring_size};
+use crate::ProcessId;
+use crate::kernel::clock::{self, WallClock};
+use crate::kernel::{LoadOptions, Tracker, WatchOptions};
+use crate::proc;
+use crate::report::json::{Stream, Summary};
+use crate::report::out;
+use crate::report::text::Text;
+use crate::session::{Loss, Session, Start, Update};
+use crate::watch::{Happening, What};
+
+/// What was typed after `attach`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sudo lifemon attach 4200                      until nothing of the tree is left, or Ctrl-C
+  sudo lifemon attach 4200 --for 10s            for ten seconds
+  sudo lifemon attach 4200 -o json | jq -c 'select(.event == \"exit\")'
+
+Ends with 0 when the tree is extinct, the time is over or Ctrl-C was pressed.")]
+pub struct Args {
+    /// Root of the tree: PID, or PID@START_NS for exactly that process
+    target: Target,
+    /// Stop after this long: 10s, 500ms, 5m, 1h
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    period: Option<Duration>,
+    /// Size of the event buffer: a power of two
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_ring_size)]
+    ring_size: u32,
+    /// Processes to have room for, when the host-wide tracker is off
+    #[arg(long, value_name = "N", default_value = "65536", value_parser = parse_capacity)]
+    max_processes: u32,
+    /// Work as on kernels before 6.16 (for tests)
+    #[arg(long, hide = true)]
+    without_group_dead: bool,
+}
+
+/// Where the updates go.
+enum Printer {
+    Json(Stream),
+    Text(Text),
+}
+
+pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(attach(args, output, verbose))
+}
+
+/// Every dying member costs a descriptor until it is gone.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    // From here on a signal ends the loop below, and what was attached is given back.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let options = LoadOptions {
+        max_processes: args.max_processes,
+        debug: verbose >= 2,
+        without_group_dead: args.without_group_dead,
+    };
+    let tracker = Tracker::open_or_load(&options)?;
+    let is_pinned = tracker.is_pinned();
+    let root = args.target.find(&tracker.snapshot()?)?;
+    let watch = WatchOptions { ring_bytes: args.ring_size };
+    let (mut session, start) = Session::start(tracker, root, &watch)?;
+    let mut printer = Printer::new(output, root);
+    out::print(&printer.attached(&start, is_pinned))?;
+    let mut kernel_log = (verbose >= 2).then(|| session.watcher_mut().tracker_mut().debug_log()).transpose()?;
+    let deadline = args.period.map(|period| Instant::now() + period);
+    loop {
+        if let Some(log) = &mut kernel_log {
+            log.flush();
+        }
+        let update = tokio::select! {
+            update = session.next() => update?,
+            () = at(deadline) => break,
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        };
+        if matches!(update, Update::End) {
+            break;
+        }
+        out::print(&printer.update(&update, session.standing_losses()))?;
+    }
+    close(&mut printer, &session)
+}
+
+/// Prints the closing summary; the watcher is given back when the session is dropped.
+fn close(printer: &mut Printer, session: &Session) -> anyhow::Result<Code> {
+    let counters = session.watcher().counters();
+    let summary = Summary {
+        at_ns: clock::boot_ns(),
+        totals: session.watch().totals(),
+        alive: counters.live,
+        orphans: session.watch().orphans(),
+        lost_events: counters.lost_events,
+        losses: session.standing_losses(),
+    };
+    out::print(&printer.detached(&summary))?;
+    let cut_off = session.standing_losses().contains(&Loss::SwitchedOff);
+    Ok(if cut_off { Code::No } else { Code::Done })
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Printer {
+    fn new(output: Output, root: ProcessId) -> Self {
+        let clock = WallClock::now();
+        match output {
+            Output::Json => Self::Json(Stream::new(clock, root)),
+            Output::Text => Self::Text(Text::new(clock, out::wants_colour())),
+        }
+    }
+
+    fn attached(&mut self, start: &Start, is_pinned: bool) -> String {
+        match self {
+            Self::Json(stream) => stream.attached(start, clock::boot_ns(), is_pinned),
+            Self::Text(text) => text.attached(start, is_pinned),
+        }
+    }
+
+    fn update(&mut self, update: &Update, losses: &[Loss]) -> String {
+        let (now, complete) = (clock::boot_ns(), losses.is_empty());
+        match (self, update) {
+            (Self::Json(stream), Update::Happening(happening)) => {
+                stream.happening(happening, parent_of_orphan(happening))
+            }
+            (Self::Text(text), Update::Happening(happening)) => {
+                text.happening(happening, parent_of_orphan(happening))
+            }
+            (Self::Json(stream), Update::Lost { loss, count, recovered }) => {
+                stream.lost(now, *loss, *count, *recovered, complete)
+            }
+            (Self::Text(text), Update::Lost { loss, count, recovered }) => {
+                text.lost(now, *loss, *count, *recovered)
+            }
+            (Self::Json(stream), Update::Extinct) => stream.extinct(now, complete),
+            (Self::Text(text), Update::Extinct) => text.extinct(now, complete),
+            (_, Update::End) => String::new(),
+        }
+    }
+
+    fn detached(&mut self, summary: &Summary<'_>) -> String {
+        match self {
+            Self::Json(stream) => stream.detached(summary),
+            Self::Text(text) => text.detached(summary),
+        }
+    }
+}
+
+/// The parent that `/proc` shows for an orphan, which is the new one: its creator is gone.
+fn parent_of_orphan(happening: &Happening) -> Option<u32> {
+    match happening.what {
+        What::Orphaned { .. } => proc::stat(happening.process.id.pid).map(|stat| stat.parent),
+        _ => None,
+    }
+}
+
+/// `10s`, `500ms`, `5m`, `1h`, or seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| "a time like 10s or 500ms".to_owned())?;
+    let ms = match &text[digits..] {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => None,
+    };
+    ms.map(Duration::from_millis).ok_or_else(|| "a time like 10s, 500ms, 5m or 1h".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_as_they_are_typed() {
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
+        for wrong in ["", "s", "1x", "-1s", "99999999999999999999h", "18446744073709551615h"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong:?} parsed");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What the user typed, a file for each command. What it means is decided elsewhere.
+
+mod attach;
+mod doctor;
+mod generate;
+mod target;
+mod track;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+use crate::kernel;
+use crate::report::out::WriteError;
+
+/// Version and commit.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LIFEMON_COMMIT"), ")");
+
+/// Exit codes of every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// Done, or the condition holds.
+    Done,
+    /// The answer is no.
+    No,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        match code {
+            Code::Done => Self::SUCCESS,
+            Code::No => Self::from(1),
+        }
+    }
+}
+
+/// No such process, or no longer that one: exit code 4.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoSuchProcess(pub String);
+
+/// How it is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For scripts: one object, or one a line where there are many.
+    Json,
+}
+
+/// Process lifecycle monitor: which processes belong to what, and the moment one dies
+///
+/// lifemon keeps the lineage of every process in the kernel with eBPF: who really created it, which
+/// processes of a tree are still alive although everything above them has died, and what each one
+/// died of.
+#[derive(Debug, Parser)]
+#[command(name = "lifemon", version = VERSION, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "\
+Exit codes: 0 done or yes, 1 the answer is no, 2 usage, 3 cannot run here, 4 no such process.
+
+Examples:
+  sudo lifemon attach 4200          watch the tree of process 4200
+  sudo lifemon track on             keep the lineage of this host from now on
+  lifemon doctor                    what works here, and the remedy for what does not")]
+pub struct Cli {
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value = "text")]
+    pub output: Output,
+    /// Say more; twice: also what the kernel half does
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch the tree of a process until nothing of it is left
+    Attach(attach::Args),
+    /// Switch the host-wide tracker, which needs no process to run
+    Track(track::Args),
+    /// Say what works here and what does not, each with its remedy
+    #[command(after_help = "Example:\n  lifemon doctor -o json | jq '.checks[] | select(.state != \"ok\")'")]
+    Doctor,
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  lifemon completions bash > /etc/bash_completion.d/lifemon")]
+    Completions(generate::CompletionsArgs),
+    /// Print the manual page
+    #[command(after_help = "Example:\n  lifemon man | man -l -")]
+    Man,
+}
+
+/// Runs what was typed.
+///
+/// # Errors
+/// Whatever the command fails with; [`fail`] turns it into a message and an exit code.
+pub fn run(cli: &Cli) -> anyhow::Result<Code> {
+    match &cli.command {
+        Command::Attach(args) => attach::run(args, cli.output, cli.verbose),
+        Command::Track(args) => track::run(args, cli.output, cli.verbose),
+        Command::Doctor => doctor::run(cli.output),
+        Command::Completions(args) => generate::completions(args),
+        Command::Man => generate::man(),
+    }
+}
+
+/// Sends log messages to standard error; `RUST_LOG` decides where it is set.
+pub fn start_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let environment = env_logger::Env::default().default_filter_or(level);
+    env_logger::Builder::from_env(environment).format_timestamp(None).init();
+}
+
+/// Prints why a command failed, and picks the exit code.
+#[must_use]
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    if let Some(WriteError::Closed) = error.downcast_ref() {
+        return ExitCode::SUCCESS;
+    }
+    // Standard error may be closed as well; there is nobody left to tell then.
+    let _ = writeln!(std::io::stderr(), "lifemon: {}", chain(error));
+    ExitCode::from(code_of(error))
+}
+
+/// The whole chain in one line, without what a cause repeats.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    if error.downcast_ref::<NoSuchProcess>().is_some() {
+        return 4;
+    }
+    match error.downcast_ref::<kernel::Error>() {
+        Some(kernel::Error::NoProcess(_)) => return 4,
+        Some(kernel::Error::NoSlot | kernel::Error::NoLayer) => return 1,
+        Some(_) => return 3,
+        None => {}
+    }
+    if error.downcast_ref::<kernel::Refusal>().is_some() { 3 } else { 1 }
+}
+
+/// A number of processes: at least a few, at most what a map can hold.
+fn parse_capacity(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number @ 16..=4_194_304) => Ok(number),
+        _ => Err("a number from 16 to 4194304".to_owned()),
+    }
+}
+
+/// The size of a ring: `64K`, `1M`, or bytes.
+fn parse_ring_size(text: &str) -> Result<u32, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 1 << 10),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 1 << 20),
+        _ => (text, 1),
+    };
+    let bytes: Option<u32> = digits.parse().ok().and_then(|n: u32| n.checked_mul(factor));
+    match bytes {
+        Some(bytes @ 4_096..=268_435_456) if bytes.is_power_of_two() => Ok(bytes),
+        _ => Err("a power of two from 4K to 256M".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{} shows no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn ring_sizes() {
+        assert_eq!(parse_ring_size("4K"), Ok(4_096));
+        assert_eq!(parse_ring_size("1M"), Ok(1 << 20));
+        assert!(parse_ring_size("5000").is_err());
+        assert!(parse_ring_size("4096M").is_err());
+        assert!(parse_ring_size("").is_err());
+    }
+
+    #[test]
+    fn exit_codes_follow_the_contract() {
+        let code = |error: anyhow::Error| code_of(&error);
+        assert_eq!(code(NoSuchProcess("x".into()).into()), 4);
+        assert_eq!(code(kernel::Error::NoProcess("1".into()).into()), 4);
+        assert_eq!(code(kernel::Refusal::NoBtf.into()), 3);
+        assert_eq!(code(kernel::Error::Refused(kernel::Refusal::NoBtf).into()), 3);
+        assert_eq!(code(anyhow::anyhow!("other")), 1);
+    }
+}

@@ -1,0 +1,124 @@
+//! The process that the user names: `PID`, or `PID@START_NS` for exactly that one.
+
+use std::str::FromStr;
+
+use crate::ProcessId;
+use crate::kernel::tracker::Snapshot;
+use crate::proc::{self, Kind};
+
+use super::NoSuchProcess;
+
+/// A process as it was typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    pid: u32,
+    start_ns: Option<u64>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pid, start) = match text.split_once('@') {
+            Some((pid, start)) => (pid, Some(start)),
+            None => (text, None),
+        };
+        let pid = match pid.parse() {
+            Ok(0) => return Err("0 is no process id; give that of the process to watch".to_owned()),
+            Ok(pid) if pid <= i32::MAX as u32 => pid,
+            _ => return Err("expected PID or PID@START_NS".to_owned()),
+        };
+        let start_ns = start.map(str::parse).transpose();
+        let start_ns = start_ns.map_err(|_| "expected PID@START_NS, both numbers".to_owned())?;
+        Ok(Self { pid, start_ns })
+    }
+}
+
+impl Target {
+    /// Finds the process in a snapshot: alive, or a ghost when it was named exactly or nothing else
+    /// has its pid.
+    ///
+    /// # Errors
+    /// [`NoSuchProcess`], which says what the pid is instead and what to do.
+    pub fn find(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
+        let live = snapshot.live(self.pid).map(|(id, _)| *id);
+        if let Some(start_ns) = self.start_ns {
+            let id = ProcessId::new(self.pid, start_ns);
+            if snapshot.records.iter().any(|(known, _)| *known == id) {
+                return Ok(id);
+            }
+            return Err(NoSuchProcess(match live {
+                Some(now) => format!(
+                    "process {}@{start_ns} is gone; pid {} is another process now, {}@{}",
+                    self.pid, self.pid, now.pid, now.start_ns
+                ),
+                None => format!("no process {}@{start_ns}", self.pid),
+            }));
+        }
+        if let Some(id) = live {
+            return Ok(id);
+        }
+        let pid = self.pid;
+        let ghost = snapshot.ghost(pid).map(|(id, _)| *id);
+        match (proc::kind(pid), ghost) {
+            (Kind::ThreadOf(group), _) => Err(NoSuchProcess(format!(
+                "{pid} is a thread of process {group}, not a process; use {group}"
+            ))),
+            (Kind::KernelThread, _) => Err(NoSuchProcess(format!(
+                "{pid} is a kernel thread; lifemon watches processes only"
+            ))),
+            (_, Some(ghost)) => Ok(ghost),
+            (Kind::Zombie, None) => Err(NoSuchProcess(format!(
+                "process {pid} is dead already and waits to be reaped by its parent"
+            ))),
+            (Kind::Nothing, None) => Err(NoSuchProcess(format!(
+                "no process {pid}; `ps -e` lists the processes that there are"
+            ))),
+            (Kind::Process, None) => Err(NoSuchProcess(format!(
+                "process {pid} has no record: the lineage map is full; use a larger --max-processes"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lifemon_ebpf::{DEAD, LIVE, Record};
+
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let record = |state| Record { state, ..Record::default() };
+        Snapshot {
+            records: vec![
+                (ProcessId::new(7, 70), record(DEAD)),
+                (ProcessId::new(7, 77), record(LIVE)),
+                (ProcessId::new(4_000_009, 90), record(DEAD)),
+            ],
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn what_is_typed_parses() {
+        assert_eq!("12".parse(), Ok(Target { pid: 12, start_ns: None }));
+        assert_eq!("12@345".parse(), Ok(Target { pid: 12, start_ns: Some(345) }));
+        for wrong in ["", "0", "-1", "x", "12@", "12@x", "@5", "4294967295", "99999999999"] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong:?} parsed");
+        }
+    }
+
+    #[test]
+    fn a_pid_is_the_living_process_that_has_it() {
+        let target: Target = "7".parse().unwrap();
+        assert_eq!(target.find(&snapshot()).unwrap(), ProcessId::new(7, 77));
+    }
+
+    #[test]
+    fn an_exact_name_finds_the_ghost_and_never_a_successor() {
+        let exact = |text: &str| text.parse::<Target>().unwrap().find(&snapshot());
+        assert_eq!(exact("7@70").unwrap(), ProcessId::new(7, 70));
+        assert!(exact("7@71").unwrap_err().0.contains("another process now"));
+        assert_eq!(exact("4000009").unwrap(), ProcessId::new(4_000_009, 90));
+    }
+}

@@ -1,0 +1,250 @@
+//! `lifemon track on|off|status`: the tracker that stays in the kernel with no process running.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::{Code, Output, parse_capacity};
+use crate::forest::Forest;
+use crate::kernel::clock::WallClock;
+use crate::kernel::pins::{self, Found};
+use crate::kernel::tracker::{HookCost, Switched};
+use crate::kernel::{LoadOptions, Tracker, preflight};
+use crate::report::json::SCHEMA;
+use crate::report::out;
+
+/// How long `status` lets the kernel measure the hooks.
+const MEASURE: Duration = Duration::from_millis(500);
+
+/// What was typed after `track`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sudo lifemon track on             from now on the lineage of this host is kept
+  sudo lifemon track status         since when, how full, what was lost, what it costs
+  sudo lifemon track off            removes every trace")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Keep the lineage of this host from now on, with no process running
+    #[command(after_help = "Example:\n  sudo lifemon track on --max-processes 200000")]
+    On {
+        /// Processes and ghosts to have room for; kernel memory is taken at once, 300 bytes each
+        #[arg(long, value_name = "N", default_value = "65536", value_parser = parse_capacity)]
+        max_processes: u32,
+        /// Work as on kernels before 6.16 (for tests)
+        #[arg(long, hide = true)]
+        without_group_dead: bool,
+    },
+    /// Remove the tracker: no program, map or pin remains
+    #[command(after_help = "Example:\n  sudo lifemon track off")]
+    Off,
+    /// Since when, records, ghosts, map use, losses, cost; exit code 1 when it is off
+    #[command(after_help = "Example:\n  sudo lifemon track status -o json | jq .cost")]
+    Status,
+}
+
+pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    match args.action {
+        Action::On { max_processes, without_group_dead } => {
+            let options =
+                LoadOptions { max_processes, debug: verbose >= 2, without_group_dead };
+            on(&options, output)
+        }
+        Action::Off => off(output),
+        Action::Status => status(output),
+    }
+}
+
+/// What a switch printed as JSON.
+#[derive(Serialize)]
+struct SwitchedJson {
+    schema: &'static str,
+    tracker: &'static str,
+    changed: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    removed: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+}
+
+fn since_of(tracker: Option<&Tracker>) -> Option<String> {
+    tracker.map(|tracker| WallClock::now().rfc3339(tracker.since_ns()))
+}
+
+fn on(options: &LoadOptions, output: Output) -> anyhow::Result<Code> {
+    let switched = Tracker::switch_on(options)?;
+    let since = since_of(Tracker::open()?.as_ref());
+    if output == Output::Json {
+        print_switched("on", switched, since)?;
+        return Ok(Code::Done);
+    }
+    let mut text = String::new();
+    if let Some(missing) = &switched.repaired {
+        text.push_str(&format!("the tracker found here was torn ({missing} was missing): replaced\n"));
+    }
+    for name in &switched.replaced {
+        text.push_str(&format!("removed what another version or a killed loader left: {name}\n"));
+    }
+    if switched.mount_changed {
+        text.push_str(&format!("mounted the BPF file system on {}\n", pins::BPF_FS));
+    }
+    let since = since.unwrap_or_default();
+    text.push_str(&if switched.unchanged {
+        format!("tracking was on already, since {since}\n")
+    } else {
+        format!("tracking is on since {since}; no process is needed to keep it\n")
+    });
+    out::print(&text)?;
+    Ok(Code::Done)
+}
+
+fn print_switched(tracker: &'static str, switched: Switched, since: Option<String>) -> anyhow::Result<()> {
+    let json = SwitchedJson {
+        schema: SCHEMA,
+        tracker,
+        changed: !switched.unchanged,
+        removed: switched.replaced,
+        repaired: switched.repaired,
+        since,
+    };
+    Ok(out::print(&format!("{}\n", serde_json::to_string(&json)?))?)
+}
+
+fn off(output: Output) -> anyhow::Result<Code> {
+    let switched = Tracker::switch_off()?;
+    if output == Output::Json {
+        print_switched("off", switched, None)?;
+        return Ok(Code::Done);
+    }
+    let text = if switched.unchanged {
+        "tracking was off already\n"
+    } else {
+        "tracking is off; nothing remains in the kernel\n"
+    };
+    out::print(text)?;
+    Ok(Code::Done)
+}
+
+/// The state of the tracker.
+#[derive(Serialize)]
+struct StatusJson {
+    schema: &'static str,
+    tracker: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    #[serde(flatten)]
+    state: Option<StateJson>,
+}
+
+#[derive(Serialize)]
+struct StateJson {
+    since: String,
+    processes: usize,
+    ghosts: usize,
+    orphans: usize,
+    capacity: u32,
+    watched_trees: usize,
+    memberships: usize,
+    forks: u64,
+    exits: u64,
+    lost: LostJson,
+    complete: bool,
+    cost: Vec<HookCost>,
+}
+
+#[derive(Serialize)]
+struct LostJson {
+    records: u64,
+    missed_runs: u64,
+}
+
+fn status(output: Output) -> anyhow::Result<Code> {
+    preflight::check_privileges()?;
+    let problem = match pins::look() {
+        Found::Complete | Found::Nothing => None,
+        Found::Torn { missing } => {
+            Some(format!("torn: {missing} is missing; `lifemon track on` repairs it"))
+        }
+        Found::Other { names } => Some(format!(
+            "only other versions are there ({}); `lifemon track on` replaces them",
+            names.join(", ")
+        )),
+    };
+    let state = Tracker::open()?.map(|tracker| read_state(&tracker)).transpose()?;
+    let code = if state.is_some() { Code::Done } else { Code::No };
+    if output == Output::Json {
+        let tracker = if state.is_some() { "on" } else { "off" };
+        let json = StatusJson { schema: SCHEMA, tracker, problem, state };
+        out::print(&format!("{}\n", serde_json::to_string(&json)?))?;
+        return Ok(code);
+    }
+    let text = match (&state, problem) {
+        (Some(state), _) => describe(state),
+        (None, Some(problem)) => format!("tracking is off: {problem}\n"),
+        (None, None) => "tracking is off; `lifemon track on` switches it on\n".to_owned(),
+    };
+    out::print(&text)?;
+    Ok(code)
+}
+
+fn read_state(tracker: &Tracker) -> anyhow::Result<StateJson> {
+    tracker.reclaim_locked()?;
+    tracker.sweep()?;
+    let cost = tracker.measure(MEASURE)?;
+    let snapshot = tracker.snapshot()?;
+    let host = tracker.host_counters();
+    let missed_runs = tracker.missed_runs();
+    let forest = Forest::new(snapshot.records);
+    Ok(StateJson {
+        since: WallClock::now().rfc3339(tracker.since_ns()),
+        processes: forest.len() - forest.ghosts(),
+        ghosts: forest.ghosts(),
+        orphans: forest.orphans().len(),
+        capacity: tracker.capacity()?,
+        watched_trees: tracker.watched(),
+        memberships: tracker.membership_count()?,
+        forks: host.forks,
+        exits: host.exits,
+        lost: LostJson { records: host.lost_records, missed_runs },
+        complete: host.lost_records == 0 && missed_runs == 0,
+        cost,
+    })
+}
+
+fn describe(state: &StateJson) -> String {
+    let used = state.processes + state.ghosts;
+    let mut text = format!(
+        "tracking is on since {}\n\
+         records      {} processes, {} ghosts, {} orphans; {used} of {} in use\n\
+         watched      {} trees, {} memberships\n\
+         seen         {} forks, {} exits\n\
+         lost         {} records (map full), {} missed hook runs{}\n",
+        state.since,
+        state.processes,
+        state.ghosts,
+        state.orphans,
+        state.capacity,
+        state.watched_trees,
+        state.memberships,
+        state.forks,
+        state.exits,
+        state.lost.records,
+        state.lost.missed_runs,
+        if state.complete { "" } else { ": not complete" },
+    );
+    for cost in &state.cost {
+        let time = cost
+            .ns_per_run
+            .map_or_else(|| "did not run while it was measured".to_owned(), |ns| format!("{ns} ns a run, {} runs in {} ms", cost.runs, MEASURE.as_millis()));
+        text.push_str(&format!("cost         {:<7} {time}\n", cost.hook));
+    }
+    text
+}

@@ -1,0 +1,159 @@
+//! What works here and what does not, found by trying it. Each check that fails says what to do.
+
+use serde::Serialize;
+
+use crate::kernel::pins::{self, Found};
+use crate::kernel::{LoadOptions, Refusal, Tracker, preflight};
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It works.
+    Ok,
+    /// It works with less than all features.
+    Degraded,
+    /// It does not work.
+    Failed,
+    /// It was not tried, because something before it failed.
+    Skipped,
+}
+
+/// One check.
+#[derive(Debug, Clone, Serialize)]
+pub struct Check {
+    /// What was checked.
+    pub name: &'static str,
+    /// How it went.
+    pub state: State,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, state: State::Ok, detail: detail.into(), remedy: None }
+    }
+
+    fn with(
+        name: &'static str,
+        state: State,
+        detail: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { name, state, detail: detail.into(), remedy: Some(remedy.into()) }
+    }
+
+    /// A refusal reads "what is wrong; what to do".
+    fn of(name: &'static str, result: Result<(), Refusal>, fine: impl Into<String>) -> Self {
+        match result {
+            Ok(()) => Self::ok(name, fine),
+            Err(refusal) => {
+                let text = refusal.to_string();
+                let (detail, remedy) = text.split_once("; ").unwrap_or((&text, ""));
+                Self::with(name, State::Failed, detail, remedy)
+            }
+        }
+    }
+}
+
+/// Runs all checks. Loads a private tracker to see whether it works, and lets it go.
+#[must_use]
+pub fn examine() -> Vec<Check> {
+    let mut checks = vec![
+        Check::of("kernel", preflight::check_kernel(), preflight::kernel_release()),
+        Check::of("types", preflight::check_btf(), preflight::BTF_PATH),
+        Check::of("pid namespace", preflight::check_pid_namespace(), "the initial one"),
+        Check::of("privileges", preflight::check_privileges(), "CAP_BPF and CAP_PERFMON"),
+        Check::of("lockdown", preflight::check_lockdown(), "programs may read kernel memory"),
+    ];
+    let may_load = checks.iter().all(|check| check.state == State::Ok);
+    checks.extend(if may_load { try_tracker() } else { skipped() });
+    checks.push(pinned(may_load));
+    checks
+}
+
+fn skipped() -> Vec<Check> {
+    ["programs", "exit event", "lineage"]
+        .into_iter()
+        .map(|name| Check {
+            name,
+            state: State::Skipped,
+            detail: "not tried".to_owned(),
+            remedy: Some("solve what failed above first".to_owned()),
+        })
+        .collect()
+}
+
+/// Loads, attaches, and reads back this very process.
+fn try_tracker() -> Vec<Check> {
+    let tracker = match Tracker::load(&LoadOptions::default()) {
+        Ok(tracker) => tracker,
+        Err(error) => {
+            let remedy = "the kernel's message is above; a seccomp profile or a security module may forbid bpf(2)";
+            return vec![Check::with("programs", State::Failed, error.to_string(), remedy)];
+        }
+    };
+    let mut checks = vec![Check::ok("programs", "all hooks load and attach")];
+    checks.push(match tracker.has_group_dead() {
+        true => Check::ok("exit event", "fires before memory is released, once for each process"),
+        false => Check::with(
+            "exit event",
+            State::Degraded,
+            "fires after memory is released (before Linux 6.16), so a large process is reported later",
+            "the fatal signal is reported at once; boot 6.16 or newer for the exit event as well",
+        ),
+    });
+    let own = std::process::id();
+    checks.push(match tracker.snapshot() {
+        Ok(snapshot) if snapshot.live(own).is_some() => {
+            let count = snapshot.records.len();
+            Check::ok("lineage", format!("{count} processes learnt, this one among them"))
+        }
+        Ok(_) => Check::with(
+            "lineage",
+            State::Failed,
+            "this process is not in its own lineage",
+            "report this as a defect, with the kernel's version",
+        ),
+        Err(error) => Check::with(
+            "lineage",
+            State::Failed,
+            error.to_string(),
+            "report this as a defect, with the kernel's version",
+        ),
+    });
+    checks
+}
+
+/// The host-wide tracker.
+fn pinned(may_look: bool) -> Check {
+    const NAME: &str = "host tracker";
+    if !may_look {
+        return Check {
+            name: NAME,
+            state: State::Skipped,
+            detail: "not looked for".to_owned(),
+            remedy: Some("solve what failed above first".to_owned()),
+        };
+    }
+    match pins::look() {
+        Found::Complete => Check::ok(NAME, "on"),
+        Found::Nothing => Check::ok(NAME, "off; `lifemon track on` keeps the lineage from now on"),
+        Found::Torn { missing } => Check::with(
+            NAME,
+            State::Failed,
+            format!("torn: {missing} is missing"),
+            "`lifemon track on` repairs it",
+        ),
+        Found::Other { names } => Check::with(
+            NAME,
+            State::Degraded,
+            format!("another version is on: {}", names.join(", ")),
+            "`lifemon track on` replaces it",
+        ),
+    }
+}

@@ -1,0 +1,180 @@
+//! The lineage at one time, as a forest: descendants, ghosts, orphans. Pure: no I/O, no clock.
+
+use std::collections::{HashMap, HashSet};
+
+use lifemon_ebpf::{LIVE, ProcessId, Record};
+
+/// A snapshot of the lineage with its links turned around.
+#[derive(Debug, Clone, Default)]
+pub struct Forest {
+    records: HashMap<ProcessId, Record>,
+    children: HashMap<ProcessId, Vec<ProcessId>>,
+}
+
+impl Forest {
+    /// The forest of these records, in any order.
+    #[must_use]
+    pub fn new(records: impl IntoIterator<Item = (ProcessId, Record)>) -> Self {
+        let records: HashMap<_, _> = records.into_iter().collect();
+        let mut children: HashMap<_, Vec<_>> = HashMap::new();
+        for (id, record) in &records {
+            if !record.creator.is_none() && record.creator != *id {
+                children.entry(record.creator).or_default().push(*id);
+            }
+        }
+        for list in children.values_mut() {
+            list.sort_unstable();
+        }
+        Self { records, children }
+    }
+
+    /// The record of a process or ghost.
+    #[must_use]
+    pub fn record(&self, id: &ProcessId) -> Option<&Record> {
+        self.records.get(id)
+    }
+
+    /// Whether it is there and alive.
+    #[must_use]
+    pub fn is_live(&self, id: &ProcessId) -> bool {
+        self.records.get(id).is_some_and(|record| record.state == LIVE)
+    }
+
+    /// What it created and is still known, oldest first.
+    #[must_use]
+    pub fn children(&self, id: &ProcessId) -> &[ProcessId] {
+        self.children.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    /// The root and all its descendants, ghosts included, each creator before what it created.
+    /// Works for a root that has no record of its own any more.
+    #[must_use]
+    pub fn tree(&self, root: ProcessId) -> Vec<ProcessId> {
+        let mut order = Vec::new();
+        let mut seen = HashSet::new();
+        let mut open = vec![root];
+        // A half-written snapshot could hold a circle; each process is visited once.
+        while let Some(id) = open.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            if self.records.contains_key(&id) {
+                order.push(id);
+            }
+            open.extend(self.children(&id).iter().rev());
+        }
+        order
+    }
+
+    /// Living members of the tree of `root`.
+    #[must_use]
+    pub fn living(&self, root: ProcessId) -> Vec<ProcessId> {
+        self.tree(root).into_iter().filter(|id| self.is_live(id)).collect()
+    }
+
+    /// Creators of `id`, nearest first, as far as they are known.
+    #[must_use]
+    pub fn ancestors(&self, id: &ProcessId) -> Vec<ProcessId> {
+        let mut found = Vec::new();
+        let mut at = *id;
+        while let Some(record) = self.records.get(&at) {
+            at = record.creator;
+            if at.is_none() || found.contains(&at) || !self.records.contains_key(&at) {
+                break;
+            }
+            found.push(at);
+        }
+        found
+    }
+
+    /// Whether it is alive and its creator is known to be dead.
+    #[must_use]
+    pub fn is_orphan(&self, id: &ProcessId) -> bool {
+        self.records.get(id).is_some_and(|record| {
+            record.state == LIVE
+                && self.records.get(&record.creator).is_some_and(|creator| creator.state != LIVE)
+        })
+    }
+
+    /// Every living process whose creator is dead, oldest first.
+    #[must_use]
+    pub fn orphans(&self) -> Vec<ProcessId> {
+        let mut found: Vec<_> =
+            self.records.keys().filter(|id| self.is_orphan(id)).copied().collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Number of ghosts.
+    #[must_use]
+    pub fn ghosts(&self) -> usize {
+        self.records.values().filter(|record| record.state != LIVE).count()
+    }
+
+    /// Number of processes and ghosts.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lifemon_ebpf::DEAD;
+
+    use super::*;
+
+    fn id(pid: u32) -> ProcessId {
+        ProcessId::new(pid, u64::from(pid) * 10)
+    }
+
+    fn record(creator: u32, state: u64) -> Record {
+        let creator = if creator == 0 { ProcessId::NONE } else { id(creator) };
+        Record { creator, state, ..Record::default() }
+    }
+
+    fn family() -> Forest {
+        // 1 -> 2 (dead) -> 3 -> 4, 1 -> 5
+        Forest::new([
+            (id(4), record(3, LIVE)),
+            (id(3), record(2, LIVE)),
+            (id(2), record(1, DEAD)),
+            (id(1), record(0, LIVE)),
+            (id(5), record(1, LIVE)),
+        ])
+    }
+
+    #[test]
+    fn a_tree_reaches_through_its_ghosts() {
+        assert_eq!(family().tree(id(1)), [id(1), id(2), id(3), id(4), id(5)]);
+        assert_eq!(family().living(id(1)), [id(1), id(3), id(4), id(5)]);
+    }
+
+    #[test]
+    fn a_ghost_can_be_the_root() {
+        assert_eq!(family().living(id(2)), [id(3), id(4)]);
+    }
+
+    #[test]
+    fn an_orphan_is_alive_and_its_creator_is_dead() {
+        assert_eq!(family().orphans(), [id(3)]);
+    }
+
+    #[test]
+    fn ancestors_go_up_through_ghosts() {
+        assert_eq!(family().ancestors(&id(4)), [id(3), id(2), id(1)]);
+    }
+
+    #[test]
+    fn a_circle_in_a_half_written_snapshot_ends() {
+        let forest = Forest::new([(id(1), record(2, LIVE)), (id(2), record(1, LIVE))]);
+        assert_eq!(forest.tree(id(1)).len(), 2);
+        assert!(forest.ancestors(&id(1)).len() <= 2);
+    }
+}

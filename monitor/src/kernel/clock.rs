@@ -1,0 +1,61 @@
+//! Times: the kernel's clock since boot, and what it is on the wall.
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Now, in ns since boot, suspend included: the clock of all events and start times.
+#[must_use]
+pub fn boot_ns() -> u64 {
+    read(ClockId::CLOCK_BOOTTIME)
+}
+
+fn read(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock).map(Duration::from).unwrap_or_default();
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Translates times since boot into wall-clock times.
+#[derive(Debug, Clone, Copy)]
+pub struct WallClock {
+    /// Wall-clock time of boot, in ns since 1970.
+    boot_unix_ns: u64,
+}
+
+impl WallClock {
+    /// Reads both clocks now. A later change of the wall clock is not followed, so that times of
+    /// one stream stay in order.
+    #[must_use]
+    pub fn now() -> Self {
+        let before = boot_ns();
+        let wall = read(ClockId::CLOCK_REALTIME);
+        let between = u64::midpoint(before, boot_ns());
+        Self { boot_unix_ns: wall.saturating_sub(between) }
+    }
+
+    /// RFC 3339 in UTC, with nanoseconds.
+    #[must_use]
+    pub fn rfc3339(&self, boot_ns: u64) -> String {
+        let unix = i128::from(self.boot_unix_ns.saturating_add(boot_ns));
+        jiff::Timestamp::from_nanosecond(unix)
+            .map(|time| time.strftime("%Y-%m-%dT%H:%M:%S.%9fZ").to_string())
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wall_time_has_nine_digits() {
+        let clock = WallClock { boot_unix_ns: 1_700_000_000_000_000_000 };
+        assert_eq!(clock.rfc3339(5), "2023-11-14T22:13:20.000000005Z");
+    }
+
+    #[test]
+    fn the_boot_clock_moves_forward() {
+        let before = boot_ns();
+        assert!(boot_ns() >= before && before > 0);
+    }
+}

@@ -1,0 +1,298 @@
+//! Loads the kernel half, attaches it, and learns the processes that exist already. The result is
+//! a [`Loaded`] tracker that ends with this process unless [`super::pins`] keeps it.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::Ordering;
+
+use aya::maps::{Map, MapData};
+use aya::programs::tp_btf::BtfTracePointLinkId;
+use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use lifemon_ebpf::offsets::{MISSING, Offsets};
+use lifemon_ebpf::{DEAD, Host, PASS_INSERT, PASS_LINK, Pass, ProcessId, Record, limits};
+
+use super::btf::{Btf, BtfError};
+use super::preflight::{self, Refusal};
+use super::shared::{Shared, word64};
+use super::{Error, clock, sys};
+
+/// The compiled kernel half.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker"));
+
+/// The hooks in the order in which they are attached: deaths first, so that no process can be
+/// learnt and then die unseen; with the tracepoint of each.
+pub(super) const HOOKS: [(&str, &str); 5] = [
+    ("exit", "sched_process_exit"),
+    ("fork", "sched_process_fork"),
+    ("exec", "sched_process_exec"),
+    ("signal", "signal_generate"),
+    ("oom", "mark_victim"),
+];
+
+/// Every map, by its name in the kernel half.
+pub(super) const MAPS: [&str; 10] = [
+    "LINEAGE", "MEMBERS", "ALIVE", "ROOTS", "TREES", "RINGS", "HOST", "PASS", "SIGNALS",
+    "OOM_VICTIMS",
+];
+
+/// Passes over all processes until a new one finds nothing to do.
+const SEED_PASSES: u32 = 8;
+
+/// How a tracker is loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Records in the lineage, and memberships: processes and ghosts that fit.
+    pub max_processes: u32,
+    /// Whether the kernel half writes debug messages.
+    pub debug: bool,
+    /// Works as on a kernel before 6.16, whose exit event does not say which thread is the last.
+    /// For tests of that path on a newer kernel.
+    pub without_group_dead: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { max_processes: limits::LINEAGE_RECORDS, debug: false, without_group_dead: false }
+    }
+}
+
+/// The kernel half, loaded and attached.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    pub(super) links: Vec<(&'static str, BtfTracePointLinkId)>,
+    /// Whether the exit event says which thread is the last of its process.
+    pub(super) has_group_dead: bool,
+}
+
+/// What the running kernel's types say.
+struct Layout {
+    offsets: Offsets,
+    has_group_dead: u32,
+    oom_arg_is_task: u32,
+}
+
+/// Loads and attaches the kernel half and learns what exists already.
+pub(super) fn load(options: &LoadOptions) -> Result<Loaded, Error> {
+    preflight::check()?;
+    raise_memlock();
+    let layout = layout(options)?;
+    let btf = aya::Btf::from_sys_fs().map_err(|error| Refusal::BadBtf(error.to_string()))?;
+    let level: u8 = if options.debug { 4 } else { 0 };
+    let alive = if layout.has_group_dead == 0 { options.max_processes } else { 1 };
+    let ebpf = EbpfLoader::new()
+        .btf(None)
+        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .override_global("OFFSETS", &PodOffsets(layout.offsets), true)
+        .override_global("HAS_GROUP_DEAD", &layout.has_group_dead, true)
+        .override_global("OOM_ARG_IS_TASK", &layout.oom_arg_is_task, true)
+        .override_global("AYA_LOG_LEVEL", &level, true)
+        .map_max_entries("LINEAGE", options.max_processes)
+        .map_max_entries("MEMBERS", options.max_processes)
+        .map_max_entries("ALIVE", alive)
+        .load(OBJECT)
+        .map_err(|error| Error::load("the kernel half", &error))?;
+    let has_group_dead = layout.has_group_dead != 0;
+    let mut loaded = Loaded { ebpf, links: Vec::new(), has_group_dead };
+    loaded.load_programs(&btf)?;
+    loaded.start()?;
+    Ok(loaded)
+}
+
+/// Before 5.11 map memory counted against this limit; later it does not matter.
+fn raise_memlock() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+}
+
+/// Offsets as aya takes a global.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodOffsets(Offsets);
+
+// SAFETY: 32-bit integers only, `repr(C)`, no padding.
+unsafe impl aya::Pod for PodOffsets {}
+
+/// Asks the kernel's types where everything is.
+fn layout(options: &LoadOptions) -> Result<Layout, Error> {
+    let bad = |error: BtfError| Refusal::BadBtf(error.to_string());
+    let bytes = fs::read(preflight::BTF_PATH)
+        .map_err(|error| Refusal::BadBtf(error.to_string()))?;
+    let mut names: Vec<&str> = Offsets::MEMBERS.iter().map(|&(structure, _)| structure).collect();
+    names.dedup();
+    names.extend(["btf_trace_sched_process_exit", "btf_trace_mark_victim"]);
+    let btf = Btf::parse(&bytes, &names).map_err(bad)?;
+    let mut offsets =
+        Offsets::fill(|structure, member| btf.offset_of(structure, member)).map_err(bad)?;
+    offsets.upid_size = btf.size_of("upid").map_err(bad)?.unwrap_or(MISSING);
+    check_offsets(&offsets)?;
+    let args = |tracepoint| btf.tracepoint_args(tracepoint).map_err(bad);
+    let group_dead = args("sched_process_exit")? == Some(2) && !options.without_group_dead;
+    let oom_task = args("mark_victim")? == Some(2);
+    Ok(Layout {
+        offsets,
+        has_group_dead: u32::from(group_dead),
+        oom_arg_is_task: u32::from(oom_task),
+    })
+}
+
+/// Refuses where identity or death could not be read; warns where one feature is lost.
+fn check_offsets(offsets: &Offsets) -> Result<(), Refusal> {
+    let needed = [
+        ("task_struct.pid", offsets.task_pid),
+        ("task_struct.tgid", offsets.task_tgid),
+        ("task_struct.flags", offsets.task_flags),
+        ("task_struct.group_leader", offsets.task_group_leader),
+        ("task_struct.real_parent", offsets.task_real_parent),
+        ("task_struct.signal", offsets.task_signal),
+        ("task_struct.start_boottime", offsets.task_start_boottime),
+        ("task_struct.exit_code", offsets.task_exit_code),
+        ("signal_struct.live", offsets.signal_live),
+        ("signal_struct.flags", offsets.signal_flags),
+        ("signal_struct.group_exit_code", offsets.signal_group_exit_code),
+    ];
+    if let Some((name, _)) = needed.iter().find(|(_, offset)| *offset == MISSING) {
+        return Err(Refusal::BadBtf(format!("{name} is missing")));
+    }
+    let optional = [
+        ("process names", offsets.task_comm),
+        ("user ids", offsets.task_real_cred.max(offsets.cred_uid)),
+        ("pids in namespaces", offsets.pid_numbers.max(offsets.upid_size).max(offsets.upid_nr)),
+        ("cgroup ids", offsets.css_set_dfl_cgrp.max(offsets.cgroup_kn).max(offsets.kernfs_id)),
+        ("whether the kernel sent a signal", offsets.siginfo_code),
+    ];
+    for (feature, _) in optional.iter().filter(|(_, offset)| *offset == MISSING) {
+        log::warn!("{feature} are not available: this kernel's types do not describe them");
+    }
+    Ok(())
+}
+
+impl Loaded {
+    fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, Error>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        let program = self.ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
+        program.try_into().map_err(|error| Error::load(name, &error))
+    }
+
+    fn load_programs(&mut self, btf: &aya::Btf) -> Result<(), Error> {
+        for (name, tracepoint) in HOOKS {
+            self.program::<BtfTracePoint>(name)?
+                .load(tracepoint, btf)
+                .map_err(|error| Error::load(name, &error))?;
+        }
+        for name in ["seed", "label"] {
+            self.program::<Iter>(name)?
+                .load("task", btf)
+                .map_err(|error| Error::load(name, &error))?;
+        }
+        self.program::<RawTracePoint>("sweep")?
+            .load()
+            .map_err(|error| Error::load("sweep", &error))
+    }
+
+    /// Attaches, learns, and only then lets records go.
+    fn start(&mut self) -> Result<(), Error> {
+        let host = Shared::<Host>::new(self.map("HOST")?, 1).map_err(Error::Map)?;
+        let host = host.at(0);
+        // SAFETY: `host` lives in the mapping above until the end of this function.
+        let (learning, since) =
+            unsafe { (word64(&raw mut (*host).learning), word64(&raw mut (*host).since_ns)) };
+        learning.store(1, Ordering::SeqCst);
+        for (name, _) in HOOKS {
+            let link = self.program::<BtfTracePoint>(name)?.attach();
+            self.links.push((name, link.map_err(|error| Error::load(name, &error))?));
+        }
+        self.seed(PASS_INSERT)?;
+        self.seed(PASS_LINK)?;
+        learning.store(0, Ordering::SeqCst);
+        // A death that saw the flag set has left its record behind; when all such hooks are done,
+        // sweep what they left.
+        sys::wait_for_running_programs().map_err(Error::Map)?;
+        let sweep = self.program::<RawTracePoint>("sweep")?.fd();
+        let sweep = sweep.map_err(|error| Error::load("sweep", &error))?;
+        let sweep = sweep.try_clone().map_err(Error::Map)?;
+        sweep_unreferenced(sweep.as_fd(), self.map("LINEAGE")?).map_err(Error::Map)?;
+        since.store(clock::boot_ns(), Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Runs the seed pass of `kind` until one finds nothing more to do.
+    fn seed(&mut self, kind: u32) -> Result<(), Error> {
+        let pass = Shared::<Pass>::new(self.map("PASS")?, 1).map_err(Error::Map)?;
+        for _ in 0..SEED_PASSES {
+            // SAFETY: one pass runs at a time, and none runs now.
+            unsafe { *pass.at(0) = Pass { kind, ..Pass::default() } };
+            run_iterator(self.program::<Iter>("seed")?)?;
+            // SAFETY: the pass has ended: the iterator was read to its end.
+            if unsafe { (*pass.at(0)).inserted } == 0 {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// A map by name.
+    pub(super) fn map(&self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
+        let map = self.ebpf.map(name).ok_or(Error::NoProgram(name))?;
+        Ok(map_data(map).ok_or(Error::NoProgram(name))?.fd().as_fd())
+    }
+
+    /// Runs the label pass once.
+    pub(super) fn label(&mut self) -> Result<(), Error> {
+        run_iterator(self.program::<Iter>("label")?)
+    }
+}
+
+/// The data of any map kind that the kernel half has.
+pub(super) fn map_data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::Array(data)
+        | Map::ArrayOfMaps(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// Runs an iterator program over all tasks.
+fn run_iterator(program: &mut Iter) -> Result<(), Error> {
+    let link = program.attach().map_err(|error| Error::load("iterator", &error))?;
+    let link = program.take_link(link).map_err(|error| Error::load("iterator", &error))?;
+    let file = link.into_file().map_err(|error| Error::load("iterator", &error))?;
+    drain_iterator(file).map_err(Error::Map)
+}
+
+/// Reads an iterator to its end: that is what makes it run. It prints nothing.
+pub(super) fn drain_iterator(mut file: File) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            // Very many tasks without output: the kernel asks to go on.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Sweeps every record that is dead and without references; how many there were.
+pub(super) fn sweep_unreferenced(
+    sweep: BorrowedFd<'_>,
+    lineage: BorrowedFd<'_>,
+) -> io::Result<usize> {
+    let records = sys::read_all::<ProcessId, Record>(lineage)?;
+    let left = records.iter().filter(|(_, record)| record.state == DEAD && record.references == 0);
+    let mut swept = 0;
+    for (id, _) in left {
+        sys::test_run(sweep, &[u64::from(id.pid), id.start_ns])?;
+        swept += 1;
+    }
+    Ok(swept)
+}

@@ -1,0 +1,72 @@
+//! The kernel half as userspace sees it: the only module that names aya or calls `bpf(2)`.
+//!
+//! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`load`],
+//! [`pins`] (the tracker that stays), [`tracker`] (snapshots, passes), [`watcher`] (one watched tree).
+
+use std::io;
+
+pub mod btf;
+pub mod clock;
+pub mod load;
+pub mod pins;
+pub mod preflight;
+mod shared;
+mod sys;
+pub mod tracker;
+pub mod watcher;
+
+pub use load::LoadOptions;
+pub use preflight::Refusal;
+pub use tracker::Tracker;
+pub use watcher::{WatchOptions, Watcher};
+
+/// What can go wrong with the kernel half.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// lifemon cannot work here.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The kernel refused to load or attach a program.
+    #[error("the kernel refused {what}: {reason}; `lifemon doctor` says what works here")]
+    Load {
+        /// The program.
+        what: String,
+        /// The kernel's word.
+        reason: String,
+    },
+    /// The compiled kernel half lacks something: a defect of the build.
+    #[error("the kernel half has no {0}: this binary was built wrongly")]
+    NoProgram(&'static str),
+    /// A map could not be read or written.
+    #[error("cannot access the tracker's maps: {0}")]
+    Map(#[source] io::Error),
+    /// The BPF file system could not be used.
+    #[error("cannot use the BPF file system {path}: {0}; is it mounted, and is this root?", path = pins::BPF_FS)]
+    Pin(#[source] io::Error),
+    /// Every slot of a watched tree is taken.
+    #[error("all {} slots are taken by other watchers; end one of them first", lifemon_ebpf::limits::TREE_SLOTS - 1)]
+    NoSlot,
+    /// The tree overlaps with as many others as there are layers.
+    #[error("this tree overlaps with {} others that are watched; end one of them first", lifemon_ebpf::limits::LAYERS)]
+    NoLayer,
+    /// The process has no record (any more).
+    #[error("no such process: {0}")]
+    NoProcess(String),
+}
+
+impl Error {
+    fn load(what: &str, error: &dyn std::error::Error) -> Self {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !reason.contains(&text) {
+                reason = format!("{reason}: {text}");
+            }
+            source = cause.source();
+        }
+        // The verifier's log is for developers; the first line says what happened.
+        let reason = reason.lines().next().unwrap_or_default().to_owned();
+        Self::Load { what: what.to_owned(), reason }
+    }
+}

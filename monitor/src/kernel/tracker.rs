@@ -1,0 +1,444 @@
+//! A tracker, pinned or private: the open maps, snapshots of the lineage, and the passes.
+
+use std::fmt;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use lifemon_ebpf::{
+    Host, LIVE, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
+};
+
+use super::load::{self, HOOKS, LoadOptions, Loaded};
+use super::pins::{self, Found};
+use super::shared::{Shared, word64};
+use super::{Error, sys};
+
+/// The open maps of a tracker, and how to run its passes.
+pub struct Tracker {
+    pub(super) lineage: OwnedFd,
+    pub(super) members: OwnedFd,
+    pub(super) roots: OwnedFd,
+    pub(super) rings: OwnedFd,
+    signals: OwnedFd,
+    oom: OwnedFd,
+    pub(super) trees: Shared<Tree>,
+    pub(super) host: Shared<Host>,
+    pub(super) pass: Shared<Pass>,
+    hooks: Vec<(&'static str, OwnedFd)>,
+    sweep: OwnedFd,
+    /// The loaded kernel half of a private tracker; `None` for the pinned one.
+    pub(super) private: Option<Loaded>,
+}
+
+impl fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracker").field("pinned", &self.is_pinned()).finish_non_exhaustive()
+    }
+}
+
+/// All records at one time. Each bucket of the map was read under its lock, the whole was not:
+/// what lived through the whole reading is in it.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Every process and ghost.
+    pub records: Vec<(ProcessId, Record)>,
+    /// When tracking began, ns since boot.
+    pub since_ns: u64,
+    /// Processes without a record because the map was full, since tracking began.
+    pub lost_records: u64,
+    /// Events that the kernel did not run the hooks for.
+    pub missed_runs: u64,
+}
+
+impl Snapshot {
+    /// The living process that has this pid now.
+    #[must_use]
+    pub fn live(&self, pid: u32) -> Option<&(ProcessId, Record)> {
+        self.records.iter().find(|(id, record)| id.pid == pid && record.state == LIVE)
+    }
+
+    /// The latest ghost that had this pid.
+    #[must_use]
+    pub fn ghost(&self, pid: u32) -> Option<&(ProcessId, Record)> {
+        self.records
+            .iter()
+            .filter(|(id, record)| id.pid == pid && record.state != LIVE)
+            .max_by_key(|(id, _)| id.start_ns)
+    }
+}
+
+/// What the kernel counts about one hook.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct HookCost {
+    /// The hook.
+    pub hook: &'static str,
+    /// Runs while the kernel measured.
+    pub runs: u64,
+    /// Time of one run, in ns; absent when there were none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ns_per_run: Option<u64>,
+    /// Runs that the kernel skipped, since the program was loaded.
+    pub missed: u64,
+}
+
+/// How a switch of the tracker went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Switched {
+    /// Directories of other versions, or of loaders that were killed, that were removed.
+    pub replaced: Vec<String>,
+    /// What was missing from the tracker that was found and removed.
+    pub repaired: Option<String>,
+    /// Whether there was nothing to do.
+    pub unchanged: bool,
+    /// Whether the BPF file system was mounted, or unmounted again.
+    pub mount_changed: bool,
+}
+
+impl Tracker {
+    /// The pinned tracker if there is one, otherwise a private one that ends with this process.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where lifemon cannot work, and whatever loading fails with.
+    pub fn open_or_load(options: &LoadOptions) -> Result<Self, Error> {
+        super::preflight::check()?;
+        match Self::open()? {
+            Some(tracker) => Ok(tracker),
+            None => Self::load(options),
+        }
+    }
+
+    /// A private tracker.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where lifemon cannot work, and whatever loading fails with.
+    pub fn load(options: &LoadOptions) -> Result<Self, Error> {
+        let loaded = load::load(options)?;
+        let map = |name| loaded.map(name)?.try_clone_to_owned().map_err(Error::Map);
+        let (lineage, members, roots) = (map("LINEAGE")?, map("MEMBERS")?, map("ROOTS")?);
+        let (rings, signals, oom) = (map("RINGS")?, map("SIGNALS")?, map("OOM_VICTIMS")?);
+        let trees = Shared::new(map("TREES")?, limits::TREE_SLOTS as usize).map_err(Error::Map)?;
+        let host = Shared::new(map("HOST")?, 1).map_err(Error::Map)?;
+        let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
+        let hooks = loaded.hook_programs()?;
+        let sweep = loaded.program_fd("sweep")?;
+        Ok(Self {
+            lineage,
+            members,
+            roots,
+            rings,
+            signals,
+            oom,
+            trees,
+            host,
+            pass,
+            hooks,
+            sweep,
+            private: Some(loaded),
+        })
+    }
+
+    /// The pinned tracker of this version, if it is on and complete.
+    ///
+    /// # Errors
+    /// When it is there but cannot be opened.
+    pub fn open() -> Result<Option<Self>, Error> {
+        if pins::look() != Found::Complete {
+            return Ok(None);
+        }
+        let shared = |name| pins::open_map(name);
+        let hooks = HOOKS
+            .iter()
+            .map(|(name, _)| Ok((*name, pins::open_program(name)?)))
+            .collect::<Result<_, Error>>()?;
+        Ok(Some(Self {
+            lineage: pins::open_map("LINEAGE")?,
+            members: pins::open_map("MEMBERS")?,
+            roots: pins::open_map("ROOTS")?,
+            rings: pins::open_map("RINGS")?,
+            signals: pins::open_map("SIGNALS")?,
+            oom: pins::open_map("OOM_VICTIMS")?,
+            trees: Shared::new(shared("TREES")?, limits::TREE_SLOTS as usize)
+                .map_err(Error::Map)?,
+            host: Shared::new(shared("HOST")?, 1).map_err(Error::Map)?,
+            pass: Shared::new(shared("PASS")?, 1).map_err(Error::Map)?,
+            hooks,
+            sweep: pins::open_program("sweep")?,
+            private: None,
+        }))
+    }
+
+    /// Switches the pinned tracker on. What another version or a killed loader left is removed.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where lifemon cannot work, and whatever loading or pinning fails with.
+    pub fn switch_on(options: &LoadOptions) -> Result<Switched, Error> {
+        super::preflight::check()?;
+        let mut switched = Switched { mount_changed: pins::ensure_mounted()?, ..Switched::default() };
+        let _lock = pins::lock()?;
+        let found = pins::look();
+        for name in pins::versions() {
+            pins::remove_version(&name)?;
+            switched.replaced.push(name);
+        }
+        match found {
+            Found::Complete => {
+                switched.unchanged = true;
+                return Ok(switched);
+            }
+            Found::Torn { missing } => {
+                pins::remove_version(&format!("v{}", lifemon_ebpf::ABI))?;
+                switched.repaired = Some(missing);
+            }
+            Found::Nothing | Found::Other { .. } => {}
+        }
+        pins::pin(load::load(options)?)?;
+        Ok(switched)
+    }
+
+    /// Switches the pinned tracker off: no program, map or pin of any version remains.
+    ///
+    /// # Errors
+    /// When the pins cannot be removed.
+    pub fn switch_off() -> Result<Switched, Error> {
+        pins::check()?;
+        let lock = pins::lock()?;
+        if let Ok(Some(tracker)) = Self::open() {
+            // Watchers that still hold the maps see by this that no more events will come.
+            tracker.since().store(0, Ordering::SeqCst);
+        }
+        let mut names = pins::versions();
+        let found = pins::look();
+        if matches!(found, Found::Complete | Found::Torn { .. }) {
+            names.push(format!("v{}", lifemon_ebpf::ABI));
+        }
+        for name in &names {
+            pins::remove_version(name)?;
+        }
+        drop(lock);
+        let mount_changed = pins::remove_root();
+        Ok(Switched {
+            unchanged: names.is_empty(),
+            replaced: names,
+            repaired: None,
+            mount_changed,
+        })
+    }
+
+    /// Whether this is the pinned tracker.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.private.is_none()
+    }
+
+    /// Whether the exit event comes before memory is released, and says which thread is the last
+    /// (Linux 6.16 and newer). Known of a private tracker.
+    #[must_use]
+    pub fn has_group_dead(&self) -> bool {
+        self.private.as_ref().is_some_and(|loaded| loaded.has_group_dead)
+    }
+
+    fn since(&self) -> &std::sync::atomic::AtomicU64 {
+        // SAFETY: the mapping lives as long as `self`.
+        unsafe { word64(&raw mut (*self.host.at(0)).since_ns) }
+    }
+
+    /// When every process had been learnt, ns since boot; 0 once the tracker was switched off.
+    #[must_use]
+    pub fn since_ns(&self) -> u64 {
+        self.since().load(Ordering::SeqCst)
+    }
+
+    /// Records that fit.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn capacity(&self) -> Result<u32, Error> {
+        let map = self.lineage.try_clone().map_err(Error::Map)?;
+        let map = aya::maps::MapData::from_fd(map).and_then(|map| map.info());
+        map.map(|info| info.max_entries()).map_err(|error| Error::Map(std::io::Error::other(error)))
+    }
+
+    /// Reads all records.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
+        let records = sys::read_all(self.lineage.as_fd()).map_err(Error::Map)?;
+        Ok(Snapshot {
+            records,
+            since_ns: self.since_ns(),
+            lost_records: self.host_counters().lost_records,
+            missed_runs: self.missed_runs(),
+        })
+    }
+
+    /// One record.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn record(&self, id: &ProcessId) -> Result<Option<Record>, Error> {
+        sys::lookup(self.lineage.as_fd(), id).map_err(Error::Map)
+    }
+
+    /// The last fatal signal that was sent to `id`.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn signal_fact(&self, id: &ProcessId) -> Result<Option<SignalFact>, Error> {
+        sys::lookup(self.signals.as_fd(), id).map_err(Error::Map)
+    }
+
+    /// Whether the out-of-memory killer has chosen this process.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn was_oom_victim(&self, id: &ProcessId) -> Result<bool, Error> {
+        let marked: Option<u64> = sys::lookup(self.oom.as_fd(), &id.pid).map_err(Error::Map)?;
+        Ok(marked.is_some_and(|at| at >= id.start_ns))
+    }
+
+    /// Counters of the whole host: forks, exits, records lost.
+    #[must_use]
+    pub fn host_counters(&self) -> Counters {
+        Counters::read(self.trees.at(0))
+    }
+
+    /// Live members of the tree in `slot` with `generation`.
+    pub(super) fn members(&self, slot: u32, generation: u32) -> Result<Vec<MemberKey>, Error> {
+        let wanted = Membership { slot, generation };
+        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
+        let all = all.map_err(Error::Map)?;
+        Ok(all.into_iter().filter(|(_, found)| *found == wanted).map(|(key, _)| key).collect())
+    }
+
+    /// Memberships of all trees.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn membership_count(&self) -> Result<usize, Error> {
+        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
+        Ok(all.map_err(Error::Map)?.len())
+    }
+
+    /// Hook runs that the kernel skipped because the hook was running on that CPU already.
+    #[must_use]
+    pub fn missed_runs(&self) -> u64 {
+        let deciding = self.hooks.iter().filter(|(name, _)| matches!(*name, "fork" | "exit"));
+        deciding
+            .filter_map(|(_, fd)| sys::program_info(fd.as_fd()).ok())
+            .map(|info| info.recursion_misses)
+            .sum()
+    }
+
+    /// Lets the kernel measure the hooks for `period`.
+    ///
+    /// # Errors
+    /// When the kernel refuses to measure.
+    pub fn measure(&self, period: Duration) -> Result<Vec<HookCost>, Error> {
+        let read = || -> Result<Vec<_>, Error> {
+            self.hooks
+                .iter()
+                .map(|(name, fd)| Ok((*name, sys::program_info(fd.as_fd()).map_err(Error::Map)?)))
+                .collect()
+        };
+        let measuring = sys::enable_stats().map_err(Error::Map)?;
+        let before = read()?;
+        std::thread::sleep(period);
+        let after = read()?;
+        drop(measuring);
+        Ok(before
+            .into_iter()
+            .zip(after)
+            .map(|((hook, before), (_, after))| {
+                let runs = after.run_cnt.saturating_sub(before.run_cnt);
+                let time_ns = after.run_time_ns.saturating_sub(before.run_time_ns);
+                let missed = after.recursion_misses;
+                HookCost { hook, runs, ns_per_run: time_ns.checked_div(runs), missed }
+            })
+            .collect())
+    }
+
+    /// Removes records that nobody needs: what a death with very many ghosts had to leave.
+    ///
+    /// # Errors
+    /// When the maps cannot be read or the sweep program cannot run.
+    pub fn sweep(&self) -> Result<usize, Error> {
+        load::sweep_unreferenced(self.sweep.as_fd(), self.lineage.as_fd()).map_err(Error::Map)
+    }
+
+    /// Runs one label pass over all processes.
+    pub(super) fn label(&mut self) -> Result<(), Error> {
+        match &mut self.private {
+            Some(loaded) => loaded.label(),
+            None => pins::label(),
+        }
+    }
+
+    /// The debug messages of a private tracker, when it was loaded with them.
+    ///
+    /// # Errors
+    /// When they cannot be opened.
+    pub fn debug_log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, Error> {
+        let failed = |error: aya_log::Error| Error::Map(std::io::Error::other(error));
+        match &mut self.private {
+            Some(loaded) => aya_log::EbpfLogger::init(&mut loaded.ebpf).map_err(failed),
+            None => {
+                let fork = self.hooks.iter().find(|(name, _)| *name == "fork");
+                let fork = fork.ok_or(Error::NoProgram("fork"))?;
+                let id = sys::program_info(fork.1.as_fd()).map_err(Error::Map)?.id;
+                aya_log::EbpfLogger::init_from_id(id).map_err(failed)
+            }
+        }
+    }
+}
+
+/// The counters of a slot at one time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Members alive.
+    pub live: u64,
+    /// Members created.
+    pub forks: u64,
+    /// Members that died.
+    pub exits: u64,
+    /// Events that found the ring full.
+    pub lost_events: u64,
+    /// Members that could not be inserted.
+    pub lost_members: u64,
+    /// Processes without a record.
+    pub lost_records: u64,
+}
+
+impl Counters {
+    /// Reads the counters of a slot.
+    pub(super) fn read(tree: *mut Tree) -> Self {
+        // SAFETY: `tree` points into a live mapping; the words are read atomically.
+        unsafe {
+            let read = |word: *mut u64| word64(word).load(Ordering::SeqCst);
+            Self {
+                live: read(&raw mut (*tree).live),
+                forks: read(&raw mut (*tree).forks),
+                exits: read(&raw mut (*tree).exits),
+                lost_events: read(&raw mut (*tree).lost_events),
+                lost_members: read(&raw mut (*tree).lost_members),
+                lost_records: read(&raw mut (*tree).lost_records),
+            }
+        }
+    }
+}
+
+impl Loaded {
+    fn program_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
+        let program = self.ebpf.program(name).ok_or(Error::NoProgram(name))?;
+        let fd = program.fd().map_err(|error| Error::load(name, &error))?;
+        fd.as_fd().try_clone_to_owned().map_err(Error::Map)
+    }
+
+    fn hook_programs(&self) -> Result<Vec<(&'static str, OwnedFd)>, Error> {
+        HOOKS
+            .iter()
+            .map(|&(name, _)| Ok((name, self.program_fd(name)?)))
+            .collect()
+    }
+}

@@ -1,0 +1,411 @@
+//! One watched tree: takes a slot, brings a ring, labels the members, reads the events, and gives
+//! everything back when it is dropped.
+//!
+//! The order of [`Tracker::watch`] is what makes the snapshot equal to an atomic one (I5): the slot
+//! and its ring are there before the first label pass, so whatever a member does from the moment
+//! when it is labelled is in the ring; and the passes go on until one of them inserts nothing and
+//! meets no task whose fork hook is still under way.
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
+
+use aya::maps::{Map, MapData, RingBuf};
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
+use lifemon_ebpf::{Event, PASS_LABEL, Pass, ProcessId, limits};
+
+use super::pins::{self, Lock};
+use super::shared::{word32, word64};
+use super::tracker::{Counters, Tracker};
+use super::{Error, sys};
+use crate::proc;
+
+/// Label passes until a new one must find nothing; a tree that forks all the time settles in a few,
+/// because what a labelled member forks is labelled by its fork hook.
+const LABEL_PASSES: u32 = 64;
+
+/// How a tree is watched.
+#[derive(Debug, Clone)]
+pub struct WatchOptions {
+    /// Bytes of the ring; a power of two, at least a page.
+    pub ring_bytes: u32,
+}
+
+impl Default for WatchOptions {
+    fn default() -> Self {
+        Self { ring_bytes: limits::RING_BYTES }
+    }
+}
+
+/// Why a tree's answers are not complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unlabelled {
+    /// Living processes without a record: whether they belong cannot be known.
+    pub unrecorded: u64,
+    /// Processes whose lineage did not settle.
+    pub unsettled: u64,
+    /// Members for which the membership map had no room.
+    pub failed: u64,
+}
+
+impl Unlabelled {
+    /// Whether every member is labelled.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.unrecorded == 0 && self.unsettled == 0 && self.failed == 0
+    }
+}
+
+/// A watched tree. Dropping it gives the slot back.
+pub struct Watcher {
+    tracker: Tracker,
+    slot: u32,
+    generation: u32,
+    layer: u32,
+    root: ProcessId,
+    ring: RingBuf<MapData>,
+    unlabelled: Unlabelled,
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watcher").field("root", &self.root).field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+impl Tracker {
+    /// Watches the tree of `root`, which may be a ghost.
+    ///
+    /// # Errors
+    /// [`Error::NoProcess`] when the root has no record, [`Error::NoSlot`], [`Error::NoLayer`].
+    pub fn watch(mut self, root: ProcessId, options: &WatchOptions) -> Result<Watcher, Error> {
+        let _lock = self.lock()?;
+        self.reclaim()?;
+        let owner = self.own_id()?;
+        let slot = self.free_slot().ok_or(Error::NoSlot)?;
+        let ring = create_ring(options.ring_bytes)?;
+        sys::update(self.roots.as_fd(), &root, &1_u64).map_err(Error::Map)?;
+        let mut taken = Err(Error::NoLayer);
+        for layer in 0..limits::LAYERS {
+            let generation = self.take(slot, layer, root, owner);
+            let ring_fd = ring.as_fd().as_raw_fd().cast_unsigned();
+            // Waits until all running programs have ended: from here on every hook knows the slot,
+            // its layer and its root.
+            sys::update(self.rings.as_fd(), &slot, &ring_fd).map_err(Error::Map)?;
+            if self.record(&root)?.is_none() {
+                taken = Err(Error::NoProcess(root.pid.to_string()));
+                break;
+            }
+            match self.label_tree(slot, generation, layer, root) {
+                Ok(Some(unlabelled)) => {
+                    taken = Ok((generation, layer, unlabelled));
+                    break;
+                }
+                // Another tree of this layer overlaps: its members stay, ours go.
+                Ok(None) => self.give_back(slot)?,
+                Err(error) => {
+                    taken = Err(error);
+                    break;
+                }
+            }
+        }
+        match taken {
+            Ok((generation, layer, unlabelled)) => {
+                Ok(Watcher { tracker: self, slot, generation, layer, root, ring, unlabelled })
+            }
+            Err(error) => {
+                self.give_back(slot)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The lock of the pinned tracker. A private one has a single user.
+    fn lock(&self) -> Result<Option<Lock>, Error> {
+        self.is_pinned().then(pins::lock).transpose()
+    }
+
+    /// Gives back the slots of watchers that were killed; how many.
+    ///
+    /// # Errors
+    /// When the maps cannot be accessed.
+    pub fn reclaim(&self) -> Result<usize, Error> {
+        let mut reclaimed = 0;
+        for slot in 1..limits::TREE_SLOTS {
+            let (generation, owner) = self.slot_owner(slot);
+            if generation % 2 == 1 && !proc::is_alive(owner) {
+                self.give_back(slot)?;
+                reclaimed += 1;
+            }
+        }
+        Ok(reclaimed)
+    }
+
+    /// As [`Tracker::reclaim`], taking the lock.
+    ///
+    /// # Errors
+    /// When the maps cannot be accessed.
+    pub fn reclaim_locked(&self) -> Result<usize, Error> {
+        let _lock = self.lock()?;
+        self.reclaim()
+    }
+
+    /// Slots in use.
+    #[must_use]
+    pub fn watched(&self) -> usize {
+        (1..limits::TREE_SLOTS).filter(|slot| self.slot_owner(*slot).0 % 2 == 1).count()
+    }
+
+    fn slot_owner(&self, slot: u32) -> (u32, ProcessId) {
+        let tree = self.trees.at(slot as usize);
+        // SAFETY: the mapping lives as long as `self`; the owner is written under the lock, before
+        // the generation.
+        unsafe {
+            let generation = word32(&raw mut (*tree).generation).load(Ordering::SeqCst);
+            (generation, (&raw const (*tree).owner).read_volatile())
+        }
+    }
+
+    fn free_slot(&self) -> Option<u32> {
+        (1..limits::TREE_SLOTS).find(|slot| self.slot_owner(*slot).0.is_multiple_of(2))
+    }
+
+    /// Identity of this process: from its record, or as exact as `/proc` has it.
+    fn own_id(&self) -> Result<ProcessId, Error> {
+        let pid = std::process::id();
+        match self.snapshot()?.live(pid) {
+            Some((id, _)) => Ok(*id),
+            None => proc::identify(pid).ok_or_else(|| Error::NoProcess(pid.to_string())),
+        }
+    }
+
+    /// Takes a free slot; its new generation.
+    fn take(&self, slot: u32, layer: u32, root: ProcessId, owner: ProcessId) -> u32 {
+        let tree = self.trees.at(slot as usize);
+        // SAFETY: the mapping lives as long as `self`. The slot is free and the lock is held: no
+        // hook counts in it (the last release waited for all that did), nobody else takes it.
+        unsafe {
+            let generation = word32(&raw mut (*tree).generation);
+            let taken = generation.load(Ordering::SeqCst).wrapping_add(1);
+            for counter in [
+                &raw mut (*tree).live,
+                &raw mut (*tree).forks,
+                &raw mut (*tree).execs,
+                &raw mut (*tree).exits,
+                &raw mut (*tree).condemned,
+                &raw mut (*tree).lost_events,
+                &raw mut (*tree).lost_members,
+                &raw mut (*tree).lost_records,
+                &raw mut (*tree).sleeping,
+            ] {
+                word64(counter).store(0, Ordering::SeqCst);
+            }
+            (*tree).root = root;
+            (*tree).owner = owner;
+            word32(&raw mut (*tree).layer).store(layer, Ordering::SeqCst);
+            generation.store(taken, Ordering::SeqCst);
+            word64(&raw mut (*self.host.at(0)).layers).fetch_or(1 << layer, Ordering::SeqCst);
+            taken
+        }
+    }
+
+    /// Gives a slot back: no new memberships from here on, then no hook that still uses it, then
+    /// no memberships at all.
+    fn give_back(&self, slot: u32) -> Result<(), Error> {
+        let tree = self.trees.at(slot as usize);
+        // SAFETY: the mapping lives as long as `self`, and the lock is held.
+        let (generation, root) = unsafe {
+            (word32(&raw mut (*tree).generation), (&raw const (*tree).root).read_volatile())
+        };
+        let used = generation.load(Ordering::SeqCst);
+        if used.is_multiple_of(2) {
+            return Ok(());
+        }
+        generation.store(used.wrapping_add(1), Ordering::SeqCst);
+        // Waits until all running programs have ended.
+        sys::delete(self.rings.as_fd(), &slot).map_err(Error::Map)?;
+        for key in self.members(slot, used)? {
+            sys::delete(self.members.as_fd(), &key).map_err(Error::Map)?;
+        }
+        self.forget_root(root)?;
+        self.refresh_layers();
+        Ok(())
+    }
+
+    /// Removes the mark of a root that no slot watches any more.
+    fn forget_root(&self, root: ProcessId) -> Result<(), Error> {
+        let watched = (1..limits::TREE_SLOTS).any(|slot| {
+            let tree = self.trees.at(slot as usize);
+            // SAFETY: the mapping lives as long as `self`, and the lock is held.
+            self.slot_owner(slot).0 % 2 == 1
+                && unsafe { (&raw const (*tree).root).read_volatile() } == root
+        });
+        if !watched {
+            sys::delete(self.roots.as_fd(), &root).map_err(Error::Map)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the mask of layers to those of the slots in use.
+    fn refresh_layers(&self) {
+        let mut layers = 0;
+        for slot in (1..limits::TREE_SLOTS).filter(|slot| self.slot_owner(*slot).0 % 2 == 1) {
+            let tree = self.trees.at(slot as usize);
+            // SAFETY: the mapping lives as long as `self`.
+            layers |= 1 << unsafe { word32(&raw mut (*tree).layer) }.load(Ordering::SeqCst);
+        }
+        // SAFETY: as above.
+        unsafe { word64(&raw mut (*self.host.at(0)).layers) }.store(layers, Ordering::SeqCst);
+    }
+
+    /// Labels the living members of the tree; nothing when another tree of the layer overlaps.
+    fn label_tree(
+        &mut self,
+        slot: u32,
+        generation: u32,
+        layer: u32,
+        root: ProcessId,
+    ) -> Result<Option<Unlabelled>, Error> {
+        let mut left = Unlabelled { unrecorded: 0, unsettled: 0, failed: 0 };
+        for _ in 0..LABEL_PASSES {
+            // SAFETY: one pass runs at a time (the lock is held), and none runs now.
+            unsafe {
+                let kind = PASS_LABEL;
+                *self.pass.at(0) = Pass { kind, slot, generation, layer, root, ..Pass::default() };
+            }
+            self.label()?;
+            // SAFETY: the pass has ended: the iterator was read to its end.
+            let found = unsafe { self.pass.at(0).read_volatile() };
+            if found.conflicts > 0 {
+                return Ok(None);
+            }
+            left = Unlabelled {
+                unrecorded: found.unrecorded,
+                unsettled: found.unsettled,
+                failed: found.failed,
+            };
+            if found.inserted == 0 && (left.is_complete() || found.failed > 0) {
+                break;
+            }
+            if found.inserted == 0 && self.host_counters().lost_records > 0 {
+                // What has no record will not get one.
+                break;
+            }
+        }
+        Ok(Some(left))
+    }
+}
+
+/// A ring of its own, for one watcher.
+fn create_ring(bytes: u32) -> Result<RingBuf<MapData>, Error> {
+    let ring = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
+    let ring = MapData::create(ring, "lifemon_ring", None);
+    let ring = ring.map_err(|error| Error::load("a ring buffer", &error))?;
+    RingBuf::try_from(Map::RingBuf(ring)).map_err(|error| Error::load("a ring buffer", &error))
+}
+
+impl Watcher {
+    /// The watched root.
+    #[must_use]
+    pub fn root(&self) -> ProcessId {
+        self.root
+    }
+
+    /// The tracker that this reads from.
+    #[must_use]
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    /// The tracker, to open its debug log.
+    pub fn tracker_mut(&mut self) -> &mut Tracker {
+        &mut self.tracker
+    }
+
+    /// What the label passes could not settle.
+    #[must_use]
+    pub fn unlabelled(&self) -> Unlabelled {
+        self.unlabelled
+    }
+
+    /// Counters of the tree. `live == 0` is the proof that none of it can run again.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters::read(self.tracker.trees.at(self.slot as usize))
+    }
+
+    /// Living members.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn live_members(&self) -> Result<Vec<ProcessId>, Error> {
+        let members = self.tracker.members(self.slot, self.generation)?;
+        Ok(members.into_iter().map(|key| key.process).collect())
+    }
+
+    /// Labels again, after members could not be inserted.
+    ///
+    /// # Errors
+    /// When a pass cannot run.
+    pub fn relabel(&mut self) -> Result<Unlabelled, Error> {
+        let _lock = self.tracker.lock()?;
+        let (slot, generation, layer, root) = (self.slot, self.generation, self.layer, self.root);
+        if let Some(unlabelled) = self.tracker.label_tree(slot, generation, layer, root)? {
+            self.unlabelled = unlabelled;
+        }
+        Ok(self.unlabelled)
+    }
+
+    /// Takes what is in the ring, at most `limit` events; whether that emptied it.
+    pub fn drain(&mut self, events: &mut Vec<Event>, limit: usize) -> bool {
+        for _ in 0..limit {
+            let Some(item) = self.ring.next() else { return true };
+            if let Some(event) = decode(&item) {
+                events.push(event);
+            }
+        }
+        false
+    }
+
+    /// Asks to be woken by the next urgent event. After this the ring must be drained once more
+    /// before sleeping.
+    pub fn ask_for_wakeup(&self) {
+        let tree = self.tracker.trees.at(self.slot as usize);
+        // SAFETY: the mapping lives as long as `self`.
+        unsafe { word64(&raw mut (*tree).sleeping) }.swap(1, Ordering::SeqCst);
+    }
+
+    /// Whether the tracker was switched off under this watcher: no more events will come.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.tracker.since_ns() == 0
+    }
+}
+
+/// Readable when there is something urgent.
+impl AsRawFd for Watcher {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_fd().as_raw_fd()
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let lock = self.tracker.lock();
+        if let Err(error) = lock.and_then(|_lock| self.tracker.give_back(self.slot)) {
+            // The next command reclaims it: the owner is dead by then.
+            log::warn!("slot {} was not given back: {error}", self.slot);
+        }
+    }
+}
+
+/// An event from the bytes of a ring entry.
+fn decode(bytes: &[u8]) -> Option<Event> {
+    if bytes.len() < size_of::<Event>() {
+        return None;
+    }
+    // SAFETY: long enough, and any bytes are a valid event; ring entries are 8-byte aligned but
+    // that is not relied upon.
+    Some(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() })
+}
+

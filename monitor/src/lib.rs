@@ -1,0 +1,20 @@
+//! lifemon keeps the lineage of every process in the kernel and answers from it who belongs to
+//! what, who died of what, and who was left behind.
+//!
+//! Reading order: [`process`] (the words), [`forest`] (the lineage at one time), [`watch`] (a tree
+//! over time), [`kernel`] (the tracker), [`session`] (a watched tree, live), [`proc`] (what only
+//! `/proc` knows), [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
+//!
+//! [`forest`] and [`watch`] do no I/O and read no clock; [`kernel`] alone names aya.
+
+pub mod cli;
+pub mod doctor;
+pub mod forest;
+pub mod kernel;
+pub mod proc;
+pub mod process;
+pub mod report;
+pub mod session;
+pub mod watch;
+
+pub use lifemon_ebpf::ProcessId;

@@ -1,0 +1,15 @@
+//! Parses what was typed, runs it, and picks the exit code. Nothing is decided here.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use lifemon::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cli::start_logging(cli.verbose);
+    match cli::run(&cli) {
+        Ok(code) => code.into(),
+        Err(error) => cli::fail(&error),
+    }
+}

@@ -1,0 +1,135 @@
+//! What only `/proc` knows: the present parent, the kind of a pid that has no record, identities of
+//! processes that a tracker has not seen. Everything read here may be gone a moment later.
+
+use std::fs;
+
+use lifemon_ebpf::ProcessId;
+
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// The fields of `/proc/<pid>/stat` that lifemon uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Pid of the parent as this pid namespace sees it.
+    pub parent: u32,
+    /// `PF_*` flags of the task.
+    pub flags: u64,
+    /// Start, in clock ticks since boot.
+    pub start_ticks: u64,
+    /// State letter, as `ps` shows it.
+    pub state: char,
+}
+
+/// Reads `/proc/<pid>/stat`; `None` when there is no such task.
+#[must_use]
+pub fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Parses a stat line. The name may hold anything, parentheses and newlines too: the fields begin
+/// after the last `)`.
+fn parse_stat(line: &[u8]) -> Option<Stat> {
+    let end_of_name = line.iter().rposition(|byte| *byte == b')')?;
+    let fields = std::str::from_utf8(line.get(end_of_name + 1..)?).ok()?;
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, starttime 22.
+    let flags = fields.nth(9 - 4 - 1)?.parse().ok()?;
+    let start_ticks = fields.nth(22 - 9 - 1)?.parse().ok()?;
+    Some(Stat { parent, flags, start_ticks, state })
+}
+
+/// Length of a clock tick, in ns.
+fn tick_ns() -> u64 {
+    use nix::unistd::{SysconfVar, sysconf};
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    1_000_000_000 / u64::try_from(per_second.max(1)).unwrap_or(100)
+}
+
+/// The process that has this pid now, with its start as exact as `/proc` gives it (a clock tick).
+#[must_use]
+pub fn identify(pid: u32) -> Option<ProcessId> {
+    Some(ProcessId::new(pid, stat(pid)?.start_ticks * tick_ns()))
+}
+
+/// Whether this very process is there, a zombie not counted; exact to a clock tick.
+#[must_use]
+pub fn is_alive(id: ProcessId) -> bool {
+    stat(id.pid).is_some_and(|stat| {
+        stat.start_ticks == id.start_ns / tick_ns() && !matches!(stat.state, 'Z' | 'X')
+    })
+}
+
+/// Whether the task that has this pid now is this process, zombies included.
+#[must_use]
+pub fn is_same(id: ProcessId) -> bool {
+    stat(id.pid).is_some_and(|stat| stat.start_ticks == id.start_ns / tick_ns())
+}
+
+/// What a pid is that has no record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing has this pid.
+    Nothing,
+    /// A thread of another process.
+    ThreadOf(u32),
+    /// A thread of the kernel.
+    KernelThread,
+    /// Dead, not reaped yet.
+    Zombie,
+    /// A process.
+    Process,
+}
+
+/// What `pid` is.
+#[must_use]
+pub fn kind(pid: u32) -> Kind {
+    let Some(stat) = stat(pid) else { return Kind::Nothing };
+    if stat.flags & PF_KTHREAD != 0 {
+        return Kind::KernelThread;
+    }
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    match group.and_then(|group| group.trim().parse().ok()) {
+        Some(group) if group != pid => Kind::ThreadOf(group),
+        _ if stat.state == 'Z' => Kind::Zombie,
+        _ => Kind::Process,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = "77 (a) b\n) S 42 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 123456 9 9";
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let stat = parse_stat(LINE.as_bytes()).unwrap();
+        assert_eq!((stat.parent, stat.start_ticks, stat.state), (42, 123_456, 'S'));
+        assert_eq!(stat.flags, 4_194_304);
+    }
+
+    #[test]
+    fn a_cut_line_is_nothing() {
+        for length in 0..LINE.len() - 10 {
+            let _ = parse_stat(&LINE.as_bytes()[..length]);
+        }
+        assert_eq!(parse_stat(b"77 (x) S 1"), None);
+    }
+
+    #[test]
+    fn this_process_is_a_process_and_alive() {
+        let own = std::process::id();
+        assert_eq!(kind(own), Kind::Process);
+        let id = identify(own).unwrap();
+        assert!(is_alive(id));
+        assert!(!is_alive(ProcessId::new(own, id.start_ns + 1_000_000_000)));
+    }
+
+    #[test]
+    fn a_pid_of_nobody_is_nothing() {
+        assert_eq!(kind(u32::MAX / 4), Kind::Nothing);
+    }
+}

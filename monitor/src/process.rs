@@ -1,0 +1,238 @@
+//! What lifemon says about one process, decoded from records and events: names, deaths, signals.
+//! Pure: no I/O, no clock.
+
+use lifemon_ebpf::{
+    Event, INFERRED, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
+};
+
+/// A process by identity and, when known, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    /// Its identity.
+    pub id: ProcessId,
+    /// Its `comm`; `None` when nothing is known but the identity.
+    pub name: Option<String>,
+}
+
+/// A member of a watched tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its identity.
+    pub id: ProcessId,
+    /// Its `comm`, at most 15 bytes.
+    pub name: Option<String>,
+    /// Real user id.
+    pub uid: Option<u32>,
+    /// Its pid in its own pid namespace.
+    pub ns_pid: Option<u32>,
+    /// Who called fork or clone; `None` when unknown.
+    pub creator: Option<ProcessId>,
+    /// Whether it is older than tracking, so that `creator` is the parent it was found with.
+    pub inferred: bool,
+    /// Dead creators that are not known any more between it and `creator`.
+    pub elided: u32,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// Status as `wait(2)` gives it.
+    pub status: u32,
+    /// Chosen by the out-of-memory killer.
+    pub is_oom: bool,
+    /// Who sent the signal, when known.
+    pub sender: Option<Sender>,
+}
+
+/// Who sent a signal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sender {
+    /// A process.
+    Process(Who),
+    /// The kernel on its own account: a fault, a limit, a dying pid namespace.
+    Kernel,
+}
+
+/// Why a process ended, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Cause {
+    /// It called exit.
+    Exited,
+    /// A signal ended it.
+    Signal,
+    /// The out-of-memory killer chose it.
+    Oom,
+}
+
+impl Cause {
+    /// The word of the output.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Signal => "signal",
+            Self::Oom => "oom",
+        }
+    }
+}
+
+impl Death {
+    /// The exit code, unless a signal ended it.
+    #[must_use]
+    pub const fn code(&self) -> Option<u32> {
+        if self.status & 0x7f == 0 { Some(self.status >> 8 & 0xff) } else { None }
+    }
+
+    /// The signal that ended it.
+    #[must_use]
+    pub const fn signal(&self) -> Option<u32> {
+        match self.status & 0x7f {
+            0 => None,
+            signal => Some(signal),
+        }
+    }
+
+    /// Whether a core was dumped.
+    #[must_use]
+    pub const fn core_dumped(&self) -> bool {
+        self.signal().is_some() && self.status & 0x80 != 0
+    }
+
+    /// Why it ended.
+    #[must_use]
+    pub const fn cause(&self) -> Cause {
+        if self.is_oom {
+            Cause::Oom
+        } else if self.signal().is_some() {
+            Cause::Signal
+        } else {
+            Cause::Exited
+        }
+    }
+
+    /// The death that an exit event reports.
+    #[must_use]
+    pub fn of_event(event: &Event) -> Self {
+        Self {
+            status: event.status,
+            is_oom: event.flags & OOM_KILLED != 0,
+            sender: sender(event.flags, event.sender, &event.sender_name),
+        }
+    }
+
+    /// The death that a ghost's record tells of.
+    #[must_use]
+    pub fn of_record(record: &Record) -> Self {
+        Self {
+            status: record.status,
+            is_oom: record.exit_flags & OOM_KILLED != 0,
+            sender: sender(record.exit_flags, record.sender, &record.sender_name),
+        }
+    }
+}
+
+/// Who sent, from the flags and fields of an event or a record.
+#[must_use]
+pub fn sender(flags: u32, id: ProcessId, name: &[u8; 16]) -> Option<Sender> {
+    if flags & SENT_BY_KERNEL != 0 {
+        Some(Sender::Kernel)
+    } else if flags & SENDER_KNOWN != 0 {
+        Some(Sender::Process(Who { id, name: comm(name) }))
+    } else {
+        None
+    }
+}
+
+impl Process {
+    /// The process that an event is about.
+    #[must_use]
+    pub fn of_event(event: &Event) -> Self {
+        Self {
+            id: event.process,
+            name: comm(&event.name),
+            uid: Some(event.uid),
+            ns_pid: Some(event.ns_pid),
+            creator: known(event.creator),
+            inferred: false,
+            elided: 0,
+        }
+    }
+
+    /// The process that a record describes.
+    #[must_use]
+    pub fn of_record(id: ProcessId, record: &Record) -> Self {
+        Self {
+            id,
+            name: comm(&record.name),
+            uid: Some(record.uid),
+            ns_pid: Some(record.ns_pid),
+            creator: known(record.creator),
+            inferred: record.origin & INFERRED != 0,
+            elided: record.elided,
+        }
+    }
+
+    /// A process of which nothing but the identity is known.
+    #[must_use]
+    pub const fn unknown(id: ProcessId) -> Self {
+        Self { id, name: None, uid: None, ns_pid: None, creator: None, inferred: false, elided: 0 }
+    }
+
+    /// Identity and name.
+    #[must_use]
+    pub fn who(&self) -> Who {
+        Who { id: self.id, name: self.name.clone() }
+    }
+}
+
+fn known(id: ProcessId) -> Option<ProcessId> {
+    (!id.is_none()).then_some(id)
+}
+
+/// A `comm` as text; `None` when it is empty. What is no UTF-8 is replaced.
+#[must_use]
+pub fn comm(bytes: &[u8; 16]) -> Option<String> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
+}
+
+/// `SIGKILL` for 9, and so on; `SIG34` for those without a name.
+#[must_use]
+pub fn signal_name(signal: u32) -> String {
+    i32::try_from(signal)
+        .ok()
+        .and_then(|signal| nix::sys::signal::Signal::try_from(signal).ok())
+        .map_or_else(|| format!("SIG{signal}"), |signal| signal.as_str().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn death(status: u32) -> Death {
+        Death { status, is_oom: false, sender: None }
+    }
+
+    #[test]
+    fn a_status_is_a_code_or_a_signal() {
+        assert_eq!((death(3 << 8).code(), death(3 << 8).signal()), (Some(3), None));
+        assert_eq!((death(9).code(), death(9).signal()), (None, Some(9)));
+        assert!(death(6 | 0x80).core_dumped());
+        assert!(!death(6).core_dumped());
+        assert_eq!(death(0).cause(), Cause::Exited);
+        assert_eq!(Death { is_oom: true, ..death(9) }.cause(), Cause::Oom);
+    }
+
+    #[test]
+    fn names_of_signals() {
+        assert_eq!(signal_name(9), "SIGKILL");
+        assert_eq!(signal_name(40), "SIG40");
+    }
+
+    #[test]
+    fn a_comm_ends_at_the_first_zero() {
+        assert_eq!(comm(b"VLLM::EngineCor\0").as_deref(), Some("VLLM::EngineCor"));
+        assert_eq!(comm(&[0; 16]), None);
+        assert_eq!(comm(b"a\xffb\0\0\0\0\0\0\0\0\0\0\0\0\0").as_deref(), Some("a\u{fffd}b"));
+    }
+}

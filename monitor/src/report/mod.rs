@@ -1,0 +1,5 @@
+//! How lifemon speaks: [`json`] for scripts, [`text`] for people, [`out`] for where it goes.
+
+pub mod json;
+pub mod out;
+pub mod text;

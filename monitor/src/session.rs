@@ -1,0 +1,468 @@
+//! A watched tree, live: the kernel's events and the pidfds of the dying on one side, the pure
+//! model on the other. What `lifemon attach` prints comes from here.
+//!
+//! Stages of a death: `exit` is the kernel's event, as soon as no thread can run user code again;
+//! `gone` is the pidfd, when memory and files are released and the children have a new parent.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use lifemon_ebpf::{Event, LIVE, ProcessId, SENT_BY_KERNEL};
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::forest::Forest;
+use crate::kernel::{Error, Tracker, WatchOptions, Watcher, clock};
+use crate::proc;
+use crate::process::{Death, Process};
+use crate::watch::{Happening, Watch, What};
+
+/// How often the ring is drained when nothing urgent wakes us.
+const TICK: Duration = Duration::from_millis(40);
+
+/// Events taken from the ring before they are handed on.
+const DRAIN_LIMIT: usize = 4_096;
+
+/// How long to wait, after the tree is extinct, for the last members to be gone.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why an answer is not complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Loss {
+    /// The watcher's ring was full.
+    RingFull,
+    /// The membership map was full.
+    MembersFull,
+    /// The lineage map was full: processes without a record.
+    LineageFull,
+    /// The kernel skipped runs of a hook.
+    MissedRuns,
+    /// Label passes did not settle.
+    Unsettled,
+    /// The tracker was switched off.
+    SwitchedOff,
+}
+
+impl Loss {
+    /// The word of the JSON output.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::MembersFull => "members_full",
+            Self::LineageFull => "lineage_full",
+            Self::MissedRuns => "missed_runs",
+            Self::Unsettled => "unsettled",
+            Self::SwitchedOff => "switched_off",
+        }
+    }
+
+    /// What happened and what to do about it.
+    #[must_use]
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::RingFull => "the ring buffer was full; use a larger --ring-size",
+            Self::MembersFull => "the membership map was full; use a larger --max-processes",
+            Self::LineageFull => "the lineage map was full; use a larger --max-processes",
+            Self::MissedRuns => "the kernel skipped runs of a hook",
+            Self::Unsettled => "the lineage of some processes did not settle; attach again",
+            Self::SwitchedOff => "the tracker was switched off",
+        }
+    }
+}
+
+/// The tree when watching began.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The root, alive or dead.
+    pub root: Process,
+    /// Living members, each creator before what it created.
+    pub members: Vec<Process>,
+    /// Dead processes of the tree with living descendants, and how and when they died.
+    pub ghosts: Vec<(Process, u64, Death)>,
+    /// What is not complete, with how much of it.
+    pub losses: Vec<(Loss, u64)>,
+    /// Since when the lineage is known, ns since boot.
+    pub since_ns: u64,
+}
+
+/// Something to report.
+#[derive(Debug, Clone)]
+pub enum Update {
+    /// Something happened to a member.
+    Happening(Box<Happening>),
+    /// Something was lost, or what was lost has been made good.
+    Lost {
+        /// What.
+        loss: Loss,
+        /// How much since it was last said.
+        count: u64,
+        /// Whether the comparison with the kernel's map has made it good.
+        recovered: bool,
+    },
+    /// No member can run again. The last `gone` may follow.
+    Extinct,
+    /// Nothing more will come.
+    End,
+}
+
+/// What was lost so far, as the counters had it when it was last reported.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    events: u64,
+    members: u64,
+    records: u64,
+    missed: u64,
+}
+
+/// A watched tree.
+#[derive(Debug)]
+pub struct Session {
+    watcher: AsyncFd<Watcher>,
+    watch: Watch,
+    dying: JoinSet<ProcessId>,
+    /// Dying members for which there was no descriptor left: asked on every tick.
+    polled: Vec<ProcessId>,
+    tick: tokio::time::Interval,
+    seen: Seen,
+    standing: Vec<Loss>,
+    ready: VecDeque<Update>,
+    extinct_since: Option<Instant>,
+    ended: bool,
+}
+
+impl Session {
+    /// Begins to watch the tree of `root`.
+    ///
+    /// # Errors
+    /// Whatever [`Tracker::watch`] fails with, and when the maps cannot be read. Needs a tokio
+    /// runtime with I/O and time.
+    pub fn start(
+        tracker: Tracker,
+        root: ProcessId,
+        options: &WatchOptions,
+    ) -> Result<(Self, Start), Error> {
+        let host = tracker.host_counters();
+        let missed = tracker.missed_runs();
+        let watcher = tracker.watch(root, options)?;
+        let members = watcher.live_members()?;
+        let snapshot = watcher.tracker().snapshot()?;
+        let start = describe(root, &members, &snapshot.records, snapshot.since_ns, &watcher);
+        let ghosts = start.ghosts.iter().map(|(process, ..)| process.clone()).collect();
+        let watch = Watch::new(root, start.members.clone(), ghosts);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let seen = Seen { records: host.lost_records, missed, ..Seen::default() };
+        let session = Self {
+            watcher: AsyncFd::new(watcher).map_err(Error::Map)?,
+            watch,
+            dying: JoinSet::new(),
+            polled: Vec::new(),
+            tick,
+            seen,
+            standing: start.losses.iter().map(|(loss, _)| *loss).collect(),
+            ready: VecDeque::new(),
+            extinct_since: None,
+            ended: false,
+        };
+        Ok((session, start))
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// The kernel's side.
+    #[must_use]
+    pub fn watcher(&self) -> &Watcher {
+        self.watcher.get_ref()
+    }
+
+    /// The kernel's side, to open its debug log.
+    pub fn watcher_mut(&mut self) -> &mut Watcher {
+        self.watcher.get_mut()
+    }
+
+    /// What makes answers incomplete now.
+    #[must_use]
+    pub fn standing_losses(&self) -> &[Loss] {
+        &self.standing
+    }
+
+    /// The next update. Safe to drop and call again.
+    ///
+    /// # Errors
+    /// When the maps cannot be read any more.
+    pub async fn next(&mut self) -> Result<Update, Error> {
+        loop {
+            if let Some(update) = self.ready.pop_front() {
+                return Ok(update);
+            }
+            if self.ended {
+                return Ok(Update::End);
+            }
+            // Ask, drain, sleep: whatever comes after the drain wakes us.
+            self.watcher.get_ref().ask_for_wakeup();
+            if self.drain()? {
+                continue;
+            }
+            if self.check_extinct() {
+                continue;
+            }
+            tokio::select! {
+                ready = self.watcher.readable() => ready.map_err(Error::Map)?.clear_ready(),
+                Some(Ok(id)) = self.dying.join_next() => self.report_gone(id),
+                _ = self.tick.tick() => self.on_tick()?,
+            }
+        }
+    }
+
+    /// Handles what is in the ring; whether there was anything.
+    fn drain(&mut self) -> Result<bool, Error> {
+        let mut events = Vec::new();
+        self.watcher.get_mut().drain(&mut events, DRAIN_LIMIT);
+        for event in &events {
+            self.handle(event)?;
+        }
+        self.check_losses()?;
+        Ok(!events.is_empty() || !self.ready.is_empty())
+    }
+
+    fn handle(&mut self, event: &Event) -> Result<(), Error> {
+        let mut event = *event;
+        self.explain_late(&mut event)?;
+        if let Some(happening) = self.watch.apply(&event) {
+            self.report(happening);
+        }
+        Ok(())
+    }
+
+    /// The kernel sends SIGKILL before it marks a victim of the out-of-memory killer, and since
+    /// 6.16 the exit event can overtake the mark. Then the mark is in the record's place by now.
+    fn explain_late(&self, event: &mut Event) -> Result<(), Error> {
+        let killed_by_kernel = event.kind == lifemon_ebpf::EVENT_EXIT
+            && event.status & 0x7f == 9
+            && event.flags == SENT_BY_KERNEL;
+        if killed_by_kernel && self.watcher.get_ref().tracker().was_oom_victim(&event.process)? {
+            event.flags |= lifemon_ebpf::OOM_KILLED;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, happening: Happening) {
+        if let What::Exit { .. } = happening.what {
+            self.follow(happening.process.id);
+        }
+        self.ready.push_back(Update::Happening(Box::new(happening)));
+    }
+
+    /// Waits for a dying member to be gone. Its pid may be free and taken again by now: then the
+    /// descriptor is another process's, which its start time tells, and it is gone already.
+    fn follow(&mut self, id: ProcessId) {
+        match open_pidfd(id.pid) {
+            Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => {
+                match AsyncFd::new(pidfd) {
+                    Ok(pidfd) => {
+                        self.dying.spawn(async move {
+                            let _ = pidfd.readable().await;
+                            id
+                        });
+                    }
+                    Err(_) => self.polled.push(id),
+                }
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.polled.push(id),
+            _ => {
+                self.dying.spawn(std::future::ready(id));
+            }
+        }
+    }
+
+    fn report_gone(&mut self, id: ProcessId) {
+        for happening in self.watch.gone(id, clock::boot_ns()) {
+            self.report(happening);
+        }
+    }
+
+    fn on_tick(&mut self) -> Result<(), Error> {
+        let (gone, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.polled).into_iter().partition(|id| !proc::is_alive(*id));
+        self.polled = waiting;
+        for id in gone {
+            self.report_gone(id);
+        }
+        if self.watcher.get_ref().is_cut_off() && !self.standing.contains(&Loss::SwitchedOff) {
+            self.lose(Loss::SwitchedOff, 0, false);
+            self.ended = true;
+        }
+        self.check_missed_runs();
+        Ok(())
+    }
+
+    /// Says once that nothing can run again, and ends when the last member is gone.
+    fn check_extinct(&mut self) -> bool {
+        if self.watcher.get_ref().counters().live != 0 {
+            return false;
+        }
+        let Some(since) = self.extinct_since else {
+            self.extinct_since = Some(Instant::now());
+            // Whatever led to 0 was reported before the count went down: look once more.
+            let _ = self.drain();
+            self.ready.push_back(Update::Extinct);
+            return true;
+        };
+        let all_gone = self.dying.is_empty() && self.polled.is_empty();
+        if all_gone || since.elapsed() > GONE_TIMEOUT {
+            self.ended = true;
+            return true;
+        }
+        false
+    }
+
+    fn lose(&mut self, loss: Loss, count: u64, recovered: bool) {
+        if recovered {
+            self.standing.retain(|standing| *standing != loss);
+        } else if !self.standing.contains(&loss) {
+            self.standing.push(loss);
+        }
+        self.ready.push_back(Update::Lost { loss, count, recovered });
+    }
+
+    fn check_missed_runs(&mut self) {
+        let missed = self.watcher.get_ref().tracker().missed_runs();
+        if missed > self.seen.missed {
+            self.lose(Loss::MissedRuns, missed - self.seen.missed, false);
+            self.seen.missed = missed;
+        }
+    }
+
+    /// Reports what was lost since the last look, and makes the model right again.
+    fn check_losses(&mut self) -> Result<(), Error> {
+        let host = self.watcher.get_ref().tracker().host_counters();
+        if host.lost_records > self.seen.records {
+            self.lose(Loss::LineageFull, host.lost_records - self.seen.records, false);
+            self.seen.records = host.lost_records;
+        }
+        let counters = self.watcher.get_ref().counters();
+        let members = counters.lost_members.saturating_sub(self.seen.members);
+        let events = counters.lost_events.saturating_sub(self.seen.events);
+        if members == 0 && events == 0 {
+            return Ok(());
+        }
+        if members > 0 {
+            self.lose(Loss::MembersFull, members, false);
+            let settled = self.watcher.get_mut().relabel()?.is_complete();
+            // What the passes themselves could not insert has been counted as well.
+            self.seen.members = self.watcher.get_ref().counters().lost_members;
+            if settled {
+                self.lose(Loss::MembersFull, members, true);
+            }
+        }
+        if events > 0 {
+            self.seen.events = counters.lost_events;
+            self.lose(Loss::RingFull, events, false);
+        }
+        self.resync()?;
+        // Lost again meanwhile: the next drain compares again.
+        if events > 0 && self.watcher.get_ref().counters().lost_events == self.seen.events {
+            self.lose(Loss::RingFull, events, true);
+        }
+        Ok(())
+    }
+
+    /// Compares the model with the kernel's membership map.
+    fn resync(&mut self) -> Result<(), Error> {
+        let mut events = Vec::new();
+        self.watcher.get_mut().drain(&mut events, usize::MAX);
+        for event in std::mem::take(&mut events) {
+            self.handle(&event)?;
+        }
+        self.watch.mark();
+        let members = self.watcher.get_ref().live_members()?;
+        let snapshot = self.watcher.get_ref().tracker().snapshot()?;
+        self.watcher.get_mut().drain(&mut events, usize::MAX);
+        for event in &events {
+            self.handle(event)?;
+        }
+        let records: std::collections::HashMap<_, _> = snapshot.records.into_iter().collect();
+        let found = self.watch.resync(&members, |id| match records.get(&id) {
+            Some(record) => {
+                let death = (record.state != LIVE)
+                    .then(|| (record.exit_ns, Death::of_record(record)));
+                (Some(Process::of_record(id, record)), death)
+            }
+            None => (None, None),
+        });
+        for happening in found {
+            self.report(happening);
+        }
+        Ok(())
+    }
+
+    /// Waits until every dying member is gone or `limit` is over, and reports it.
+    pub async fn settle(&mut self, limit: Duration) {
+        let _ = timeout(limit, async {
+            while let Some(Ok(id)) = self.dying.join_next().await {
+                self.report_gone(id);
+            }
+        })
+        .await;
+    }
+}
+
+/// Describes the tree from the kernel's members and the records.
+fn describe(
+    root: ProcessId,
+    members: &[ProcessId],
+    records: &[(ProcessId, lifemon_ebpf::Record)],
+    since_ns: u64,
+    watcher: &Watcher,
+) -> Start {
+    let forest = Forest::new(records.iter().copied());
+    let process = |id: &ProcessId| {
+        forest
+            .record(id)
+            .map_or_else(|| Process::unknown(*id), |record| Process::of_record(*id, record))
+    };
+    let mut wanted: std::collections::HashSet<_> = members.iter().copied().collect();
+    let order = forest.tree(root);
+    let mut living: Vec<_> = order.iter().filter(|id| wanted.remove(id)).map(process).collect();
+    // Members that the records do not connect to the root, or that have none.
+    let mut rest: Vec<_> = wanted.into_iter().collect();
+    rest.sort_unstable();
+    living.extend(rest.iter().map(process));
+    let ghosts = order
+        .iter()
+        .filter_map(|id| Some((*id, forest.record(id)?)))
+        .filter(|(_, record)| record.state != LIVE)
+        .map(|(id, record)| {
+            (Process::of_record(id, record), record.exit_ns, Death::of_record(record))
+        })
+        .collect();
+    let unlabelled = watcher.unlabelled();
+    let losses = [
+        (Loss::LineageFull, unlabelled.unrecorded),
+        (Loss::Unsettled, unlabelled.unsettled),
+        (Loss::MembersFull, unlabelled.failed),
+        (Loss::MissedRuns, watcher.tracker().missed_runs()),
+    ];
+    let losses = losses.into_iter().filter(|(_, count)| *count > 0).collect();
+    Start { root: process(&root), members: living, ghosts, losses, since_ns }
+}
+
+/// A descriptor of the process that has this pid now.
+fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}

@@ -1,0 +1,355 @@
+//! A watched tree as a model: a snapshot, then one event after the other. Says what each event
+//! means (who died, who is orphaned by it) and survives loss by comparing itself with the kernel's
+//! membership map, which is truth. Pure: no I/O, no clock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use lifemon_ebpf::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_SIGNAL, Event, ProcessId};
+
+use crate::process::{Cause, Death, Process, Sender, Who, sender};
+
+/// Something that happened to a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Happening {
+    /// When, ns since boot; `None` when only the fact is known.
+    pub at_ns: Option<u64>,
+    /// To whom.
+    pub process: Process,
+    /// Who created it, with the name when known.
+    pub creator: Option<Who>,
+    /// What.
+    pub what: What,
+    /// Whether its event was lost, and the comparison with the kernel's map has found it.
+    pub resynced: bool,
+}
+
+impl Happening {
+    /// Age of the process when it happened, in ms; `None` when the time is not known.
+    #[must_use]
+    pub fn age_ms(&self) -> Option<u64> {
+        self.at_ns.map(|at| at.saturating_sub(self.process.id.start_ns) / 1_000_000)
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// It was created.
+    Fork,
+    /// It runs another program.
+    Exec,
+    /// A signal that can end it was delivered.
+    Signal {
+        /// The number.
+        signal: u32,
+        /// Who sent it.
+        sender: Option<Sender>,
+    },
+    /// It is dying.
+    Exit {
+        /// How; `None` when its event was lost and it left no ghost.
+        death: Option<Death>,
+        /// Its children that are alive: orphans from now on.
+        orphans: Vec<Who>,
+    },
+    /// Its memory and files are released.
+    Gone {
+        /// Since it began to die, in ns; `None` when that is not known.
+        after_ns: Option<u64>,
+    },
+    /// Its creator has died and is gone: it has another parent now.
+    Orphaned {
+        /// Whether the root of the tree is alive.
+        root_alive: bool,
+    },
+}
+
+/// A member that is alive, or dead and still needed to name the creator of the living.
+#[derive(Debug, Clone)]
+struct Node {
+    process: Process,
+    /// Living children.
+    children: BTreeSet<ProcessId>,
+    /// When it began to die.
+    died_ns: Option<u64>,
+}
+
+/// Counts of a watched tree.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Members that were seen, those of the snapshot included.
+    pub seen: u64,
+    /// Deaths by cause.
+    pub exits: BTreeMap<Cause, u64>,
+    /// Deaths of which only the fact is known, because their events were lost.
+    pub exits_unknown: u64,
+    /// Happenings that only the comparison with the kernel's map has found.
+    pub resynced: u64,
+}
+
+/// The model of a watched tree.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    root: ProcessId,
+    alive: HashMap<ProcessId, Node>,
+    /// Dead members that have living children or are not gone yet.
+    dead: HashMap<ProcessId, Node>,
+    /// Deaths that a comparison has reported: their event, should it come after all, is old news.
+    reported: HashSet<ProcessId>,
+    /// Forks since the last [`Watch::mark`].
+    recent: HashSet<ProcessId>,
+    totals: Totals,
+}
+
+impl Watch {
+    /// The tree of `root` with these living members. `ghosts` are dead creators of theirs, that
+    /// can be named.
+    #[must_use]
+    pub fn new(root: ProcessId, members: Vec<Process>, ghosts: Vec<Process>) -> Self {
+        let mut watch = Self {
+            root,
+            alive: HashMap::new(),
+            dead: HashMap::new(),
+            reported: HashSet::new(),
+            recent: HashSet::new(),
+            totals: Totals::default(),
+        };
+        for process in ghosts {
+            watch.dead.insert(process.id, Node::new(process));
+        }
+        let ids: Vec<_> = members.iter().map(|process| (process.id, process.creator)).collect();
+        watch.totals.seen = members.len() as u64;
+        watch.alive.extend(members.into_iter().map(|process| (process.id, Node::new(process))));
+        for (id, creator) in ids {
+            watch.adopt(id, creator);
+        }
+        watch.dead.retain(|_, node| !node.children.is_empty());
+        watch
+    }
+
+    /// The root.
+    #[must_use]
+    pub fn root(&self) -> ProcessId {
+        self.root
+    }
+
+    /// Counts so far.
+    #[must_use]
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Living members as the model has them.
+    #[must_use]
+    pub fn living(&self) -> usize {
+        self.alive.len()
+    }
+
+    /// Whether it is alive as the model has it.
+    #[must_use]
+    pub fn is_alive(&self, id: &ProcessId) -> bool {
+        self.alive.contains_key(id)
+    }
+
+    /// Living members whose creator is dead; those of the root itself are no orphans of this tree.
+    #[must_use]
+    pub fn orphans(&self) -> Vec<Who> {
+        let mut found: Vec<_> =
+            self.alive.values().filter(|node| self.is_orphan(&node.process)).collect();
+        found.sort_unstable_by_key(|node| node.process.id);
+        found.into_iter().map(|node| node.process.who()).collect()
+    }
+
+    fn is_orphan(&self, process: &Process) -> bool {
+        process.id != self.root
+            && process.creator.is_some_and(|creator| !self.alive.contains_key(&creator))
+    }
+
+    /// Enters `id` among the children of its creator.
+    fn adopt(&mut self, id: ProcessId, creator: Option<ProcessId>) {
+        let Some(creator) = creator else { return };
+        if let Some(node) = self.alive.get_mut(&creator).or_else(|| self.dead.get_mut(&creator)) {
+            node.children.insert(id);
+        }
+    }
+
+    /// Identity and, when the model has it, name.
+    fn who(&self, id: ProcessId) -> Who {
+        let node = self.alive.get(&id).or_else(|| self.dead.get(&id));
+        Who { id, name: node.and_then(|node| node.process.name.clone()) }
+    }
+
+    fn happening(&self, at_ns: Option<u64>, process: Process, what: What) -> Happening {
+        let creator = process.creator.map(|creator| self.who(creator));
+        Happening { at_ns, process, creator, what, resynced: false }
+    }
+
+    /// Applies one event of the kernel; what it means, unless that is known already.
+    pub fn apply(&mut self, event: &Event) -> Option<Happening> {
+        let at = Some(event.time_ns);
+        match event.kind {
+            EVENT_FORK => self.born(at, Process::of_event(event)),
+            EVENT_EXEC => {
+                let node = self.alive.get_mut(&event.process)?;
+                let seen = Process::of_event(event);
+                node.process.name = seen.name;
+                node.process.uid = seen.uid;
+                let process = node.process.clone();
+                Some(self.happening(at, process, What::Exec))
+            }
+            EVENT_SIGNAL => {
+                let node = self.alive.get(&event.process)?;
+                let sender = sender(event.flags, event.sender, &event.sender_name);
+                let what = What::Signal { signal: event.status, sender };
+                Some(self.happening(at, node.process.clone(), what))
+            }
+            EVENT_EXIT => {
+                // Its fork may have come before the snapshot, and its death before that as well.
+                if !self.alive.contains_key(&event.process) {
+                    if self.reported.remove(&event.process) {
+                        return None;
+                    }
+                    self.enter(Process::of_event(event));
+                }
+                let seen = Process::of_event(event);
+                self.died(at, event.process, seen.name, Some(Death::of_event(event)))
+            }
+            _ => None,
+        }
+    }
+
+    /// A member was created, unless it is known or known to be dead.
+    fn born(&mut self, at_ns: Option<u64>, process: Process) -> Option<Happening> {
+        if self.alive.contains_key(&process.id) || self.reported.contains(&process.id) {
+            return None;
+        }
+        self.recent.insert(process.id);
+        self.enter(process.clone());
+        Some(self.happening(at_ns, process, What::Fork))
+    }
+
+    fn enter(&mut self, process: Process) {
+        self.totals.seen += 1;
+        let (id, creator) = (process.id, process.creator);
+        self.alive.insert(id, Node::new(process));
+        self.adopt(id, creator);
+    }
+
+    /// A living member has died.
+    fn died(
+        &mut self,
+        at_ns: Option<u64>,
+        id: ProcessId,
+        name: Option<String>,
+        death: Option<Death>,
+    ) -> Option<Happening> {
+        let mut node = self.alive.remove(&id)?;
+        node.died_ns = at_ns;
+        if name.is_some() {
+            node.process.name = name;
+        }
+        let process = node.process.clone();
+        let orphans = node.children.iter().map(|child| self.who(*child)).collect();
+        self.dead.insert(id, node);
+        match &death {
+            Some(death) => *self.totals.exits.entry(death.cause()).or_default() += 1,
+            None => self.totals.exits_unknown += 1,
+        }
+        let happening = self.happening(at_ns, process.clone(), What::Exit { death, orphans });
+        self.disown(id, process.creator);
+        Some(happening)
+    }
+
+    /// Takes `id` out of the children of its creator, and forgets that one when it was kept only
+    /// for its name.
+    fn disown(&mut self, id: ProcessId, creator: Option<ProcessId>) {
+        let Some(creator) = creator else { return };
+        if let Some(node) = self.alive.get_mut(&creator) {
+            node.children.remove(&id);
+        } else if let Some(node) = self.dead.get_mut(&creator) {
+            node.children.remove(&id);
+            if node.children.is_empty() && node.died_ns.is_none() {
+                self.dead.remove(&creator);
+            }
+        }
+    }
+
+    /// A dead member is gone: says so, and which of its children have another parent now.
+    pub fn gone(&mut self, id: ProcessId, at_ns: u64) -> Vec<Happening> {
+        let Some(node) = self.dead.get_mut(&id) else { return Vec::new() };
+        // From now on it is kept for its name alone.
+        let after_ns = node.died_ns.take().map(|died| at_ns.saturating_sub(died));
+        let (process, children) = (node.process.clone(), node.children.clone());
+        let mut happenings =
+            vec![self.happening(Some(at_ns), process, What::Gone { after_ns })];
+        let root_alive = self.alive.contains_key(&self.root);
+        for child in &children {
+            if let Some(node) = self.alive.get(child) {
+                let process = node.process.clone();
+                happenings.push(self.happening(
+                    Some(at_ns),
+                    process,
+                    What::Orphaned { root_alive },
+                ));
+            }
+        }
+        if children.is_empty() {
+            self.dead.remove(&id);
+        }
+        happenings
+    }
+
+    /// Remembers from here on what is created, for the comparison to come.
+    pub fn mark(&mut self) {
+        self.recent.clear();
+        self.reported.clear();
+    }
+
+    /// Compares the model with the kernel's members, read after [`Watch::mark`], when the ring has
+    /// been drained once more since the reading. `describe` tells what the records say of a process.
+    ///
+    /// What was created since the mark may be missing from the reading and is left alone; what the
+    /// reading lacks otherwise has died, and what the model lacks was created.
+    pub fn resync(
+        &mut self,
+        members: &[ProcessId],
+        mut describe: impl FnMut(ProcessId) -> (Option<Process>, Option<(u64, Death)>),
+    ) -> Vec<Happening> {
+        let real: HashSet<_> = members.iter().copied().collect();
+        let mut found = Vec::new();
+        let mut missing: Vec<_> = real.iter().filter(|id| !self.alive.contains_key(id)).collect();
+        missing.sort_unstable();
+        for id in missing {
+            // It may have died since the reading, and the drain have said so.
+            if self.dead.contains_key(id) {
+                continue;
+            }
+            let process = describe(*id).0.unwrap_or_else(|| Process::unknown(*id));
+            found.extend(self.born(None, process));
+        }
+        let mut over: Vec<_> = self
+            .alive
+            .keys()
+            .filter(|id| !real.contains(id) && !self.recent.contains(id))
+            .copied()
+            .collect();
+        over.sort_unstable();
+        for id in over {
+            let death = describe(id).1;
+            let at = death.as_ref().map(|(at, _)| *at);
+            found.extend(self.died(at, id, None, death.map(|(_, death)| death)));
+            self.reported.insert(id);
+        }
+        for happening in &mut found {
+            happening.resynced = true;
+        }
+        self.totals.resynced += found.len() as u64;
+        found
+    }
+}
+
+impl Node {
+    fn new(process: Process) -> Self {
+        Self { process, children: BTreeSet::new(), died_ns: None }
+    }
+}

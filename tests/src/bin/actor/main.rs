@@ -1,0 +1,51 @@
+//! `actor <behaviour> [args]`: one program that does, on request, each thing to processes that
+//! lifemon must get right. Every behaviour says it is ready, acts on a line of stdin, reports what
+//! it made as JSON lines, and takes commands until told to exit (see `talk.rs`).
+
+mod args;
+mod die;
+mod fork;
+mod io_uring;
+mod load;
+mod log;
+mod memory;
+mod namespace;
+mod orphans;
+mod pipe;
+mod process;
+mod reparent;
+mod talk;
+mod threads;
+
+use args::Args;
+
+fn main() {
+    process::set_deadline();
+    let mut args = Args::from_command_line();
+    let behaviour = args.word("behaviour");
+    let code = match behaviour.as_str() {
+        "pause" => talk::pause(),
+        "fork-wait" => fork::fork_wait(&mut args),
+        "fork-hold" => fork::fork_hold(&mut args),
+        "vfork-exec" => fork::vfork_exec(),
+        "clone-parent" => reparent::clone_parent(),
+        "subreaper" => reparent::subreaper(),
+        "double-fork" => orphans::double_fork(),
+        "chain" => orphans::chain(&mut args),
+        "three-children" => orphans::three_children(&mut args),
+        "nested" => orphans::nested(),
+        "threads" => threads::come_and_go(&mut args),
+        "exec-from-thread" => threads::exec_from_thread(),
+        "leader-exits-first" => threads::leader_exits_first(&mut args),
+        "exit-group-from-thread" => threads::exit_group_from_thread(&mut args),
+        "core-dump" => die::core_dump(&mut args),
+        "oom" => memory::oom(&mut args),
+        "worker-memory" => memory::worker_memory(&mut args),
+        "sqpoll" => io_uring::sqpoll(),
+        "pid-namespace" => namespace::pid_namespace(),
+        "burst" => load::burst(&mut args),
+        "forever-forking" => load::forever_forking(&mut args),
+        other => args::usage(&format!("unknown behaviour {other}")),
+    };
+    process::exit_now(code);
+}

@@ -1,0 +1,53 @@
+//! Processes with memory: one that is killed for it (`oom DIR [MIB]`) and one that keeps it
+//! (`worker-memory MIB`), so that its release takes time when it dies.
+
+use serde_json::json;
+
+use crate::args::Args;
+use crate::pipe::Pipe;
+use crate::process::{exit_now, hold, spawn};
+use crate::talk::{begin, commands, reap, report, say};
+
+const MIB: usize = 1024 * 1024;
+const OOM_MIB_MAX: u32 = 512;
+const WORKER_MIB_MAX: u32 = 4096;
+
+/// Role `worker`: joins the control group in DIR, then takes memory until it is killed. It exits
+/// with 3 where it cannot join, with 4 when it has MIB (512) and lives.
+pub(crate) fn oom(args: &mut Args) -> i32 {
+    let directory = args.path("control group");
+    let mib = args.count_or("MiB", OOM_MIB_MAX, OOM_MIB_MAX);
+    begin();
+    let worker = spawn(|| {
+        if std::fs::write(directory.join("cgroup.procs"), "0").is_err() {
+            exit_now(3);
+        }
+        let taken: Vec<_> = (0..mib).map(|_| touched(1)).collect();
+        drop(std::hint::black_box(taken));
+        4
+    });
+    report(worker, "worker");
+    reap(worker);
+    commands()
+}
+
+/// Role `worker`: has MIB of memory resident and stays.
+pub(crate) fn worker_memory(args: &mut Args) -> i32 {
+    let mib = args.count("MiB", WORKER_MIB_MAX) as usize;
+    begin();
+    let up = Pipe::new();
+    let worker = spawn(|| {
+        let _kept = touched(mib);
+        up.send(0);
+        hold()
+    });
+    up.receive();
+    report(worker, "worker");
+    say(&json!({"resident_bytes": mib * MIB}));
+    commands()
+}
+
+/// Written through, so every page is there.
+fn touched(mib: usize) -> Vec<u8> {
+    std::hint::black_box(vec![1; mib * MIB])
+}

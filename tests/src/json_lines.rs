@@ -1,0 +1,135 @@
+//! JSON objects, one a line, from a pipe of another process: read by a thread, so that every
+//! wait in a test has a deadline and a message that says what was seen instead.
+
+use std::io::{BufRead, BufReader, Read};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// What the reader thread passes on; a line that is not JSON is kept as it was.
+type Line = Result<Value, String>;
+
+/// The stream and everything that it has said so far.
+#[derive(Debug)]
+pub struct JsonLines {
+    source: String,
+    incoming: Receiver<Line>,
+    seen: Vec<Value>,
+    ended: bool,
+}
+
+impl JsonLines {
+    /// Starts to read. The thread ends with the pipe: when all that hold its other end are gone.
+    pub(crate) fn read(source: String, pipe: impl Read + Send + 'static) -> Self {
+        let (outgoing, incoming) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                let parsed = serde_json::from_str(&line).map_err(|_| line);
+                if outgoing.send(parsed).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            source,
+            incoming,
+            seen: Vec::new(),
+            ended: false,
+        }
+    }
+
+    /// The next object, or `None` when the stream has ended or the deadline has passed.
+    ///
+    /// # Panics
+    /// When a line is not JSON.
+    pub fn next(&mut self, deadline: Duration) -> Option<Value> {
+        match self.incoming.recv_timeout(deadline) {
+            Ok(Ok(value)) => {
+                self.seen.push(value.clone());
+                Some(value)
+            }
+            Ok(Err(line)) => panic!("{} printed a line that is not JSON: {line}", self.source),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                self.ended = true;
+                None
+            }
+        }
+    }
+
+    /// The first object that fits, among those already seen and those still to come.
+    ///
+    /// # Panics
+    /// When none comes before the deadline or the end; the message lists everything seen.
+    #[track_caller]
+    pub fn wait_for(
+        &mut self,
+        what: &str,
+        deadline: Duration,
+        fits: impl Fn(&Value) -> bool,
+    ) -> Value {
+        if let Some(known) = self.seen.iter().find(|value| fits(value)) {
+            return known.clone();
+        }
+        let start = Instant::now();
+        loop {
+            let left = deadline.saturating_sub(start.elapsed());
+            match self.next(left) {
+                Some(value) if fits(&value) => return value,
+                Some(_) => {}
+                None => self.missing(what),
+            }
+        }
+    }
+
+    /// Reads until the stream ends or the deadline passes.
+    pub fn drain(&mut self, deadline: Duration) {
+        let start = Instant::now();
+        while self
+            .next(deadline.saturating_sub(start.elapsed()))
+            .is_some()
+        {}
+    }
+
+    /// Everything seen so far, in order.
+    #[must_use]
+    pub fn seen(&self) -> &[Value] {
+        &self.seen
+    }
+
+    /// Fails the test, with all that is known about why.
+    #[track_caller]
+    pub(crate) fn missing(&self, what: &str) -> ! {
+        let how = if self.ended { "ended" } else { "was silent" };
+        let seen: Vec<_> = self.seen.iter().map(Value::to_string).collect();
+        let seen = seen.join("\n  ");
+        panic!(
+            "{} {how} before: {what}; it had said:\n  {seen}",
+            self.source
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_seen_earlier_is_still_found() {
+        let mut lines = JsonLines::read("test".into(), &b"{\"a\":1}\n{\"b\":2}\n"[..]);
+        let long = Duration::from_secs(5);
+        assert_eq!(lines.wait_for("b", long, |value| value["b"] == 2)["b"], 2);
+        assert_eq!(lines.wait_for("a", long, |value| value["a"] == 1)["a"], 1);
+        assert_eq!(lines.next(long), None);
+        assert_eq!(lines.seen().len(), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "test ended before: c; it had said:\n  {\"a\":1}")]
+    fn what_never_comes_is_named() {
+        let mut lines = JsonLines::read("test".into(), &b"{\"a\":1}\n"[..]);
+        lines.wait_for("c", Duration::from_secs(5), |value| value["c"] == 1);
+    }
+}

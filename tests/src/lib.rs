@@ -1,0 +1,25 @@
+//! Harness of the end-to-end tests: a sandbox per test, actor programs in it, the lifemon binary
+//! beside it. It knows lifemon only as a program; what the tests claim is in `e2e/`.
+
+mod actor;
+mod cgroup;
+mod json_lines;
+mod lifemon;
+mod lock;
+pub mod proc;
+mod sandbox;
+mod stream;
+mod wait;
+
+pub use actor::{Actor, Process};
+pub use json_lines::JsonLines;
+pub use lifemon::{Lifemon, Output};
+pub use lock::{HostLock, host_lock};
+pub use sandbox::Sandbox;
+pub use stream::{Finished, Stream};
+pub use wait::wait_until;
+
+use std::time::Duration;
+
+/// How long a test waits for anything unless it says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(20);

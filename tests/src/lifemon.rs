@@ -1,0 +1,185 @@
+//! The lifemon program under test, run to its end (`run`) or as a stream of events (`stream`).
+//! Its path is `LIFEMON_BIN`, or the build directory that the tests lie in.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::wait::poll;
+use crate::{DEADLINE, Sandbox, Stream};
+
+/// How long output may trail the end of the process: its descendants can hold the pipe.
+const TRAILING: Duration = Duration::from_secs(1);
+
+/// How to run the program under test.
+#[derive(Debug)]
+pub struct Lifemon<'sandbox> {
+    program: PathBuf,
+    deadline: Duration,
+    sandbox: Option<&'sandbox Sandbox>,
+}
+
+impl<'sandbox> Lifemon<'sandbox> {
+    /// Finds the program.
+    ///
+    /// # Panics
+    /// When neither `LIFEMON_BIN` nor the build directory has one.
+    #[must_use]
+    pub fn find() -> Self {
+        let program = std::env::var_os("LIFEMON_BIN").map_or_else(beside_the_tests, PathBuf::from);
+        assert!(
+            program.is_file(),
+            "no lifemon at {}; build it first",
+            program.display()
+        );
+        Self::at(program)
+    }
+
+    /// Uses this program.
+    #[must_use]
+    pub fn at(program: PathBuf) -> Self {
+        Self {
+            program,
+            deadline: DEADLINE,
+            sandbox: None,
+        }
+    }
+
+    /// With another limit on how long `run` may take.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// With lifemon itself in the sandbox: for `lifemon run`, whose command must not get out.
+    #[must_use]
+    pub fn inside(mut self, sandbox: &'sandbox Sandbox) -> Self {
+        self.sandbox = Some(sandbox);
+        self
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// When it does not start, or does not end before the deadline (it is killed then).
+    #[track_caller]
+    pub fn run<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Output {
+        let mut command = self.command(words);
+        let mut child = command.spawn().expect("lifemon starts");
+        let stdout = Collector::read(child.stdout.take().expect("piped"));
+        let stderr = Collector::read(child.stderr.take().expect("piped"));
+        let status = poll(self.deadline, || {
+            child.try_wait().expect("wait for lifemon")
+        });
+        let Some(status) = status else {
+            end(&mut child);
+            let (out, err) = (stdout.text(), stderr.text());
+            panic!(
+                "{command:?} did not end in {:?}; stdout: {out} stderr: {err}",
+                self.deadline
+            );
+        };
+        Output {
+            code: status.code(),
+            stdout: stdout.text(),
+            stderr: stderr.text(),
+        }
+    }
+
+    /// Starts it, to read its events while it runs.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    pub fn stream<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Stream {
+        let mut command = self.command(words);
+        let child = command.spawn().expect("lifemon starts");
+        Stream::new(format!("{command:?}"), child)
+    }
+
+    fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(sandbox) = self.sandbox {
+            sandbox.enter(&mut command);
+        }
+        command
+    }
+}
+
+/// `target/debug/deps/e2e-1234` is the test, `target/debug/lifemon` the program.
+fn beside_the_tests() -> PathBuf {
+    let test = std::env::current_exe().expect("path of this test");
+    let deps = test.parent().expect("a directory");
+    deps.parent().unwrap_or(deps).join("lifemon")
+}
+
+/// What a finished run left.
+#[derive(Debug)]
+pub struct Output {
+    /// The exit code, or `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// All of stdout.
+    pub stdout: String,
+    /// All of stderr.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Stdout as the one JSON object that it must be.
+    ///
+    /// # Panics
+    /// When it is not; the message has all of the output.
+    #[track_caller]
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// Reads a pipe to its end, in the background.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Collector {
+    pub(crate) fn read(mut pipe: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&bytes);
+        let thread = thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                shared
+                    .lock()
+                    .expect("no panic while held")
+                    .extend_from_slice(&buffer[..length]);
+            }
+        });
+        Self { bytes, thread }
+    }
+
+    /// Everything until the end of the pipe, or until it has trailed long enough.
+    pub(crate) fn text(&self) -> String {
+        _ = poll(TRAILING, || self.thread.is_finished().then_some(()));
+        String::from_utf8_lossy(&self.bytes.lock().expect("no panic while held")).into_owned()
+    }
+}
+
+/// SIGKILL to this process alone, and reaps it.
+pub(crate) fn end(child: &mut Child) {
+    _ = child.kill();
+    _ = poll(Duration::from_secs(5), || child.try_wait().ok().flatten());
+}

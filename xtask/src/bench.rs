@@ -1,0 +1,21 @@
+//! `cargo xtask bench`: builds lifemon and the benchmarks for release, and becomes the benchmarks
+//! as root.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::build::{find, lifemon, test_programs};
+use crate::privilege::as_root;
+use crate::run::become_it;
+use crate::setup::{self, Report};
+
+/// Returns only when it failed.
+pub(crate) fn bench(args: &[OsString]) -> Result<()> {
+    setup::setup(Report::Changes)?;
+    let lifemon = lifemon()?;
+    let bench = find(test_programs()?, "bench")?;
+    let mut command = as_root(&bench, &[("LIFEMON_BIN", lifemon.as_os_str())])?;
+    command.args(args);
+    become_it(command)
+}

@@ -1,0 +1,79 @@
+//! `cargo xtask`: everything a developer or a CI machine does with lifemon, one command each.
+//! Here only what was typed and where it goes; each command has its own file.
+
+mod bench;
+mod build;
+mod ci;
+mod command;
+mod libtest;
+mod privilege;
+mod run;
+mod setup;
+mod stage;
+mod test;
+mod toolchain;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up, build, run and test of lifemon.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what the build needs and this machine lacks, and says what that was
+    #[command(after_help = "Example:\n  cargo xtask setup")]
+    Setup,
+    /// Sets up, and builds the release binary
+    #[command(after_help = "Example:\n  cargo xtask build && sudo target/release/lifemon doctor")]
+    Build,
+    /// Builds, and becomes lifemon as root: its output, signals and exit code are lifemon's own
+    #[command(after_help = "Example:\n  cargo xtask run -- attach 4242 -o json")]
+    Run {
+        /// Arguments for lifemon
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Format, lints, unit tests, and as root the end-to-end tests
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test -- orphans")]
+    Test {
+        /// Arguments for every test executable: a filter, or an option of libtest
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// The same as `test`, and then that the tests left nothing behind
+    #[command(after_help = "Example:\n  cargo xtask ci")]
+    Ci,
+    /// Builds, and runs the benchmarks as root
+    #[command(after_help = "Example:\n  cargo xtask bench -- --help")]
+    Bench {
+        /// Arguments for the benchmarks
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup => setup::setup(setup::Report::Everything),
+        Task::Build => build::build(),
+        Task::Run { args } => run::run(&args),
+        Task::Test { args } => test::test(&args),
+        Task::Ci => ci::ci(),
+        Task::Bench { args } => bench::bench(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! `cargo xtask run`: builds, and becomes lifemon as root. Nothing is printed on stdout here, and
+//! no process of ours stays between the caller and lifemon.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::build::lifemon_quietly;
+use crate::command::shown;
+use crate::privilege::as_root;
+use crate::setup::{self, Report};
+
+/// Returns only when it failed.
+pub(crate) fn run(args: &[OsString]) -> Result<()> {
+    setup::setup(Report::Changes)?;
+    let mut lifemon = as_root(&lifemon_quietly()?, &[])?;
+    lifemon.args(args);
+    become_it(lifemon)
+}
+
+/// Replaces this process: signals and exit code are the program's.
+pub(crate) fn become_it(mut command: Command) -> Result<()> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run `{}`", shown(&command)))
+}

@@ -1,0 +1,148 @@
+//! `cargo xtask test`: format, lints, unit and doc tests without privileges, then the end-to-end
+//! tests as root. They are built by the caller and only run as root.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::build::{self, Executable, executables};
+use crate::command::{self, cargo, check, run_lines};
+use crate::libtest::Counts;
+use crate::privilege::as_root;
+use crate::setup::{self, Report};
+use crate::stage::Stages;
+
+/// Runs all stages; `args` go to every test executable.
+pub(crate) fn test(args: &[OsString]) -> Result<()> {
+    let mut stages = Stages::default();
+    let result = all(&mut stages, args);
+    stages.close();
+    result
+}
+
+/// The stages of a test run, without the closing lines.
+pub(crate) fn all(stages: &mut Stages, args: &[OsString]) -> Result<()> {
+    stages.stage("set-up", |_| setup::setup(Report::Everything))?;
+    stages.stage("format", |_| run_cargo("fmt --all --check"))?;
+    stages.stage("lints", |_| {
+        run_cargo(
+            "clippy --workspace --all-targets --features lifemon-tests/privileged -- -D warnings",
+        )
+    })?;
+    stages.stage("unit tests", |counts| unit_tests(args, counts))?;
+    let lifemon = stages.stage("release build", |_| {
+        build::test_programs()?;
+        build::lifemon()
+    })?;
+    let tests = stages.stage("end-to-end build", |_| end_to_end_tests())?;
+    stages.stage("end-to-end tests", |counts| {
+        run_all(&tests, &lifemon, args, counts)
+    })
+}
+
+fn run_cargo(line: &str) -> Result<()> {
+    let mut command = cargo();
+    command.args(line.split(' '));
+    command::run(command)
+}
+
+fn unit_tests(args: &[OsString], counts: &mut Counts) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast", "--"]);
+    command.args(args);
+    run_counted(&mut command, counts)
+}
+
+/// Builds the tests that need root.
+fn end_to_end_tests() -> Result<Vec<Executable>> {
+    let mut command = cargo();
+    let line = "test --no-run --release --package lifemon-tests --features privileged";
+    command.args(line.split(' '));
+    let mut tests = executables(command)?;
+    tests.retain(|executable| executable.is_test);
+    ensure!(
+        !tests.is_empty(),
+        "lifemon-tests has no tests: look at its Cargo.toml"
+    );
+    Ok(tests)
+}
+
+/// Runs them all, also when one has failed.
+fn run_all(
+    tests: &[Executable],
+    lifemon: &Path,
+    args: &[OsString],
+    counts: &mut Counts,
+) -> Result<()> {
+    let mut failed = Vec::new();
+    for test in tests {
+        eprintln!("running {} as root", test.name);
+        let mut command = end_to_end(test, lifemon)?;
+        command.args(args);
+        if let Err(error) = run_counted(&mut command, counts) {
+            eprintln!("{error:#}");
+            failed.push(test.name.as_str());
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// A test executable where and as cargo would run it.
+fn end_to_end(test: &Executable, lifemon: &Path) -> Result<Command> {
+    let package_dir = test.package_dir.as_os_str();
+    let variables: [(&str, &OsStr); 2] = [
+        ("LIFEMON_BIN", lifemon.as_os_str()),
+        ("CARGO_MANIFEST_DIR", package_dir),
+    ];
+    let mut command = as_root(&test.path, &variables)?;
+    command.current_dir(package_dir);
+    Ok(command)
+}
+
+/// Shows the output while counting. One that dies without a verdict counts as a failed test.
+fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<()> {
+    let mut own = Counts::default();
+    let status = run_lines(command, |line| {
+        println!("{line}");
+        if let Some(result) = Counts::parse(line) {
+            own += result;
+        }
+    })?;
+    if !status.success() && own.failed == 0 {
+        own.failed = 1;
+    }
+    *counts += own;
+    check(command, status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn script(text: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", text]);
+        command
+    }
+
+    #[test]
+    fn what_dies_without_a_verdict_counts_as_failed() {
+        let mut counts = Counts::default();
+        assert!(run_counted(&mut script("kill -9 $$"), &mut counts).is_err());
+        assert_eq!(counts.to_string(), "0 passed, 1 failed");
+    }
+
+    #[test]
+    fn verdicts_are_summed() -> Result<()> {
+        let verdict = "echo 'test result: ok. 2 passed; 0 failed; 0 ignored'";
+        let mut counts = Counts::default();
+        run_counted(&mut script(&format!("{verdict}; {verdict}")), &mut counts)?;
+        assert_eq!(counts.to_string(), "4 passed, 0 failed");
+        Ok(())
+    }
+}
