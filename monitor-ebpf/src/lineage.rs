@@ -34,8 +34,8 @@ impl Lineage for Map {
                 creator: (&raw const (*record).creator).read_volatile(),
                 references: (&raw const (*record).references).read_volatile(),
                 state: (&raw const (*record).state).read_volatile(),
-                holds_creator: (&raw const (*record).holds_creator).read_volatile() != 0,
-                elided: (&raw const (*record).elided).read_volatile(),
+                holds_creator: u64::from((&raw const (*record).holds_creator).read_volatile()),
+                elided: u64::from((&raw const (*record).elided).read_volatile()),
             }
         };
         let again = LINEAGE.get_ptr(id)?;
@@ -43,14 +43,14 @@ impl Lineage for Map {
     }
 
     #[inline(always)]
-    fn relink(&self, id: &ProcessId, creator: ProcessId, holds_creator: bool, elided: u32) {
+    fn relink(&self, id: &ProcessId, link: &Link) {
         if let Some(record) = LINEAGE.get_ptr_mut(id) {
             // SAFETY: the caller is this process, dying, and still holds its own reference. A
             // reader that sees the creator half written finds no such record and looks again.
             unsafe {
-                (*record).creator = creator;
-                (*record).holds_creator = u32::from(holds_creator);
-                (*record).elided = elided;
+                (*record).creator = link.creator;
+                (*record).holds_creator = link.holds_creator as u32;
+                (*record).elided = link.elided as u32;
             }
         }
     }

@@ -17,18 +17,20 @@ pub struct Link {
     pub references: u64,
     /// [`LIVE`] or [`DEAD`].
     pub state: u64,
-    /// Whether it counts in its creator's references.
-    pub holds_creator: bool,
+    /// Not 0 when it counts in its creator's references. A word and no `bool`: the compiler would
+    /// pack the field below beside it, with arithmetic that the verifier does not follow.
+    pub holds_creator: u64,
     /// Ghosts spliced out between it and its creator.
-    pub elided: u32,
+    pub elided: u64,
 }
 
 /// Where the records are.
 pub trait Lineage {
     /// A consistent copy of the link of `id`, or nothing when there is no such record (any more).
     fn link(&self, id: &ProcessId) -> Option<Link>;
-    /// Lets `id`, which the caller owns (it is the process that is dying), skip a ghost.
-    fn relink(&self, id: &ProcessId, creator: ProcessId, holds_creator: bool, elided: u32);
+    /// Lets `id`, which the caller owns (it is the process that is dying), skip a ghost: takes
+    /// creator, hold and elided from `link`.
+    fn relink(&self, id: &ProcessId, link: &Link);
     /// Drops one reference that the caller holds on `id`; what is left, or nothing when there is
     /// no such record.
     fn unreference(&self, id: &ProcessId) -> Option<u64>;
@@ -82,7 +84,7 @@ pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
         below.creator = ghost.creator;
         below.holds_creator = ghost.holds_creator;
         // The ghost's reference on its creator passes to `id`: no count changes.
-        lineage.relink(id, below.creator, below.holds_creator, below.elided);
+        lineage.relink(id, &below);
         lineage.remove(&gone);
         row -= 1;
     }
@@ -91,7 +93,7 @@ pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
 /// The creator of the record with link `below`, if that is a ghost that only this record holds.
 #[inline(always)]
 fn ghost_held_by<L: Lineage>(lineage: &L, below: &Link) -> Option<Link> {
-    if !below.holds_creator {
+    if below.holds_creator == 0 {
         return None;
     }
     let above = lineage.link(&below.creator)?;
@@ -135,7 +137,7 @@ pub fn sweep<L: Lineage>(lineage: &L, id: &ProcessId) {
 fn take_out<L: Lineage>(lineage: &L, id: &ProcessId) -> Option<ProcessId> {
     // Read before the delete: the delete that succeeds proves that it was there to be read.
     let link = lineage.link(id)?;
-    (lineage.remove(id) && link.holds_creator).then_some(link.creator)
+    (lineage.remove(id) && link.holds_creator != 0).then_some(link.creator)
 }
 
 /// What climbing from a process found.
@@ -179,7 +181,7 @@ pub fn climb<L: Lineage>(
             Some(above) => link = above,
             // The last known ancestor may be the root itself.
             None if is_inside(&at) => return Descent::Inside,
-            None if link.holds_creator => return Descent::Unsettled,
+            None if link.holds_creator != 0 => return Descent::Unsettled,
             None => return Descent::Outside,
         }
     }

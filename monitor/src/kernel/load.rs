@@ -84,7 +84,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, Error> {
     let alive = if layout.has_group_dead == 0 { options.max_processes } else { 1 };
     let ebpf = EbpfLoader::new()
         .btf(None)
-        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .verifier_log_level(if options.debug { VerifierLogLevel::default() } else { VerifierLogLevel::DISABLE })
         .override_global("OFFSETS", &PodOffsets(layout.offsets), true)
         .override_global("HAS_GROUP_DEAD", &layout.has_group_dead, true)
         .override_global("OOM_ARG_IS_TASK", &layout.oom_arg_is_task, true)

@@ -65,7 +65,8 @@ impl Error {
             }
             source = cause.source();
         }
-        // The verifier's log is for developers; the first line says what happened.
+        // The verifier's log is for developers (-vv); the first line says what happened.
+        log::debug!("{what}: {reason}");
         let reason = reason.lines().next().unwrap_or_default().to_owned();
         Self::Load { what: what.to_owned(), reason }
     }
