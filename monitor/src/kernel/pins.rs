@@ -153,7 +153,10 @@ fn unmount_ours() -> bool {
     let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return false };
     let ours = format!("{OUR_MOUNT} {BPF_FS} bpf ");
     let is_ours = mounts.lines().any(|line| line.starts_with(&ours));
-    let is_empty = fs::read_dir(BPF_FS).is_ok_and(|mut entries| entries.next().is_none());
+    // The kernel itself puts two files for debugging into every BPF file system.
+    let is_foreign = |entry: fs::DirEntry| !matches!(entry.file_name().to_str(), Some("maps.debug" | "progs.debug"));
+    let is_empty =
+        fs::read_dir(BPF_FS).is_ok_and(|entries| !entries.flatten().any(is_foreign));
     is_ours && is_empty && umount2(BPF_FS, MntFlags::MNT_DETACH).is_ok()
 }
 
