@@ -25,7 +25,11 @@ impl ProcessId {
     #[must_use]
     #[inline(always)]
     pub const fn new(pid: u32, start_ns: u64) -> Self {
-        Self { start_ns, pid, zero: 0 }
+        Self {
+            start_ns,
+            pid,
+            zero: 0,
+        }
     }
 
     /// Whether this names no process at all.
@@ -107,7 +111,11 @@ impl MemberKey {
     #[must_use]
     #[inline(always)]
     pub const fn new(process: ProcessId, layer: u32) -> Self {
-        Self { process, layer, zero: 0 }
+        Self {
+            process,
+            layer,
+            zero: 0,
+        }
     }
 }
 

@@ -7,9 +7,7 @@
 //! the record or the producer sees the sleeper: no wakeup is lost.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
-    },
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
     btf_maps::RingBuf,
     helpers::bpf_ringbuf_query,
 };

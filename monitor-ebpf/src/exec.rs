@@ -18,7 +18,9 @@ use crate::{
 pub(crate) fn exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task::new(ctx.arg::<*const u8>(0));
     let process = task.process();
-    let Some(Scratch { event, .. }) = scratch(Hook::Exec) else { return 0 };
+    let Some(Scratch { event, .. }) = scratch(Hook::Exec) else {
+        return 0;
+    };
     *event = Event {
         kind: EVENT_EXEC,
         // SAFETY: the helper has no preconditions.
@@ -39,7 +41,9 @@ pub(crate) fn exec(ctx: BtfTracePointContext) -> i32 {
 /// Writes what exec changed into the process's own record; its creator.
 #[inline(always)]
 fn refresh(event: &Event) -> ProcessId {
-    let Some(record) = LINEAGE.get_ptr_mut(event.process) else { return ProcessId::NONE };
+    let Some(record) = LINEAGE.get_ptr_mut(event.process) else {
+        return ProcessId::NONE;
+    };
     // SAFETY: the current process's own record: it lives, so it cannot vanish.
     unsafe {
         (*record).name = event.name;

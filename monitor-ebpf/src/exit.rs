@@ -32,7 +32,9 @@ pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
     if task.is_kernel_thread() || !lineage::claim_exit(&process) {
         return 0;
     }
-    let Some(Scratch { event, .. }) = scratch(Hook::Exit) else { return 0 };
+    let Some(Scratch { event, .. }) = scratch(Hook::Exit) else {
+        return 0;
+    };
     describe(event, task, process);
     if let Some(all) = tree(0) {
         // SAFETY: an array element is always there.
@@ -67,7 +69,9 @@ fn describe(event: &mut Event, task: Task, process: ProcessId) {
     if signal != 0 {
         signal::explain(event, signal);
     }
-    if signal == SIGKILL && (was_oom_victim(process, process.pid) || was_oom_victim(process, task.tid())) {
+    if signal == SIGKILL
+        && (was_oom_victim(process, process.pid) || was_oom_victim(process, task.tid()))
+    {
         event.flags |= OOM_KILLED;
     }
 }
@@ -77,7 +81,9 @@ fn describe(event: &mut Event, task: Task, process: ProcessId) {
 fn was_oom_victim(process: ProcessId, tid: u32) -> bool {
     // SAFETY: a map value stays mapped while a program runs, and any value that was ever in this
     // map is a time; an old one is told by the start of the process.
-    OOM_VICTIMS.get_ptr(tid).is_some_and(|at| unsafe { at.read_volatile() } >= process.start_ns)
+    OOM_VICTIMS
+        .get_ptr(tid)
+        .is_some_and(|at| unsafe { at.read_volatile() } >= process.start_ns)
 }
 
 /// Writes the death into the record.

@@ -34,7 +34,9 @@ pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
     if is_learning() && LINEAGE.get_ptr(creator).is_none() && !parent.is_kernel_thread() {
         let _ = lineage::seed(parent.leader(), &creator);
     }
-    let Some(Scratch { event, record }) = scratch(Hook::Fork) else { return 0 };
+    let Some(Scratch { event, record }) = scratch(Hook::Fork) else {
+        return 0;
+    };
     lineage::describe(record, child, creator);
     *event = Event {
         kind: EVENT_FORK,

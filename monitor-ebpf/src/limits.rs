@@ -30,9 +30,10 @@ pub const RING_BYTES: u32 = 1 << 20;
 /// fork-and-exit generations keeps a bounded number of ghosts.
 pub const GHOSTS_IN_A_ROW: u32 = 8;
 
-/// Ghosts that one death may look at to splice a chain. A longer chain is finished by later
-/// deaths.
-pub const SPLICE_STEPS: u32 = 32;
+/// Ghosts that one death may splice out. It adds at most one to a chain, so a chain that grew from
+/// its end upwards is brought down by later deaths. More would cost every start of a tracker: the
+/// verifier walks through each step.
+pub const SPLICES: u32 = 4;
 
 /// Records that one death may remove, itself and the ghosts that nobody needs any more. What is
 /// left over has no references and is found by the sweep of the next command.

@@ -134,7 +134,11 @@ pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
 #[inline(never)]
 pub(crate) fn seed(leader: Task, process: &ProcessId) -> Result<(), i32> {
     let parent = leader.real_parent();
-    let creator = if parent.pid() == 0 { ProcessId::NONE } else { parent.process() };
+    let creator = if parent.pid() == 0 {
+        ProcessId::NONE
+    } else {
+        parent.process()
+    };
     let mut record = Record::default();
     describe(&mut record, leader, creator);
     record.origin = INFERRED;

@@ -87,7 +87,9 @@ pub(crate) enum Hook {
 #[inline(always)]
 pub(crate) fn scratch<'a>(hook: Hook) -> Option<&'a mut Scratch> {
     // SAFETY: an array element is always there, and nobody else uses this one while the hook runs.
-    SCRATCH.get_ptr_mut(hook as u32).map(|room| unsafe { &mut *room })
+    SCRATCH
+        .get_ptr_mut(hook as u32)
+        .map(|room| unsafe { &mut *room })
 }
 
 /// Where the fields of kernel structures are.

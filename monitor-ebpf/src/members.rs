@@ -48,13 +48,17 @@ pub(crate) fn membership(process: &ProcessId, layer: u32) -> Option<Membership> 
 #[inline(always)]
 fn layers() -> u64 {
     // SAFETY: an array element is always there; userspace writes the word, so it is read once.
-    host().map_or(0, |host| unsafe { (&raw const (*host).layers).read_volatile() })
+    host().map_or(0, |host| unsafe {
+        (&raw const (*host).layers).read_volatile()
+    })
 }
 
 /// Makes `process` a member.
 #[inline(always)]
 pub(crate) fn join(process: &ProcessId, layer: u32, membership: Membership) -> Joined {
-    let Some(tree) = tree_of(membership) else { return Joined::Before };
+    let Some(tree) = tree_of(membership) else {
+        return Joined::Before;
+    };
     // SAFETY: an array element is always there.
     unsafe { atomic::increment(&raw mut (*tree).live) };
     let key = MemberKey::new(*process, layer);

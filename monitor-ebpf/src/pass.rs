@@ -31,7 +31,9 @@ struct Visit {
 fn visit(ctx: *mut c_void, each: impl FnOnce(*mut Pass, Task, ProcessId)) {
     // SAFETY: the kernel passes the context of a task iterator.
     let task = unsafe { (*ctx.cast::<Visit>()).task };
-    let Some(pass) = PASS.get_ptr_mut(0) else { return };
+    let Some(pass) = PASS.get_ptr_mut(0) else {
+        return;
+    };
     if task.is_null() {
         return;
     }
@@ -114,9 +116,14 @@ pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
         if pass.kind != PASS_LABEL {
             return;
         }
-        let wanted = Membership { slot: pass.slot, generation: pass.generation };
+        let wanted = Membership {
+            slot: pass.slot,
+            generation: pass.generation,
+        };
         let (root, layer) = (pass.root, pass.layer);
-        let found = rules::climb(&Map, &process, |id| *id == root || is_member(id, layer, wanted));
+        let found = rules::climb(&Map, &process, |id| {
+            *id == root || is_member(id, layer, wanted)
+        });
         match found {
             Descent::Inside => add(pass, task, &process, wanted),
             Descent::Outside => {}
@@ -132,10 +139,15 @@ pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
 #[inline(always)]
 fn is_member(process: &ProcessId, layer: u32, wanted: Membership) -> bool {
     let key = MemberKey::new(*process, layer);
-    let Some(found) = MEMBERS.get_ptr(key) else { return false };
+    let Some(found) = MEMBERS.get_ptr(key) else {
+        return false;
+    };
     // SAFETY: a map value stays mapped while a program runs.
     let value = unsafe { found.read_volatile() };
-    value == wanted && MEMBERS.get_ptr(key).is_some_and(|again| again as u64 == found as u64)
+    value == wanted
+        && MEMBERS
+            .get_ptr(key)
+            .is_some_and(|again| again as u64 == found as u64)
 }
 
 /// Makes a process a member, and takes that back if it has died meanwhile: its exit hook may have

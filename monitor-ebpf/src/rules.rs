@@ -62,23 +62,29 @@ pub fn bury<L: Lineage>(lineage: &L, id: &ProcessId) {
 /// can drop, remove or relink any of them.
 #[inline(always)]
 pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
-    let Some(mut below) = lineage.link(id) else { return };
+    let Some(mut below) = lineage.link(id) else {
+        return;
+    };
     // Without children it is about to be removed, and the chain with it.
     if below.references <= 1 {
         return;
     }
     let mut row = 0;
     let mut at = below;
-    for _ in 0..limits::SPLICE_STEPS {
-        let Some(above) = ghost_held_by(lineage, &at) else { break };
+    for _ in 0..limits::GHOSTS_IN_A_ROW + limits::SPLICES {
+        let Some(above) = ghost_held_by(lineage, &at) else {
+            break;
+        };
         row += 1;
         at = above;
     }
-    for _ in 0..limits::SPLICE_STEPS {
+    for _ in 0..limits::SPLICES {
         if row <= limits::GHOSTS_IN_A_ROW || lineage.is_root(&below.creator) {
             return;
         }
-        let Some(ghost) = ghost_held_by(lineage, &below) else { return };
+        let Some(ghost) = ghost_held_by(lineage, &below) else {
+            return;
+        };
         let gone = below.creator;
         below.elided = below.elided.saturating_add(ghost.elided).saturating_add(1);
         below.creator = ghost.creator;
@@ -168,7 +174,9 @@ pub fn climb<L: Lineage>(
     is_inside: impl Fn(&ProcessId) -> bool,
 ) -> Descent {
     let mut at = *id;
-    let Some(mut link) = lineage.link(&at) else { return Descent::Unrecorded };
+    let Some(mut link) = lineage.link(&at) else {
+        return Descent::Unrecorded;
+    };
     for _ in 0..limits::CLIMB_STEPS {
         if is_inside(&at) {
             return Descent::Inside;

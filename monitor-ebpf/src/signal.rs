@@ -8,9 +8,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::debug;
-use lifemon_ebpf::{
-    EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact,
-};
+use lifemon_ebpf::{EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact};
 
 use crate::{
     maps::{Hook, SIGNALS, Scratch, scratch},
@@ -48,7 +46,9 @@ pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
     let process = target.process();
     let fact = fact(signal, ctx.arg::<usize>(1));
     let _ = SIGNALS.insert(process, fact, u64::from(BPF_ANY));
-    let Some(Scratch { event, .. }) = scratch(Hook::Signal) else { return 0 };
+    let Some(Scratch { event, .. }) = scratch(Hook::Signal) else {
+        return 0;
+    };
     *event = Event {
         kind: EVENT_SIGNAL,
         // SAFETY: the helper has no preconditions.
@@ -74,7 +74,11 @@ fn fact(signal: u32, info: usize) -> SignalFact {
     let by_kernel = info == FROM_KERNEL
         || (info > FROM_KERNEL && Kernel(info as *const u8).read::<i32>(offset!(siginfo_code)) > 0);
     if by_kernel {
-        return SignalFact { signal, flags: SENT_BY_KERNEL, ..SignalFact::default() };
+        return SignalFact {
+            signal,
+            flags: SENT_BY_KERNEL,
+            ..SignalFact::default()
+        };
     }
     // SAFETY: the helper has no preconditions; the task is the current one.
     let sender = Task::new(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
@@ -90,7 +94,9 @@ fn fact(signal: u32, info: usize) -> SignalFact {
 #[inline(always)]
 pub(crate) fn explain(event: &mut Event, signal: u32) {
     let process: ProcessId = event.process;
-    let Some(found) = SIGNALS.get_ptr(process) else { return };
+    let Some(found) = SIGNALS.get_ptr(process) else {
+        return;
+    };
     // SAFETY: a map value stays mapped while a program runs; the copy counts only if the same
     // element is still there afterwards, and elements of this map are replaced, not rewritten.
     let fact = unsafe { found.read_volatile() };

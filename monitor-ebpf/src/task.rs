@@ -4,7 +4,6 @@
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use lifemon_ebpf::{ProcessId, offsets::MISSING};
 
-
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// `signal->flags`: the group is exiting, and `group_exit_code` is its status.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -86,13 +85,18 @@ impl Task {
     /// Identity of the process that this thread belongs to.
     #[inline(always)]
     pub(crate) fn process(self) -> ProcessId {
-        ProcessId::new(self.pid(), self.leader().0.read(offset!(task_start_boottime)))
+        ProcessId::new(
+            self.pid(),
+            self.leader().0.read(offset!(task_start_boottime)),
+        )
     }
 
     /// Threads that can still return to user code.
     #[inline(always)]
     pub(crate) fn live_threads(self) -> u32 {
-        self.0.follow(offset!(task_signal)).read(offset!(signal_live))
+        self.0
+            .follow(offset!(task_signal))
+            .read(offset!(signal_live))
     }
 
     /// Status of the process as `wait(2)` gives it. `task->exit_code` of the last thread would be
@@ -115,7 +119,9 @@ impl Task {
     /// Real user id.
     #[inline(always)]
     pub(crate) fn uid(self) -> u32 {
-        self.0.follow(offset!(task_real_cred)).read(offset!(cred_uid))
+        self.0
+            .follow(offset!(task_real_cred))
+            .read(offset!(cred_uid))
     }
 
     /// Id of the cgroup in the v2 hierarchy.
@@ -134,7 +140,9 @@ impl Task {
         let pid = self.0.follow(offset!(task_thread_pid));
         let level = pid.read::<u32>(offset!(pid_level));
         let entry = level.wrapping_mul(offset!(upid_size));
-        let at = offset!(pid_numbers).wrapping_add(entry).wrapping_add(offset!(upid_nr));
+        let at = offset!(pid_numbers)
+            .wrapping_add(entry)
+            .wrapping_add(offset!(upid_nr));
         pid.read(at)
     }
 }

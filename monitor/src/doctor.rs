@@ -35,7 +35,12 @@ pub struct Check {
 
 impl Check {
     fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, state: State::Ok, detail: detail.into(), remedy: None }
+        Self {
+            name,
+            state: State::Ok,
+            detail: detail.into(),
+            remedy: None,
+        }
     }
 
     fn with(
@@ -44,7 +49,12 @@ impl Check {
         detail: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self { name, state, detail: detail.into(), remedy: Some(remedy.into()) }
+        Self {
+            name,
+            state,
+            detail: detail.into(),
+            remedy: Some(remedy.into()),
+        }
     }
 
     /// A refusal reads "what is wrong; what to do".
@@ -64,11 +74,27 @@ impl Check {
 #[must_use]
 pub fn examine() -> Vec<Check> {
     let mut checks = vec![
-        Check::of("kernel", preflight::check_kernel(), preflight::kernel_release()),
+        Check::of(
+            "kernel",
+            preflight::check_kernel(),
+            preflight::kernel_release(),
+        ),
         Check::of("types", preflight::check_btf(), preflight::BTF_PATH),
-        Check::of("pid namespace", preflight::check_pid_namespace(), "the initial one"),
-        Check::of("privileges", preflight::check_privileges(), "CAP_BPF and CAP_PERFMON"),
-        Check::of("lockdown", preflight::check_lockdown(), "programs may read kernel memory"),
+        Check::of(
+            "pid namespace",
+            preflight::check_pid_namespace(),
+            "the initial one",
+        ),
+        Check::of(
+            "privileges",
+            preflight::check_privileges(),
+            "CAP_BPF and CAP_PERFMON",
+        ),
+        Check::of(
+            "lockdown",
+            preflight::check_lockdown(),
+            "programs may read kernel memory",
+        ),
     ];
     let may_load = checks.iter().all(|check| check.state == State::Ok);
     checks.extend(if may_load { try_tracker() } else { skipped() });
@@ -94,24 +120,33 @@ fn try_tracker() -> Vec<Check> {
         Ok(tracker) => tracker,
         Err(error) => {
             let remedy = "the kernel's message is above; a seccomp profile or a security module may forbid bpf(2)";
-            return vec![Check::with("programs", State::Failed, error.to_string(), remedy)];
+            return vec![Check::with(
+                "programs",
+                State::Failed,
+                error.to_string(),
+                remedy,
+            )];
         }
     };
     let mut checks = vec![Check::ok("programs", "all hooks load and attach")];
-    checks.push(match tracker.has_group_dead() {
-        true => Check::ok("exit event", "fires before memory is released, once for each process"),
-        false => Check::with(
+    checks.push(if tracker.has_group_dead() {
+        Check::ok("exit event", "fires before memory is released, once for each process")
+    } else {
+        Check::with(
             "exit event",
             State::Degraded,
             "fires after memory is released (before Linux 6.16), so a large process is reported later",
             "the fatal signal is reported at once; boot 6.16 or newer for the exit event as well",
-        ),
+        )
     });
     let own = std::process::id();
     checks.push(match tracker.snapshot() {
         Ok(snapshot) if snapshot.live(own).is_some() => {
             let count = snapshot.records.len();
-            Check::ok("lineage", format!("{count} processes learnt, this one among them"))
+            Check::ok(
+                "lineage",
+                format!("{count} processes learnt, this one among them"),
+            )
         }
         Ok(_) => Check::with(
             "lineage",
@@ -142,7 +177,10 @@ fn pinned(may_look: bool) -> Check {
     }
     match pins::look() {
         Found::Complete => Check::ok(NAME, "on"),
-        Found::Nothing => Check::ok(NAME, "off; `lifemon track on` keeps the lineage from now on"),
+        Found::Nothing => Check::ok(
+            NAME,
+            "off; `lifemon track on` keeps the lineage from now on",
+        ),
         Found::Torn { missing } => Check::with(
             NAME,
             State::Failed,

@@ -37,7 +37,9 @@ impl Forest {
     /// Whether it is there and alive.
     #[must_use]
     pub fn is_live(&self, id: &ProcessId) -> bool {
-        self.records.get(id).is_some_and(|record| record.state == LIVE)
+        self.records
+            .get(id)
+            .is_some_and(|record| record.state == LIVE)
     }
 
     /// What it created and is still known, oldest first.
@@ -69,7 +71,10 @@ impl Forest {
     /// Living members of the tree of `root`.
     #[must_use]
     pub fn living(&self, root: ProcessId) -> Vec<ProcessId> {
-        self.tree(root).into_iter().filter(|id| self.is_live(id)).collect()
+        self.tree(root)
+            .into_iter()
+            .filter(|id| self.is_live(id))
+            .collect()
     }
 
     /// Creators of `id`, nearest first, as far as they are known.
@@ -92,15 +97,22 @@ impl Forest {
     pub fn is_orphan(&self, id: &ProcessId) -> bool {
         self.records.get(id).is_some_and(|record| {
             record.state == LIVE
-                && self.records.get(&record.creator).is_some_and(|creator| creator.state != LIVE)
+                && self
+                    .records
+                    .get(&record.creator)
+                    .is_some_and(|creator| creator.state != LIVE)
         })
     }
 
     /// Every living process whose creator is dead, oldest first.
     #[must_use]
     pub fn orphans(&self) -> Vec<ProcessId> {
-        let mut found: Vec<_> =
-            self.records.keys().filter(|id| self.is_orphan(id)).copied().collect();
+        let mut found: Vec<_> = self
+            .records
+            .keys()
+            .filter(|id| self.is_orphan(id))
+            .copied()
+            .collect();
         found.sort_unstable();
         found
     }
@@ -108,7 +120,10 @@ impl Forest {
     /// Number of ghosts.
     #[must_use]
     pub fn ghosts(&self) -> usize {
-        self.records.values().filter(|record| record.state != LIVE).count()
+        self.records
+            .values()
+            .filter(|record| record.state != LIVE)
+            .count()
     }
 
     /// Number of processes and ghosts.
@@ -135,8 +150,16 @@ mod tests {
     }
 
     fn record(creator: u32, state: u64) -> Record {
-        let creator = if creator == 0 { ProcessId::NONE } else { id(creator) };
-        Record { creator, state, ..Record::default() }
+        let creator = if creator == 0 {
+            ProcessId::NONE
+        } else {
+            id(creator)
+        };
+        Record {
+            creator,
+            state,
+            ..Record::default()
+        }
     }
 
     fn family() -> Forest {

@@ -37,7 +37,12 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, starttime 22.
     let flags = fields.nth(9 - 4 - 1)?.parse().ok()?;
     let start_ticks = fields.nth(22 - 9 - 1)?.parse().ok()?;
-    Some(Stat { parent, flags, start_ticks, state })
+    Some(Stat {
+        parent,
+        flags,
+        start_ticks,
+        state,
+    })
 }
 
 /// Length of a clock tick, in ns.
@@ -85,7 +90,9 @@ pub enum Kind {
 /// What `pid` is.
 #[must_use]
 pub fn kind(pid: u32) -> Kind {
-    let Some(stat) = stat(pid) else { return Kind::Nothing };
+    let Some(stat) = stat(pid) else {
+        return Kind::Nothing;
+    };
     if stat.flags & PF_KTHREAD != 0 {
         return Kind::KernelThread;
     }
@@ -107,7 +114,10 @@ mod tests {
     #[test]
     fn a_name_may_hold_anything() {
         let stat = parse_stat(LINE.as_bytes()).unwrap();
-        assert_eq!((stat.parent, stat.start_ticks, stat.state), (42, 123_456, 'S'));
+        assert_eq!(
+            (stat.parent, stat.start_ticks, stat.state),
+            (42, 123_456, 'S')
+        );
         assert_eq!(stat.flags, 4_194_304);
     }
 

@@ -1,9 +1,7 @@
 //! What lifemon says about one process, decoded from records and events: names, deaths, signals.
 //! Pure: no I/O, no clock.
 
-use lifemon_ebpf::{
-    Event, INFERRED, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
-};
+use lifemon_ebpf::{Event, INFERRED, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL};
 
 /// A process by identity and, when known, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +78,11 @@ impl Death {
     /// The exit code, unless a signal ended it.
     #[must_use]
     pub const fn code(&self) -> Option<u32> {
-        if self.status & 0x7f == 0 { Some(self.status >> 8 & 0xff) } else { None }
+        if self.signal().is_some() {
+            None
+        } else {
+            Some(self.status >> 8 & 0xff)
+        }
     }
 
     /// The signal that ended it.
@@ -137,7 +139,10 @@ pub fn sender(flags: u32, id: ProcessId, name: &[u8; 16]) -> Option<Sender> {
     if flags & SENT_BY_KERNEL != 0 {
         Some(Sender::Kernel)
     } else if flags & SENDER_KNOWN != 0 {
-        Some(Sender::Process(Who { id, name: comm(name) }))
+        Some(Sender::Process(Who {
+            id,
+            name: comm(name),
+        }))
     } else {
         None
     }
@@ -175,13 +180,24 @@ impl Process {
     /// A process of which nothing but the identity is known.
     #[must_use]
     pub const fn unknown(id: ProcessId) -> Self {
-        Self { id, name: None, uid: None, ns_pid: None, creator: None, inferred: false, elided: 0 }
+        Self {
+            id,
+            name: None,
+            uid: None,
+            ns_pid: None,
+            creator: None,
+            inferred: false,
+            elided: 0,
+        }
     }
 
     /// Identity and name.
     #[must_use]
     pub fn who(&self) -> Who {
-        Who { id: self.id, name: self.name.clone() }
+        Who {
+            id: self.id,
+            name: self.name.clone(),
+        }
     }
 }
 
@@ -192,7 +208,10 @@ fn known(id: ProcessId) -> Option<ProcessId> {
 /// A `comm` as text; `None` when it is empty. What is no UTF-8 is replaced.
 #[must_use]
 pub fn comm(bytes: &[u8; 16]) -> Option<String> {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
@@ -202,7 +221,10 @@ pub fn signal_name(signal: u32) -> String {
     i32::try_from(signal)
         .ok()
         .and_then(|signal| nix::sys::signal::Signal::try_from(signal).ok())
-        .map_or_else(|| format!("SIG{signal}"), |signal| signal.as_str().to_owned())
+        .map_or_else(
+            || format!("SIG{signal}"),
+            |signal| signal.as_str().to_owned(),
+        )
 }
 
 #[cfg(test)]
@@ -210,17 +232,31 @@ mod tests {
     use super::*;
 
     fn death(status: u32) -> Death {
-        Death { status, is_oom: false, sender: None }
+        Death {
+            status,
+            is_oom: false,
+            sender: None,
+        }
     }
 
     #[test]
     fn a_status_is_a_code_or_a_signal() {
-        assert_eq!((death(3 << 8).code(), death(3 << 8).signal()), (Some(3), None));
+        assert_eq!(
+            (death(3 << 8).code(), death(3 << 8).signal()),
+            (Some(3), None)
+        );
         assert_eq!((death(9).code(), death(9).signal()), (None, Some(9)));
         assert!(death(6 | 0x80).core_dumped());
         assert!(!death(6).core_dumped());
         assert_eq!(death(0).cause(), Cause::Exited);
-        assert_eq!(Death { is_oom: true, ..death(9) }.cause(), Cause::Oom);
+        assert_eq!(
+            Death {
+                is_oom: true,
+                ..death(9)
+            }
+            .cause(),
+            Cause::Oom
+        );
     }
 
     #[test]
@@ -231,8 +267,14 @@ mod tests {
 
     #[test]
     fn a_comm_ends_at_the_first_zero() {
-        assert_eq!(comm(b"VLLM::EngineCor\0").as_deref(), Some("VLLM::EngineCor"));
+        assert_eq!(
+            comm(b"VLLM::EngineCor\0").as_deref(),
+            Some("VLLM::EngineCor")
+        );
         assert_eq!(comm(&[0; 16]), None);
-        assert_eq!(comm(b"a\xffb\0\0\0\0\0\0\0\0\0\0\0\0\0").as_deref(), Some("a\u{fffd}b"));
+        assert_eq!(
+            comm(b"a\xffb\0\0\0\0\0\0\0\0\0\0\0\0\0").as_deref(),
+            Some("a\u{fffd}b")
+        );
     }
 }

@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use lifemon_ebpf::{Event, LIVE, ProcessId, SENT_BY_KERNEL};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -150,14 +151,28 @@ impl Session {
         let watcher = tracker.watch(root, options)?;
         let members = watcher.live_members()?;
         let snapshot = watcher.tracker().snapshot()?;
-        let start = describe(root, &members, &snapshot.records, snapshot.since_ns, &watcher);
-        let ghosts = start.ghosts.iter().map(|(process, ..)| process.clone()).collect();
+        let start = describe(
+            root,
+            &members,
+            &snapshot.records,
+            snapshot.since_ns,
+            &watcher,
+        );
+        let ghosts = start
+            .ghosts
+            .iter()
+            .map(|(process, ..)| process.clone())
+            .collect();
         let watch = Watch::new(root, start.members.clone(), ghosts);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let seen = Seen { records: host.lost_records, missed, ..Seen::default() };
+        let seen = Seen {
+            records: host.lost_records,
+            missed,
+            ..Seen::default()
+        };
         let session = Self {
-            watcher: AsyncFd::new(watcher).map_err(Error::Map)?,
+            watcher: readable(watcher).map_err(Error::Map)?,
             watch,
             dying: JoinSet::new(),
             polled: Vec::new(),
@@ -217,7 +232,7 @@ impl Session {
             tokio::select! {
                 ready = self.watcher.readable() => ready.map_err(Error::Map)?.clear_ready(),
                 Some(Ok(id)) = self.dying.join_next() => self.report_gone(id),
-                _ = self.tick.tick() => self.on_tick()?,
+                _ = self.tick.tick() => self.on_tick(),
             }
         }
     }
@@ -248,7 +263,13 @@ impl Session {
         let killed_by_kernel = event.kind == lifemon_ebpf::EVENT_EXIT
             && event.status & 0x7f == 9
             && event.flags == SENT_BY_KERNEL;
-        if killed_by_kernel && self.watcher.get_ref().tracker().was_oom_victim(&event.process)? {
+        if killed_by_kernel
+            && self
+                .watcher
+                .get_ref()
+                .tracker()
+                .was_oom_victim(&event.process)?
+        {
             event.flags |= lifemon_ebpf::OOM_KILLED;
         }
         Ok(())
@@ -266,7 +287,7 @@ impl Session {
     fn follow(&mut self, id: ProcessId) {
         match open_pidfd(id.pid) {
             Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => {
-                match AsyncFd::new(pidfd) {
+                match readable(pidfd) {
                     Ok(pidfd) => {
                         self.dying.spawn(async move {
                             let _ = pidfd.readable().await;
@@ -289,9 +310,10 @@ impl Session {
         }
     }
 
-    fn on_tick(&mut self) -> Result<(), Error> {
-        let (gone, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.polled).into_iter().partition(|id| !proc::is_alive(*id));
+    fn on_tick(&mut self) {
+        let (gone, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.polled)
+            .into_iter()
+            .partition(|id| !proc::is_alive(*id));
         self.polled = waiting;
         for id in gone {
             self.report_gone(id);
@@ -301,7 +323,6 @@ impl Session {
             self.ended = true;
         }
         self.check_missed_runs();
-        Ok(())
     }
 
     /// Says once that nothing can run again, and ends when the last member is gone.
@@ -330,7 +351,11 @@ impl Session {
         } else if !self.standing.contains(&loss) {
             self.standing.push(loss);
         }
-        self.ready.push_back(Update::Lost { loss, count, recovered });
+        self.ready.push_back(Update::Lost {
+            loss,
+            count,
+            recovered,
+        });
     }
 
     fn check_missed_runs(&mut self) {
@@ -345,7 +370,11 @@ impl Session {
     fn check_losses(&mut self) -> Result<(), Error> {
         let host = self.watcher.get_ref().tracker().host_counters();
         if host.lost_records > self.seen.records {
-            self.lose(Loss::LineageFull, host.lost_records - self.seen.records, false);
+            self.lose(
+                Loss::LineageFull,
+                host.lost_records - self.seen.records,
+                false,
+            );
             self.seen.records = host.lost_records;
         }
         let counters = self.watcher.get_ref().counters();
@@ -392,8 +421,8 @@ impl Session {
         let records: std::collections::HashMap<_, _> = snapshot.records.into_iter().collect();
         let found = self.watch.resync(&members, |id| match records.get(&id) {
             Some(record) => {
-                let death = (record.state != LIVE)
-                    .then(|| (record.exit_ns, Death::of_record(record)));
+                let death =
+                    (record.state != LIVE).then(|| (record.exit_ns, Death::of_record(record)));
                 (Some(Process::of_record(id, record)), death)
             }
             None => (None, None),
@@ -425,13 +454,18 @@ fn describe(
 ) -> Start {
     let forest = Forest::new(records.iter().copied());
     let process = |id: &ProcessId| {
-        forest
-            .record(id)
-            .map_or_else(|| Process::unknown(*id), |record| Process::of_record(*id, record))
+        forest.record(id).map_or_else(
+            || Process::unknown(*id),
+            |record| Process::of_record(*id, record),
+        )
     };
     let mut wanted: std::collections::HashSet<_> = members.iter().copied().collect();
     let order = forest.tree(root);
-    let mut living: Vec<_> = order.iter().filter(|id| wanted.remove(id)).map(process).collect();
+    let mut living: Vec<_> = order
+        .iter()
+        .filter(|id| wanted.remove(id))
+        .map(process)
+        .collect();
     // Members that the records do not connect to the root, or that have none.
     let mut rest: Vec<_> = wanted.into_iter().collect();
     rest.sort_unstable();
@@ -441,7 +475,11 @@ fn describe(
         .filter_map(|id| Some((*id, forest.record(id)?)))
         .filter(|(_, record)| record.state != LIVE)
         .map(|(id, record)| {
-            (Process::of_record(id, record), record.exit_ns, Death::of_record(record))
+            (
+                Process::of_record(id, record),
+                record.exit_ns,
+                Death::of_record(record),
+            )
         })
         .collect();
     let unlabelled = watcher.unlabelled();
@@ -452,8 +490,26 @@ fn describe(
         (Loss::MissedRuns, watcher.tracker().missed_runs()),
     ];
     let losses = losses.into_iter().filter(|(_, count)| *count > 0).collect();
-    Start { root: process(&root), members: living, ghosts, losses, since_ns }
+    Start {
+        root: process(&root),
+        members: living,
+        ghosts,
+        losses,
+        since_ns,
+    }
 }
+
+/// Waits for `inner` with the runtime. For the types of this module alone.
+fn readable<T: AsRawFd + OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: an `OwnsDescriptor` keeps its descriptor open and always returns that one.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Types that own the descriptor which `as_raw_fd` returns, and return the same one always.
+trait OwnsDescriptor {}
+
+impl OwnsDescriptor for Watcher {}
+impl OwnsDescriptor for OwnedFd {}
 
 /// A descriptor of the process that has this pid now.
 fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {

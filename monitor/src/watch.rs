@@ -27,7 +27,8 @@ impl Happening {
     /// Age of the process when it happened, in ms; `None` when the time is not known.
     #[must_use]
     pub fn age_ms(&self) -> Option<u64> {
-        self.at_ns.map(|at| at.saturating_sub(self.process.id.start_ns) / 1_000_000)
+        self.at_ns
+            .map(|at| at.saturating_sub(self.process.id.start_ns) / 1_000_000)
     }
 }
 
@@ -117,9 +118,16 @@ impl Watch {
         for process in ghosts {
             watch.dead.insert(process.id, Node::new(process));
         }
-        let ids: Vec<_> = members.iter().map(|process| (process.id, process.creator)).collect();
+        let ids: Vec<_> = members
+            .iter()
+            .map(|process| (process.id, process.creator))
+            .collect();
         watch.totals.seen = members.len() as u64;
-        watch.alive.extend(members.into_iter().map(|process| (process.id, Node::new(process))));
+        watch.alive.extend(
+            members
+                .into_iter()
+                .map(|process| (process.id, Node::new(process))),
+        );
         for (id, creator) in ids {
             watch.adopt(id, creator);
         }
@@ -154,21 +162,30 @@ impl Watch {
     /// Living members whose creator is dead; those of the root itself are no orphans of this tree.
     #[must_use]
     pub fn orphans(&self) -> Vec<Who> {
-        let mut found: Vec<_> =
-            self.alive.values().filter(|node| self.is_orphan(&node.process)).collect();
+        let mut found: Vec<_> = self
+            .alive
+            .values()
+            .filter(|node| self.is_orphan(&node.process))
+            .collect();
         found.sort_unstable_by_key(|node| node.process.id);
         found.into_iter().map(|node| node.process.who()).collect()
     }
 
     fn is_orphan(&self, process: &Process) -> bool {
         process.id != self.root
-            && process.creator.is_some_and(|creator| !self.alive.contains_key(&creator))
+            && process
+                .creator
+                .is_some_and(|creator| !self.alive.contains_key(&creator))
     }
 
     /// Enters `id` among the children of its creator.
     fn adopt(&mut self, id: ProcessId, creator: Option<ProcessId>) {
         let Some(creator) = creator else { return };
-        if let Some(node) = self.alive.get_mut(&creator).or_else(|| self.dead.get_mut(&creator)) {
+        if let Some(node) = self
+            .alive
+            .get_mut(&creator)
+            .or_else(|| self.dead.get_mut(&creator))
+        {
             node.children.insert(id);
         }
     }
@@ -176,12 +193,21 @@ impl Watch {
     /// Identity and, when the model has it, name.
     fn who(&self, id: ProcessId) -> Who {
         let node = self.alive.get(&id).or_else(|| self.dead.get(&id));
-        Who { id, name: node.and_then(|node| node.process.name.clone()) }
+        Who {
+            id,
+            name: node.and_then(|node| node.process.name.clone()),
+        }
     }
 
     fn happening(&self, at_ns: Option<u64>, process: Process, what: What) -> Happening {
         let creator = process.creator.map(|creator| self.who(creator));
-        Happening { at_ns, process, creator, what, resynced: false }
+        Happening {
+            at_ns,
+            process,
+            creator,
+            what,
+            resynced: false,
+        }
     }
 
     /// Applies one event of the kernel; what it means, unless that is known already.
@@ -200,7 +226,10 @@ impl Watch {
             EVENT_SIGNAL => {
                 let node = self.alive.get(&event.process)?;
                 let sender = sender(event.flags, event.sender, &event.sender_name);
-                let what = What::Signal { signal: event.status, sender };
+                let what = What::Signal {
+                    signal: event.status,
+                    sender,
+                };
                 Some(self.happening(at, node.process.clone(), what))
             }
             EVENT_EXIT => {
@@ -276,12 +305,13 @@ impl Watch {
 
     /// A dead member is gone: says so, and which of its children have another parent now.
     pub fn gone(&mut self, id: ProcessId, at_ns: u64) -> Vec<Happening> {
-        let Some(node) = self.dead.get_mut(&id) else { return Vec::new() };
+        let Some(node) = self.dead.get_mut(&id) else {
+            return Vec::new();
+        };
         // From now on it is kept for its name alone.
         let after_ns = node.died_ns.take().map(|died| at_ns.saturating_sub(died));
         let (process, children) = (node.process.clone(), node.children.clone());
-        let mut happenings =
-            vec![self.happening(Some(at_ns), process, What::Gone { after_ns })];
+        let mut happenings = vec![self.happening(Some(at_ns), process, What::Gone { after_ns })];
         let root_alive = self.alive.contains_key(&self.root);
         for child in &children {
             if let Some(node) = self.alive.get(child) {
@@ -317,7 +347,10 @@ impl Watch {
     ) -> Vec<Happening> {
         let real: HashSet<_> = members.iter().copied().collect();
         let mut found = Vec::new();
-        let mut missing: Vec<_> = real.iter().filter(|id| !self.alive.contains_key(id)).collect();
+        let mut missing: Vec<_> = real
+            .iter()
+            .filter(|id| !self.alive.contains_key(id))
+            .collect();
         missing.sort_unstable();
         for id in missing {
             // It may have died since the reading, and the drain have said so.
@@ -350,6 +383,10 @@ impl Watch {
 
 impl Node {
     fn new(process: Process) -> Self {
-        Self { process, children: BTreeSet::new(), died_ns: None }
+        Self {
+            process,
+            children: BTreeSet::new(),
+            died_ns: None,
+        }
     }
 }

@@ -25,7 +25,7 @@ macro_rules! actor {
 }
 
 /// A process as an actor reported it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Process {
     /// In the pid namespace of the tests.
     pub pid: i32,

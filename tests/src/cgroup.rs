@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
+use crate::Pidfd;
 use crate::wait::poll;
 
 /// How long emptying a group may take.
@@ -125,30 +126,14 @@ impl Group {
         let handles: Vec<_> = self
             .pids()
             .into_iter()
-            .filter_map(|pid| Some((pid, pidfd(pid)?)))
+            .filter_map(|pid| Some((pid, Pidfd::open(pid)?)))
             .collect();
         let still_here = self.pids();
         for (_, handle) in handles.iter().filter(|(pid, _)| still_here.contains(pid)) {
-            // SAFETY: the descriptor is open for the length of the call, the siginfo is absent.
-            unsafe {
-                libc::syscall(
-                    libc::SYS_pidfd_send_signal,
-                    handle.as_raw_fd(),
-                    libc::SIGKILL,
-                    std::ptr::null::<libc::siginfo_t>(),
-                    0,
-                );
-            }
+            // It may have ended meanwhile, which is what this is for.
+            _ = handle.signal(Signal::SIGKILL);
         }
     }
-}
-
-fn pidfd(pid: i32) -> Option<OwnedFd> {
-    // SAFETY: takes two integers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-    // SAFETY: a descriptor that was just made for us and that nobody else owns.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

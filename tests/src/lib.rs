@@ -6,18 +6,24 @@ mod cgroup;
 mod json_lines;
 mod lifemon;
 mod lock;
+mod pidfd;
 pub mod proc;
 mod sandbox;
+pub mod story;
 mod stream;
 mod wait;
+mod watching;
 
 pub use actor::{Actor, Process};
 pub use json_lines::JsonLines;
 pub use lifemon::{Lifemon, Output};
-pub use lock::{HostLock, host_lock};
+pub use lock::{HostLock, host_lock, private_lock};
+pub use pidfd::Pidfd;
 pub use sandbox::Sandbox;
+pub use story::Story;
 pub use stream::{Finished, Stream};
 pub use wait::wait_until;
+pub use watching::Watching;
 
 use std::time::Duration;
 

@@ -71,25 +71,22 @@ impl<'sandbox> Lifemon<'sandbox> {
     /// When it does not start, or does not end before the deadline (it is killed then).
     #[track_caller]
     pub fn run<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Output {
-        let mut command = self.command(words);
+        self.start(self.command(words)).finish(self.deadline)
+    }
+
+    /// Starts a command of [`Lifemon::command`] that the test has changed.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    #[must_use]
+    pub fn start(&self, mut command: Command) -> Running {
         let mut child = command.spawn().expect("lifemon starts");
-        let stdout = Collector::read(child.stdout.take().expect("piped"));
-        let stderr = Collector::read(child.stderr.take().expect("piped"));
-        let status = poll(self.deadline, || {
-            child.try_wait().expect("wait for lifemon")
-        });
-        let Some(status) = status else {
-            end(&mut child);
-            let (out, err) = (stdout.text(), stderr.text());
-            panic!(
-                "{command:?} did not end in {:?}; stdout: {out} stderr: {err}",
-                self.deadline
-            );
-        };
-        Output {
-            code: status.code(),
-            stdout: stdout.text(),
-            stderr: stderr.text(),
+        Running {
+            what: format!("{command:?}"),
+            stdout: child.stdout.take().map(Collector::read),
+            stderr: child.stderr.take().map(Collector::read),
+            child,
         }
     }
 
@@ -104,7 +101,9 @@ impl<'sandbox> Lifemon<'sandbox> {
         Stream::new(format!("{command:?}"), child)
     }
 
-    fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
+    /// How `run` would start it: nothing to read, both outputs into pipes.
+    #[must_use]
+    pub fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(words)
@@ -123,6 +122,61 @@ fn beside_the_tests() -> PathBuf {
     let test = std::env::current_exe().expect("path of this test");
     let deps = test.parent().expect("a directory");
     deps.parent().unwrap_or(deps).join("lifemon")
+}
+
+/// A run whose output is collected; killed on drop.
+#[derive(Debug)]
+pub struct Running {
+    what: String,
+    child: Child,
+    stdout: Option<Collector>,
+    stderr: Option<Collector>,
+}
+
+impl Running {
+    /// The pid of lifemon.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// SIGKILL, unless it has ended, and reaps it.
+    pub fn kill(mut self) {
+        end(&mut self.child);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end before the deadline.
+    #[track_caller]
+    #[must_use]
+    pub fn finish(mut self, deadline: Duration) -> Output {
+        let status = poll(deadline, || {
+            self.child.try_wait().expect("wait for lifemon")
+        });
+        let text = |pipe: &Option<Collector>| pipe.as_ref().map_or(String::new(), Collector::text);
+        let Some(status) = status else {
+            end(&mut self.child);
+            let (out, err) = (text(&self.stdout), text(&self.stderr));
+            panic!(
+                "{} did not end in {deadline:?}; stdout: {out} stderr: {err}",
+                self.what
+            );
+        };
+        Output {
+            code: status.code(),
+            stdout: text(&self.stdout),
+            stderr: text(&self.stderr),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nothing happens where it has been reaped.
+        end(&mut self.child);
+    }
 }
 
 /// What a finished run left.

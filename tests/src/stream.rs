@@ -85,9 +85,14 @@ impl Stream {
 
     /// SIGINT, as from a terminal but to this process alone.
     pub fn interrupt(&mut self) {
+        self.signal(Signal::SIGINT);
+    }
+
+    /// A signal to this process, unless it has ended.
+    pub fn signal(&mut self, signal: Signal) {
         // Reaped only through this handle: while try_wait has no status, the number is its own.
         if let Ok(None) = self.child.try_wait() {
-            _ = kill(Pid::from_raw(self.pid()), Signal::SIGINT);
+            _ = kill(Pid::from_raw(self.pid()), signal);
         }
     }
 

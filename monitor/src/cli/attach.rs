@@ -27,7 +27,7 @@ Examples:
 
 Ends with 0 when the tree is extinct, the time is over or Ctrl-C was pressed.")]
 pub struct Args {
-    /// Root of the tree: PID, or PID@START_NS for exactly that process
+    /// Root of the tree: PID, or `PID@START_NS` for exactly that process
     target: Target,
     /// Stop after this long: 10s, 500ms, 5m, 1h
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
@@ -51,7 +51,9 @@ enum Printer {
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(attach(args, output, verbose))
 }
 
@@ -75,11 +77,15 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     let tracker = Tracker::open_or_load(&options)?;
     let is_pinned = tracker.is_pinned();
     let root = args.target.find(&tracker.snapshot()?)?;
-    let watch = WatchOptions { ring_bytes: args.ring_size };
+    let watch = WatchOptions {
+        ring_bytes: args.ring_size,
+    };
     let (mut session, start) = Session::start(tracker, root, &watch)?;
     let mut printer = Printer::new(output, root);
     out::print(&printer.attached(&start, is_pinned))?;
-    let mut kernel_log = (verbose >= 2).then(|| session.watcher_mut().tracker_mut().debug_log()).transpose()?;
+    let mut kernel_log = (verbose >= 2)
+        .then(|| session.watcher_mut().tracker_mut().debug_log())
+        .transpose()?;
     let deadline = args.period.map(|period| Instant::now() + period);
     loop {
         if let Some(log) = &mut kernel_log {
@@ -147,12 +153,22 @@ impl Printer {
             (Self::Text(text), Update::Happening(happening)) => {
                 text.happening(happening, parent_of_orphan(happening))
             }
-            (Self::Json(stream), Update::Lost { loss, count, recovered }) => {
-                stream.lost(now, *loss, *count, *recovered, complete)
-            }
-            (Self::Text(text), Update::Lost { loss, count, recovered }) => {
-                text.lost(now, *loss, *count, *recovered)
-            }
+            (
+                Self::Json(stream),
+                Update::Lost {
+                    loss,
+                    count,
+                    recovered,
+                },
+            ) => stream.lost(now, *loss, *count, *recovered, complete),
+            (
+                Self::Text(text),
+                Update::Lost {
+                    loss,
+                    count,
+                    recovered,
+                },
+            ) => text.lost(now, *loss, *count, *recovered),
             (Self::Json(stream), Update::Extinct) => stream.extinct(now, complete),
             (Self::Text(text), Update::Extinct) => text.extinct(now, complete),
             (_, Update::End) => String::new(),
@@ -177,8 +193,12 @@ fn parent_of_orphan(happening: &Happening) -> Option<u32> {
 
 /// `10s`, `500ms`, `5m`, `1h`, or seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| "a time like 10s or 500ms".to_owned())?;
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..digits]
+        .parse()
+        .map_err(|_| "a time like 10s or 500ms".to_owned())?;
     let ms = match &text[digits..] {
         "ms" => Some(number),
         "" | "s" => number.checked_mul(1_000),
@@ -186,7 +206,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => number.checked_mul(3_600_000),
         _ => None,
     };
-    ms.map(Duration::from_millis).ok_or_else(|| "a time like 10s, 500ms, 5m or 1h".to_owned())
+    ms.map(Duration::from_millis)
+        .ok_or_else(|| "a time like 10s, 500ms, 5m or 1h".to_owned())
 }
 
 #[cfg(test)]
@@ -197,9 +218,16 @@ mod tests {
     fn times_as_they_are_typed() {
         assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
         assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
-        for wrong in ["", "s", "1x", "-1s", "99999999999999999999h", "18446744073709551615h"] {
+        for wrong in [
+            "",
+            "s",
+            "1x",
+            "-1s",
+            "99999999999999999999h",
+            "18446744073709551615h",
+        ] {
             assert!(parse_duration(wrong).is_err(), "{wrong:?} parsed");
         }
     }

@@ -24,7 +24,13 @@ pub(super) fn run(output: Output) -> anyhow::Result<Code> {
         Output::Text => describe(&checks, out::wants_colour()),
         Output::Json => {
             let kernel = crate::kernel::preflight::kernel_release();
-            let report = Report { schema: SCHEMA, ok, version: super::VERSION, kernel, checks };
+            let report = Report {
+                schema: SCHEMA,
+                ok,
+                version: super::VERSION,
+                kernel,
+                checks,
+            };
             format!("{}\n", serde_json::to_string(&report)?)
         }
     };
@@ -42,7 +48,11 @@ fn describe(checks: &[Check], colour: bool) -> String {
             State::Skipped => ("skipped", "2"),
         };
         let padded = format!("{word:<9}");
-        let word = if colour { format!("\x1b[{code}m{padded}\x1b[0m") } else { padded };
+        let word = if colour {
+            format!("\x1b[{code}m{padded}\x1b[0m")
+        } else {
+            padded
+        };
         text.push_str(&format!("{word} {:<14} {}\n", check.name, check.detail));
         if let Some(remedy) = &check.remedy {
             text.push_str(&format!("{:25}-> {remedy}\n", ""));

@@ -27,7 +27,10 @@ pub(super) fn man() -> anyhow::Result<Code> {
     command.build();
     let mut text = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut text)?;
-    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+    for sub in command
+        .get_subcommands()
+        .filter(|sub| sub.get_name() != "help")
+    {
         let man = clap_mangen::Man::new(sub.clone());
         text.extend(format!(".SH COMMAND {}\n", sub.get_name().to_uppercase()).bytes());
         man.render_synopsis_section(&mut text)?;

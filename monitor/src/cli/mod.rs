@@ -83,7 +83,9 @@ pub enum Command {
     /// Switch the host-wide tracker, which needs no process to run
     Track(track::Args),
     /// Say what works here and what does not, each with its remedy
-    #[command(after_help = "Example:\n  lifemon doctor -o json | jq '.checks[] | select(.state != \"ok\")'")]
+    #[command(
+        after_help = "Example:\n  lifemon doctor -o json | jq '.checks[] | select(.state != \"ok\")'"
+    )]
     Doctor,
     /// Print completions for a shell
     #[command(after_help = "Example:\n  lifemon completions bash > /etc/bash_completion.d/lifemon")]
@@ -115,7 +117,9 @@ pub fn start_logging(verbose: u8) {
         _ => "debug",
     };
     let environment = env_logger::Env::default().default_filter_or(level);
-    env_logger::Builder::from_env(environment).format_timestamp(None).init();
+    env_logger::Builder::from_env(environment)
+        .format_timestamp(None)
+        .init();
 }
 
 /// Prints why a command failed, and picks the exit code.
@@ -151,7 +155,11 @@ fn code_of(error: &anyhow::Error) -> u8 {
         Some(_) => return 3,
         None => {}
     }
-    if error.downcast_ref::<kernel::Refusal>().is_some() { 3 } else { 1 }
+    if error.downcast_ref::<kernel::Refusal>().is_some() {
+        3
+    } else {
+        1
+    }
 }
 
 /// A number of processes: at least a few, at most what a map can hold.
@@ -190,8 +198,15 @@ mod tests {
     #[test]
     fn every_command_shows_an_example() {
         for command in Cli::command().get_subcommands() {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Example"), "{} shows no example", command.get_name());
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains("Example"),
+                "{} shows no example",
+                command.get_name()
+            );
         }
     }
 
@@ -210,7 +225,10 @@ mod tests {
         assert_eq!(code(NoSuchProcess("x".into()).into()), 4);
         assert_eq!(code(kernel::Error::NoProcess("1".into()).into()), 4);
         assert_eq!(code(kernel::Refusal::NoBtf.into()), 3);
-        assert_eq!(code(kernel::Error::Refused(kernel::Refusal::NoBtf).into()), 3);
+        assert_eq!(
+            code(kernel::Error::Refused(kernel::Refusal::NoBtf).into()),
+            3
+        );
         assert_eq!(code(anyhow::anyhow!("other")), 1);
     }
 }

@@ -10,7 +10,7 @@ use super::NoSuchProcess;
 
 /// A process as it was typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub(super) struct Target {
     pid: u32,
     start_ns: Option<u64>,
 }
@@ -25,7 +25,7 @@ impl FromStr for Target {
         };
         let pid = match pid.parse() {
             Ok(0) => return Err("0 is no process id; give that of the process to watch".to_owned()),
-            Ok(pid) if pid <= i32::MAX as u32 => pid,
+            Ok(pid) if i32::try_from(pid).is_ok() => pid,
             _ => return Err("expected PID or PID@START_NS".to_owned()),
         };
         let start_ns = start.map(str::parse).transpose();
@@ -40,7 +40,7 @@ impl Target {
     ///
     /// # Errors
     /// [`NoSuchProcess`], which says what the pid is instead and what to do.
-    pub fn find(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
+    pub(super) fn find(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
         let live = snapshot.live(self.pid).map(|(id, _)| *id);
         if let Some(start_ns) = self.start_ns {
             let id = ProcessId::new(self.pid, start_ns);
@@ -88,7 +88,10 @@ mod tests {
     use super::*;
 
     fn snapshot() -> Snapshot {
-        let record = |state| Record { state, ..Record::default() };
+        let record = |state| Record {
+            state,
+            ..Record::default()
+        };
         Snapshot {
             records: vec![
                 (ProcessId::new(7, 70), record(DEAD)),
@@ -101,9 +104,31 @@ mod tests {
 
     #[test]
     fn what_is_typed_parses() {
-        assert_eq!("12".parse(), Ok(Target { pid: 12, start_ns: None }));
-        assert_eq!("12@345".parse(), Ok(Target { pid: 12, start_ns: Some(345) }));
-        for wrong in ["", "0", "-1", "x", "12@", "12@x", "@5", "4294967295", "99999999999"] {
+        assert_eq!(
+            "12".parse(),
+            Ok(Target {
+                pid: 12,
+                start_ns: None
+            })
+        );
+        assert_eq!(
+            "12@345".parse(),
+            Ok(Target {
+                pid: 12,
+                start_ns: Some(345)
+            })
+        );
+        for wrong in [
+            "",
+            "0",
+            "-1",
+            "x",
+            "12@",
+            "12@x",
+            "@5",
+            "4294967295",
+            "99999999999",
+        ] {
             assert!(wrong.parse::<Target>().is_err(), "{wrong:?} parsed");
         }
     }

@@ -51,9 +51,15 @@ enum Action {
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     match args.action {
-        Action::On { max_processes, without_group_dead } => {
-            let options =
-                LoadOptions { max_processes, debug: verbose >= 2, without_group_dead };
+        Action::On {
+            max_processes,
+            without_group_dead,
+        } => {
+            let options = LoadOptions {
+                max_processes,
+                debug: verbose >= 2,
+                without_group_dead,
+            };
             on(&options, output)
         }
         Action::Off => off(output),
@@ -88,13 +94,20 @@ fn on(options: &LoadOptions, output: Output) -> anyhow::Result<Code> {
     }
     let mut text = String::new();
     if let Some(missing) = &switched.repaired {
-        text.push_str(&format!("the tracker found here was torn ({missing} was missing): replaced\n"));
+        text.push_str(&format!(
+            "the tracker found here was torn ({missing} was missing): replaced\n"
+        ));
     }
     for name in &switched.replaced {
-        text.push_str(&format!("removed what another version or a killed loader left: {name}\n"));
+        text.push_str(&format!(
+            "removed what another version or a killed loader left: {name}\n"
+        ));
     }
     if switched.mount_changed {
-        text.push_str(&format!("mounted the BPF file system on {}\n", pins::BPF_FS));
+        text.push_str(&format!(
+            "mounted the BPF file system on {}\n",
+            pins::BPF_FS
+        ));
     }
     let since = since.unwrap_or_default();
     text.push_str(&if switched.unchanged {
@@ -106,7 +119,11 @@ fn on(options: &LoadOptions, output: Output) -> anyhow::Result<Code> {
     Ok(Code::Done)
 }
 
-fn print_switched(tracker: &'static str, switched: Switched, since: Option<String>) -> anyhow::Result<()> {
+fn print_switched(
+    tracker: &'static str,
+    switched: Switched,
+    since: Option<String>,
+) -> anyhow::Result<()> {
     let json = SwitchedJson {
         schema: SCHEMA,
         tracker,
@@ -170,19 +187,30 @@ fn status(output: Output) -> anyhow::Result<Code> {
     preflight::check_privileges()?;
     let problem = match pins::look() {
         Found::Complete | Found::Nothing => None,
-        Found::Torn { missing } => {
-            Some(format!("torn: {missing} is missing; `lifemon track on` repairs it"))
-        }
+        Found::Torn { missing } => Some(format!(
+            "torn: {missing} is missing; `lifemon track on` repairs it"
+        )),
         Found::Other { names } => Some(format!(
             "only other versions are there ({}); `lifemon track on` replaces them",
             names.join(", ")
         )),
     };
-    let state = Tracker::open()?.map(|tracker| read_state(&tracker)).transpose()?;
-    let code = if state.is_some() { Code::Done } else { Code::No };
+    let state = Tracker::open()?
+        .map(|tracker| read_state(&tracker))
+        .transpose()?;
+    let code = if state.is_some() {
+        Code::Done
+    } else {
+        Code::No
+    };
     if output == Output::Json {
         let tracker = if state.is_some() { "on" } else { "off" };
-        let json = StatusJson { schema: SCHEMA, tracker, problem, state };
+        let json = StatusJson {
+            schema: SCHEMA,
+            tracker,
+            problem,
+            state,
+        };
         out::print(&format!("{}\n", serde_json::to_string(&json)?))?;
         return Ok(code);
     }
@@ -213,7 +241,10 @@ fn read_state(tracker: &Tracker) -> anyhow::Result<StateJson> {
         memberships: tracker.membership_count()?,
         forks: host.forks,
         exits: host.exits,
-        lost: LostJson { records: host.lost_records, missed_runs },
+        lost: LostJson {
+            records: host.lost_records,
+            missed_runs,
+        },
         complete: host.lost_records == 0 && missed_runs == 0,
         cost,
     })
@@ -241,9 +272,16 @@ fn describe(state: &StateJson) -> String {
         if state.complete { "" } else { ": not complete" },
     );
     for cost in &state.cost {
-        let time = cost
-            .ns_per_run
-            .map_or_else(|| "did not run while it was measured".to_owned(), |ns| format!("{ns} ns a run, {} runs in {} ms", cost.runs, MEASURE.as_millis()));
+        let time = cost.ns_per_run.map_or_else(
+            || "did not run while it was measured".to_owned(),
+            |ns| {
+                format!(
+                    "{ns} ns a run, {} runs in {} ms",
+                    cost.runs,
+                    MEASURE.as_millis()
+                )
+            },
+        );
         text.push_str(&format!("cost         {:<7} {time}\n", cost.hook));
     }
     text

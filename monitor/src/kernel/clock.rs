@@ -30,7 +30,9 @@ impl WallClock {
         let before = boot_ns();
         let wall = read(ClockId::CLOCK_REALTIME);
         let between = u64::midpoint(before, boot_ns());
-        Self { boot_unix_ns: wall.saturating_sub(between) }
+        Self {
+            boot_unix_ns: wall.saturating_sub(between),
+        }
     }
 
     /// RFC 3339 in UTC, with nanoseconds.
@@ -49,7 +51,9 @@ mod tests {
 
     #[test]
     fn wall_time_has_nine_digits() {
-        let clock = WallClock { boot_unix_ns: 1_700_000_000_000_000_000 };
+        let clock = WallClock {
+            boot_unix_ns: 1_700_000_000_000_000_000,
+        };
         assert_eq!(clock.rfc3339(5), "2023-11-14T22:13:20.000000005Z");
     }
 

@@ -33,7 +33,15 @@ pub(super) const HOOKS: [(&str, &str); 5] = [
 
 /// Every map, by its name in the kernel half.
 pub(super) const MAPS: [&str; 10] = [
-    "LINEAGE", "MEMBERS", "ALIVE", "ROOTS", "TREES", "RINGS", "HOST", "PASS", "SIGNALS",
+    "LINEAGE",
+    "MEMBERS",
+    "ALIVE",
+    "ROOTS",
+    "TREES",
+    "RINGS",
+    "HOST",
+    "PASS",
+    "SIGNALS",
     "OOM_VICTIMS",
 ];
 
@@ -54,7 +62,11 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { max_processes: limits::LINEAGE_RECORDS, debug: false, without_group_dead: false }
+        Self {
+            max_processes: limits::LINEAGE_RECORDS,
+            debug: false,
+            without_group_dead: false,
+        }
     }
 }
 
@@ -78,14 +90,55 @@ struct Layout {
 pub(super) fn load(options: &LoadOptions) -> Result<Loaded, Error> {
     preflight::check()?;
     raise_memlock();
-    let layout = layout(options)?;
-    let btf = aya::Btf::from_sys_fs().map_err(|error| Refusal::BadBtf(error.to_string()))?;
+    // Reading the kernel's types is most of the time that this takes: the loader's own reading
+    // beside the two that follow.
+    let (settings, layout, btf) = std::thread::scope(|scope| {
+        let settings = scope.spawn(EbpfLoader::new);
+        let layout = layout(options);
+        let btf = aya::Btf::from_sys_fs();
+        (settings.join(), layout, btf)
+    });
+    let settings = settings.map_err(|_| Refusal::BadBtf("the loader cannot read it".to_owned()))?;
+    let layout = layout?;
+    let btf = btf.map_err(|error| Refusal::BadBtf(error.to_string()))?;
+    let ebpf = create(settings, &layout, options)?;
+    let has_group_dead = layout.has_group_dead != 0;
+    let mut loaded = Loaded {
+        ebpf,
+        links: Vec::new(),
+        has_group_dead,
+    };
+    loaded.load_programs(&btf)?;
+    drop(btf);
+    give_memory_back();
+    loaded.start()?;
+    Ok(loaded)
+}
+
+/// Creates the maps and prepares the programs.
+fn create(
+    settings: EbpfLoader<'static>,
+    layout: &Layout,
+    options: &LoadOptions,
+) -> Result<Ebpf, Error> {
     let level: u8 = if options.debug { 4 } else { 0 };
-    let alive = if layout.has_group_dead == 0 { options.max_processes } else { 1 };
-    let ebpf = EbpfLoader::new()
+    let verifier = if options.debug {
+        VerifierLogLevel::default()
+    } else {
+        VerifierLogLevel::DISABLE
+    };
+    let alive = if layout.has_group_dead == 0 {
+        options.max_processes
+    } else {
+        1
+    };
+    let offsets = PodOffsets(layout.offsets);
+    // It lives no longer than what it borrows below.
+    let mut loader: EbpfLoader<'_> = settings;
+    loader
         .btf(None)
-        .verifier_log_level(if options.debug { VerifierLogLevel::default() } else { VerifierLogLevel::DISABLE })
-        .override_global("OFFSETS", &PodOffsets(layout.offsets), true)
+        .verifier_log_level(verifier)
+        .override_global("OFFSETS", &offsets, true)
         .override_global("HAS_GROUP_DEAD", &layout.has_group_dead, true)
         .override_global("OOM_ARG_IS_TASK", &layout.oom_arg_is_task, true)
         .override_global("AYA_LOG_LEVEL", &level, true)
@@ -93,12 +146,16 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, Error> {
         .map_max_entries("MEMBERS", options.max_processes)
         .map_max_entries("ALIVE", alive)
         .load(OBJECT)
-        .map_err(|error| Error::load("the kernel half", &error))?;
-    let has_group_dead = layout.has_group_dead != 0;
-    let mut loaded = Loaded { ebpf, links: Vec::new(), has_group_dead };
-    loaded.load_programs(&btf)?;
-    loaded.start()?;
-    Ok(loaded)
+        .map_err(|error| Error::load("the kernel half", &error))
+}
+
+/// The types of the kernel take tens of megabytes while they are looked at, and none afterwards.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions; it only returns free memory to the kernel.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Before 5.11 map memory counted against this limit; later it does not matter.
@@ -118,9 +175,12 @@ unsafe impl aya::Pod for PodOffsets {}
 /// Asks the kernel's types where everything is.
 fn layout(options: &LoadOptions) -> Result<Layout, Error> {
     let bad = |error: BtfError| Refusal::BadBtf(error.to_string());
-    let bytes = fs::read(preflight::BTF_PATH)
-        .map_err(|error| Refusal::BadBtf(error.to_string()))?;
-    let mut names: Vec<&str> = Offsets::MEMBERS.iter().map(|&(structure, _)| structure).collect();
+    let bytes =
+        fs::read(preflight::BTF_PATH).map_err(|error| Refusal::BadBtf(error.to_string()))?;
+    let mut names: Vec<&str> = Offsets::MEMBERS
+        .iter()
+        .map(|&(structure, _)| structure)
+        .collect();
     names.dedup();
     names.extend(["btf_trace_sched_process_exit", "btf_trace_mark_victim"]);
     let btf = Btf::parse(&bytes, &names).map_err(bad)?;
@@ -151,7 +211,10 @@ fn check_offsets(offsets: &Offsets) -> Result<(), Refusal> {
         ("task_struct.exit_code", offsets.task_exit_code),
         ("signal_struct.live", offsets.signal_live),
         ("signal_struct.flags", offsets.signal_flags),
-        ("signal_struct.group_exit_code", offsets.signal_group_exit_code),
+        (
+            "signal_struct.group_exit_code",
+            offsets.signal_group_exit_code,
+        ),
     ];
     if let Some((name, _)) = needed.iter().find(|(_, offset)| *offset == MISSING) {
         return Err(Refusal::BadBtf(format!("{name} is missing")));
@@ -159,8 +222,20 @@ fn check_offsets(offsets: &Offsets) -> Result<(), Refusal> {
     let optional = [
         ("process names", offsets.task_comm),
         ("user ids", offsets.task_real_cred.max(offsets.cred_uid)),
-        ("pids in namespaces", offsets.pid_numbers.max(offsets.upid_size).max(offsets.upid_nr)),
-        ("cgroup ids", offsets.css_set_dfl_cgrp.max(offsets.cgroup_kn).max(offsets.kernfs_id)),
+        (
+            "pids in namespaces",
+            offsets
+                .pid_numbers
+                .max(offsets.upid_size)
+                .max(offsets.upid_nr),
+        ),
+        (
+            "cgroup ids",
+            offsets
+                .css_set_dfl_cgrp
+                .max(offsets.cgroup_kn)
+                .max(offsets.kernfs_id),
+        ),
         ("whether the kernel sent a signal", offsets.siginfo_code),
     ];
     for (feature, _) in optional.iter().filter(|(_, offset)| *offset == MISSING) {
@@ -175,7 +250,9 @@ impl Loaded {
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         let program = self.ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
-        program.try_into().map_err(|error| Error::load(name, &error))
+        program
+            .try_into()
+            .map_err(|error| Error::load(name, &error))
     }
 
     fn load_programs(&mut self, btf: &aya::Btf) -> Result<(), Error> {
@@ -199,12 +276,17 @@ impl Loaded {
         let host = Shared::<Host>::new(self.map("HOST")?, 1).map_err(Error::Map)?;
         let host = host.at(0);
         // SAFETY: `host` lives in the mapping above until the end of this function.
-        let (learning, since) =
-            unsafe { (word64(&raw mut (*host).learning), word64(&raw mut (*host).since_ns)) };
+        let (learning, since) = unsafe {
+            (
+                word64(&raw mut (*host).learning),
+                word64(&raw mut (*host).since_ns),
+            )
+        };
         learning.store(1, Ordering::SeqCst);
         for (name, _) in HOOKS {
             let link = self.program::<BtfTracePoint>(name)?.attach();
-            self.links.push((name, link.map_err(|error| Error::load(name, &error))?));
+            self.links
+                .push((name, link.map_err(|error| Error::load(name, &error))?));
         }
         self.seed(PASS_INSERT)?;
         self.seed(PASS_LINK)?;
@@ -225,7 +307,12 @@ impl Loaded {
         let pass = Shared::<Pass>::new(self.map("PASS")?, 1).map_err(Error::Map)?;
         for _ in 0..SEED_PASSES {
             // SAFETY: one pass runs at a time, and none runs now.
-            unsafe { *pass.at(0) = Pass { kind, ..Pass::default() } };
+            unsafe {
+                *pass.at(0) = Pass {
+                    kind,
+                    ..Pass::default()
+                }
+            };
             run_iterator(self.program::<Iter>("seed")?)?;
             // SAFETY: the pass has ended: the iterator was read to its end.
             if unsafe { (*pass.at(0)).inserted } == 0 {
@@ -261,9 +348,15 @@ pub(super) fn map_data(map: &Map) -> Option<&MapData> {
 
 /// Runs an iterator program over all tasks.
 fn run_iterator(program: &mut Iter) -> Result<(), Error> {
-    let link = program.attach().map_err(|error| Error::load("iterator", &error))?;
-    let link = program.take_link(link).map_err(|error| Error::load("iterator", &error))?;
-    let file = link.into_file().map_err(|error| Error::load("iterator", &error))?;
+    let link = program
+        .attach()
+        .map_err(|error| Error::load("iterator", &error))?;
+    let link = program
+        .take_link(link)
+        .map_err(|error| Error::load("iterator", &error))?;
+    let file = link
+        .into_file()
+        .map_err(|error| Error::load("iterator", &error))?;
     drain_iterator(file).map_err(Error::Map)
 }
 
@@ -288,7 +381,9 @@ pub(super) fn sweep_unreferenced(
     lineage: BorrowedFd<'_>,
 ) -> io::Result<usize> {
     let records = sys::read_all::<ProcessId, Record>(lineage)?;
-    let left = records.iter().filter(|(_, record)| record.state == DEAD && record.references == 0);
+    let left = records
+        .iter()
+        .filter(|(_, record)| record.state == DEAD && record.references == 0);
     let mut swept = 0;
     for (id, _) in left {
         sys::test_run(sweep, &[u64::from(id.pid), id.start_ns])?;

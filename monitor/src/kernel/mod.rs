@@ -47,7 +47,10 @@ pub enum Error {
     #[error("all {} slots are taken by other watchers; end one of them first", lifemon_ebpf::limits::TREE_SLOTS - 1)]
     NoSlot,
     /// The tree overlaps with as many others as there are layers.
-    #[error("this tree overlaps with {} others that are watched; end one of them first", lifemon_ebpf::limits::LAYERS)]
+    #[error(
+        "this tree overlaps with {} others that are watched; end one of them first",
+        lifemon_ebpf::limits::LAYERS
+    )]
     NoLayer,
     /// The process has no record (any more).
     #[error("no such process: {0}")]
@@ -68,6 +71,9 @@ impl Error {
         // The verifier's log is for developers (-vv); the first line says what happened.
         log::debug!("{what}: {reason}");
         let reason = reason.lines().next().unwrap_or_default().to_owned();
-        Self::Load { what: what.to_owned(), reason }
+        Self::Load {
+            what: what.to_owned(),
+            reason,
+        }
     }
 }

@@ -81,11 +81,19 @@ pub fn lock() -> Result<Lock, Error> {
 pub fn look() -> Found {
     let others = versions();
     if !directory().is_dir() {
-        return if others.is_empty() { Found::Nothing } else { Found::Other { names: others } };
+        return if others.is_empty() {
+            Found::Nothing
+        } else {
+            Found::Other { names: others }
+        };
     }
     match expected().into_iter().find(|path| !path.exists()) {
         Some(path) => Found::Torn {
-            missing: path.strip_prefix(directory()).unwrap_or(&path).display().to_string(),
+            missing: path
+                .strip_prefix(directory())
+                .unwrap_or(&path)
+                .display()
+                .to_string(),
         },
         None => Found::Complete,
     }
@@ -94,7 +102,9 @@ pub fn look() -> Found {
 /// Names under [`root`], without this version.
 pub(super) fn versions() -> Vec<String> {
     let own = format!("v{ABI}");
-    let Ok(entries) = fs::read_dir(root()) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(root()) else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -139,24 +149,38 @@ pub(super) fn label() -> Result<(), Error> {
 /// Mounts the BPF file system when there is none; whether it did.
 pub(super) fn ensure_mounted() -> Result<bool, Error> {
     use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-    let kind = statfs(BPF_FS).map_err(|errno| Error::Pin(errno.into()))?.filesystem_type();
+    let kind = statfs(BPF_FS)
+        .map_err(|errno| Error::Pin(errno.into()))?
+        .filesystem_type();
     if kind == BPF_FS_MAGIC {
         return Ok(false);
     }
-    mount(Some(OUR_MOUNT), BPF_FS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|errno| Error::Pin(errno.into()))?;
+    mount(
+        Some(OUR_MOUNT),
+        BPF_FS,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .map_err(|errno| Error::Pin(errno.into()))?;
     Ok(true)
 }
 
 /// Unmounts the BPF file system if lifemon has mounted it and nothing is pinned there any more.
 fn unmount_ours() -> bool {
-    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return false };
+    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else {
+        return false;
+    };
     let ours = format!("{OUR_MOUNT} {BPF_FS} bpf ");
     let is_ours = mounts.lines().any(|line| line.starts_with(&ours));
     // The kernel itself puts two files for debugging into every BPF file system.
-    let is_foreign = |entry: fs::DirEntry| !matches!(entry.file_name().to_str(), Some("maps.debug" | "progs.debug"));
-    let is_empty =
-        fs::read_dir(BPF_FS).is_ok_and(|entries| !entries.flatten().any(is_foreign));
+    let is_foreign = |entry: fs::DirEntry| {
+        !matches!(
+            entry.file_name().to_str(),
+            Some("maps.debug" | "progs.debug")
+        )
+    };
+    let is_empty = fs::read_dir(BPF_FS).is_ok_and(|entries| !entries.flatten().any(is_foreign));
     is_ours && is_empty && umount2(BPF_FS, MntFlags::MNT_DETACH).is_ok()
 }
 
@@ -181,22 +205,33 @@ fn build(building: &Path, loaded: &mut Loaded) -> Result<(), Error> {
             .map_err(Error::Pin)?;
     }
     for name in MAPS {
-        let map = loaded.ebpf.map(name).and_then(map_data).ok_or(Error::NoProgram(name))?;
-        map.pin(building.join("maps").join(name)).map_err(|error| pin_error(&error))?;
+        let map = loaded
+            .ebpf
+            .map(name)
+            .and_then(map_data)
+            .ok_or(Error::NoProgram(name))?;
+        map.pin(building.join("maps").join(name))
+            .map_err(|error| pin_error(&error))?;
     }
     let programs = HOOKS.iter().map(|(name, _)| *name).chain(EXTRA_PROGRAMS);
     for name in programs {
-        let program = loaded.ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
+        let program = loaded
+            .ebpf
+            .program_mut(name)
+            .ok_or(Error::NoProgram(name))?;
         program
             .pin(building.join("programs").join(name))
             .map_err(|error| pin_error(&error))?;
     }
     let links = building.join("links");
     for (name, link) in loaded.take_hook_links()? {
-        link.pin(links.join(name)).map_err(|error| pin_error(&error))?;
+        link.pin(links.join(name))
+            .map_err(|error| pin_error(&error))?;
     }
     let label = loaded.label_link()?;
-    label.pin(links.join("label")).map_err(|error| pin_error(&error))?;
+    label
+        .pin(links.join("label"))
+        .map_err(|error| pin_error(&error))?;
     Ok(())
 }
 
@@ -240,9 +275,12 @@ impl Loaded {
         let mut links = Vec::new();
         for (name, link) in self.links.drain(..) {
             let program = self.ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
-            let program: &mut BtfTracePoint =
-                program.try_into().map_err(|error| Error::load(name, &error))?;
-            let link = program.take_link(link).map_err(|error| Error::load(name, &error))?;
+            let program: &mut BtfTracePoint = program
+                .try_into()
+                .map_err(|error| Error::load(name, &error))?;
+            let link = program
+                .take_link(link)
+                .map_err(|error| Error::load(name, &error))?;
             links.push((name, FdLink::from(link)));
         }
         Ok(links)
@@ -250,11 +288,19 @@ impl Loaded {
 
     /// A link of the label pass: opening it where it is pinned runs one.
     fn label_link(&mut self) -> Result<FdLink, Error> {
-        let program = self.ebpf.program_mut("label").ok_or(Error::NoProgram("label"))?;
-        let program: &mut Iter =
-            program.try_into().map_err(|error| Error::load("label", &error))?;
-        let link = program.attach().map_err(|error| Error::load("label", &error))?;
-        let link = program.take_link(link).map_err(|error| Error::load("label", &error))?;
+        let program = self
+            .ebpf
+            .program_mut("label")
+            .ok_or(Error::NoProgram("label"))?;
+        let program: &mut Iter = program
+            .try_into()
+            .map_err(|error| Error::load("label", &error))?;
+        let link = program
+            .attach()
+            .map_err(|error| Error::load("label", &error))?;
+        let link = program
+            .take_link(link)
+            .map_err(|error| Error::load("label", &error))?;
         FdLink::try_from(link).map_err(|error| Error::load("label", &error))
     }
 }

@@ -36,10 +36,14 @@ pub enum Refusal {
     )]
     NoBtf,
     /// The type information does not describe what is needed.
-    #[error("{BTF_PATH} is not usable: {0}; use the kernel's own file, of a kernel with CONFIG_DEBUG_INFO_BTF=y")]
+    #[error(
+        "{BTF_PATH} is not usable: {0}; use the kernel's own file, of a kernel with CONFIG_DEBUG_INFO_BTF=y"
+    )]
     BadBtf(String),
     /// Capabilities are missing.
-    #[error("not permitted: {missing} is missing; run as root (sudo lifemon ...), or grant CAP_BPF and CAP_PERFMON")]
+    #[error(
+        "not permitted: {missing} is missing; run as root (sudo lifemon ...), or grant CAP_BPF and CAP_PERFMON"
+    )]
     NoPrivilege {
         /// Names of what is missing.
         missing: String,
@@ -102,7 +106,11 @@ pub fn parse_release(release: &str) -> Option<(u32, u32)> {
 /// # Errors
 /// [`Refusal::NoBtf`].
 pub fn check_btf() -> Result<(), Refusal> {
-    if Path::new(BTF_PATH).is_file() { Ok(()) } else { Err(Refusal::NoBtf) }
+    if Path::new(BTF_PATH).is_file() {
+        Ok(())
+    } else {
+        Err(Refusal::NoBtf)
+    }
 }
 
 /// Whether pids here are those of the host.
@@ -122,7 +130,9 @@ pub fn check_pid_namespace() -> Result<(), Refusal> {
 /// # Errors
 /// [`Refusal::NoPrivilege`].
 pub fn check_privileges() -> Result<(), Refusal> {
-    let Some(effective) = effective_capabilities() else { return Ok(()) };
+    let Some(effective) = effective_capabilities() else {
+        return Ok(());
+    };
     let has = |capability: u32| effective >> capability & 1 == 1;
     if has(CAP_SYS_ADMIN) {
         return Ok(());
@@ -135,13 +145,17 @@ pub fn check_privileges() -> Result<(), Refusal> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Refusal::NoPrivilege { missing: missing.join(" and ") })
+    Err(Refusal::NoPrivilege {
+        missing: missing.join(" and "),
+    })
 }
 
 /// Effective capabilities of this process, as bits; `None` when `/proc` does not say.
 fn effective_capabilities() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 

@@ -41,7 +41,12 @@ impl<T> Shared<T> {
                 0,
             )?
         };
-        Ok(Self { base: base.cast(), length, bytes, _of: PhantomData })
+        Ok(Self {
+            base: base.cast(),
+            length,
+            bytes,
+            _of: PhantomData,
+        })
     }
 
     /// The element at `index`.

@@ -95,9 +95,18 @@ fn bpf<A>(command: bpf_cmd, attr: &mut A) -> io::Result<i32> {
     // SAFETY: `attr` is a live, zero-initialised structure of the given size, laid out as the
     // kernel defines it for `command`; every pointer in it is to live memory of the caller.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as libc::c_long, std::ptr::from_mut(attr), size_of::<A>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attr),
+            size_of::<A>(),
+        )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }
 
 fn address<T>(value: &T) -> u64 {
@@ -141,8 +150,11 @@ pub(super) fn update<K: Plain, V: Plain>(
 
 /// Deletes; whether there was something to delete.
 pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
-    let mut attr =
-        ElementAttr { map_fd: raw(map), key: address(key), ..ElementAttr::default() };
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: address(key),
+        ..ElementAttr::default()
+    };
     match bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -180,7 +192,12 @@ pub(super) fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Ve
             result?;
         }
         let found = (attr.count as usize).min(size);
-        entries.extend(keys[..found].iter().copied().zip(values[..found].iter().copied()));
+        entries.extend(
+            keys[..found]
+                .iter()
+                .copied()
+                .zip(values[..found].iter().copied()),
+        );
         if is_last {
             return Ok(entries);
         }
@@ -230,5 +247,9 @@ pub(super) fn wait_for_running_programs() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: no memory is passed.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

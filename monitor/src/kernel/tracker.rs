@@ -33,7 +33,9 @@ pub struct Tracker {
 
 impl fmt::Debug for Tracker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracker").field("pinned", &self.is_pinned()).finish_non_exhaustive()
+        f.debug_struct("Tracker")
+            .field("pinned", &self.is_pinned())
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,7 +57,9 @@ impl Snapshot {
     /// The living process that has this pid now.
     #[must_use]
     pub fn live(&self, pid: u32) -> Option<&(ProcessId, Record)> {
-        self.records.iter().find(|(id, record)| id.pid == pid && record.state == LIVE)
+        self.records
+            .iter()
+            .find(|(id, record)| id.pid == pid && record.state == LIVE)
     }
 
     /// The latest ghost that had this pid.
@@ -174,7 +178,10 @@ impl Tracker {
     /// [`Error::Refused`] where lifemon cannot work, and whatever loading or pinning fails with.
     pub fn switch_on(options: &LoadOptions) -> Result<Switched, Error> {
         super::preflight::check()?;
-        let mut switched = Switched { mount_changed: pins::ensure_mounted()?, ..Switched::default() };
+        let mut switched = Switched {
+            mount_changed: pins::ensure_mounted()?,
+            ..Switched::default()
+        };
         let _lock = pins::lock()?;
         let found = pins::look();
         for name in pins::versions() {
@@ -235,7 +242,9 @@ impl Tracker {
     /// (Linux 6.16 and newer). Known of a private tracker.
     #[must_use]
     pub fn has_group_dead(&self) -> bool {
-        self.private.as_ref().is_some_and(|loaded| loaded.has_group_dead)
+        self.private
+            .as_ref()
+            .is_some_and(|loaded| loaded.has_group_dead)
     }
 
     fn since(&self) -> &std::sync::atomic::AtomicU64 {
@@ -256,7 +265,8 @@ impl Tracker {
     pub fn capacity(&self) -> Result<u32, Error> {
         let map = self.lineage.try_clone().map_err(Error::Map)?;
         let map = aya::maps::MapData::from_fd(map).and_then(|map| map.info());
-        map.map(|info| info.max_entries()).map_err(|error| Error::Map(std::io::Error::other(error)))
+        map.map(|info| info.max_entries())
+            .map_err(|error| Error::Map(std::io::Error::other(error)))
     }
 
     /// Reads all records.
@@ -309,7 +319,11 @@ impl Tracker {
         let wanted = Membership { slot, generation };
         let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
         let all = all.map_err(Error::Map)?;
-        Ok(all.into_iter().filter(|(_, found)| *found == wanted).map(|(key, _)| key).collect())
+        Ok(all
+            .into_iter()
+            .filter(|(_, found)| *found == wanted)
+            .map(|(key, _)| key)
+            .collect())
     }
 
     /// Memberships of all trees.
@@ -324,7 +338,10 @@ impl Tracker {
     /// Hook runs that the kernel skipped because the hook was running on that CPU already.
     #[must_use]
     pub fn missed_runs(&self) -> u64 {
-        let deciding = self.hooks.iter().filter(|(name, _)| matches!(*name, "fork" | "exit"));
+        let deciding = self
+            .hooks
+            .iter()
+            .filter(|(name, _)| matches!(*name, "fork" | "exit"));
         deciding
             .filter_map(|(_, fd)| sys::program_info(fd.as_fd()).ok())
             .map(|info| info.recursion_misses)
@@ -354,7 +371,12 @@ impl Tracker {
                 let runs = after.run_cnt.saturating_sub(before.run_cnt);
                 let time_ns = after.run_time_ns.saturating_sub(before.run_time_ns);
                 let missed = after.recursion_misses;
-                HookCost { hook, runs, ns_per_run: time_ns.checked_div(runs), missed }
+                HookCost {
+                    hook,
+                    runs,
+                    ns_per_run: time_ns.checked_div(runs),
+                    missed,
+                }
             })
             .collect())
     }
@@ -381,15 +403,13 @@ impl Tracker {
     /// When they cannot be opened.
     pub fn debug_log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, Error> {
         let failed = |error: aya_log::Error| Error::Map(std::io::Error::other(error));
-        match &mut self.private {
-            Some(loaded) => aya_log::EbpfLogger::init(&mut loaded.ebpf).map_err(failed),
-            None => {
-                let fork = self.hooks.iter().find(|(name, _)| *name == "fork");
-                let fork = fork.ok_or(Error::NoProgram("fork"))?;
-                let id = sys::program_info(fork.1.as_fd()).map_err(Error::Map)?.id;
-                aya_log::EbpfLogger::init_from_id(id).map_err(failed)
-            }
+        if let Some(loaded) = &mut self.private {
+            return aya_log::EbpfLogger::init(&mut loaded.ebpf).map_err(failed);
         }
+        let fork = self.hooks.iter().find(|(name, _)| *name == "fork");
+        let (_, fork) = fork.ok_or(Error::NoProgram("fork"))?;
+        let id = sys::program_info(fork.as_fd()).map_err(Error::Map)?.id;
+        aya_log::EbpfLogger::init_from_id(id).map_err(failed)
     }
 }
 

@@ -33,7 +33,9 @@ pub struct WatchOptions {
 
 impl Default for WatchOptions {
     fn default() -> Self {
-        Self { ring_bytes: limits::RING_BYTES }
+        Self {
+            ring_bytes: limits::RING_BYTES,
+        }
     }
 }
 
@@ -69,7 +71,10 @@ pub struct Watcher {
 
 impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watcher").field("root", &self.root).field("slot", &self.slot).finish_non_exhaustive()
+        f.debug_struct("Watcher")
+            .field("root", &self.root)
+            .field("slot", &self.slot)
+            .finish_non_exhaustive()
     }
 }
 
@@ -110,9 +115,15 @@ impl Tracker {
             }
         }
         match taken {
-            Ok((generation, layer, unlabelled)) => {
-                Ok(Watcher { tracker: self, slot, generation, layer, root, ring, unlabelled })
-            }
+            Ok((generation, layer, unlabelled)) => Ok(Watcher {
+                tracker: self,
+                slot,
+                generation,
+                layer,
+                root,
+                ring,
+                unlabelled,
+            }),
             Err(error) => {
                 self.give_back(slot)?;
                 Err(error)
@@ -153,7 +164,9 @@ impl Tracker {
     /// Slots in use.
     #[must_use]
     pub fn watched(&self) -> usize {
-        (1..limits::TREE_SLOTS).filter(|slot| self.slot_owner(*slot).0 % 2 == 1).count()
+        (1..limits::TREE_SLOTS)
+            .filter(|slot| self.slot_owner(*slot).0 % 2 == 1)
+            .count()
     }
 
     fn slot_owner(&self, slot: u32) -> (u32, ProcessId) {
@@ -215,7 +228,10 @@ impl Tracker {
         let tree = self.trees.at(slot as usize);
         // SAFETY: the mapping lives as long as `self`, and the lock is held.
         let (generation, root) = unsafe {
-            (word32(&raw mut (*tree).generation), (&raw const (*tree).root).read_volatile())
+            (
+                word32(&raw mut (*tree).generation),
+                (&raw const (*tree).root).read_volatile(),
+            )
         };
         let used = generation.load(Ordering::SeqCst);
         if used.is_multiple_of(2) {
@@ -266,12 +282,23 @@ impl Tracker {
         layer: u32,
         root: ProcessId,
     ) -> Result<Option<Unlabelled>, Error> {
-        let mut left = Unlabelled { unrecorded: 0, unsettled: 0, failed: 0 };
+        let mut left = Unlabelled {
+            unrecorded: 0,
+            unsettled: 0,
+            failed: 0,
+        };
         for _ in 0..LABEL_PASSES {
             // SAFETY: one pass runs at a time (the lock is held), and none runs now.
             unsafe {
                 let kind = PASS_LABEL;
-                *self.pass.at(0) = Pass { kind, slot, generation, layer, root, ..Pass::default() };
+                *self.pass.at(0) = Pass {
+                    kind,
+                    slot,
+                    generation,
+                    layer,
+                    root,
+                    ..Pass::default()
+                };
             }
             self.label()?;
             // SAFETY: the pass has ended: the iterator was read to its end.
@@ -359,7 +386,9 @@ impl Watcher {
     /// Takes what is in the ring, at most `limit` events; whether that emptied it.
     pub fn drain(&mut self, events: &mut Vec<Event>, limit: usize) -> bool {
         for _ in 0..limit {
-            let Some(item) = self.ring.next() else { return true };
+            let Some(item) = self.ring.next() else {
+                return true;
+            };
             if let Some(event) = decode(&item) {
                 events.push(event);
             }
@@ -391,6 +420,10 @@ impl AsRawFd for Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
+        // A private tracker goes as a whole.
+        if !self.tracker.is_pinned() {
+            return;
+        }
         let lock = self.tracker.lock();
         if let Err(error) = lock.and_then(|_lock| self.tracker.give_back(self.slot)) {
             // The next command reclaims it: the owner is dead by then.
@@ -408,4 +441,3 @@ fn decode(bytes: &[u8]) -> Option<Event> {
     // that is not relied upon.
     Some(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() })
 }
-

@@ -21,7 +21,10 @@ pub struct Id {
 
 impl From<ProcessId> for Id {
     fn from(id: ProcessId) -> Self {
-        Self { pid: id.pid, start_ns: id.start_ns }
+        Self {
+            pid: id.pid,
+            start_ns: id.start_ns,
+        }
     }
 }
 
@@ -35,7 +38,10 @@ struct WhoJson {
 
 impl From<&Who> for WhoJson {
     fn from(who: &Who) -> Self {
-        Self { id: who.id.into(), name: who.name.clone() }
+        Self {
+            id: who.id.into(),
+            name: who.name.clone(),
+        }
     }
 }
 
@@ -92,12 +98,18 @@ impl From<&Process> for MemberJson {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
 fn is_false(value: &bool) -> bool {
     !value
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }
@@ -113,8 +125,14 @@ struct SenderJson {
 impl From<&Sender> for SenderJson {
     fn from(sender: &Sender) -> Self {
         match sender {
-            Sender::Process(who) => Self { process: Some(who.into()), kernel: false },
-            Sender::Kernel => Self { process: None, kernel: true },
+            Sender::Process(who) => Self {
+                process: Some(who.into()),
+                kernel: false,
+            },
+            Sender::Kernel => Self {
+                process: None,
+                kernel: true,
+            },
         }
     }
 }
@@ -253,7 +271,11 @@ impl Stream {
     /// A stream about the tree of `root`.
     #[must_use]
     pub fn new(clock: WallClock, root: ProcessId) -> Self {
-        Self { clock, tree: root, seq: 0 }
+        Self {
+            clock,
+            tree: root,
+            seq: 0,
+        }
     }
 
     fn line(&mut self, event: &'static str, at_ns: Option<u64>) -> Line {
@@ -276,11 +298,14 @@ impl Stream {
 
     /// The snapshot that opens the stream.
     pub fn attached(&mut self, start: &Start, at_ns: u64, is_pinned: bool) -> String {
-        let ghosts = start.ghosts.iter().map(|(process, died_ns, death)| MemberJson {
-            died: Some(self.clock.rfc3339(*died_ns)),
-            exit: Some(death.into()),
-            ..MemberJson::from(process)
-        });
+        let ghosts = start
+            .ghosts
+            .iter()
+            .map(|(process, died_ns, death)| MemberJson {
+                died: Some(self.clock.rfc3339(*died_ns)),
+                exit: Some(death.into()),
+                ..MemberJson::from(process)
+            });
         let ghosts = ghosts.collect();
         let since = self.clock.rfc3339(start.since_ns);
         Self::finish(&Line {
@@ -293,7 +318,10 @@ impl Stream {
             incomplete: start
                 .losses
                 .iter()
-                .map(|(loss, count)| LossJson { reason: loss.word(), count: Some(*count) })
+                .map(|(loss, count)| LossJson {
+                    reason: loss.word(),
+                    count: Some(*count),
+                })
                 .collect(),
             ..self.line("attached", Some(at_ns))
         })
@@ -321,7 +349,11 @@ impl Stream {
             }
             What::Gone { after_ns } => line.after_us = after_ns.map(|after| after / 1_000),
             What::Orphaned { root_alive } => {
-                line.class = Some(if *root_alive { "reparented" } else { "stranded" });
+                line.class = Some(if *root_alive {
+                    "reparented"
+                } else {
+                    "stranded"
+                });
                 line.parent = parent;
             }
         }
@@ -329,7 +361,14 @@ impl Stream {
     }
 
     /// Something was lost, or made good.
-    pub fn lost(&mut self, at_ns: u64, loss: Loss, count: u64, recovered: bool, complete: bool) -> String {
+    pub fn lost(
+        &mut self,
+        at_ns: u64,
+        loss: Loss,
+        count: u64,
+        recovered: bool,
+        complete: bool,
+    ) -> String {
         Self::finish(&Line {
             reason: Some(loss.word()),
             count: Some(count),
@@ -341,14 +380,20 @@ impl Stream {
 
     /// No member can run again.
     pub fn extinct(&mut self, at_ns: u64, complete: bool) -> String {
-        Self::finish(&Line { complete: Some(complete), ..self.line("extinct", Some(at_ns)) })
+        Self::finish(&Line {
+            complete: Some(complete),
+            ..self.line("extinct", Some(at_ns))
+        })
     }
 
     /// The closing line.
     pub fn detached(&mut self, summary: &Summary<'_>) -> String {
         let totals = summary.totals;
-        let mut exits: std::collections::BTreeMap<_, _> =
-            totals.exits.iter().map(|(cause, count)| (cause.word(), *count)).collect();
+        let mut exits: std::collections::BTreeMap<_, _> = totals
+            .exits
+            .iter()
+            .map(|(cause, count)| (cause.word(), *count))
+            .collect();
         if totals.exits_unknown > 0 {
             exits.insert("unknown", totals.exits_unknown);
         }
@@ -357,7 +402,10 @@ impl Stream {
             incomplete: summary
                 .losses
                 .iter()
-                .map(|loss| LossJson { reason: loss.word(), count: None })
+                .map(|loss| LossJson {
+                    reason: loss.word(),
+                    count: None,
+                })
                 .collect(),
             summary: Some(SummaryJson {
                 seen: totals.seen,

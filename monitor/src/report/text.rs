@@ -53,7 +53,10 @@ impl Text {
     /// Time of day in UTC with microseconds.
     fn time(self, at_ns: Option<u64>) -> String {
         let time = at_ns.map(|at| self.clock.rfc3339(at));
-        let time = time.as_deref().and_then(|time| time.get(11..26)).unwrap_or("  time unknown ");
+        let time = time
+            .as_deref()
+            .and_then(|time| time.get(11..26))
+            .unwrap_or("  time unknown ");
         self.paint(Tone::Faint, time)
     }
 
@@ -71,7 +74,10 @@ impl Text {
         let _ = if is_pinned {
             writeln!(text, "lineage known since {since}Z (host tracker)")
         } else {
-            writeln!(text, "lineage known since now; what is older is inferred (~) from parents; `lifemon track on` keeps it from now on")
+            writeln!(
+                text,
+                "lineage known since now; what is older is inferred (~) from parents; `lifemon track on` keeps it from now on"
+            )
         };
         for (loss, count) in &start.losses {
             let line = format!("not complete: {count}: {}\n", loss.advice());
@@ -85,8 +91,11 @@ impl Text {
         let mut children: HashMap<ProcessId, Vec<&Process>> = HashMap::new();
         let mut lines: HashMap<ProcessId, String> = HashMap::new();
         let ghosts = start.ghosts.iter();
-        let listed: Vec<&Process> =
-            start.members.iter().chain(ghosts.clone().map(|(ghost, ..)| ghost)).collect();
+        let listed: Vec<&Process> = start
+            .members
+            .iter()
+            .chain(ghosts.clone().map(|(ghost, ..)| ghost))
+            .collect();
         let known: HashSet<_> = listed.iter().map(|process| process.id).collect();
         for (ghost, died_ns, death) in ghosts {
             let died = self.clock.rfc3339(*died_ns);
@@ -114,8 +123,19 @@ impl Text {
                 continue;
             }
             let line = lines.remove(&at.id).unwrap_or_else(|| member(at));
-            let _ = writeln!(text, "{:indent$}{line}", "", indent = 2 * depth.min(DEEPEST_INDENT));
-            open.extend(children.remove(&at.id).unwrap_or_default().into_iter().map(|at| (depth + 1, at)));
+            let _ = writeln!(
+                text,
+                "{:indent$}{line}",
+                "",
+                indent = 2 * depth.min(DEEPEST_INDENT)
+            );
+            open.extend(
+                children
+                    .remove(&at.id)
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|at| (depth + 1, at)),
+            );
         }
     }
 
@@ -127,8 +147,14 @@ impl Text {
         let subject = process(&happening.process);
         let mut text = match &happening.what {
             What::Fork => {
-                let creator = happening.creator.as_ref().map_or_else(String::new, |creator| format!("  by {}", who(creator)));
-                format!("{time} {} {subject}{creator}", self.paint(Tone::Good, &kind))
+                let creator = happening
+                    .creator
+                    .as_ref()
+                    .map_or_else(String::new, |creator| format!("  by {}", who(creator)));
+                format!(
+                    "{time} {} {subject}{creator}",
+                    self.paint(Tone::Good, &kind)
+                )
             }
             What::Exec => format!("{time} {kind} {subject}"),
             What::Signal { signal, sender } => format!(
@@ -138,8 +164,12 @@ impl Text {
                 from(sender.as_ref()),
             ),
             What::Exit { death, orphans } => {
-                let how = death.as_ref().map_or_else(|| "how is not known".to_owned(), how);
-                let age = happening.age_ms().map_or_else(String::new, |age| format!(", aged {}", duration_ms(age)));
+                let how = death
+                    .as_ref()
+                    .map_or_else(|| "how is not known".to_owned(), how);
+                let age = happening
+                    .age_ms()
+                    .map_or_else(String::new, |age| format!(", aged {}", duration_ms(age)));
                 let tone = match death {
                     Some(death) if death.code() == Some(0) => Tone::Faint,
                     _ => Tone::Bad,
@@ -149,18 +179,36 @@ impl Text {
                     line
                 } else {
                     let list: Vec<_> = orphans.iter().map(who).collect();
-                    format!("{line}  {}", self.paint(Tone::Warn, &format!("orphans {}", list.join(", "))))
+                    format!(
+                        "{line}  {}",
+                        self.paint(Tone::Warn, &format!("orphans {}", list.join(", ")))
+                    )
                 }
             }
             What::Gone { after_ns } => {
-                let after = after_ns.map_or_else(String::new, |after| format!("  {} after exit", duration_us(after / 1_000)));
+                let after = after_ns.map_or_else(String::new, |after| {
+                    format!("  {} after exit", duration_us(after / 1_000))
+                });
                 format!("{time} {} {subject}{after}", self.paint(Tone::Faint, &kind))
             }
             What::Orphaned { root_alive } => {
-                let class = if *root_alive { "reparented" } else { "stranded" };
-                let parent = parent.map_or_else(String::new, |parent| format!(", parent is now {parent}"));
-                let creator = happening.creator.as_ref().map_or_else(String::new, |creator| format!("; creator {} is dead", who(creator)));
-                format!("{time} {} {subject}  {class}{parent}{creator}", self.paint(Tone::Warn, &kind))
+                let class = if *root_alive {
+                    "reparented"
+                } else {
+                    "stranded"
+                };
+                let parent =
+                    parent.map_or_else(String::new, |parent| format!(", parent is now {parent}"));
+                let creator = happening
+                    .creator
+                    .as_ref()
+                    .map_or_else(String::new, |creator| {
+                        format!("; creator {} is dead", who(creator))
+                    });
+                format!(
+                    "{time} {} {subject}  {class}{parent}{creator}",
+                    self.paint(Tone::Warn, &kind)
+                )
             }
         };
         if happening.resynced {
@@ -175,16 +223,26 @@ impl Text {
     pub fn lost(self, at_ns: u64, loss: Loss, count: u64, recovered: bool) -> String {
         let time = self.time(Some(at_ns));
         if recovered {
-            return format!("{time} {} {count}: made good from the kernel's map\n", self.paint(Tone::Good, "lost    "));
+            return format!(
+                "{time} {} {count}: made good from the kernel's map\n",
+                self.paint(Tone::Good, "lost    ")
+            );
         }
-        format!("{time} {} {count}: {}\n", self.paint(Tone::Bad, "lost    "), loss.advice())
+        format!(
+            "{time} {} {count}: {}\n",
+            self.paint(Tone::Bad, "lost    "),
+            loss.advice()
+        )
     }
 
     /// No member can run again.
     #[must_use]
     pub fn extinct(self, at_ns: u64, complete: bool) -> String {
         let doubt = if complete { "" } else { " (not complete)" };
-        format!("{} extinct  no process of the tree is left{doubt}\n", self.time(Some(at_ns)))
+        format!(
+            "{} extinct  no process of the tree is left{doubt}\n",
+            self.time(Some(at_ns))
+        )
     }
 
     /// The closing summary.
@@ -226,7 +284,10 @@ impl Text {
 
 /// `4251 python3`.
 fn process(process: &Process) -> String {
-    let name = process.name.as_deref().map_or_else(|| "?".to_owned(), printable);
+    let name = process
+        .name
+        .as_deref()
+        .map_or_else(|| "?".to_owned(), printable);
     match process.ns_pid {
         Some(ns_pid) if ns_pid != process.id.pid && ns_pid != 0 => {
             format!("{} {name} (pid {ns_pid} in its namespace)", process.id.pid)
@@ -238,7 +299,11 @@ fn process(process: &Process) -> String {
 /// A member in the tree, with `~` where its creator is inferred.
 fn member(of: &Process) -> String {
     let mark = if of.inferred { "~ " } else { "" };
-    let elided = if of.elided > 0 { format!("  ({} dead creators not kept)", of.elided) } else { String::new() };
+    let elided = if of.elided > 0 {
+        format!("  ({} dead creators not kept)", of.elided)
+    } else {
+        String::new()
+    };
     format!("{mark}{}{elided}", process(of))
 }
 
@@ -259,11 +324,19 @@ fn from(sender: Option<&Sender>) -> String {
 
 /// How it died, in words.
 fn how(death: &Death) -> String {
-    let core = if death.core_dumped() { ", core dumped" } else { "" };
+    let core = if death.core_dumped() {
+        ", core dumped"
+    } else {
+        ""
+    };
     match (death.cause(), death.signal()) {
         (Cause::Oom, _) => "out of memory (SIGKILL)".to_owned(),
         (_, Some(signal)) => {
-            format!("{}{}{core}", signal_name(signal), from(death.sender.as_ref()))
+            format!(
+                "{}{}{core}",
+                signal_name(signal),
+                from(death.sender.as_ref())
+            )
         }
         _ => format!("code {}", death.code().unwrap_or_default()),
     }
@@ -279,7 +352,11 @@ fn duration_ms(ms: u64) -> String {
 }
 
 fn duration_us(us: u64) -> String {
-    if us < 1_000 { format!("{us} us") } else { duration_ms(us / 1_000) }
+    if us < 1_000 {
+        format!("{us} us")
+    } else {
+        duration_ms(us / 1_000)
+    }
 }
 
 #[cfg(test)]
@@ -299,6 +376,10 @@ mod tests {
     fn no_colour_means_no_escape() {
         let text = Text::new(WallClock::now(), false);
         assert!(!text.extinct(5, true).contains('\x1b'));
-        assert!(Text::new(WallClock::now(), true).extinct(5, true).contains('\x1b'));
+        assert!(
+            Text::new(WallClock::now(), true)
+                .extinct(5, true)
+                .contains('\x1b')
+        );
     }
 }

@@ -1,0 +1,129 @@
+//! What is loaded into the kernel, pinned and mounted, so that a test can say that a run of
+//! lifemon left nothing: ids by `bpf(2)`, because lifemon itself is what is being tested.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::DEADLINE;
+use crate::wait::poll;
+
+/// Where the kernel keeps pinned objects.
+pub const BPF_FS: &str = "/sys/fs/bpf";
+
+const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
+const BPF_MAP_GET_NEXT_ID: libc::c_int = 12;
+const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
+
+/// The part of `union bpf_attr` for the calls above.
+#[repr(C)]
+#[derive(Default)]
+struct NextId {
+    start_id: u32,
+    next_id: u32,
+    open_flags: u32,
+    zero: u32,
+}
+
+/// Everything of BPF on this host at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// Ids of the loaded programs.
+    pub programs: BTreeSet<u32>,
+    /// Ids of the maps.
+    pub maps: BTreeSet<u32>,
+    /// Ids of the links.
+    pub links: BTreeSet<u32>,
+    /// Files and directories in the BPF file system, those that the kernel puts there left out.
+    pub pins: BTreeSet<PathBuf>,
+    /// Lines of this process's mounts that name the BPF file system's directory.
+    pub mounts: BTreeSet<String>,
+}
+
+impl Traces {
+    /// What there is now.
+    ///
+    /// # Panics
+    /// When this is not root, or the kernel has no `bpf(2)`.
+    #[must_use]
+    pub fn now() -> Self {
+        Self {
+            programs: ids(BPF_PROG_GET_NEXT_ID),
+            maps: ids(BPF_MAP_GET_NEXT_ID),
+            links: ids(BPF_LINK_GET_NEXT_ID),
+            pins: pins(),
+            mounts: mounts(),
+        }
+    }
+
+    /// What is here and was not in `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        fn more<T: Ord + Clone>(now: &BTreeSet<T>, before: &BTreeSet<T>) -> BTreeSet<T> {
+            now.difference(before).cloned().collect()
+        }
+        Self {
+            programs: more(&self.programs, &before.programs),
+            maps: more(&self.maps, &before.maps),
+            links: more(&self.links, &before.links),
+            pins: more(&self.pins, &before.pins),
+            mounts: more(&self.mounts, &before.mounts),
+        }
+    }
+
+    /// Waits until nothing is there that was not: the kernel frees programs and maps a moment after
+    /// their last user has ended.
+    ///
+    /// # Panics
+    /// When something stays; the message lists it.
+    #[track_caller]
+    pub fn assert_nothing_since(&self) {
+        let mut left = Self::default();
+        let is_clean = || {
+            left = Self::now().since(self);
+            (left == Self::default()).then_some(())
+        };
+        assert!(poll(DEADLINE, is_clean).is_some(), "left behind: {left:?}");
+    }
+}
+
+/// All ids of one kind, by asking for the next one until there is none.
+fn ids(command: libc::c_int) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut attr = NextId::default();
+    // SAFETY: the attributes live as long as the call and have the size that is passed.
+    while unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<NextId>()) } == 0
+    {
+        found.insert(attr.next_id);
+        attr.start_id = attr.next_id;
+    }
+    let error = std::io::Error::last_os_error();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "bpf: {error}");
+    found
+}
+
+fn pins() -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut directories = vec![PathBuf::from(BPF_FS)];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                directories.push(path.clone());
+            }
+            if path.extension().is_none_or(|extension| extension != "debug") {
+                found.insert(path);
+            }
+        }
+    }
+    found
+}
+
+fn mounts() -> BTreeSet<String> {
+    let text = fs::read_to_string("/proc/self/mountinfo").expect("mounts of this process");
+    let is_there = |line: &&str| {
+        let point = line.split(' ').nth(4).map(Path::new);
+        point.is_some_and(|point| point.starts_with(BPF_FS))
+    };
+    text.lines().filter(is_there).map(str::to_owned).collect()
+}

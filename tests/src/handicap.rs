@@ -1,0 +1,117 @@
+//! What a program is denied: each function changes how a command starts, so that it runs as if the
+//! host were poorer. Only the process of the command is affected, never the test or the host.
+
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Gid, Uid, fork, setgroups, setresgid, setresuid};
+
+/// The user and group that own nothing.
+const NOBODY: u32 = 65_534;
+
+/// `uname` then says 2.6.
+const UNAME26: libc::c_ulong = 0x0020_0000;
+
+/// More than the kernel has capabilities.
+const CAPABILITIES: libc::c_ulong = 64;
+
+/// Runs `prepare` between fork and exec.
+fn before_exec(
+    command: &mut Command,
+    prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    // SAFETY: every `prepare` of this file makes system calls and touches its own, prepared memory;
+    // a path of nix is copied to the stack.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// As a user without any right. The program must be readable for all.
+pub fn as_nobody(command: &mut Command) {
+    before_exec(command, || {
+        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        setgroups(&[])?;
+        setresgid(group, group, group)?;
+        setresuid(user, user, user)?;
+        Ok(())
+    });
+}
+
+/// As root with one capability: exec gives root what is in the bounding set.
+pub fn with_one_capability(command: &mut Command, kept: libc::c_ulong) {
+    before_exec(command, move || {
+        for capability in (0..CAPABILITIES).filter(|capability| *capability != kept) {
+            // SAFETY: no memory is passed.
+            let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+            // Numbers that are no capability come last.
+            if dropped != 0 && capability == 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    });
+}
+
+/// With `directory` in the place of `over`, in a mount namespace of its own.
+pub fn with_directory_over(command: &mut Command, directory: &Path, over: &'static str) {
+    let directory = PathBuf::from(directory);
+    before_exec(command, move || {
+        own_mounts()?;
+        let none: Option<&str> = None;
+        mount(Some(&directory), over, none, MsFlags::MS_BIND, none)?;
+        Ok(())
+    });
+}
+
+/// A mount namespace whose changes stay in it.
+fn own_mounts() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none: Option<&str> = None;
+    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    Ok(mount(none, "/", none, flags, none)?)
+}
+
+/// On a kernel whose release reads 2.6.
+pub fn on_an_old_kernel(command: &mut Command) {
+    before_exec(command, || {
+        // SAFETY: no memory is passed.
+        match unsafe { libc::personality(UNAME26) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    });
+}
+
+/// As the first process of a pid namespace, with a `/proc` of its own. The command's process
+/// itself stays outside, waits, and ends with the same exit code.
+pub fn in_a_pid_namespace(command: &mut Command) {
+    before_exec(command, || {
+        own_mounts()?;
+        unshare(CloneFlags::CLONE_NEWPID)?;
+        // SAFETY: the process has one thread, so the child is a whole copy of it.
+        match unsafe { fork() }? {
+            ForkResult::Child => {
+                set_pdeathsig(Signal::SIGKILL)?;
+                let none: Option<&str> = None;
+                Ok(mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)?)
+            }
+            ForkResult::Parent { child } => {
+                // The test must not wait for an exec of this process: it has none.
+                // SAFETY: closes descriptors of this process; nothing here uses one any more.
+                unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+                let code = match waitpid(child, None) {
+                    Ok(WaitStatus::Exited(_, code)) => code,
+                    _ => 255,
+                };
+                // SAFETY: ends the process; there is no state to keep whole.
+                unsafe { libc::_exit(code) }
+            }
+        }
+    });
+}

@@ -1,0 +1,110 @@
+//! The host's tracker for the length of one test: alone on the host while it lives, switched off
+//! when it is dropped, and then nothing may be left of it.
+
+use serde_json::Value;
+
+use crate::bpf::Traces;
+use crate::lifemon::{Lifemon, Output};
+use crate::lock::{HostLock, host_lock};
+
+/// The right to switch the host's tracker, which is off at first.
+#[derive(Debug)]
+pub struct HostTracker {
+    before: Traces,
+    _lock: HostLock,
+}
+
+impl HostTracker {
+    /// Waits for the lock; what a test that was killed has left is switched off.
+    ///
+    /// # Panics
+    /// When it cannot be switched off.
+    #[must_use]
+    #[track_caller]
+    pub fn off() -> Self {
+        let lock = host_lock();
+        let off = Self::track(&["off"]);
+        assert_eq!(off.code, Some(0), "{off:?}");
+        Self {
+            before: Traces::now(),
+            _lock: lock,
+        }
+    }
+
+    /// The same, switched on with these options.
+    ///
+    /// # Panics
+    /// When it cannot be switched on.
+    #[must_use]
+    #[track_caller]
+    pub fn on(options: &[&str]) -> Self {
+        let tracker = Self::off();
+        let on = tracker.switch_on(options);
+        assert_eq!(on["changed"], true, "{on}");
+        tracker
+    }
+
+    /// `track on`, which must succeed; what it printed.
+    ///
+    /// # Panics
+    /// When it fails, or says anything on stderr.
+    #[track_caller]
+    pub fn switch_on(&self, options: &[&str]) -> Value {
+        Self::succeed(&[&["on"], options].concat())
+    }
+
+    /// `track off`, which must succeed; what it printed.
+    ///
+    /// # Panics
+    /// As [`HostTracker::switch_on`].
+    #[track_caller]
+    pub fn switch_off(&self) -> Value {
+        Self::succeed(&["off"])
+    }
+
+    /// `track status` of a tracker that is on.
+    ///
+    /// # Panics
+    /// As [`HostTracker::switch_on`].
+    #[track_caller]
+    #[must_use]
+    pub fn status(&self) -> Value {
+        Self::succeed(&["status"])
+    }
+
+    /// `track status`, whatever it says.
+    #[track_caller]
+    #[must_use]
+    pub fn ask_status(&self) -> Output {
+        Self::track(&["status"])
+    }
+
+    /// What there was of BPF before it was switched on.
+    #[must_use]
+    pub fn before(&self) -> &Traces {
+        &self.before
+    }
+
+    #[track_caller]
+    fn succeed(words: &[&str]) -> Value {
+        let output = Self::track(words);
+        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+        output.json()
+    }
+
+    #[track_caller]
+    fn track(words: &[&str]) -> Output {
+        Lifemon::find().run([&["track", "-o", "json"], words].concat())
+    }
+}
+
+impl Drop for HostTracker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let off = Self::track(&["off"]);
+            return eprintln!("switched off after a failure: {off:?}");
+        }
+        self.switch_off();
+        self.before.assert_nothing_since();
+    }
+}

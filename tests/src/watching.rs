@@ -1,0 +1,114 @@
+//! `lifemon attach -o json` on an actor, from its `attached` line to its end, with a tracker of
+//! its own. What it has said by then becomes a `Story`.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::{Actor, HostLock, Lifemon, Process, Story, Stream, private_lock, story};
+
+/// A running attach. The tracker of the host stays off meanwhile.
+#[derive(Debug)]
+pub struct Watching {
+    // Before the lock: lifemon ends before another test may switch the host's tracker on.
+    stream: Stream,
+    attached: Value,
+    _lock: HostLock,
+}
+
+/// Makes two tests of each function: with the exit hook as it is since Linux 6.16, and with what
+/// older kernels get, which do not say which thread is the last.
+#[macro_export]
+macro_rules! on_both_paths {
+    ($($name:ident),+ $(,)?) => {
+        mod with_group_dead {
+            $(#[test] fn $name() { super::$name(&[]); })+
+        }
+        mod without_group_dead {
+            $(#[test] fn $name() { super::$name(&["--without-group-dead"]); })+
+        }
+    };
+}
+
+impl Watching {
+    /// Attaches to the actor's tree.
+    ///
+    /// # Panics
+    /// When lifemon does not say that it has.
+    #[must_use]
+    #[track_caller]
+    pub fn of(actor: &Actor) -> Self {
+        Self::with(actor, &[])
+    }
+
+    /// The same with more options.
+    ///
+    /// # Panics
+    /// As [`Watching::of`].
+    #[must_use]
+    #[track_caller]
+    pub fn with(actor: &Actor, options: &[&str]) -> Self {
+        let lock = private_lock();
+        let pid = actor.pid().to_string();
+        let words = ["attach", &pid, "-o", "json"];
+        let mut stream = Lifemon::find().stream(words.iter().chain(options));
+        let attached = stream.wait_for("attached", |event| event["event"] == "attached");
+        assert!(story::is_about(&attached["tree"], actor.process()), "{attached}");
+        Self {
+            stream,
+            attached,
+            _lock: lock,
+        }
+    }
+
+    /// The first line: the tree as it was.
+    #[must_use]
+    pub fn attached(&self) -> &Value {
+        &self.attached
+    }
+
+    /// The first event of this kind about this process, seen already or still to come.
+    ///
+    /// # Panics
+    /// When none comes within the default deadline.
+    #[track_caller]
+    pub fn wait_for(&mut self, event: &str, process: Process) -> Value {
+        self.stream
+            .wait_for(&format!("{event} of {process:?}"), |seen| {
+                seen["event"] == event && story::is_about(&seen["process"], process)
+            })
+    }
+
+    /// Claims that lifemon has nothing to say for longer than it ever keeps an event back.
+    ///
+    /// # Panics
+    /// When it says something.
+    #[track_caller]
+    pub fn expect_silence(&mut self) {
+        let event = self.stream.next_event(Duration::from_millis(200));
+        assert_eq!(event, None, "an event of nothing");
+    }
+
+    /// Waits for the end that comes by itself when the tree is extinct.
+    ///
+    /// # Panics
+    /// When it does not come, when it is no success, or when the stream contradicts itself.
+    #[must_use]
+    #[track_caller]
+    pub fn until_extinct(self) -> Story {
+        let story = Story::check(self.stream.finish());
+        assert_eq!(story.count("extinct"), 1);
+        story
+    }
+
+    /// Ends it by SIGINT.
+    ///
+    /// # Panics
+    /// When it does not end well, or when the stream contradicts itself.
+    #[must_use]
+    #[track_caller]
+    pub fn interrupt(mut self) -> Story {
+        self.stream.interrupt();
+        Story::check(self.stream.finish())
+    }
+}
