@@ -11,7 +11,7 @@ use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact};
 
 use crate::{
-    maps::{Hook, SIGNALS, Scratch, scratch},
+    maps::{HAS_GROUP_DEAD, Hook, SIGNALS, Scratch, scratch},
     members,
     task::{Kernel, Task, offset},
 };
@@ -63,7 +63,10 @@ pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
         ns_pid: target.leader().namespace_pid(),
         ..Event::default()
     };
-    members::report(&process, event, true, false);
+    // Where the exit event comes after the memory is released, this is the early warning. Elsewhere
+    // the exit event is there a moment later, and one wakeup serves both.
+    let urgent = HAS_GROUP_DEAD.load() == 0;
+    members::report(&process, event, urgent, false);
     debug!(&ctx, "signal {} to {}", signal, process.pid);
     0
 }

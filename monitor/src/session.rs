@@ -4,7 +4,6 @@
 //! Stages of a death: `exit` is the kernel's event, as soon as no thread can run user code again;
 //! `gone` is the pidfd, when memory and files are released and the children have a new parent.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -13,7 +12,7 @@ use lifemon_ebpf::{Event, LIVE, ProcessId, SENT_BY_KERNEL};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::forest::Forest;
 use crate::kernel::{Error, Tracker, WatchOptions, Watcher, clock};
@@ -26,6 +25,17 @@ const TICK: Duration = Duration::from_millis(40);
 
 /// Events taken from the ring before they are handed on.
 const DRAIN_LIMIT: usize = 4_096;
+
+/// Wakeups that may come in quick succession. A wakeup costs the dying process several microseconds,
+/// so in a storm of deaths the ring is looked at every [`POLL`] instead: a lone death is still
+/// reported at once.
+const WAKEUPS: u32 = 64;
+
+/// Time after which one more wakeup may come.
+const WAKEUP_REFILL: Duration = Duration::from_millis(2);
+
+/// How often the ring is looked at while no wakeups may come.
+const POLL: Duration = Duration::from_millis(1);
 
 /// How long to wait, after the tree is extinct, for the last members to be gone.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -127,10 +137,14 @@ pub struct Session {
     dying: JoinSet<ProcessId>,
     /// Dying members for which there was no descriptor left: asked on every tick.
     polled: Vec<ProcessId>,
+    /// Members that have died since the last update was handed out: not followed yet, because
+    /// saying so comes first.
+    unfollowed: Vec<ProcessId>,
     tick: tokio::time::Interval,
+    wakeups: WakeupBudget,
     seen: Seen,
     standing: Vec<Loss>,
-    ready: VecDeque<Update>,
+    ready: Vec<Update>,
     extinct_since: Option<Instant>,
     ended: bool,
 }
@@ -176,10 +190,15 @@ impl Session {
             watch,
             dying: JoinSet::new(),
             polled: Vec::new(),
+            unfollowed: Vec::new(),
             tick,
+            wakeups: WakeupBudget {
+                left: WAKEUPS,
+                refilled: Instant::now(),
+            },
             seen,
             standing: start.losses.iter().map(|(loss, _)| *loss).collect(),
-            ready: VecDeque::new(),
+            ready: Vec::new(),
             extinct_since: None,
             ended: false,
         };
@@ -209,29 +228,33 @@ impl Session {
         &self.standing
     }
 
-    /// The next update. Safe to drop and call again.
+    /// The next updates, at least one. Safe to drop and call again.
     ///
     /// # Errors
     /// When the maps cannot be read any more.
-    pub async fn next(&mut self) -> Result<Update, Error> {
+    pub async fn next(&mut self) -> Result<Vec<Update>, Error> {
         loop {
-            if let Some(update) = self.ready.pop_front() {
-                return Ok(update);
+            if !self.ready.is_empty() {
+                return Ok(std::mem::take(&mut self.ready));
             }
             if self.ended {
-                return Ok(Update::End);
+                return Ok(vec![Update::End]);
+            }
+            for id in std::mem::take(&mut self.unfollowed) {
+                self.follow(id);
             }
             // Ask, drain, sleep: whatever comes after the drain wakes us.
-            self.watcher.get_ref().ask_for_wakeup();
-            if self.drain()? {
-                continue;
+            let may_wake = self.wakeups.take();
+            if may_wake {
+                self.watcher.get_ref().ask_for_wakeup();
             }
-            if self.check_extinct() {
+            if self.drain()? || self.check_extinct() {
                 continue;
             }
             tokio::select! {
                 ready = self.watcher.readable() => ready.map_err(Error::Map)?.clear_ready(),
                 Some(Ok(id)) = self.dying.join_next() => self.report_gone(id),
+                () = sleep(POLL), if !may_wake => {}
                 _ = self.tick.tick() => self.on_tick(),
             }
         }
@@ -277,9 +300,9 @@ impl Session {
 
     fn report(&mut self, happening: Happening) {
         if let What::Exit { .. } = happening.what {
-            self.follow(happening.process.id);
+            self.unfollowed.push(happening.process.id);
         }
-        self.ready.push_back(Update::Happening(Box::new(happening)));
+        self.ready.push(Update::Happening(Box::new(happening)));
     }
 
     /// Waits for a dying member to be gone. Its pid may be free and taken again by now: then the
@@ -334,10 +357,11 @@ impl Session {
             self.extinct_since = Some(Instant::now());
             // Whatever led to 0 was reported before the count went down: look once more.
             let _ = self.drain();
-            self.ready.push_back(Update::Extinct);
+            self.ready.push(Update::Extinct);
             return true;
         };
-        let all_gone = self.dying.is_empty() && self.polled.is_empty();
+        let all_gone =
+            self.dying.is_empty() && self.polled.is_empty() && self.unfollowed.is_empty();
         if all_gone || since.elapsed() > GONE_TIMEOUT {
             self.ended = true;
             return true;
@@ -351,7 +375,7 @@ impl Session {
         } else if !self.standing.contains(&loss) {
             self.standing.push(loss);
         }
-        self.ready.push_back(Update::Lost {
+        self.ready.push(Update::Lost {
             loss,
             count,
             recovered,
@@ -432,15 +456,31 @@ impl Session {
         }
         Ok(())
     }
+}
 
-    /// Waits until every dying member is gone or `limit` is over, and reports it.
-    pub async fn settle(&mut self, limit: Duration) {
-        let _ = timeout(limit, async {
-            while let Some(Ok(id)) = self.dying.join_next().await {
-                self.report_gone(id);
-            }
-        })
-        .await;
+/// How many wakeups may still come.
+#[derive(Debug)]
+struct WakeupBudget {
+    left: u32,
+    refilled: Instant,
+}
+
+impl WakeupBudget {
+    /// Takes one, if there is one.
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        let earned = now.duration_since(self.refilled).as_nanos() / WAKEUP_REFILL.as_nanos();
+        if earned > 0 {
+            self.left = u32::try_from(earned).map_or(WAKEUPS, |earned| {
+                WAKEUPS.min(self.left + earned.min(WAKEUPS))
+            });
+            self.refilled = now;
+        }
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        true
     }
 }
 

@@ -254,6 +254,29 @@ fn memory_beyond_the_limit_is_an_oom_kill() {
     actor.step();
     let worker = actor.child("worker");
     assert_eq!(actor.reaped(worker.pid)["signal"], libc::SIGKILL);
+    actor.command("again");
+    let next = actor.children("worker")[1];
+    assert_eq!(actor.reaped(next.pid)["signal"], libc::SIGKILL);
+}
+
+#[test]
+fn a_fault_and_a_signal_to_oneself_end_a_worker() {
+    let sandbox = Sandbox::new();
+    for (mut actor, signal) in [
+        (actor!(sandbox, "fault"), libc::SIGSEGV),
+        (
+            actor!(sandbox, "signal-itself", libc::SIGTERM),
+            libc::SIGTERM,
+        ),
+    ] {
+        actor.step();
+        let worker = actor.child("worker");
+        let reaped = actor.reaped(worker.pid);
+        assert_eq!(
+            (&reaped["signal"], &reaped["core_dumped"]),
+            (&signal.into(), &false.into())
+        );
+    }
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //! beside it. It knows lifemon only as a program; what the tests claim is in `e2e/`.
 
 mod actor;
+pub mod bpf;
 mod cgroup;
+pub mod handicap;
 mod json_lines;
 mod lifemon;
 mod lock;
@@ -11,17 +13,19 @@ pub mod proc;
 mod sandbox;
 pub mod story;
 mod stream;
+mod tracker;
 mod wait;
 mod watching;
 
 pub use actor::{Actor, Process};
 pub use json_lines::JsonLines;
-pub use lifemon::{Lifemon, Output};
+pub use lifemon::{Lifemon, Output, Running};
 pub use lock::{HostLock, host_lock, private_lock};
 pub use pidfd::Pidfd;
 pub use sandbox::Sandbox;
 pub use story::Story;
 pub use stream::{Finished, Stream};
+pub use tracker::HostTracker;
 pub use wait::wait_until;
 pub use watching::Watching;
 

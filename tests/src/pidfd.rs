@@ -79,6 +79,10 @@ impl Pidfd {
     pub fn wait_gone(&self, deadline: Duration) {
         let mut sources = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(deadline).expect("a deadline that poll can take");
-        assert_eq!(poll(&mut sources, timeout), Ok(1), "not gone in {deadline:?}");
+        assert_eq!(
+            poll(&mut sources, timeout),
+            Ok(1),
+            "not gone in {deadline:?}"
+        );
     }
 }

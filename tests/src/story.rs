@@ -1,7 +1,7 @@
 //! All that one `lifemon attach -o json` said. What must hold of every stream, whatever happened
 //! to the tree, is checked when a story is made; what did happen is for the test to claim.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -88,27 +88,43 @@ impl Story {
         let members = self.members().iter().map(|member| (key(member), "alive"));
         let mut states: BTreeMap<_, _> = members.collect();
         let mut times: BTreeMap<_, &str> = BTreeMap::new();
-        for event in self.events.iter().filter(|event| event.get("process").is_some()) {
+        for event in self
+            .events
+            .iter()
+            .filter(|event| event.get("process").is_some())
+        {
             let process = key(&event["process"]);
             let state = states.get(&process).copied();
             let word = event["event"].as_str().expect("a word");
             let next = match (state, word) {
                 (None, "fork") | (Some("alive"), "exec" | "signal" | "orphaned") => "alive",
-                (Some("alive"), "exit") => "dying",
+                // Of none: it was labelled, and died, before the members were read.
+                (Some("alive") | None, "exit") => "dying",
                 (Some("dying"), "gone") => "gone",
                 _ => panic!("{word} of one that is {state:?}: {event}"),
             };
             states.insert(process, next);
-            let now = time(event).expect("checked");
-            let before = times.insert(process, now);
-            assert!(before.is_none_or(|before| before <= now), "{before:?} before {event}");
+            // `orphaned` has the time when we learn of it, which may be after its death.
+            if word != "orphaned" {
+                let now = time(event).expect("checked");
+                let before = times.insert(process, now);
+                let ordered = before.is_none_or(|before| before <= now);
+                assert!(ordered, "{before:?} was before {event}");
+            }
             let exits = word == "exit";
             assert_eq!(event["age_ms"].is_u64(), exits, "{event}");
             assert_eq!(event["orphans"].is_array(), exits, "{event}");
             assert_eq!(event["after_us"].is_u64(), word == "gone", "{event}");
         }
-        if let Some(end) = self.events.iter().position(|event| event["event"] == "extinct") {
-            let last_exit = self.events.iter().rposition(|event| event["event"] == "exit");
+        if let Some(end) = self
+            .events
+            .iter()
+            .position(|event| event["event"] == "extinct")
+        {
+            let last_exit = self
+                .events
+                .iter()
+                .rposition(|event| event["event"] == "exit");
             assert!(last_exit < Some(end), "extinct, and then an exit");
             assert!(states.values().all(|state| *state == "gone"), "{states:?}");
         }
@@ -118,7 +134,7 @@ impl Story {
     #[track_caller]
     fn check_summary(&self) {
         let summary = self.summary();
-        let seen = self.members().len() + self.count("fork");
+        let seen = self.processes().len();
         assert_eq!(summary["seen"], seen, "{summary}");
         assert_eq!(summary["lost_events"], 0, "{summary}");
         assert_eq!(summary["resynced"], 0, "{summary}");
@@ -162,6 +178,13 @@ impl Story {
         &self.events
     }
 
+    /// Every process that was alive at the beginning or that something happened to.
+    #[must_use]
+    pub fn processes(&self) -> BTreeSet<(u64, u64)> {
+        let later = self.events.iter().filter_map(|event| event.get("process"));
+        self.members().iter().chain(later).map(key).collect()
+    }
+
     /// How many events of this kind there are.
     #[must_use]
     pub fn count(&self, event: &str) -> usize {
@@ -170,7 +193,9 @@ impl Story {
 
     /// Every event of this kind, in order.
     pub fn all(&self, event: &str) -> impl Iterator<Item = &Value> {
-        self.events.iter().filter(move |seen| seen["event"] == event)
+        self.events
+            .iter()
+            .filter(move |seen| seen["event"] == event)
     }
 
     /// The only event of this kind about this process.
@@ -180,7 +205,9 @@ impl Story {
     #[must_use]
     #[track_caller]
     pub fn the(&self, event: &str, process: Process) -> &Value {
-        let mut all = self.all(event).filter(|seen| is_about(&seen["process"], process));
+        let mut all = self
+            .all(event)
+            .filter(|seen| is_about(&seen["process"], process));
         match (all.next(), all.next()) {
             (Some(only), None) => only,
             found => panic!("not one {event} of {process:?}: {found:?}"),
@@ -212,9 +239,18 @@ impl Story {
     }
 }
 
-/// The whole identity, not only to the clock tick.
-fn key(value: &Value) -> (u64, u64) {
-    let number = |name: &str| value[name].as_u64().unwrap_or_else(|| panic!("{name}: {value}"));
+/// The whole identity, not only to the clock tick: pid and `start_ns`.
+///
+/// # Panics
+/// When it is no process.
+#[must_use]
+#[track_caller]
+pub fn key(value: &Value) -> (u64, u64) {
+    let number = |name: &str| {
+        value[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{name}: {value}"))
+    };
     (number("pid"), number("start_ns"))
 }
 
@@ -222,7 +258,9 @@ fn key(value: &Value) -> (u64, u64) {
 #[must_use]
 pub fn time(event: &Value) -> Option<&str> {
     let text = event["time"].as_str()?;
-    let shape = text.bytes().map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
+    let shape = text
+        .bytes()
+        .map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
     (text.len() == TIME_BYTES && shape.eq(*b"0000-00-00T00:00:00.000000000Z")).then_some(text)
 }
 
@@ -262,7 +300,11 @@ mod tests {
     }
 
     fn detached(exits: u64) -> Value {
-        let exits = if exits == 0 { json!({}) } else { json!({"exited": exits}) };
+        let exits = if exits == 0 {
+            json!({})
+        } else {
+            json!({"exited": exits})
+        };
         let summary = json!({"seen": 1, "exits": exits, "alive": 0, "orphans": [],
             "lost_events": 0, "resynced": 0});
         json!({"event": "detached", "complete": true, "summary": summary})
@@ -271,7 +313,10 @@ mod tests {
     #[test]
     fn a_stream_that_agrees_with_itself_is_a_story() {
         let story = Story::check(finished(&[attached(), exit(), detached(1)]));
-        let root = Process { pid: 1, start_ticks: 0 };
+        let root = Process {
+            pid: 1,
+            start_ticks: 0,
+        };
         story.assert_exactly(&[(root, "exit")]);
         assert_eq!(story.the("exit", root)["age_ms"], 1);
     }

@@ -53,7 +53,10 @@ impl Watching {
         let words = ["attach", &pid, "-o", "json"];
         let mut stream = Lifemon::find().stream(words.iter().chain(options));
         let attached = stream.wait_for("attached", |event| event["event"] == "attached");
-        assert!(story::is_about(&attached["tree"], actor.process()), "{attached}");
+        assert!(
+            story::is_about(&attached["tree"], actor.process()),
+            "{attached}"
+        );
         Self {
             stream,
             attached,

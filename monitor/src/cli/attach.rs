@@ -91,16 +91,21 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         if let Some(log) = &mut kernel_log {
             log.flush();
         }
-        let update = tokio::select! {
-            update = session.next() => update?,
+        let updates = tokio::select! {
+            updates = session.next() => updates?,
             () = at(deadline) => break,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         };
-        if matches!(update, Update::End) {
+        let losses = session.standing_losses();
+        let text: String = updates
+            .iter()
+            .map(|update| printer.update(update, losses))
+            .collect();
+        out::print(&text)?;
+        if updates.iter().any(|update| matches!(update, Update::End)) {
             break;
         }
-        out::print(&printer.update(&update, session.standing_losses()))?;
     }
     close(&mut printer, &session)
 }

@@ -271,7 +271,8 @@ impl Loaded {
             .map_err(|error| Error::load("sweep", &error))
     }
 
-    /// Attaches, learns, and only then lets records go.
+    /// Attaches, learns, and only then lets records go. A death that saw the flag of learning set
+    /// has left its record behind: whoever goes on sweeps, once all such hooks have ended.
     fn start(&mut self) -> Result<(), Error> {
         let host = Shared::<Host>::new(self.map("HOST")?, 1).map_err(Error::Map)?;
         let host = host.at(0);
@@ -291,13 +292,6 @@ impl Loaded {
         self.seed(PASS_INSERT)?;
         self.seed(PASS_LINK)?;
         learning.store(0, Ordering::SeqCst);
-        // A death that saw the flag set has left its record behind; when all such hooks are done,
-        // sweep what they left.
-        sys::wait_for_running_programs().map_err(Error::Map)?;
-        let sweep = self.program::<RawTracePoint>("sweep")?.fd();
-        let sweep = sweep.map_err(|error| Error::load("sweep", &error))?;
-        let sweep = sweep.try_clone().map_err(Error::Map)?;
-        sweep_unreferenced(sweep.as_fd(), self.map("LINEAGE")?).map_err(Error::Map)?;
         since.store(clock::boot_ns(), Ordering::SeqCst);
         Ok(())
     }

@@ -200,6 +200,10 @@ impl Tracker {
             Found::Nothing | Found::Other { .. } => {}
         }
         pins::pin(load::load(options)?)?;
+        sys::wait_for_running_programs().map_err(Error::Map)?;
+        if let Some(tracker) = Self::open()? {
+            tracker.sweep()?;
+        }
         Ok(switched)
     }
 

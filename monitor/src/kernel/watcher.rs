@@ -97,6 +97,10 @@ impl Tracker {
             // Waits until all running programs have ended: from here on every hook knows the slot,
             // its layer and its root.
             sys::update(self.rings.as_fd(), &slot, &ring_fd).map_err(Error::Map)?;
+            if !self.is_pinned() {
+                // What deaths have left behind while the tracker was learning.
+                self.sweep()?;
+            }
             if self.record(&root)?.is_none() {
                 taken = Err(Error::NoProcess(root.pid.to_string()));
                 break;

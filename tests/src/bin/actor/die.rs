@@ -1,10 +1,11 @@
-//! Deaths by signal that leave something: `core-dump DIR`. The child aborts in DIR, so a plain
-//! `core` pattern puts the file where the test removes it.
+//! Deaths by signals that nobody else sends: `core-dump DIR`, `fault` and `signal-itself N`. The
+//! first aborts in DIR, so a plain `core` pattern puts the file where the test removes it.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::chdir;
+use nix::sys::signal::{SigHandler, Signal, kill};
+use nix::unistd::{chdir, getpid};
 
-use crate::args::Args;
+use crate::args::{Args, usage};
 use crate::process::{exit_now, spawn};
 use crate::talk::{begin, commands, reap, report};
 
@@ -23,4 +24,52 @@ pub(crate) fn core_dump(args: &mut Args) -> i32 {
     report(worker, "worker");
     reap(worker);
     commands()
+}
+
+/// Role `worker`: reads where no memory is. The kernel's signal, SIGSEGV; no core.
+pub(crate) fn fault() -> i32 {
+    begin();
+    let worker = spawn(|| {
+        without_core();
+        by_default(Signal::SIGSEGV);
+        // SAFETY: the first page is never mapped, so the read ends the process, as it is meant to.
+        i32::from(unsafe { std::hint::black_box(8 as *const u8).read_volatile() })
+    });
+    report(worker, "worker");
+    reap(worker);
+    commands()
+}
+
+/// Role `worker`: sends itself signal N, by `kill(2)`; no core.
+pub(crate) fn signal_itself(args: &mut Args) -> i32 {
+    let number = args.count("signal", 31).cast_signed();
+    let Ok(signal) = Signal::try_from(number) else {
+        usage(&format!("no signal {number}"))
+    };
+    begin();
+    let worker = spawn(|| {
+        without_core();
+        by_default(signal);
+        _ = kill(getpid(), signal);
+        4
+    });
+    report(worker, "worker");
+    reap(worker);
+    commands()
+}
+
+fn without_core() {
+    if setrlimit(Resource::RLIMIT_CORE, 0, 0).is_err() {
+        exit_now(3);
+    }
+}
+
+/// Without the handler that the Rust runtime has for faults.
+fn by_default(signal: Signal) {
+    // SAFETY: no handler of ours is installed or removed by it.
+    let changed = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+    // SIGKILL and SIGSTOP have no other disposition.
+    if changed.is_err() && !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+        exit_now(3);
+    }
 }

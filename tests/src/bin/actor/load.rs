@@ -1,5 +1,6 @@
-//! Many processes: `burst N` as fast as possible, `forever-forking MS LOG [MAX]` for a time. Both
-//! bounded in how many live at once and how many are made, both counted by the creators.
+//! Many processes: `burst N` as fast as possible, `burst-hold N KEPT` with some that stay among
+//! them, `forever-forking MS LOG [MAX]` for a time. All bounded in how many live at once and how
+//! many are made, all counted by the creators.
 
 use std::io::stdin;
 use std::os::fd::AsFd;
@@ -13,12 +14,13 @@ use serde_json::json;
 
 use crate::args::Args;
 use crate::log::{Log, Tally};
-use crate::process::{spawn, try_spawn, until};
-use crate::talk::{begin, commands, commands_and, fail, next_line, say};
+use crate::process::{hold, spawn, try_spawn, until};
+use crate::talk::{begin, commands, commands_and, fail, next_line, report, say};
 
 const BURST_MAX: u32 = 100_000;
 const BURST_ALIVE_MAX: usize = 32;
 const CODES: u32 = 7;
+const KEPT_MAX: u32 = 500;
 const FOREVER_MS_MAX: u32 = 60_000;
 const FOREVER_MAX: u32 = 200_000;
 /// Direct children alive at once; each third one adds a grandchild.
@@ -41,6 +43,33 @@ pub(crate) fn burst(args: &mut Args) -> i32 {
     (0..alive).for_each(|_| codes[reap_any()] += 1);
     say(&json!({"created": count, "codes": codes}));
     commands()
+}
+
+/// The same, with KEPT children that stay among them, as far apart as possible; role `kept`.
+pub(crate) fn burst_hold(args: &mut Args) -> i32 {
+    let count = args.count("processes", BURST_MAX);
+    let kept = args.count("kept", KEPT_MAX);
+    begin();
+    let mut alive = 0;
+    for number in 0..count {
+        if is_kept(number, kept, count) {
+            report(spawn(|| hold()), "kept");
+        }
+        if alive == BURST_ALIVE_MAX {
+            reap_any();
+            alive -= 1;
+        }
+        spawn(|| (number % CODES).cast_signed());
+        alive += 1;
+    }
+    (0..alive).for_each(|_| _ = reap_any());
+    commands()
+}
+
+/// Whether number `number` of `count` is one of `kept` at equal distances.
+fn is_kept(number: u32, kept: u32, count: u32) -> bool {
+    let so_far = |number: u32| u64::from(number) * u64::from(kept) / u64::from(count);
+    so_far(number + 1) > so_far(number)
 }
 
 /// The exit code of whichever child ends next.

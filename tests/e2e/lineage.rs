@@ -1,0 +1,321 @@
+//! Who created whom, who is orphaned by which death, and when nobody is left: the tree as a whole
+//! against the real kernel. One process's own life is in `lifecycle.rs`.
+
+use std::collections::BTreeMap;
+
+use lifemon_tests::story::{self, is_about, processes, time};
+use lifemon_tests::{Actor, Pidfd, Process, Sandbox, Watching, actor, proc, wait_until};
+use serde_json::{Value, json};
+
+/// What an `orphaned` event must say now that the new parent shows in `/proc`.
+#[track_caller]
+fn assert_orphaned(event: &Value, class: &str, creator: Process) {
+    let pid = event["process"]["pid"].as_i64().expect("a pid") as i32;
+    assert_eq!(event["class"], class, "{event}");
+    assert!(is_about(&event["creator"], creator), "{event}");
+    let parent = proc::ppid(pid).expect("it lives");
+    assert_eq!(event["parent"], parent, "{event}");
+    assert_ne!(parent, creator.pid, "{event}");
+}
+
+/// The place of an event in the stream.
+fn seq(event: &Value) -> u64 {
+    event["seq"].as_u64().expect("checked")
+}
+
+#[test]
+fn with_clone_parent_the_creator_is_who_called_clone() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "clone-parent");
+    let root = actor.process();
+    let watching = Watching::of(&actor);
+    actor.step();
+    let (creator, worker) = (actor.child("creator"), actor.child("worker"));
+    assert_eq!(proc::ppid(worker.pid), Some(root.pid));
+    for child in [worker, creator] {
+        actor.command(&format!("kill {}", child.pid));
+    }
+    actor.close();
+    let story = watching.until_extinct();
+    story.assert_exactly(&[
+        (root, "exit gone"),
+        (creator, "fork signal exit gone"),
+        (worker, "fork signal exit gone"),
+    ]);
+    for event in ["fork", "exit"] {
+        assert!(is_about(&story.the(event, creator)["creator"], root));
+        assert!(is_about(&story.the(event, worker)["creator"], creator));
+    }
+}
+
+#[test]
+fn a_double_forked_grandchild_stays_a_member_and_is_told_as_reparented() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "double-fork");
+    let root = actor.process();
+    let mut watching = Watching::of(&actor);
+    actor.step();
+    let (middle, grandchild) = (actor.child("middle"), actor.child("grandchild"));
+    let orphaned = watching.wait_for("orphaned", grandchild);
+    assert_orphaned(&orphaned, "reparented", middle);
+    Pidfd::of(grandchild).kill();
+    watching.wait_for("gone", grandchild);
+    actor.close();
+    let story = watching.until_extinct();
+
+    story.assert_exactly(&[
+        (root, "exit gone"),
+        (middle, "fork exit gone"),
+        (grandchild, "fork orphaned signal exit gone"),
+    ]);
+    assert!(is_about(&story.the("fork", grandchild)["creator"], middle));
+    let exit = story.the("exit", middle);
+    assert_eq!(exit["exit"]["code"], 0);
+    assert_eq!(processes(&exit["orphans"]), [grandchild]);
+    assert_eq!(exit["orphans"][0]["name"], "actor");
+    assert_eq!(seq(&orphaned), seq(story.the("gone", middle)) + 1);
+}
+
+#[test]
+fn an_orphan_is_told_although_a_subreaper_takes_it() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "subreaper");
+    let root = actor.process();
+    let mut watching = Watching::of(&actor);
+    actor.step();
+    let (middle, worker) = (actor.child("middle"), actor.child("worker"));
+    actor.step();
+    let orphaned = watching.wait_for("orphaned", worker);
+    assert_orphaned(&orphaned, "reparented", middle);
+    assert_eq!(orphaned["parent"], root.pid);
+    actor.command(&format!("kill {}", worker.pid));
+    actor.close();
+    let story = watching.until_extinct();
+
+    story.assert_exactly(&[
+        (root, "exit gone"),
+        (middle, "fork signal exit gone"),
+        (worker, "fork orphaned signal exit gone"),
+    ]);
+    let exit = story.the("exit", middle);
+    assert_eq!(processes(&exit["orphans"]), [worker]);
+    assert!(is_about(&exit["exit"]["sender"], root));
+    assert!(seq(&orphaned) > seq(story.the("gone", middle)));
+}
+
+#[test]
+fn a_death_lists_every_child_that_it_orphans_and_so_does_the_summary() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "three-children", 4);
+    let root = actor.process();
+    let mut watching = Watching::of(&actor);
+    actor.step();
+    let (middle, mut workers) = (actor.child("middle"), actor.children("worker"));
+    actor.step();
+    for worker in &workers {
+        assert_orphaned(
+            &watching.wait_for("orphaned", *worker),
+            "reparented",
+            middle,
+        );
+    }
+    let story = watching.interrupt();
+
+    workers.sort_unstable();
+    let mut expected = vec![(middle, "fork exit gone")];
+    expected.extend(workers.iter().map(|worker| (*worker, "fork orphaned")));
+    story.assert_exactly(&expected);
+    let sorted = |array: &Value| {
+        let mut list = processes(array);
+        list.sort_unstable();
+        list
+    };
+    let exit = story.the("exit", middle);
+    assert_eq!(exit["exit"]["code"], 4);
+    assert_eq!(sorted(&exit["orphans"]), workers);
+    let summary = story.summary();
+    assert_eq!(sorted(&summary["orphans"]), workers);
+    assert_eq!(summary["seen"], 5);
+    assert_eq!(summary["alive"], 4);
+    assert_eq!(summary["exits"], json!({"exited": 1}));
+    assert!(proc::is_running(root.pid));
+}
+
+#[test]
+fn the_children_of_a_dead_root_are_stranded_and_their_death_is_extinction() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "fork-hold", 2);
+    let root = actor.process();
+    let mut watching = Watching::of(&actor);
+    actor.step();
+    let mut workers = actor.children("worker");
+    workers.sort_unstable();
+    actor.send("exit 3");
+    assert_eq!(actor.wait().code(), Some(3));
+    for worker in &workers {
+        assert_orphaned(&watching.wait_for("orphaned", *worker), "stranded", root);
+    }
+    watching.expect_silence();
+    for worker in &workers {
+        Pidfd::of(*worker).kill();
+    }
+    let story = watching.until_extinct();
+
+    story.assert_exactly(&[
+        (root, "exit gone"),
+        (workers[0], "fork orphaned signal exit gone"),
+        (workers[1], "fork orphaned signal exit gone"),
+    ]);
+    let exit = story.the("exit", root);
+    assert_eq!(exit["exit"]["code"], 3);
+    let mut orphans = processes(&exit["orphans"]);
+    orphans.sort_unstable();
+    assert_eq!(orphans, workers);
+    let extinct = story.all("extinct").next().expect("checked");
+    assert!(story.all("exit").all(|exit| seq(exit) < seq(extinct)));
+    assert!(story.all("exit").all(|exit| time(exit) <= time(extinct)));
+    assert_eq!(story.summary()["exits"], json!({"exited": 1, "signal": 2}));
+}
+
+#[test]
+fn of_a_chain_the_last_stays_a_member_and_every_creator_is_told() {
+    const GENERATIONS: usize = 50;
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "chain", GENERATIONS);
+    let root = actor.process();
+    let mut watching = Watching::of(&actor);
+    actor.step();
+    let (first, last) = (actor.child("first"), actor.child("last"));
+    watching.wait_for("orphaned", last);
+    Pidfd::of(last).kill();
+    actor.close();
+    let story = watching.until_extinct();
+
+    assert_eq!(story.count("fork"), GENERATIONS);
+    assert_eq!(story.the("exit", last)["exit"]["signal"], libc::SIGKILL);
+    let forks: Vec<_> = story.all("fork").collect();
+    assert!(is_about(&forks[0]["process"], first) && is_about(&forks[0]["creator"], root));
+    for pair in forks.windows(2) {
+        let creator = story::key(&pair[0]["process"]);
+        assert_eq!(story::key(&pair[1]["creator"]), creator, "{}", pair[1]);
+    }
+    assert!(is_about(&forks[GENERATIONS - 1]["process"], last));
+}
+
+#[test]
+fn each_generation_is_the_creator_of_its_own_children() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "nested");
+    let root = actor.process();
+    // Once attached before anything is made, once when mid and leaf are members already.
+    let mut early = Watching::of(&actor);
+    actor.step();
+    let (mid, leaf) = (actor.child("mid"), actor.child("leaf"));
+    let mut late = Watching::of(&actor);
+    assert_members(
+        late.attached(),
+        &[(root, None), (mid, Some(root)), (leaf, Some(mid))],
+    );
+    let mut expected = Vec::new();
+    for (command, creator) in [("mid", mid), ("leaf", leaf), ("leaf", leaf)] {
+        actor.command(&format!("spawn-{command}"));
+        let child = *actor
+            .children(&format!("{command}-child"))
+            .last()
+            .expect("reported");
+        early.wait_for("gone", child);
+        let fork = late.wait_for("fork", child);
+        assert!(is_about(&fork["creator"], creator), "{fork}");
+        assert_eq!(fork["creator"]["name"], "actor");
+        late.wait_for("gone", child);
+        expected.push((child, "fork exit gone"));
+    }
+    late.interrupt().assert_exactly(&expected);
+    expected.extend([(mid, "fork"), (leaf, "fork")]);
+    let story = early.interrupt();
+    story.assert_exactly(&expected);
+    assert!(is_about(&story.the("fork", leaf)["creator"], mid));
+}
+
+/// The members of a snapshot are exactly these, with these creators.
+#[track_caller]
+fn assert_members(attached: &Value, expected: &[(Process, Option<Process>)]) {
+    let expected: BTreeMap<_, _> = expected.iter().copied().collect();
+    let members = attached["members"].as_array().expect("members");
+    let found = members.iter().map(|member| {
+        let process = story::process(member).unwrap_or_else(|| panic!("{member}"));
+        assert_eq!(member["name"], "actor", "{member}");
+        // Of the root's own creator, the test, the actor knows nothing.
+        let creator = story::process(&member["creator"]);
+        let is_root = member["pid"] == attached["tree"]["pid"];
+        (process, creator.filter(|_| !is_root))
+    });
+    let found: BTreeMap<_, _> = found.collect();
+    assert_eq!(found.len(), members.len(), "nobody twice");
+    assert_eq!(found, expected);
+    assert_eq!(attached["complete"], true);
+    assert_eq!(attached["ghosts"], json!([]));
+}
+
+#[test]
+fn the_snapshot_of_a_wide_tree_is_the_actors_own_truth() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "fork-hold", 500);
+    let root = actor.process();
+    actor.step();
+    let workers = actor.children("worker");
+    assert_eq!(workers.len(), 500);
+    let mut watching = Watching::of(&actor);
+    let mut expected = vec![(root, None)];
+    expected.extend(workers.iter().map(|worker| (*worker, Some(root))));
+    assert_members(watching.attached(), &expected);
+
+    // And it is the same 500 that die when they are told to.
+    for worker in &workers {
+        Pidfd::of(*worker).kill();
+    }
+    for worker in &workers {
+        watching.wait_for("gone", *worker);
+    }
+    actor.close();
+    let story = watching.until_extinct();
+    let mut expected = vec![(root, "exit gone")];
+    expected.extend(workers.iter().map(|worker| (*worker, "signal exit gone")));
+    story.assert_exactly(&expected);
+    assert_eq!(
+        story.summary()["exits"],
+        json!({"exited": 1, "signal": 500})
+    );
+}
+
+#[test]
+fn what_lives_beside_the_tree_is_not_told() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "fork-hold", 1);
+    let mut beside = actor!(sandbox, "burst", 200);
+    let root = actor.process();
+    let watching = Watching::of(&actor);
+    beside.step();
+    actor.step();
+    let worker = actor.child("worker");
+    actor.command(&format!("kill {}", worker.pid));
+    actor.close();
+    let story = watching.until_extinct();
+    story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
+}
+
+/// Kept from going out of scope unnoticed: a tree is watched while its root is a zombie too.
+#[test]
+fn a_root_that_nobody_reaps_is_gone_all_the_same() {
+    let sandbox = Sandbox::new();
+    let mut actor: Actor = actor!(sandbox, "pause");
+    let root = actor.process();
+    let watching = Watching::of(&actor);
+    actor.close();
+    let story = watching.until_extinct();
+    story.assert_exactly(&[(root, "exit gone")]);
+    wait_until("a zombie", lifemon_tests::DEADLINE, || {
+        proc::stat(root.pid).is_some_and(|stat| stat.state == 'Z')
+    });
+    assert_eq!(actor.wait().code(), Some(0));
+}

@@ -1,0 +1,221 @@
+//! Many watchers on the one tracker of the host: at once, overlapping, one too many, stopped,
+//! killed. Each sees all of its own tree and nothing else, whatever happens to the others.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use lifemon_tests::story::{is_about, process};
+use lifemon_tests::{
+    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, on_both_paths,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+fn attach(process: Process, options: &[&str]) -> Stream {
+    let pid = process.pid.to_string();
+    let words = ["attach", &pid, "-o", "json"];
+    Lifemon::find().stream(words.iter().chain(options))
+}
+
+#[track_caller]
+fn attached(stream: &mut Stream) -> Value {
+    stream.wait_for("attached", |event| event["event"] == "attached")
+}
+
+#[track_caller]
+fn wait_for_exit(stream: &mut Stream, dead: Process) {
+    stream.wait_for(&format!("exit of {dead:?}"), |event| {
+        event["event"] == "exit" && is_about(&event["process"], dead)
+    });
+}
+
+/// The processes of all events of this kind, each named once.
+#[track_caller]
+fn subjects(events: &[Value], word: &str) -> BTreeSet<Process> {
+    let of_kind = events.iter().filter(|event| event["event"] == word);
+    let all: Vec<_> = of_kind
+        .map(|event| process(&event["process"]).expect("a process"))
+        .collect();
+    let once: BTreeSet<_> = all.iter().copied().collect();
+    assert_eq!(once.len(), all.len(), "{word} of one process twice");
+    once
+}
+
+/// The processes that the nested actor's children with these roles were.
+fn with_roles(actor: &Actor, roles: &[&str]) -> BTreeSet<Process> {
+    roles.iter().flat_map(|role| actor.children(role)).collect()
+}
+
+fn five_watchers_each_see_their_own_tree(options: &[&str]) {
+    let _tracker = HostTracker::on(options);
+    let (sandbox, other_sandbox) = (Sandbox::new(), Sandbox::new());
+    let mut actor = actor!(sandbox, "nested");
+    actor.step();
+    let (mid, leaf) = (actor.child("mid"), actor.child("leaf"));
+    let mut other = actor!(other_sandbox, "fork-wait", 20, 7);
+
+    let root = actor.process();
+    let mut streams = [root, mid, leaf, root, mid].map(|process| (process, attach(process, &[])));
+    for (process, stream) in &mut streams {
+        assert!(is_about(&attached(stream)["tree"], *process));
+    }
+    for command in ["spawn-mid", "spawn-leaf", "spawn-mid", "spawn-leaf", "spawn-leaf"] {
+        actor.command(command);
+    }
+    other.step();
+    actor.command("spawn-leaf");
+
+    let last = *actor.children("leaf-child").last().expect("reported");
+    let all = with_roles(&actor, &["mid-child", "leaf-child"]);
+    assert_eq!(all.len(), 6);
+    for (watched, mut stream) in streams {
+        wait_for_exit(&mut stream, last);
+        stream.interrupt();
+        let finished = stream.finish();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let expected = if watched == leaf {
+            with_roles(&actor, &["leaf-child"])
+        } else {
+            all.clone()
+        };
+        for word in ["fork", "exit"] {
+            assert_eq!(subjects(&finished.events, word), expected, "{word} of {watched:?}");
+        }
+        let summary = finished.events.last().expect("a summary");
+        assert_eq!((&summary["event"], &summary["complete"]), (&"detached".into(), &true.into()));
+    }
+}
+
+on_both_paths!(five_watchers_each_see_their_own_tree);
+
+#[test]
+fn the_ninth_on_one_tree_is_refused() {
+    let tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "nested");
+    actor.step();
+    let (root, mid, leaf) = (actor.process(), actor.child("mid"), actor.child("leaf"));
+    // Each of them has the leaf in its tree.
+    let mut eight: Vec<_> = [root, mid, leaf, root, mid, leaf, root, root]
+        .map(|process| attach(process, &[]))
+        .into();
+    eight.iter_mut().for_each(|stream| _ = attached(stream));
+    assert_eq!(tracker.status()["watched_trees"], 8);
+
+    for process in [root, leaf] {
+        let ninth = Lifemon::find().run(["attach", &process.pid.to_string()]);
+        assert_eq!((ninth.code, ninth.stdout.as_str()), (Some(1), ""));
+        assert_eq!(ninth.stderr.lines().count(), 1, "{}", ninth.stderr);
+        assert!(ninth.stderr.contains("overlaps with 8 others"), "{}", ninth.stderr);
+        assert!(ninth.stderr.contains("end one of them first"), "{}", ninth.stderr);
+    }
+    let other = actor!(sandbox, "pause");
+    attached(&mut attach(other.process(), &[]));
+
+    actor.command("spawn-leaf");
+    let child = actor.child("leaf-child");
+    eight.iter_mut().for_each(|stream| wait_for_exit(stream, child));
+    eight.pop().expect("eight").interrupt();
+    attached(&mut attach(root, &[]));
+    for mut stream in eight {
+        stream.interrupt();
+        let finished = stream.finish();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let summary = finished.events.last().expect("a summary");
+        assert_eq!(summary["complete"], true, "{summary}");
+    }
+    let status = tracker.status();
+    assert_eq!((&status["watched_trees"], &status["memberships"]), (&0.into(), &0.into()));
+}
+
+#[test]
+fn a_stopped_watcher_loses_only_its_own_events() {
+    const BURST: usize = 2000;
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "burst", BURST);
+    let mut slow = attach(actor.process(), &["--ring-size", "4K"]);
+    let mut quick = attach(actor.process(), &[]);
+    attached(&mut slow);
+    attached(&mut quick);
+    slow.signal(Signal::SIGSTOP);
+    actor.step();
+
+    let mut exits = 0;
+    while exits < BURST {
+        let event = quick.next_event(DEADLINE).expect("more events");
+        assert_ne!(event["event"], "lost", "{event}");
+        exits += usize::from(event["event"] == "exit");
+    }
+    slow.signal(Signal::SIGCONT);
+    let lost = slow.wait_for("a loss", |event| event["event"] == "lost");
+    assert_eq!(lost["reason"], "ring_full", "{lost}");
+    assert_eq!((&lost["recovered"], &lost["complete"]), (&false.into(), &false.into()));
+    assert!(lost["count"].as_u64().is_some_and(|count| count > 0), "{lost}");
+    slow.wait_for("its recovery", |event| event["event"] == "lost" && event["recovered"] == true);
+
+    for stream in [&mut slow, &mut quick] {
+        stream.interrupt();
+    }
+    let (slow, quick) = (slow.finish(), quick.finish());
+    assert_eq!((slow.code, quick.code), (Some(0), Some(0)));
+    let summary = |events: &[Value]| events.last().expect("a summary").clone();
+    assert_eq!(summary(&slow.events)["summary"]["alive"], 1);
+    let lost = &summary(&slow.events)["summary"]["lost_events"];
+    assert!(lost.as_u64().is_some_and(|count| count > 0), "{lost}");
+    assert_eq!(subjects(&quick.events, "fork").len(), BURST);
+    assert_eq!(subjects(&quick.events, "exit").len(), BURST);
+    let whole = summary(&quick.events);
+    assert_eq!(whole["complete"], true, "{whole}");
+    assert_eq!(whole["summary"]["lost_events"], 0, "{whole}");
+}
+
+/// Watching works, and nothing is left of those that did before.
+#[track_caller]
+fn assert_still_works(tracker: &HostTracker, actor: &mut Actor) {
+    let status = tracker.status();
+    assert_eq!((&status["watched_trees"], &status["memberships"]), (&0.into(), &0.into()));
+    let mut stream = attach(actor.process(), &[]);
+    let tree = attached(&mut stream);
+    assert_eq!(tree["members"].as_array().map(Vec::len), Some(3), "{tree}");
+    assert_eq!(tree["complete"], true, "{tree}");
+    actor.command("spawn-leaf");
+    let child = *actor.children("leaf-child").last().expect("reported");
+    wait_for_exit(&mut stream, child);
+}
+
+#[test]
+fn a_watcher_killed_at_any_moment_leaves_no_slot() {
+    const ROUNDS: u32 = 50;
+    let tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "nested");
+    actor.step();
+    let lifemon = Lifemon::find();
+    let pid = actor.pid().to_string();
+    for round in 0..ROUNDS {
+        let watcher = lifemon.start(lifemon.command(["attach", &pid]));
+        // From its first instruction until it has been watching for a while.
+        thread::sleep(Duration::from_millis(2) * (round * 7 % ROUNDS));
+        watcher.kill();
+    }
+    assert_still_works(&tracker, &mut actor);
+}
+
+#[test]
+fn a_watcher_killed_while_it_ends_leaves_no_membership() {
+    const ROUNDS: u32 = 50;
+    let tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "nested");
+    actor.step();
+    for round in 0..ROUNDS {
+        let mut stream = attach(actor.process(), &[]);
+        attached(&mut stream);
+        stream.interrupt();
+        thread::sleep(Duration::from_micros(500) * (round * 7 % ROUNDS));
+        stream.signal(Signal::SIGKILL);
+    }
+    assert_still_works(&tracker, &mut actor);
+}

@@ -1,0 +1,79 @@
+//! The benchmark of lifemon: prints its figures, decides nothing. Every comparison is interleaved
+//! in one run, and every figure comes with its count. Run it with `cargo xtask bench`.
+
+mod death;
+mod fork_loop;
+mod ready;
+mod stats;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        // The process that is measured, started by this program itself.
+        ["loop", count] => fork_loop::run_loop(count.parse().unwrap_or(0)),
+        [] => {
+            machine();
+            ready::measure();
+            death::measure();
+            fork_loop::measure();
+        }
+        ["ready"] => ready::measure(),
+        ["death"] => death::measure(),
+        ["fork-loop"] => fork_loop::measure(),
+        _ => {
+            eprintln!("usage: bench [ready | death | fork-loop]");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Says where this ran.
+fn machine() {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = read("/proc/loadavg");
+    println!(
+        "kernel {}, {cores} cores, load {}",
+        read("/proc/sys/kernel/osrelease").trim(),
+        load.split(' ').next().unwrap_or_default(),
+    );
+}
+
+/// The lifemon binary: `LIFEMON_BIN`, or the one beside this program.
+fn lifemon() -> Command {
+    let beside = || {
+        let own = std::env::current_exe().expect("the path of this program");
+        own.with_file_name("lifemon")
+    };
+    let path = std::env::var_os("LIFEMON_BIN").map_or_else(beside, PathBuf::from);
+    let mut command = Command::new(path);
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    command
+}
+
+/// Switches the host's tracker, quietly.
+fn track(action: &str) {
+    let status = lifemon().args(["track", action]).stdout(Stdio::null()).status();
+    assert!(status.is_ok_and(|status| status.success()), "track {action} failed");
+}
+
+/// The host's tracker, on until this is dropped.
+struct TrackerOn;
+
+impl TrackerOn {
+    fn new() -> Self {
+        track("on");
+        Self
+    }
+}
+
+impl Drop for TrackerOn {
+    fn drop(&mut self) {
+        track("off");
+    }
+}
