@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::setsid;
+use nix::unistd::{Pid, getpid, setsid};
 use serde_json::json;
 
 use crate::args::Args;
@@ -88,7 +88,7 @@ pub(crate) fn forever_forking(args: &mut Args) -> i32 {
     let max = args.count_or("processes", 50_000, FOREVER_MAX) as usize;
     let log = Log::open(&log);
     begin();
-    let start = Instant::now();
+    let (start, actor) = (Instant::now(), getpid());
     let mut tally = Tally::new();
     let (mut alive, mut stopped) = (0, false);
     for number in 0_u64.. {
@@ -101,7 +101,7 @@ pub(crate) fn forever_forking(args: &mut Args) -> i32 {
         while alive > 0 && has_reaped(alive >= FOREVER_ALIVE) {
             alive -= 1;
         }
-        spawn(|| short_life(number, &log, &tally));
+        spawn(|| short_life(number, actor, &log, &tally));
         tally.add();
         alive += 1;
         tally.drain();
@@ -118,12 +118,13 @@ pub(crate) fn forever_forking(args: &mut Args) -> i32 {
 }
 
 /// Every third one is a double fork into another session, whose grandchild is an orphan.
-fn short_life(number: u64, log: &Log, tally: &Tally) -> i32 {
-    log.enter();
+fn short_life(number: u64, actor: Pid, log: &Log, tally: &Tally) -> i32 {
+    log.enter(actor);
     if number.is_multiple_of(3) {
         _ = setsid();
+        let middle = getpid();
         let grandchild = try_spawn(|| {
-            log.enter();
+            log.enter(middle);
             0
         });
         if grandchild.is_ok() {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lifemon_tests::proc;
 use nix::fcntl::OFlag;
-use nix::unistd::{getpid, pipe2, read, write};
+use nix::unistd::{Pid, getpid, pipe2, read, write};
 
 use crate::talk::fail;
 
@@ -19,11 +19,11 @@ impl Log {
         Self(file.unwrap_or_else(|error| fail(&format!("{}: {error}", path.display()))))
     }
 
-    /// Appends `PID START_TICKS` of the calling process in one write.
-    pub(crate) fn enter(&self) {
+    /// Appends `PID START_TICKS CREATOR_PID` of the calling process in one write.
+    pub(crate) fn enter(&self, creator: Pid) {
         let pid = getpid().as_raw();
         let ticks = proc::stat(pid).map_or(0, |stat| stat.start_ticks);
-        if write(&self.0, format!("{pid} {ticks}\n").as_bytes()).is_err() {
+        if write(&self.0, format!("{pid} {ticks} {creator}\n").as_bytes()).is_err() {
             fail("cannot write the log");
         }
     }
