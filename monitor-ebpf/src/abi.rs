@@ -142,7 +142,7 @@ pub struct Tree {
     pub execs: u64,
     /// Members that died (host slot: all processes).
     pub exits: u64,
-    /// Members marked for death.
+    /// 1 once the tree is condemned: what is a member, and what a member creates, shall die.
     pub condemned: u64,
     /// Events that found the ring full.
     pub lost_events: u64,
@@ -175,6 +175,8 @@ pub struct Host {
     pub since_ns: u64,
     /// Deaths that had more ghosts to remove than they may; the sweep finds those.
     pub release_overruns: u64,
+    /// Bit n: some tree of layer n is condemned.
+    pub condemned_layers: u64,
 }
 
 /// What the label and seed passes are asked for and what they found, in shared memory.

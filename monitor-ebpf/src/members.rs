@@ -88,6 +88,25 @@ pub(crate) fn leave(process: &ProcessId, layer: u32, membership: Membership) -> 
     left
 }
 
+/// Whether `process` is a member of a condemned tree of one of `layers`.
+#[inline(always)]
+pub(crate) fn is_condemned(process: &ProcessId, layers: u64) -> bool {
+    for layer in 0..limits::LAYERS {
+        if layers >> layer & 1 == 0 {
+            continue;
+        }
+        if let Some(membership) = membership(process, layer)
+            && let Some(tree) = tree(membership.slot)
+        {
+            // SAFETY: an array element is always there; userspace writes the word.
+            if unsafe { (&raw const (*tree).condemned).read_volatile() } != 0 {
+                return true;
+            }
+        }
+    }
+    false
+}
+
 /// Calls `each` for every layer in which `process` is a member.
 #[inline(always)]
 fn for_each(process: &ProcessId, mut each: impl FnMut(u32, Membership, *mut Tree)) {

@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`process`] (the words), [`forest`] (the lineage at one time), [`watch`] (a tree
 //! over time), [`kernel`] (the tracker), [`session`] (a watched tree, live), [`proc`] (what only
-//! `/proc` knows), [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
+//! `/proc` knows), [`kill`] (exact tree kill), [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
 //!
 //! [`forest`] and [`watch`] do no I/O and read no clock; [`kernel`] alone names aya.
 
@@ -11,6 +11,7 @@ pub mod cli;
 pub mod doctor;
 pub mod forest;
 pub mod kernel;
+pub mod kill;
 pub mod proc;
 pub mod process;
 pub mod report;

@@ -222,6 +222,16 @@ impl Session {
         self.watcher.get_mut()
     }
 
+    /// Takes one process out of the tree, for itself and for what it creates from now on.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn spare(&mut self, id: ProcessId) -> Result<(), Error> {
+        self.watcher.get_ref().spare(id)?;
+        self.watch.forget(id);
+        Ok(())
+    }
+
     /// What makes answers incomplete now.
     #[must_use]
     pub fn standing_losses(&self) -> &[Loss] {
@@ -552,7 +562,7 @@ impl OwnsDescriptor for Watcher {}
 impl OwnsDescriptor for OwnedFd {}
 
 /// A descriptor of the process that has this pid now.
-fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd as _;
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0) };

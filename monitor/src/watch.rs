@@ -329,6 +329,13 @@ impl Watch {
         happenings
     }
 
+    /// Takes a member out of the tree that is not dead: it was spared.
+    pub fn forget(&mut self, id: ProcessId) {
+        if let Some(node) = self.alive.remove(&id) {
+            self.disown(id, node.process.creator);
+        }
+    }
+
     /// Remembers from here on what is created, for the comparison to come.
     pub fn mark(&mut self) {
         self.recent.clear();

@@ -3,30 +3,37 @@
 //! of its own each, so that limits are this test's alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 
 use lifemon_tests::story::{is_about, process, processes};
 use lifemon_tests::{
-    Actor, DEADLINE, Finished, HostLock, Lifemon, Process, Sandbox, Stream, actor, on_both_paths,
-    private_lock, proc,
+    Actor, DEADLINE, Finished, HostLock, HostTracker, Lifemon, Process, Sandbox, Stream, actor,
+    on_both_paths, private_lock, proc,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn attach(actor: &Actor, options: &[&str]) -> (Stream, HostLock) {
     let lock = private_lock();
-    let pid = actor.pid().to_string();
-    let words = ["attach", &pid, "-o", "json"];
-    let mut stream = Lifemon::find().stream(words.iter().chain(options));
-    let attached = stream.wait_for("attached", |event| event["event"] == "attached");
-    assert_eq!(attached["tracker"], "private");
-    (stream, lock)
+    (watch(actor, options), lock)
+}
+
+fn watch(actor: &Actor, options: &[&str]) -> Stream {
+    let mut stream = Lifemon::find().attach(&actor.pid(), options);
+    assert_eq!(stream.attached()["tracker"], "private");
+    stream
 }
 
 /// A process by its whole identity: pids are used again in a burst.
 type Id = (u64, u64);
 
 fn id(value: &Value) -> Id {
-    let field = |name| value[name].as_u64().unwrap_or_else(|| panic!("no {name}: {value}"));
+    let field = |name| {
+        value[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {name}: {value}"))
+    };
     (field("pid"), field("start_ns"))
 }
 
@@ -46,11 +53,15 @@ impl Model {
         match event["event"].as_str().expect("a word") {
             "attached" => {
                 for member in event["members"].as_array().expect("members") {
-                    self.alive.insert(id(member), process(member).expect("a process"));
+                    self.alive
+                        .insert(id(member), process(member).expect("a process"));
                 }
             }
             "fork" => {
-                let (id, born) = (id(&event["process"]), process(&event["process"]).expect("one"));
+                let (id, born) = (
+                    id(&event["process"]),
+                    process(&event["process"]).expect("one"),
+                );
                 assert!(!self.dead.contains(&id), "born when dead: {event}");
                 assert!(self.alive.insert(id, born).is_none(), "born twice: {event}");
                 self.forked.insert(born);
@@ -72,12 +83,16 @@ impl Model {
 
     /// Whether what was lost last has been made good.
     fn has_recovered(&self) -> bool {
-        self.losses.last().is_some_and(|loss| loss["recovered"] == true)
+        self.losses
+            .last()
+            .is_some_and(|loss| loss["recovered"] == true)
     }
 
     fn of(events: &[Value]) -> Self {
         let mut model = Self::default();
-        events.iter().for_each(|event| model.apply(event));
+        for event in events {
+            model.apply(event);
+        }
         model
     }
 }
@@ -108,19 +123,34 @@ fn assert_lost_and_recovered(finished: &Finished, truth: &BTreeSet<Process>) {
     assert_eq!(model.living(), *truth);
     for loss in &model.losses {
         assert_eq!(loss["reason"], "ring_full", "{loss}");
-        assert!(loss["count"].as_u64().is_some_and(|count| count > 0), "{loss}");
+        assert!(
+            loss["count"].as_u64().is_some_and(|count| count > 0),
+            "{loss}"
+        );
         assert_eq!(loss["complete"], loss["recovered"], "{loss}");
     }
     assert_eq!(model.losses[0]["recovered"], false);
     assert!(model.has_recovered());
-    let resynced = finished.events.iter().filter(|event| event["resynced"] == true);
+    let resynced = finished
+        .events
+        .iter()
+        .filter(|event| event["resynced"] == true);
     let resynced = resynced.count();
     let summary = &finished.events.last().expect("a summary")["summary"];
     assert_eq!(summary["alive"], truth.len(), "{summary}");
     assert_eq!(summary["resynced"], resynced, "{summary}");
-    assert!(summary["lost_events"].as_u64().is_some_and(|count| count > 0), "{summary}");
+    assert!(
+        summary["lost_events"]
+            .as_u64()
+            .is_some_and(|count| count > 0),
+        "{summary}"
+    );
     let survivors = truth.iter().filter(|process| proc::is_running(process.pid));
-    assert_eq!(survivors.count(), truth.len(), "the truth of this test is wrong");
+    assert_eq!(
+        survivors.count(),
+        truth.len(),
+        "the truth of this test is wrong"
+    );
 }
 
 on_both_paths! {
@@ -151,7 +181,12 @@ fn a_stopped_reader_of_a_small_ring_recovers(options: &[&str]) {
     let finished = until_living(stream, &truth);
     assert_lost_and_recovered(&finished, &truth);
     let forked = Model::of(&finished.events).forked;
-    assert!(actor.children("kept").iter().all(|process| forked.contains(process)));
+    assert!(
+        actor
+            .children("kept")
+            .iter()
+            .all(|process| forked.contains(process))
+    );
 }
 
 fn forks_of_survivors_that_were_lost_are_found(options: &[&str]) {
@@ -203,21 +238,32 @@ fn a_reader_that_is_too_slow_recovers(options: &[&str]) {
     assert_eq!(lost > 0, !model.losses.is_empty(), "{summary}");
 }
 
+/// Those that have a record: kernel threads and zombies run no file.
+fn processes_of_the_host() -> usize {
+    let entries = fs::read_dir("/proc").expect("processes").flatten();
+    let is_process = |entry: &fs::DirEntry| fs::read_link(entry.path().join("exe")).is_ok();
+    entries
+        .filter(|entry| entry.path() != Path::new("/proc/self"))
+        .filter(is_process)
+        .count()
+}
+
 fn full_maps_are_said_and_what_fits_is_right(options: &[&str]) {
     const CHILDREN: usize = 300;
+    // The processes of other tests would take the room of this one's.
+    let _alone = HostTracker::off();
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "fork-hold", CHILDREN);
-    // Room for the host as it is and a few more.
-    let entries = std::fs::read_dir("/proc").expect("proc").flatten();
-    let numbers = entries.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
-    let room = (numbers.count() + 32).to_string();
-    let (mut stream, _lock) = attach(&actor, &[&["--max-processes", &room], options].concat());
+    let room = (processes_of_the_host() + 64).to_string();
+    let mut stream = watch(&actor, &[&["--max-processes", &room], options].concat());
     actor.step();
     let children: BTreeSet<_> = actor.children("worker").into_iter().collect();
     assert_eq!(children.len(), CHILDREN);
 
     stream.wait_for("a full lineage", |event| event["reason"] == "lineage_full");
-    stream.wait_for("full memberships", |event| event["reason"] == "members_full");
+    stream.wait_for("full memberships", |event| {
+        event["reason"] == "members_full"
+    });
     let members: BTreeSet<_> = Model::of(stream.events()).living();
     for child in &children {
         actor.command(&format!("kill {}", child.pid));
@@ -235,8 +281,16 @@ fn full_maps_are_said_and_what_fits_is_right(options: &[&str]) {
     assert!(!model.forked.is_empty() && model.forked.is_subset(&children));
     assert_eq!(model.living(), [].into(), "dead, but not said to be");
     for loss in &model.losses {
-        assert!(["lineage_full", "members_full"].iter().any(|word| loss["reason"] == *word), "{loss}");
-        assert!(loss["count"].as_u64().is_some_and(|count| count > 0), "{loss}");
+        assert!(
+            ["lineage_full", "members_full"]
+                .iter()
+                .any(|word| loss["reason"] == *word),
+            "{loss}"
+        );
+        assert!(
+            loss["count"].as_u64().is_some_and(|count| count > 0),
+            "{loss}"
+        );
     }
     for event in &finished.events {
         let Some(creator) = event.get("creator").filter(|_| is_child(event, &children)) else {
@@ -245,13 +299,26 @@ fn full_maps_are_said_and_what_fits_is_right(options: &[&str]) {
         assert!(is_about(creator, actor.process()), "{event}");
     }
     let last = finished.events.last().expect("a summary");
-    assert_eq!((&last["event"], &last["complete"]), (&"detached".into(), &false.into()));
-    let reasons: Vec<_> = last["incomplete"].as_array().expect("reasons").iter().collect();
-    assert!(reasons.iter().any(|reason| reason["reason"] == "lineage_full"), "{last}");
-    let root = finished.events.iter().find(|event| {
-        event["event"] == "exit" && is_about(&event["process"], actor.process())
-    });
-    assert_eq!(root.expect("the root's exit")["exit"]["code"], 3);
+    assert_eq!(
+        (&last["event"], &last["complete"]),
+        (&"detached".into(), &false.into())
+    );
+    let reasons: Vec<_> = last["incomplete"]
+        .as_array()
+        .expect("reasons")
+        .iter()
+        .collect();
+    assert!(
+        reasons
+            .iter()
+            .any(|reason| reason["reason"] == "lineage_full"),
+        "{last}"
+    );
+    let last_exit = finished
+        .events
+        .iter()
+        .find(|event| event["event"] == "exit" && is_about(&event["process"], actor.process()));
+    assert_eq!(last_exit.expect("the root's exit")["exit"]["code"], 3);
 }
 
 fn is_child(event: &Value, children: &BTreeSet<Process>) -> bool {
@@ -261,24 +328,34 @@ fn is_child(event: &Value, children: &BTreeSet<Process>) -> bool {
 
 #[test]
 fn a_tree_that_does_not_fit_is_told_at_once() {
+    let _alone = HostTracker::off();
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "fork-hold", 200);
     actor.step();
-    let _lock = private_lock();
     let pid = actor.pid().to_string();
-    let run = Lifemon::find().run(["attach", &pid, "-o", "json", "--max-processes", "64", "--for", "100ms"]);
-    if run.code == Some(4) {
-        // The root itself has no record; which processes have one is not ours to choose.
-        assert!(run.stderr.contains("--max-processes"), "{run:?}");
-        return;
-    }
+    let room = (processes_of_the_host() - 100).to_string();
+    let words = [
+        "attach",
+        &pid,
+        "-o",
+        "json",
+        "--max-processes",
+        &room,
+        "--for",
+        "100ms",
+    ];
+    let run = Lifemon::find().run(words);
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
     let first = run.stdout.lines().next().expect("a line");
     let attached: Value = serde_json::from_str(first).expect("JSON");
     assert_eq!(attached["complete"], false, "{attached}");
     let reasons = attached["incomplete"].as_array().expect("reasons");
     assert!(!reasons.is_empty(), "{attached}");
-    let truth: BTreeSet<_> = actor.children("worker").into_iter().chain([actor.process()]).collect();
+    let truth: BTreeSet<_> = actor
+        .children("worker")
+        .into_iter()
+        .chain([actor.process()])
+        .collect();
     let members: BTreeSet<_> = processes(&attached["members"]).into_iter().collect();
     assert!(members.is_subset(&truth), "{attached}");
 }

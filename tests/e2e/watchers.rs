@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use lifemon_tests::story::{is_about, process};
+use lifemon_tests::story::{is_about, process, processes};
 use lifemon_tests::{
     Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, on_both_paths,
 };
@@ -13,14 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn attach(process: Process, options: &[&str]) -> Stream {
-    let pid = process.pid.to_string();
-    let words = ["attach", &pid, "-o", "json"];
-    Lifemon::find().stream(words.iter().chain(options))
-}
-
-#[track_caller]
-fn attached(stream: &mut Stream) -> Value {
-    stream.wait_for("attached", |event| event["event"] == "attached")
+    Lifemon::find().attach(&process.pid, options)
 }
 
 #[track_caller]
@@ -58,9 +51,15 @@ fn five_watchers_each_see_their_own_tree(options: &[&str]) {
     let root = actor.process();
     let mut streams = [root, mid, leaf, root, mid].map(|process| (process, attach(process, &[])));
     for (process, stream) in &mut streams {
-        assert!(is_about(&attached(stream)["tree"], *process));
+        assert!(is_about(&stream.attached()["tree"], *process));
     }
-    for command in ["spawn-mid", "spawn-leaf", "spawn-mid", "spawn-leaf", "spawn-leaf"] {
+    for command in [
+        "spawn-mid",
+        "spawn-leaf",
+        "spawn-mid",
+        "spawn-leaf",
+        "spawn-leaf",
+    ] {
         actor.command(command);
     }
     other.step();
@@ -80,10 +79,17 @@ fn five_watchers_each_see_their_own_tree(options: &[&str]) {
             all.clone()
         };
         for word in ["fork", "exit"] {
-            assert_eq!(subjects(&finished.events, word), expected, "{word} of {watched:?}");
+            assert_eq!(
+                subjects(&finished.events, word),
+                expected,
+                "{word} of {watched:?}"
+            );
         }
         let summary = finished.events.last().expect("a summary");
-        assert_eq!((&summary["event"], &summary["complete"]), (&"detached".into(), &true.into()));
+        assert_eq!(
+            (&summary["event"], &summary["complete"]),
+            (&"detached".into(), &true.into())
+        );
     }
 }
 
@@ -100,24 +106,36 @@ fn the_ninth_on_one_tree_is_refused() {
     let mut eight: Vec<_> = [root, mid, leaf, root, mid, leaf, root, root]
         .map(|process| attach(process, &[]))
         .into();
-    eight.iter_mut().for_each(|stream| _ = attached(stream));
+    for stream in &mut eight {
+        stream.attached();
+    }
     assert_eq!(tracker.status()["watched_trees"], 8);
 
     for process in [root, leaf] {
         let ninth = Lifemon::find().run(["attach", &process.pid.to_string()]);
         assert_eq!((ninth.code, ninth.stdout.as_str()), (Some(1), ""));
         assert_eq!(ninth.stderr.lines().count(), 1, "{}", ninth.stderr);
-        assert!(ninth.stderr.contains("overlaps with 8 others"), "{}", ninth.stderr);
-        assert!(ninth.stderr.contains("end one of them first"), "{}", ninth.stderr);
+        assert!(
+            ninth.stderr.contains("overlaps with 8 others"),
+            "{}",
+            ninth.stderr
+        );
+        assert!(
+            ninth.stderr.contains("end one of them first"),
+            "{}",
+            ninth.stderr
+        );
     }
     let other = actor!(sandbox, "pause");
-    attached(&mut attach(other.process(), &[]));
+    attach(other.process(), &[]).attached();
 
     actor.command("spawn-leaf");
     let child = actor.child("leaf-child");
-    eight.iter_mut().for_each(|stream| wait_for_exit(stream, child));
+    for stream in &mut eight {
+        wait_for_exit(stream, child);
+    }
     eight.pop().expect("eight").interrupt();
-    attached(&mut attach(root, &[]));
+    attach(root, &[]).attached();
     for mut stream in eight {
         stream.interrupt();
         let finished = stream.finish();
@@ -125,8 +143,7 @@ fn the_ninth_on_one_tree_is_refused() {
         let summary = finished.events.last().expect("a summary");
         assert_eq!(summary["complete"], true, "{summary}");
     }
-    let status = tracker.status();
-    assert_eq!((&status["watched_trees"], &status["memberships"]), (&0.into(), &0.into()));
+    assert_unused(&tracker.status());
 }
 
 #[test]
@@ -137,8 +154,8 @@ fn a_stopped_watcher_loses_only_its_own_events() {
     let mut actor = actor!(sandbox, "burst", BURST);
     let mut slow = attach(actor.process(), &["--ring-size", "4K"]);
     let mut quick = attach(actor.process(), &[]);
-    attached(&mut slow);
-    attached(&mut quick);
+    slow.attached();
+    quick.attached();
     slow.signal(Signal::SIGSTOP);
     actor.step();
 
@@ -151,9 +168,17 @@ fn a_stopped_watcher_loses_only_its_own_events() {
     slow.signal(Signal::SIGCONT);
     let lost = slow.wait_for("a loss", |event| event["event"] == "lost");
     assert_eq!(lost["reason"], "ring_full", "{lost}");
-    assert_eq!((&lost["recovered"], &lost["complete"]), (&false.into(), &false.into()));
-    assert!(lost["count"].as_u64().is_some_and(|count| count > 0), "{lost}");
-    slow.wait_for("its recovery", |event| event["event"] == "lost" && event["recovered"] == true);
+    assert_eq!(
+        (&lost["recovered"], &lost["complete"]),
+        (&false.into(), &false.into())
+    );
+    assert!(
+        lost["count"].as_u64().is_some_and(|count| count > 0),
+        "{lost}"
+    );
+    slow.wait_for("its recovery", |event| {
+        event["event"] == "lost" && event["recovered"] == true
+    });
 
     for stream in [&mut slow, &mut quick] {
         stream.interrupt();
@@ -174,15 +199,23 @@ fn a_stopped_watcher_loses_only_its_own_events() {
 /// Watching works, and nothing is left of those that did before.
 #[track_caller]
 fn assert_still_works(tracker: &HostTracker, actor: &mut Actor) {
-    let status = tracker.status();
-    assert_eq!((&status["watched_trees"], &status["memberships"]), (&0.into(), &0.into()));
+    let truth = [actor.process(), actor.child("mid"), actor.child("leaf")];
     let mut stream = attach(actor.process(), &[]);
-    let tree = attached(&mut stream);
-    assert_eq!(tree["members"].as_array().map(Vec::len), Some(3), "{tree}");
+    let tree = stream.attached();
+    let members: BTreeSet<_> = processes(&tree["members"]).into_iter().collect();
+    assert_eq!(members, truth.into(), "{tree}");
     assert_eq!(tree["complete"], true, "{tree}");
     actor.command("spawn-leaf");
     let child = *actor.children("leaf-child").last().expect("reported");
     wait_for_exit(&mut stream, child);
+    drop(stream);
+    assert_unused(&tracker.status());
+}
+
+#[track_caller]
+fn assert_unused(status: &Value) {
+    let left = (&status["watched_trees"], &status["memberships"]);
+    assert_eq!(left, (&0.into(), &0.into()), "{status}");
 }
 
 #[test]
@@ -212,7 +245,7 @@ fn a_watcher_killed_while_it_ends_leaves_no_membership() {
     actor.step();
     for round in 0..ROUNDS {
         let mut stream = attach(actor.process(), &[]);
-        attached(&mut stream);
+        stream.attached();
         stream.interrupt();
         thread::sleep(Duration::from_micros(500) * (round * 7 % ROUNDS));
         stream.signal(Signal::SIGKILL);

@@ -19,9 +19,9 @@ const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
 #[repr(C)]
 #[derive(Default)]
 struct NextId {
-    start_id: u32,
-    next_id: u32,
-    open_flags: u32,
+    after: u32,
+    found: u32,
+    flags: u32,
     zero: u32,
 }
 
@@ -94,8 +94,8 @@ fn ids(command: libc::c_int) -> BTreeSet<u32> {
     // SAFETY: the attributes live as long as the call and have the size that is passed.
     while unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<NextId>()) } == 0
     {
-        found.insert(attr.next_id);
-        attr.start_id = attr.next_id;
+        found.insert(attr.found);
+        attr.after = attr.found;
     }
     let error = std::io::Error::last_os_error();
     assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "bpf: {error}");
@@ -111,7 +111,10 @@ fn pins() -> BTreeSet<PathBuf> {
             if path.is_dir() {
                 directories.push(path.clone());
             }
-            if path.extension().is_none_or(|extension| extension != "debug") {
+            if path
+                .extension()
+                .is_none_or(|extension| extension != "debug")
+            {
                 found.insert(path);
             }
         }

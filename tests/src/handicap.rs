@@ -13,11 +13,13 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, setgroups, setresgid, setresuid};
 
+use crate::{Lifemon, Sandbox};
+
 /// The user and group that own nothing.
 const NOBODY: u32 = 65_534;
 
 /// `uname` then says 2.6.
-const UNAME26: libc::c_ulong = 0x0020_0000;
+const UNAME26: libc::c_ulong = 0x0002_0000;
 
 /// More than the kernel has capabilities.
 const CAPABILITIES: libc::c_ulong = 64;
@@ -43,10 +45,27 @@ pub fn as_nobody(command: &mut Command) {
     });
 }
 
-/// As root with one capability: exec gives root what is in the bounding set.
-pub fn with_one_capability(command: &mut Command, kept: libc::c_ulong) {
+/// A copy of the program that everybody may read.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+#[track_caller]
+pub fn readable_copy(sandbox: &Sandbox) -> PathBuf {
+    let copy = sandbox.directory().join("lifemon");
+    // By a program of its own: a descriptor of ours that writes to the copy could be inherited by
+    // a process that another test forks now, and then the copy could not be executed.
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).arg(Lifemon::find().program());
+    let copied = install.arg(&copy).status().expect("install");
+    assert!(copied.success(), "{install:?}");
+    copy
+}
+
+/// As root with these capabilities alone: exec gives root what is in the bounding set.
+pub fn with_capabilities(command: &mut Command, kept: &'static [libc::c_ulong]) {
     before_exec(command, move || {
-        for capability in (0..CAPABILITIES).filter(|capability| *capability != kept) {
+        for capability in (0..CAPABILITIES).filter(|capability| !kept.contains(capability)) {
             // SAFETY: no memory is passed.
             let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
             // Numbers that are no capability come last.
@@ -99,7 +118,13 @@ pub fn in_a_pid_namespace(command: &mut Command) {
             ForkResult::Child => {
                 set_pdeathsig(Signal::SIGKILL)?;
                 let none: Option<&str> = None;
-                Ok(mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)?)
+                Ok(mount(
+                    Some("proc"),
+                    "/proc",
+                    Some("proc"),
+                    MsFlags::empty(),
+                    none,
+                )?)
             }
             ForkResult::Parent { child } => {
                 // The test must not wait for an exec of this process: it has none.

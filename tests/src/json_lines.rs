@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// Lines that a failure shows; more would hide them.
+const TOLD_MAX: usize = 20;
+
 /// What the reader thread passes on; a line that is not JSON is kept as it was.
 type Line = Result<Value, String>;
 
@@ -103,10 +106,15 @@ impl JsonLines {
     #[track_caller]
     pub(crate) fn missing(&self, what: &str) -> ! {
         let how = if self.ended { "ended" } else { "was silent" };
-        let seen: Vec<_> = self.seen.iter().map(Value::to_string).collect();
+        let skipped = self.seen.len().saturating_sub(TOLD_MAX);
+        let seen: Vec<_> = self.seen[skipped..].iter().map(Value::to_string).collect();
         let seen = seen.join("\n  ");
+        let earlier = match skipped {
+            0 => String::new(),
+            skipped => format!(" (after {skipped} other lines)"),
+        };
         panic!(
-            "{} {how} before: {what}; it had said:\n  {seen}",
+            "{} {how} before: {what}; it had said{earlier}:\n  {seen}",
             self.source
         );
     }

@@ -25,7 +25,7 @@ pub use pidfd::Pidfd;
 pub use sandbox::Sandbox;
 pub use story::Story;
 pub use stream::{Finished, Stream};
-pub use tracker::HostTracker;
+pub use tracker::{HostTracker, run_alone};
 pub use wait::wait_until;
 pub use watching::Watching;
 

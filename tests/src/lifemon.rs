@@ -107,6 +107,18 @@ impl<'sandbox> Lifemon<'sandbox> {
         Stream::new(format!("{command:?}"), child)
     }
 
+    /// Starts `attach` on a target as JSON, with these options.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    #[must_use]
+    pub fn attach(&self, target: &impl ToString, options: &[&str]) -> Stream {
+        let target = target.to_string();
+        let words = ["attach", &target, "-o", "json"];
+        self.stream(words.iter().chain(options))
+    }
+
     /// How `run` would start it: nothing to read, both outputs into pipes.
     #[must_use]
     pub fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {

@@ -65,6 +65,15 @@ impl Stream {
         self.lines.wait_for(what, DEADLINE, fits)
     }
 
+    /// The first line of an `attach`: the tree as it was.
+    ///
+    /// # Panics
+    /// As [`Stream::wait_for`].
+    #[track_caller]
+    pub fn attached(&mut self) -> Value {
+        self.wait_for("attached", |event| event["event"] == "attached")
+    }
+
     /// The first event of this kind about this pid, seen already or still to come.
     ///
     /// # Panics

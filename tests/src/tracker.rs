@@ -1,8 +1,11 @@
 //! The host's tracker for the length of one test: alone on the host while it lives, switched off
 //! when it is dropped, and then nothing may be left of it.
 
+use std::process::Command;
+
 use serde_json::Value;
 
+use crate::DEADLINE;
 use crate::bpf::Traces;
 use crate::lifemon::{Lifemon, Output};
 use crate::lock::{HostLock, host_lock};
@@ -49,6 +52,10 @@ impl HostTracker {
     /// # Panics
     /// When it fails, or says anything on stderr.
     #[track_caller]
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "what it says matters to few tests"
+    )]
     pub fn switch_on(&self, options: &[&str]) -> Value {
         Self::succeed(&[&["on"], options].concat())
     }
@@ -58,6 +65,10 @@ impl HostTracker {
     /// # Panics
     /// As [`HostTracker::switch_on`].
     #[track_caller]
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "what it says matters to few tests"
+    )]
     pub fn switch_off(&self) -> Value {
         Self::succeed(&["off"])
     }
@@ -96,6 +107,20 @@ impl HostTracker {
     fn track(words: &[&str]) -> Output {
         Lifemon::find().run([&["track", "-o", "json"], words].concat())
     }
+}
+
+/// Runs a command that the test has changed to its end, with nothing of lifemon in the kernel
+/// before, and nothing after.
+///
+/// # Panics
+/// When it does not end within the default deadline, or leaves something.
+#[track_caller]
+pub fn run_alone(lifemon: &Lifemon, words: &[&str], change: impl FnOnce(&mut Command)) -> Output {
+    let _host = HostTracker::off();
+    let mut command = lifemon.command(words);
+    command.env("RUST_BACKTRACE", "1");
+    change(&mut command);
+    lifemon.start(command).finish(DEADLINE)
 }
 
 impl Drop for HostTracker {

@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use super::target::Target;
-use super::{Code, Output, parse_capacity, parse_ring_size};
+use super::{Code, Output, parse_capacity, parse_duration, parse_ring_size};
 use crate::ProcessId;
 use crate::kernel::clock::{self, WallClock};
 use crate::kernel::{LoadOptions, Tracker, WatchOptions};
@@ -50,19 +50,11 @@ enum Printer {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    raise_descriptor_limit();
+    super::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(attach(args, output, verbose))
-}
-
-/// Every dying member costs a descriptor until it is gone.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
@@ -193,47 +185,5 @@ fn parent_of_orphan(happening: &Happening) -> Option<u32> {
     match happening.what {
         What::Orphaned { .. } => proc::stat(happening.process.id.pid).map(|stat| stat.parent),
         _ => None,
-    }
-}
-
-/// `10s`, `500ms`, `5m`, `1h`, or seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let number: u64 = text[..digits]
-        .parse()
-        .map_err(|_| "a time like 10s or 500ms".to_owned())?;
-    let ms = match &text[digits..] {
-        "ms" => Some(number),
-        "" | "s" => number.checked_mul(1_000),
-        "m" => number.checked_mul(60_000),
-        "h" => number.checked_mul(3_600_000),
-        _ => None,
-    };
-    ms.map(Duration::from_millis)
-        .ok_or_else(|| "a time like 10s, 500ms, 5m or 1h".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_as_they_are_typed() {
-        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
-        assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
-        for wrong in [
-            "",
-            "s",
-            "1x",
-            "-1s",
-            "99999999999999999999h",
-            "18446744073709551615h",
-        ] {
-            assert!(parse_duration(wrong).is_err(), "{wrong:?} parsed");
-        }
     }
 }

@@ -3,15 +3,18 @@
 mod attach;
 mod doctor;
 mod generate;
+mod kill;
 mod target;
 mod track;
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use crate::kernel;
+use crate::kill::KillError;
 use crate::report::out::WriteError;
 
 /// Version and commit.
@@ -61,6 +64,7 @@ Exit codes: 0 done or yes, 1 the answer is no, 2 usage, 3 cannot run here, 4 no 
 
 Examples:
   sudo lifemon attach 4200          watch the tree of process 4200
+  sudo lifemon kill 4200            kill that tree, to the last process
   sudo lifemon track on             keep the lineage of this host from now on
   lifemon doctor                    what works here, and the remedy for what does not")]
 pub struct Cli {
@@ -80,6 +84,8 @@ pub struct Cli {
 pub enum Command {
     /// Watch the tree of a process until nothing of it is left
     Attach(attach::Args),
+    /// Kill every process of a tree, nobody else, and prove it
+    Kill(kill::Args),
     /// Switch the host-wide tracker, which needs no process to run
     Track(track::Args),
     /// Say what works here and what does not, each with its remedy
@@ -102,6 +108,7 @@ pub enum Command {
 pub fn run(cli: &Cli) -> anyhow::Result<Code> {
     match &cli.command {
         Command::Attach(args) => attach::run(args, cli.output, cli.verbose),
+        Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         Command::Doctor => doctor::run(cli.output),
         Command::Completions(args) => generate::completions(args),
@@ -149,10 +156,12 @@ fn code_of(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<NoSuchProcess>().is_some() {
         return 4;
     }
-    match error.downcast_ref::<kernel::Error>() {
-        Some(kernel::Error::NoProcess(_)) => return 4,
-        Some(kernel::Error::NoSlot | kernel::Error::NoLayer) => return 1,
-        Some(_) => return 3,
+    if let Some(error) = error.downcast_ref::<kernel::Error>() {
+        return code_of_kernel(error);
+    }
+    match error.downcast_ref::<KillError>() {
+        Some(KillError::Kernel(error)) => return code_of_kernel(error),
+        Some(KillError::Refused(_)) => return 1,
         None => {}
     }
     if error.downcast_ref::<kernel::Refusal>().is_some() {
@@ -160,6 +169,41 @@ fn code_of(error: &anyhow::Error) -> u8 {
     } else {
         1
     }
+}
+
+fn code_of_kernel(error: &kernel::Error) -> u8 {
+    match error {
+        kernel::Error::NoProcess(_) => 4,
+        kernel::Error::NoSlot | kernel::Error::NoLayer => 1,
+        _ => 3,
+    }
+}
+
+/// Every dying member costs a descriptor until it is gone.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// `10s`, `500ms`, `5m`, `1h`, or seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..digits]
+        .parse()
+        .map_err(|_| "a time like 10s or 500ms".to_owned())?;
+    let ms = match &text[digits..] {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => None,
+    };
+    ms.map(Duration::from_millis)
+        .ok_or_else(|| "a time like 10s, 500ms, 5m or 1h".to_owned())
 }
 
 /// A number of processes: at least a few, at most what a map can hold.
@@ -207,6 +251,24 @@ mod tests {
                 "{} shows no example",
                 command.get_name()
             );
+        }
+    }
+
+    #[test]
+    fn times_as_they_are_typed() {
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
+        assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
+        for wrong in [
+            "",
+            "s",
+            "1x",
+            "-1s",
+            "99999999999999999999h",
+            "18446744073709551615h",
+        ] {
+            assert!(parse_duration(wrong).is_err(), "{wrong:?} parsed");
         }
     }
 

@@ -266,9 +266,12 @@ impl Loaded {
                 .load("task", btf)
                 .map_err(|error| Error::load(name, &error))?;
         }
-        self.program::<RawTracePoint>("sweep")?
-            .load()
-            .map_err(|error| Error::load("sweep", &error))
+        for name in ["sweep", "closer"] {
+            self.program::<RawTracePoint>(name)?
+                .load()
+                .map_err(|error| Error::load(name, &error))?;
+        }
+        Ok(())
     }
 
     /// Attaches, learns, and only then lets records go. A death that saw the flag of learning set

@@ -28,7 +28,7 @@ pub const BPF_FS: &str = "/sys/fs/bpf";
 const OUR_MOUNT: &str = "lifemon";
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 2] = ["label", "sweep"];
+const EXTRA_PROGRAMS: [&str; 3] = ["label", "sweep", "closer"];
 
 /// Directory of all versions.
 #[must_use]

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use aya::programs::{ProgramError, RawTracePoint};
 use lifemon_ebpf::{
     Host, LIVE, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
 };
@@ -391,6 +392,21 @@ impl Tracker {
     /// When the maps cannot be read or the sweep program cannot run.
     pub fn sweep(&self) -> Result<usize, Error> {
         load::sweep_unreferenced(self.sweep.as_fd(), self.lineage.as_fd()).map_err(Error::Map)
+    }
+
+    /// The closer program, opened for itself.
+    pub(super) fn closer(&mut self) -> Result<RawTracePoint, Error> {
+        let failed = |error: ProgramError| Error::load("closer", &error);
+        let Some(loaded) = &mut self.private else {
+            let path = pins::directory().join("programs").join("closer");
+            return RawTracePoint::from_pin(path).map_err(failed);
+        };
+        let program = loaded
+            .ebpf
+            .program("closer")
+            .ok_or(Error::NoProgram("closer"))?;
+        let info = program.info().map_err(failed)?;
+        RawTracePoint::from_program_info(info, "closer".into()).map_err(failed)
     }
 
     /// Runs one label pass over all processes.

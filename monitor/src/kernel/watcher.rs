@@ -11,8 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 
 use aya::maps::{Map, MapData, RingBuf};
+use aya::programs::RawTracePoint;
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
-use lifemon_ebpf::{Event, PASS_LABEL, Pass, ProcessId, limits};
+use lifemon_ebpf::{Event, MemberKey, PASS_LABEL, Pass, ProcessId, limits};
 
 use super::pins::{self, Lock};
 use super::shared::{word32, word64};
@@ -266,16 +267,27 @@ impl Tracker {
         Ok(())
     }
 
-    /// Sets the mask of layers to those of the slots in use.
+    /// Sets the masks of layers to those of the slots in use, and of the condemned among them.
     fn refresh_layers(&self) {
-        let mut layers = 0;
+        let (mut layers, mut condemned) = (0, 0);
         for slot in (1..limits::TREE_SLOTS).filter(|slot| self.slot_owner(*slot).0 % 2 == 1) {
             let tree = self.trees.at(slot as usize);
             // SAFETY: the mapping lives as long as `self`.
-            layers |= 1 << unsafe { word32(&raw mut (*tree).layer) }.load(Ordering::SeqCst);
+            let (layer, is_condemned) = unsafe {
+                (
+                    word32(&raw mut (*tree).layer).load(Ordering::SeqCst),
+                    word64(&raw mut (*tree).condemned).load(Ordering::SeqCst) != 0,
+                )
+            };
+            layers |= 1 << layer;
+            condemned |= u64::from(is_condemned) << layer;
         }
         // SAFETY: as above.
-        unsafe { word64(&raw mut (*self.host.at(0)).layers) }.store(layers, Ordering::SeqCst);
+        unsafe {
+            let host = self.host.at(0);
+            word64(&raw mut (*host).layers).store(layers, Ordering::SeqCst);
+            word64(&raw mut (*host).condemned_layers).store(condemned, Ordering::SeqCst);
+        }
     }
 
     /// Labels the living members of the tree; nothing when another tree of the layer overlaps.
@@ -324,6 +336,25 @@ impl Tracker {
             }
         }
         Ok(Some(left))
+    }
+}
+
+/// The program that lets no condemned process back to user code. Detached when it is dropped, and
+/// by the kernel when this process ends.
+#[derive(Debug)]
+pub struct Closer(RawTracePoint);
+
+impl Closer {
+    /// Attaches it. Takes a millisecond, but can take seconds on an overloaded host: call it
+    /// beside the killing, not before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(&mut self) -> Result<(), Error> {
+        let attached = self.0.attach("sys_exit");
+        attached
+            .map(drop)
+            .map_err(|error| Error::load("closer", &error))
     }
 }
 
@@ -406,6 +437,44 @@ impl Watcher {
         let tree = self.tracker.trees.at(self.slot as usize);
         // SAFETY: the mapping lives as long as `self`.
         unsafe { word64(&raw mut (*tree).sleeping) }.swap(1, Ordering::SeqCst);
+    }
+
+    /// Takes one process out of the tree, for itself and for what it creates from now on.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn spare(&self, id: ProcessId) -> Result<(), Error> {
+        let tracker = &self.tracker;
+        let key = MemberKey::new(id, self.layer);
+        // The delete that succeeds owns the decrement.
+        if sys::delete(tracker.members.as_fd(), &key).map_err(Error::Map)? {
+            let tree = tracker.trees.at(self.slot as usize);
+            // SAFETY: the mapping lives as long as `self`.
+            unsafe { word64(&raw mut (*tree).live) }.fetch_sub(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Condemns the tree: once the closer is attached, no member returns to user code, and what a
+    /// member has created dies before its first instruction. Undone when this is dropped.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken.
+    pub fn condemn(&self) -> Result<(), Error> {
+        let _lock = self.tracker.lock()?;
+        let tree = self.tracker.trees.at(self.slot as usize);
+        // SAFETY: the mapping lives as long as `self`.
+        unsafe { word64(&raw mut (*tree).condemned) }.store(1, Ordering::SeqCst);
+        self.tracker.refresh_layers();
+        Ok(())
+    }
+
+    /// The closer, not attached yet.
+    ///
+    /// # Errors
+    /// When the program cannot be opened.
+    pub fn closer(&mut self) -> Result<Closer, Error> {
+        self.tracker.closer().map(Closer)
     }
 
     /// Whether the tracker was switched off under this watcher: no more events will come.

@@ -29,7 +29,7 @@ impl From<ProcessId> for Id {
 }
 
 #[derive(Serialize)]
-struct WhoJson {
+pub(super) struct WhoJson {
     #[serde(flatten)]
     id: Id,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,7 +46,7 @@ impl From<&Who> for WhoJson {
 }
 
 #[derive(Serialize)]
-struct ProcessJson {
+pub(super) struct ProcessJson {
     #[serde(flatten)]
     id: Id,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,7 +70,7 @@ impl From<&Process> for ProcessJson {
 
 /// A member or ghost in a list: with its creator, and with its death if it is a ghost.
 #[derive(Serialize)]
-struct MemberJson {
+pub(super) struct MemberJson {
     #[serde(flatten)]
     process: ProcessJson,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,7 +140,7 @@ impl From<&Sender> for SenderJson {
 /// `code` and `signal` are both there, one of them null, so that a script needs no test for
 /// presence.
 #[derive(Serialize)]
-struct ExitJson {
+pub(super) struct ExitJson {
     code: Option<u32>,
     signal: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -283,7 +283,7 @@ impl Text {
 }
 
 /// `4251 python3`.
-fn process(process: &Process) -> String {
+pub(super) fn process(process: &Process) -> String {
     let name = process
         .name
         .as_deref()

@@ -1,0 +1,34 @@
+//! Lets no condemned process back to user code (I4). Attached only while something is condemned, by a
+//! link that ends with the process that kills.
+//!
+//! Every return from a system call passes here, the first return of a new child among them: so a
+//! child that a condemned process has created dies before its first instruction. What never calls
+//! the kernel is met by the killing passes.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_task_btf, bpf_send_signal},
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+
+use crate::{maps::host, members, task::Task};
+
+const SIGKILL: u32 = 9;
+
+/// `sys_exit`, in the context of the task that returns.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn closer(_ctx: RawTracePointContext) -> i32 {
+    let Some(host) = host() else { return 0 };
+    // SAFETY: an array element is always there; userspace writes the word, so it is read once.
+    let layers = unsafe { (&raw const (*host).condemned_layers).read_volatile() };
+    if layers == 0 {
+        return 0;
+    }
+    // SAFETY: the helper has no preconditions; the task is the current one.
+    let task = Task::new(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    if members::is_condemned(&task.process(), layers) {
+        // SAFETY: the helper has no preconditions. A signal that is pending already does no harm.
+        unsafe { bpf_send_signal(SIGKILL) };
+    }
+    0
+}

@@ -1,0 +1,150 @@
+//! `lifemon kill`: every process of a tree, nobody else, and the proof.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep};
+
+use super::target::Target;
+use super::{Code, Output, parse_duration};
+use crate::kernel::{LoadOptions, Tracker};
+use crate::kill::{KillOptions, kill_tree};
+use crate::report::{self, out};
+
+/// When a person begins to wonder.
+const PROGRESS_AFTER: Duration = Duration::from_secs(1);
+
+/// What Ctrl-C leaves behind.
+const INTERRUPTED: &str =
+    "interrupted: nothing stays condemned or attached; what is alive stays alive";
+
+/// What was typed after `kill`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sudo lifemon kill 4200                            the whole tree of 4200, at once
+  sudo lifemon kill 4200 --signal TERM --grace 10s  let it end by itself first
+  sudo lifemon kill 4200 --dry-run                  what would die, and why it belongs to it
+
+A tree whose root has died is killed as well, while the tracker is on: name the root as it was.
+Exit codes: 0 nothing of it is left, 1 something is (each with the reason), 4 no such process.")]
+pub struct Args {
+    /// Roots of the trees: PID, or `PID@START_NS` for exactly that process
+    #[arg(required = true)]
+    targets: Vec<Target>,
+    /// Sent first to every member, to let it end by itself
+    #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
+    signal: Option<Signal>,
+    /// How long to wait after the first signal (10s when only --signal is given)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    grace: Option<Duration>,
+    /// How long to go on killing
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+    /// Say what would die, and kill nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Kill also a tree that this command itself was started from
+    #[arg(long)]
+    force: bool,
+}
+
+impl Args {
+    fn options(&self) -> KillOptions {
+        let asks = self.signal.is_some() || self.grace.is_some();
+        KillOptions {
+            first_signal: asks.then(|| self.signal.unwrap_or(Signal::SIGTERM)),
+            grace: self
+                .grace
+                .unwrap_or(Duration::from_secs(if asks { 10 } else { 0 })),
+            timeout: self.timeout,
+            protected: Vec::new(),
+            dry_run: self.dry_run,
+            force: self.force,
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    super::raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut code = Code::Done;
+    for target in &args.targets {
+        if runtime.block_on(kill(*target, args, output, verbose))? == Code::No {
+            code = Code::No;
+        }
+    }
+    Ok(code)
+}
+
+async fn kill(target: Target, args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let options = LoadOptions {
+        debug: verbose >= 2,
+        ..LoadOptions::default()
+    };
+    let tracker = Tracker::open_or_load(&options)?;
+    let root = target.find(&tracker.snapshot()?)?;
+    let options = args.options();
+    let killing = kill_tree(tracker, root, &options);
+    tokio::pin!(killing);
+    let begun = Instant::now();
+    let report = loop {
+        tokio::select! {
+            report = &mut killing => break report?,
+            () = sleep(PROGRESS_AFTER) => say_waiting(root.pid, begun.elapsed()),
+            _ = interrupt.recv() => anyhow::bail!(INTERRUPTED),
+            _ = terminate.recv() => anyhow::bail!(INTERRUPTED),
+        }
+    };
+    let text = match output {
+        Output::Text if args.dry_run => report::kill::would(&report),
+        Output::Text => report::kill::done(&report),
+        Output::Json => report::kill::json(&report, args.dry_run)?,
+    };
+    out::print(&text)?;
+    let done = args.dry_run || (report.extinct && report.survivors.is_empty());
+    Ok(if done { Code::Done } else { Code::No })
+}
+
+/// Says on a terminal that the kill is under way.
+fn say_waiting(pid: u32, elapsed: Duration) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("killing the tree of {pid}: {} s", elapsed.as_secs());
+    }
+}
+
+/// `TERM`, `SIGTERM`, `term` or `15`.
+fn parse_signal(text: &str) -> Result<Signal, String> {
+    if let Ok(number) = text.parse::<i32>() {
+        return Signal::try_from(number).map_err(|_| format!("{number} is no signal"));
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") {
+        name
+    } else {
+        format!("SIG{name}")
+    };
+    name.parse()
+        .map_err(|_| format!("{text} is no signal; TERM, INT, or a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_as_they_are_typed() {
+        for text in ["TERM", "SIGTERM", "term", "15"] {
+            assert_eq!(parse_signal(text), Ok(Signal::SIGTERM));
+        }
+        for wrong in ["", "0", "99", "TERMINATE"] {
+            assert!(parse_signal(wrong).is_err(), "{wrong:?} parsed");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! One signal to exactly one process.
+//!
+//! The race: a pid can be free and taken again between the look and the signal. The sandwich settles
+//! it: the record is live, the descriptor is opened, the record is *still* live. A record stops
+//! being live before its pid can be used again (I2), so the descriptor is that process's, and the
+//! signal goes through the descriptor.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use lifemon_ebpf::{LIVE, ProcessId};
+use nix::sys::signal::Signal;
+
+use crate::kernel::{Error, Tracker};
+use crate::session::open_pidfd;
+
+/// What came of a signal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was sent.
+    Sent,
+    /// The process is dying or dead already: nobody was hit.
+    Dying,
+    /// It may not be sent.
+    Denied(String),
+}
+
+/// Sends `signal` to `id`, or to nobody.
+pub(super) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result<Outcome, Error> {
+    if !is_live(tracker, id)? {
+        return Ok(Outcome::Dying);
+    }
+    let pidfd = match open_pidfd(id.pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Outcome::Dying),
+        Err(error) => return Ok(Outcome::Denied(format!("cannot be opened: {error}"))),
+    };
+    if !is_live(tracker, id)? {
+        return Ok(Outcome::Dying);
+    }
+    match send(&pidfd, signal) {
+        Ok(()) => Ok(Outcome::Sent),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Outcome::Dying),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Outcome::Denied(
+            "no permission to signal it: CAP_KILL is missing".to_owned(),
+        )),
+        Err(error) => Ok(Outcome::Denied(format!("cannot be signalled: {error}"))),
+    }
+}
+
+/// A member without a record (the lineage map was full) is never struck: nothing proves who it is.
+fn is_live(tracker: &Tracker, id: ProcessId) -> Result<bool, Error> {
+    Ok(tracker
+        .record(&id)?
+        .is_some_and(|record| record.state == LIVE))
+}
+
+fn send(pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {
+    // SAFETY: no siginfo is passed; the descriptor is open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal as libc::c_int,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Real-time priority of this thread while it kills, where that is permitted: the killer must not
+/// wait behind those it kills.
+#[derive(Debug)]
+pub(super) struct Priority {
+    raised: bool,
+}
+
+impl Priority {
+    pub(super) fn raise() -> Self {
+        Self {
+            raised: schedule(libc::SCHED_FIFO, 1),
+        }
+    }
+}
+
+impl Drop for Priority {
+    fn drop(&mut self) {
+        if self.raised {
+            schedule(libc::SCHED_OTHER, 0);
+        }
+    }
+}
+
+fn schedule(policy: libc::c_int, priority: libc::c_int) -> bool {
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: 0 is this thread; the parameters live until the call returns.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) == 0 }
+}

@@ -1,0 +1,152 @@
+//! What a kill came to, as text and as JSON.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::json::{ExitJson, Id, MemberJson, ProcessJson, SCHEMA, WhoJson};
+use super::text;
+use crate::kill::KillReport;
+use crate::process::Process;
+use crate::session::Loss;
+
+#[derive(Serialize)]
+struct ReportJson {
+    schema: &'static str,
+    tree: Id,
+    dry_run: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    members: Vec<MemberJson>,
+    killed: Vec<DeadJson>,
+    already_dying: Vec<WhoJson>,
+    survivors: Vec<SurvivorJson>,
+    extinct: bool,
+    complete: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    incomplete: Vec<&'static str>,
+    elapsed_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gone_ms: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct DeadJson {
+    #[serde(flatten)]
+    process: ProcessJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit: Option<ExitJson>,
+}
+
+#[derive(Serialize)]
+struct SurvivorJson {
+    #[serde(flatten)]
+    process: ProcessJson,
+    reason: String,
+}
+
+/// The report as one JSON object and a newline.
+///
+/// # Errors
+/// Never in practice: all of it can be written as JSON.
+pub fn json(report: &KillReport, is_dry_run: bool) -> Result<String, serde_json::Error> {
+    let members = if is_dry_run {
+        report.members.as_slice()
+    } else {
+        &[]
+    };
+    let json = ReportJson {
+        schema: SCHEMA,
+        tree: report.root.id.into(),
+        dry_run: is_dry_run,
+        members: members.iter().map(Into::into).collect(),
+        killed: report
+            .killed
+            .iter()
+            .map(|(process, death)| DeadJson {
+                process: process.into(),
+                exit: death.as_ref().map(Into::into),
+            })
+            .collect(),
+        already_dying: report.already_dying.iter().map(Into::into).collect(),
+        survivors: report
+            .survivors
+            .iter()
+            .map(|(process, reason)| SurvivorJson {
+                process: process.into(),
+                reason: reason.clone(),
+            })
+            .collect(),
+        extinct: report.extinct,
+        complete: report.losses.is_empty(),
+        incomplete: report.losses.iter().map(|loss| loss.word()).collect(),
+        elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
+        gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
+    };
+    Ok(serde_json::to_string(&json)? + "\n")
+}
+
+/// What a kill did.
+#[must_use]
+pub fn done(report: &KillReport) -> String {
+    let ms = report.elapsed.as_secs_f64() * 1e3;
+    let mut text = format!(
+        "tree of {}: {} killed in {ms:.1} ms{}\n",
+        text::process(&report.root),
+        report.killed.len(),
+        if report.extinct {
+            ", none of it is left"
+        } else {
+            ""
+        },
+    );
+    for (process, reason) in &report.survivors {
+        let _ = writeln!(text, "still alive: {}  {reason}", text::process(process));
+    }
+    if report.extinct && report.gone.is_none() {
+        text.push_str("the memory of some of them is not released yet\n");
+    }
+    doubts(&mut text, &report.losses);
+    text
+}
+
+/// What a kill would do.
+#[must_use]
+pub fn would(report: &KillReport) -> String {
+    let mut text = format!(
+        "the tree of {}: {} processes would die\n",
+        text::process(&report.root),
+        report.members.len()
+    );
+    for member in &report.members {
+        let _ = writeln!(
+            text,
+            "  {}  {}",
+            text::process(member),
+            why(member, &report.root)
+        );
+    }
+    doubts(&mut text, &report.losses);
+    text
+}
+
+/// Why a member belongs to the tree.
+fn why(member: &Process, root: &Process) -> String {
+    if member.id == root.id {
+        return "the root".to_owned();
+    }
+    let inferred = if member.inferred {
+        ", inferred from its parent"
+    } else {
+        ""
+    };
+    match member.creator {
+        Some(creator) => format!("created by {}{inferred}", creator.pid),
+        None => "its creator is not known".to_owned(),
+    }
+}
+
+fn doubts(text: &mut String, losses: &[Loss]) {
+    for loss in losses {
+        let _ = writeln!(text, "not complete: {}", loss.advice());
+    }
+}

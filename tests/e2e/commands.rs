@@ -1,0 +1,282 @@
+//! How the commands behave whatever they are asked: how they end, what they print, for whom there
+//! is colour, and what the doctor finds.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Stdio};
+use std::{fs, io};
+
+use lifemon_tests::handicap::{self, readable_copy};
+use lifemon_tests::{
+    Actor, DEADLINE, HostTracker, Lifemon, Sandbox, actor, private_lock, proc, run_alone,
+    wait_until,
+};
+use nix::pty::openpty;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Makes events until lifemon has ended, since only a write shows it that nobody reads.
+fn provoke(actor: &mut Actor, mut has_ended: impl FnMut() -> bool) {
+    wait_until("the end of lifemon", DEADLINE, || {
+        actor.command("spawn-mid");
+        has_ended()
+    });
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    for format in ["json", "text"] {
+        let host = HostTracker::off();
+        let sandbox = Sandbox::new();
+        let mut actor = actor!(sandbox, "nested");
+        actor.step();
+        let lifemon = Lifemon::find();
+        let mut command = lifemon.command(["attach", &actor.pid().to_string(), "-o", format]);
+        let (reader, writer) = io::pipe().expect("a pipe");
+        command.stdout(writer);
+        let running = lifemon.start(command);
+        let mut reader = BufReader::new(reader);
+        let mut line = String::new();
+        assert!(reader.read_line(&mut line).expect("a line") > 0);
+        drop(reader);
+        let pid = running.pid();
+        provoke(&mut actor, || !proc::is_running(pid));
+        let output = running.finish(DEADLINE);
+        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+        host.before().assert_nothing_since();
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let sandbox = Sandbox::new();
+    let actor = actor!(sandbox, "pause");
+    let pid = actor.pid().to_string();
+    let words: [&[&str]; 6] = [
+        &["attach", &pid],
+        &["attach", &pid, "-o", "json"],
+        &["track", "off"],
+        &["doctor"],
+        &["completions", "bash"],
+        &["man"],
+    ];
+    for words in words {
+        let full = fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("/dev/full");
+        let output = run_alone(&Lifemon::find(), words, |command| {
+            command.stdout(Stdio::from(full));
+        });
+        let lines = output.stderr.lines().count();
+        assert_eq!((output.code, lines), (Some(1), 1), "{output:?}");
+        for word in ["standard output", "No space left on device"] {
+            assert!(output.stderr.contains(word), "{output:?}");
+        }
+    }
+}
+
+#[test]
+fn a_signal_ends_it_with_a_summary() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let host = HostTracker::off();
+        let sandbox = Sandbox::new();
+        let actor = actor!(sandbox, "pause");
+        let words = ["attach", &actor.pid().to_string(), "-o", "json"];
+        let mut stream = Lifemon::find().stream(words);
+        stream.wait_for("attached", |event| event["event"] == "attached");
+        stream.signal(signal);
+        let finished = stream.finish();
+        assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
+        let last = finished.events.last().expect("a summary");
+        assert_eq!(last["event"], "detached", "{last}");
+        assert_eq!(last["summary"]["alive"], 1, "{last}");
+        host.before().assert_nothing_since();
+    }
+}
+
+/// The commands that a help text lists.
+fn commands(help: &str) -> Vec<String> {
+    let list = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    list.take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|name| !name.is_empty() && *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_help_shows_an_example() {
+    let lifemon = Lifemon::find();
+    let mut left: Vec<Vec<String>> = vec![Vec::new()];
+    let mut seen = Vec::new();
+    while let Some(words) = left.pop() {
+        let help = lifemon.run(words.iter().map(String::as_str).chain(["--help"]));
+        assert_eq!(
+            (help.code, help.stderr.as_str()),
+            (Some(0), ""),
+            "{words:?}"
+        );
+        let has_example = help
+            .stdout
+            .lines()
+            .skip_while(|line| !line.starts_with("Example"))
+            .any(|line| line.contains("lifemon "));
+        assert!(has_example, "{words:?}: {}", help.stdout);
+        assert!(
+            help.stdout.contains("Usage: lifemon"),
+            "{words:?}: {}",
+            help.stdout
+        );
+        let children = commands(&help.stdout);
+        left.extend(
+            children
+                .into_iter()
+                .map(|child| [&words[..], &[child]].concat()),
+        );
+        seen.push(words.join(" "));
+    }
+    for command in [
+        "attach",
+        "track",
+        "track on",
+        "track off",
+        "track status",
+        "doctor",
+        "completions",
+        "man",
+    ] {
+        assert!(
+            seen.iter().any(|known| known == command),
+            "no {command} in {seen:?}"
+        );
+    }
+}
+
+#[test]
+fn the_version_names_a_commit() {
+    let output = Lifemon::find().run(["--version"]);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+    let commit = output
+        .stdout
+        .split_once('(')
+        .and_then(|(_, rest)| rest.split_once(')'));
+    let (commit, _) = commit.unwrap_or_else(|| panic!("no commit: {output:?}"));
+    let hex = commit.strip_suffix("-dirty").unwrap_or(commit);
+    let is_hex = hex.len() >= 7 && hex.chars().all(|digit| digit.is_ascii_hexdigit());
+    assert!(
+        output.stdout.starts_with("lifemon ") && is_hex,
+        "{output:?}"
+    );
+}
+
+#[test]
+fn completions_and_manual_are_printed() {
+    let lifemon = Lifemon::find();
+    for words in [
+        &["completions", "bash"][..],
+        &["completions", "zsh"],
+        &["completions", "fish"],
+        &["man"],
+    ] {
+        let output = lifemon.run(words);
+        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+        for word in ["lifemon", "attach", "track", "doctor"] {
+            assert!(output.stdout.contains(word), "{words:?} lacks {word}");
+        }
+    }
+    let usage = lifemon.run(["completions", "tcsh"]);
+    assert_eq!((usage.code, usage.stdout.as_str()), (Some(2), ""));
+}
+
+#[test]
+fn the_doctor_finds_this_host_well() {
+    let output = run_alone(&Lifemon::find(), &["doctor", "-o", "json"], |_| {});
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+    let report = output.json();
+    assert_eq!(
+        (&report["schema"], &report["ok"]),
+        (&"lifemon/1".into(), &true.into())
+    );
+    let checks = report["checks"].as_array().expect("checks");
+    assert!(checks.len() >= 5, "{report}");
+    for check in checks {
+        let state = check["state"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no state: {check}"));
+        assert!(["ok", "degraded"].contains(&state), "{check}");
+        assert!(
+            check["name"].is_string() && check["detail"].is_string(),
+            "{check}"
+        );
+    }
+}
+
+#[test]
+fn the_doctor_has_a_remedy_for_nobody() {
+    let sandbox = Sandbox::new();
+    let lifemon = Lifemon::at(readable_copy(&sandbox));
+    let output = run_alone(&lifemon, &["doctor", "-o", "json"], handicap::as_nobody);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(1), ""));
+    let report = output.json();
+    assert_eq!(report["ok"], false);
+    let checks = report["checks"].as_array().expect("checks").iter();
+    let failed: Vec<_> = checks
+        .clone()
+        .filter(|check| check["state"] == "failed")
+        .collect();
+    assert!(
+        failed.iter().any(|check| check["name"] == "privileges"),
+        "{report}"
+    );
+    let has_remedy = |check: &Value| check["remedy"].as_str().is_some_and(|text| text.len() > 5);
+    assert!(
+        checks
+            .filter(|check| check["state"] != "ok")
+            .all(has_remedy),
+        "{report}"
+    );
+    let privileges = failed.iter().find(|check| check["name"] == "privileges");
+    assert!(privileges.is_some_and(|check| {
+        check["remedy"]
+            .as_str()
+            .is_some_and(|text| text.contains("sudo"))
+    }));
+}
+
+/// What `doctor` prints on a terminal.
+fn on_a_terminal(change: impl FnOnce(&mut Command)) -> String {
+    let lifemon = Lifemon::find();
+    let pty = openpty(None, None).expect("a terminal");
+    let mut command = lifemon.command(["doctor"]);
+    command.stdout(Stdio::from(pty.slave));
+    change(&mut command);
+    // The command, and with it our end of the slave, is dropped here.
+    let running = lifemon.start(command);
+    let mut text = Vec::new();
+    // Ends with EIO when lifemon, the last that has the slave, has ended.
+    _ = fs::File::from(pty.master).read_to_end(&mut text);
+    let output = running.finish(DEADLINE);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+    String::from_utf8(text).expect("text")
+}
+
+#[test]
+fn colour_is_for_terminals_that_want_it() {
+    let _lock = private_lock();
+    let has_colour = |text: &str| text.contains('\x1b');
+    let coloured = on_a_terminal(|command| _ = command.env_remove("NO_COLOR"));
+    assert!(
+        coloured.contains("privileges") && has_colour(&coloured),
+        "{coloured}"
+    );
+    let plain = on_a_terminal(|command| _ = command.env("NO_COLOR", "1"));
+    assert!(
+        plain.contains("privileges") && !has_colour(&plain),
+        "{plain}"
+    );
+    let piped = Lifemon::find().run(["doctor"]);
+    assert!(
+        piped.stdout.contains("privileges") && !has_colour(&piped.stdout),
+        "{piped:?}"
+    );
+}
