@@ -9,13 +9,33 @@
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
     btf_maps::RingBuf,
-    helpers::bpf_ringbuf_query,
+    helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_query},
 };
-use lifemon_ebpf::{Event, Tree, limits};
+use lifemon_ebpf::{Event, ProcessId, Tree, limits};
 
 use crate::{atomic, maps::RINGS};
 
 type Ring = RingBuf<Event, { limits::RING_BYTES as usize }>;
+
+/// Makes `event` a new one about `process`, with nothing known. Field by field: a whole event would
+/// go over the stack.
+#[inline(always)]
+pub(crate) fn begin(event: &mut Event, kind: u32, process: ProcessId) {
+    // SAFETY: the helper has no preconditions.
+    event.time_ns = unsafe { bpf_ktime_get_boot_ns() };
+    event.process = process;
+    event.creator = ProcessId::NONE;
+    event.sender = ProcessId::NONE;
+    event.sender_name = [0; 16];
+    event.name = [0; 16];
+    event.cgroup_id = 0;
+    event.kind = kind;
+    event.status = 0;
+    event.flags = 0;
+    event.uid = 0;
+    event.ns_pid = 0;
+    event.slot = 0;
+}
 
 /// Puts `event` into the ring of `slot`, if its watcher brought one; counts it when it is full.
 /// An urgent event (a death, a fatal signal) wakes the watcher.
@@ -23,14 +43,16 @@ type Ring = RingBuf<Event, { limits::RING_BYTES as usize }>;
 pub(crate) fn emit(slot: u32, tree: *mut Tree, event: &mut Event, urgent: bool) {
     let Some(ring) = RINGS.get(slot) else { return };
     event.slot = slot;
-    let Some(mut entry) = ring.reserve(0) else {
+    // Straight from the map that the event is in: no copy over the stack.
+    if ring
+        .output_untyped::<Event>(&*event, u64::from(BPF_RB_NO_WAKEUP))
+        .is_err()
+    {
         // SAFETY: an array element is always there.
         unsafe { atomic::increment(&raw mut (*tree).lost_events) };
         wake(ring, tree);
         return;
-    };
-    entry.write(*event);
-    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+    }
     if urgent || is_filling(ring) {
         wake(ring, tree);
     }

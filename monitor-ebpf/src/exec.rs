@@ -1,13 +1,12 @@
 //! A process runs another program: its name, user and cgroup are read again. The identity stays,
 //! also when a thread that is not the leader called exec.
 
-use aya_ebpf::{
-    helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
-};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_EXEC, Event, ProcessId};
 
 use crate::{
+    events,
     maps::{Hook, LINEAGE, Scratch, scratch},
     members,
     task::Task,
@@ -21,17 +20,11 @@ pub(crate) fn exec(ctx: BtfTracePointContext) -> i32 {
     let Some(Scratch { event, .. }) = scratch(Hook::Exec) else {
         return 0;
     };
-    *event = Event {
-        kind: EVENT_EXEC,
-        // SAFETY: the helper has no preconditions.
-        time_ns: unsafe { bpf_ktime_get_boot_ns() },
-        process,
-        name: task.name(),
-        uid: task.uid(),
-        ns_pid: task.namespace_pid(),
-        cgroup_id: task.cgroup_id(),
-        ..Event::default()
-    };
+    events::begin(event, EVENT_EXEC, process);
+    event.name = task.name();
+    event.uid = task.uid();
+    event.ns_pid = task.namespace_pid();
+    event.cgroup_id = task.cgroup_id();
     event.creator = refresh(event);
     members::report(&process, event, false, true);
     debug!(&ctx, "exec {}", process.pid);

@@ -1,14 +1,12 @@
 //! A process dies: no thread of it can return to user code any more. Comes before its children are
 //! reparented, before `wait`, SIGCHLD and the pidfd, and before the pid can be used again (I2).
 
-use aya_ebpf::{
-    helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
-};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_EXIT, Event, OOM_KILLED, ProcessId, Record};
 
 use crate::{
-    atomic, lineage,
+    atomic, events, lineage,
     maps::{HAS_GROUP_DEAD, Hook, OOM_VICTIMS, Scratch, scratch, tree},
     members, signal,
     task::Task,
@@ -53,18 +51,12 @@ pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
 /// Makes `event` say how the process dies.
 #[inline(always)]
 fn describe(event: &mut Event, task: Task, process: ProcessId) {
-    *event = Event {
-        kind: EVENT_EXIT,
-        // SAFETY: the helper has no preconditions.
-        time_ns: unsafe { bpf_ktime_get_boot_ns() },
-        process,
-        name: task.leader().name(),
-        status: task.wait_status(),
-        uid: task.uid(),
-        ns_pid: task.leader().namespace_pid(),
-        cgroup_id: task.cgroup_id(),
-        ..Event::default()
-    };
+    events::begin(event, EVENT_EXIT, process);
+    event.name = task.leader().name();
+    event.status = task.wait_status();
+    event.uid = task.uid();
+    event.ns_pid = task.leader().namespace_pid();
+    event.cgroup_id = task.cgroup_id();
     let signal = event.status & 0x7f;
     if signal != 0 {
         signal::explain(event, signal);

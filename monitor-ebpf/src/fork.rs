@@ -1,14 +1,12 @@
 //! A process has been created. Runs in the creator's context, when the child is linked and before
 //! it can run, so nothing of it can be missed (I1).
 
-use aya_ebpf::{
-    helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
-};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
-use lifemon_ebpf::{EVENT_FORK, Event};
+use lifemon_ebpf::EVENT_FORK;
 
 use crate::{
-    atomic, lineage,
+    atomic, events, lineage,
     maps::{Hook, LINEAGE, Scratch, is_learning, scratch, tree},
     members,
     task::Task,
@@ -38,18 +36,12 @@ pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     lineage::describe(record, child, creator);
-    *event = Event {
-        kind: EVENT_FORK,
-        // SAFETY: the helper has no preconditions.
-        time_ns: unsafe { bpf_ktime_get_boot_ns() },
-        process,
-        creator,
-        name: record.name,
-        uid: record.uid,
-        ns_pid: record.ns_pid,
-        cgroup_id: record.cgroup_id,
-        ..Event::default()
-    };
+    events::begin(event, EVENT_FORK, process);
+    event.creator = creator;
+    event.name = record.name;
+    event.uid = record.uid;
+    event.ns_pid = record.ns_pid;
+    event.cgroup_id = record.cgroup_id;
     lineage::insert_child(&creator, &process, record);
     members::inherit(&creator, &process, event);
     debug!(&ctx, "fork {} -> {}", creator.pid, process.pid);

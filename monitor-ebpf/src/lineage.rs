@@ -14,7 +14,9 @@ use lifemon_ebpf::{
 
 use crate::{
     atomic,
-    maps::{ALIVE, HAS_GROUP_DEAD, LINEAGE, ROOTS, host, is_learning, tree},
+    maps::{
+        ALIVE, HAS_GROUP_DEAD, Hook, LINEAGE, ROOTS, Scratch, host, is_learning, scratch, tree,
+    },
     task::Task,
 };
 
@@ -81,19 +83,26 @@ impl Lineage for Map {
     }
 }
 
-/// Makes `record` a new one of `task`, that does not hold its creator yet.
+/// Makes `record` a new one of `task`, that does not hold its creator yet. Field by field: a whole
+/// record would go over the stack.
 #[inline(always)]
 pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
-    *record = Record {
-        creator,
-        references: 1,
-        state: LIVE,
-        cgroup_id: task.cgroup_id(),
-        name: task.name(),
-        uid: task.uid(),
-        ns_pid: task.namespace_pid(),
-        ..Record::default()
-    };
+    record.creator = creator;
+    record.references = 1;
+    record.state = LIVE;
+    record.exit_ns = 0;
+    record.cgroup_id = task.cgroup_id();
+    record.sender = ProcessId::NONE;
+    record.sender_name = [0; 16];
+    record.name = task.name();
+    record.status = 0;
+    record.exit_flags = 0;
+    record.origin = 0;
+    record.holds_creator = 0;
+    record.elided = 0;
+    record.uid = task.uid();
+    record.ns_pid = task.namespace_pid();
+    record.reserved = 0;
 }
 
 /// Inserts the record of a process that `creator` is creating at this moment, in its context and
@@ -139,10 +148,12 @@ pub(crate) fn seed(leader: Task, process: &ProcessId) -> Result<(), i32> {
     } else {
         parent.process()
     };
-    let mut record = Record::default();
-    describe(&mut record, leader, creator);
+    let Some(Scratch { record, .. }) = scratch(Hook::Seed) else {
+        return Err(0);
+    };
+    describe(record, leader, creator);
     record.origin = INFERRED;
-    insert(process, &record)
+    insert(process, record)
 }
 
 /// Whether this caller is the one that handles the exit of `process` (I2). Where the kernel says

@@ -69,10 +69,10 @@ pub(crate) struct Scratch {
     pub(crate) record: Record,
 }
 
-/// One room for each hook: a hook never interrupts itself on its CPU (the kernel skips such a run
+/// One room for each hook, and one for the seed (which the fork hook calls as well): a hook never interrupts itself on its CPU (the kernel skips such a run
 /// and counts it), but one hook can interrupt another.
 #[btf_map]
-static SCRATCH: PerCpuArray<Scratch, 4> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, 5> = PerCpuArray::new();
 
 /// Whose room.
 #[derive(Clone, Copy)]
@@ -81,6 +81,7 @@ pub(crate) enum Hook {
     Exec = 1,
     Exit = 2,
     Signal = 3,
+    Seed = 4,
 }
 
 /// The room of `hook` on this CPU, with what its last run left there.

@@ -62,10 +62,24 @@ pub(crate) extern "C" fn seed(ctx: *mut c_void) -> i32 {
     0
 }
 
-/// Inserts a record, unless the fork hook has done so. A process that dies at this moment may have
-/// missed its record: whoever of the two marks it dead drops its reference.
+/// Inserts the record of a process, and that of its parent: iterators have been seen to begin after
+/// process 1 (Linux 6.18 in a small virtual machine).
 #[inline(always)]
 fn insert(pass: &mut Pass, task: Task, process: ProcessId) {
+    insert_one(pass, task, process);
+    let parent = task.real_parent().leader();
+    if !parent.is_kernel_thread() && parent.pid() != 0 && parent.live_threads() != 0 {
+        insert_one(pass, parent, parent.process());
+    }
+}
+
+/// Inserts a record, unless there is one. A process that dies at this moment may have missed its
+/// record: whoever of the two marks it dead drops its reference.
+#[inline(never)]
+fn insert_one(pass: &mut Pass, task: Task, process: ProcessId) {
+    if LINEAGE.get_ptr(process).is_some() {
+        return;
+    }
     match lineage::seed(task, &process) {
         Ok(()) => pass.inserted += 1,
         Err(-17) => return,

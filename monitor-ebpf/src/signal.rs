@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    helpers::{bpf_get_current_comm, bpf_get_current_task_btf, bpf_ktime_get_boot_ns},
+    helpers::{bpf_get_current_comm, bpf_get_current_task_btf},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -11,6 +11,7 @@ use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact};
 
 use crate::{
+    events,
     maps::{HAS_GROUP_DEAD, Hook, SIGNALS, Scratch, scratch},
     members,
     task::{Kernel, Task, offset},
@@ -49,20 +50,14 @@ pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
     let Some(Scratch { event, .. }) = scratch(Hook::Signal) else {
         return 0;
     };
-    *event = Event {
-        kind: EVENT_SIGNAL,
-        // SAFETY: the helper has no preconditions.
-        time_ns: unsafe { bpf_ktime_get_boot_ns() },
-        process,
-        name: target.leader().name(),
-        status: signal,
-        flags: fact.flags,
-        sender: fact.sender,
-        sender_name: fact.sender_name,
-        uid: target.uid(),
-        ns_pid: target.leader().namespace_pid(),
-        ..Event::default()
-    };
+    events::begin(event, EVENT_SIGNAL, process);
+    event.name = target.leader().name();
+    event.status = signal;
+    event.flags = fact.flags;
+    event.sender = fact.sender;
+    event.sender_name = fact.sender_name;
+    event.uid = target.uid();
+    event.ns_pid = target.leader().namespace_pid();
     // Where the exit event comes after the memory is released, this is the early warning. Elsewhere
     // the exit event is there a moment later, and one wakeup serves both.
     let urgent = HAS_GROUP_DEAD.load() == 0;

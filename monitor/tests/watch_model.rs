@@ -141,7 +141,7 @@ impl Kernel {
         at
     }
 
-    fn pick(&self, index: &Index, life: Life) -> Option<usize> {
+    fn pick(&self, index: Index, life: Life) -> Option<usize> {
         let all = self
             .procs
             .iter()
@@ -244,15 +244,21 @@ impl Kernel {
         moved
     }
 
+    fn run<'a>(&mut self, ops: impl IntoIterator<Item = &'a Op>) {
+        for op in ops {
+            self.step(op);
+        }
+    }
+
     fn step(&mut self, op: &Op) {
         self.now += 1;
         match op {
             Op::Fork(index) => self
-                .pick(index, Life::Alive)
+                .pick(*index, Life::Alive)
                 .into_iter()
                 .for_each(|at| self.fork(at)),
             Op::Exec(index, letter) => {
-                if let Some(at) = self.pick(index, Life::Alive) {
+                if let Some(at) = self.pick(*index, Life::Alive) {
                     self.procs[at].name = name(*letter);
                     if self.procs[at].is_member {
                         self.emit(at, EVENT_EXEC);
@@ -264,17 +270,18 @@ impl Kernel {
                 status,
                 stalls,
             } => {
-                let at = self.pick(who, Life::Alive);
-                at.into_iter()
-                    .for_each(|at| self.exit(at, *status, *stalls));
+                let at = self.pick(*who, Life::Alive);
+                if let Some(at) = at {
+                    self.exit(at, *status, *stalls);
+                }
             }
             Op::Finish(index) => {
-                self.pick(index, Life::Dying)
+                self.pick(*index, Life::Dying)
                     .into_iter()
                     .for_each(|at| self.finish_exit(at));
             }
             Op::Label(index) => {
-                if let Some(at) = self.pick(index, Life::Alive) {
+                if let Some(at) = self.pick(*index, Life::Alive) {
                     self.procs[at].is_member = true;
                 }
             }
@@ -373,6 +380,8 @@ struct Session {
     forks: Ids,
     exits: Ids,
     gone: Ids,
+    /// Members whose record was gone before it could be read, and their creator with it.
+    unlinked: Ids,
     causes: BTreeMap<Cause, u64>,
     causes_unknown: u64,
     resynced: u64,
@@ -383,20 +392,23 @@ struct Session {
 impl Session {
     fn attach(history: &History) -> Self {
         let mut kernel = Kernel::new();
-        history.before.iter().for_each(|op| {
-            if !matches!(op, Op::Label(_)) {
-                kernel.step(op);
-            }
-        });
-        history.labelling.iter().for_each(|op| kernel.step(op));
+        let before = history
+            .before
+            .iter()
+            .filter(|op| !matches!(op, Op::Label(_)));
+        kernel.run(before);
+        kernel.run(&history.labelling);
         kernel
             .procs
             .iter_mut()
             .for_each(|proc| proc.is_member |= proc.life == Life::Alive);
-        history.labelled.iter().for_each(|op| kernel.step(op));
+        kernel.run(&history.labelled);
         let members = kernel.members();
-        history.reading.iter().for_each(|op| kernel.step(op));
-        let watch = Watch::new(kernel.root(), describe(&kernel, &members), ghosts(&kernel));
+        kernel.run(&history.reading);
+        let described = describe(&kernel, &members);
+        let unlinked = described.iter().filter(|process| process.creator.is_none());
+        let unlinked = unlinked.map(|process| process.id).collect();
+        let watch = Watch::new(kernel.root(), described, ghosts(&kernel));
         Self {
             attached_at: kernel.now,
             kernel,
@@ -409,6 +421,7 @@ impl Session {
             forks: Ids::new(),
             exits: Ids::new(),
             gone: Ids::new(),
+            unlinked,
             causes: BTreeMap::new(),
             causes_unknown: 0,
             resynced: 0,
@@ -426,7 +439,7 @@ impl Session {
             Op::Drain => self.drain(),
             Op::Gone(index) => {
                 self.kernel.now += 1;
-                if let Some(at) = self.kernel.pick(index, Life::Dead) {
+                if let Some(at) = self.kernel.pick(*index, Life::Dead) {
                     self.end(at);
                 }
             }
@@ -461,7 +474,8 @@ impl Session {
             assert_eq!(happening.process.creator, Some(id));
         }
         let orphaned: Ids = rest.iter().map(|happening| happening.process.id).collect();
-        let alive = |child: &&Proc| self.watch.is_alive(&child.id);
+        let alive =
+            |child: &&Proc| self.watch.is_alive(&child.id) && !self.unlinked.contains(&child.id);
         let expected: Ids = self
             .kernel
             .children(id)
@@ -495,6 +509,7 @@ impl Session {
                 assert_eq!(happening.process.id, entry.event.process);
                 assert_eq!(happening.at_ns, Some(entry.event.time_ns));
                 assert!(!happening.resynced);
+                self.check_creator(&entry, &happening);
                 if let (What::Exit { orphans, .. }, false) = (&happening.what, comparing) {
                     let orphans: Ids = orphans.iter().map(|orphan| orphan.id).collect();
                     self.check_orphans(&entry, &orphans);
@@ -502,6 +517,21 @@ impl Session {
                 self.note(&happening);
             }
         }
+    }
+
+    /// A dead creator is known by name as long as a child of it lives.
+    fn check_creator(&self, entry: &Entry, happening: &Happening) {
+        let is_early = entry.event.time_ns <= self.attached_at;
+        let is_known = self.announced.contains(&entry.event.process);
+        if is_early || !is_known || self.kernel.lost > 0 || happening.process.creator.is_none() {
+            return;
+        }
+        let creator = happening.creator.as_ref().expect("the process has one");
+        let is_member = creator.id.pid >= ROOT_PID && !self.unlinked.contains(&creator.id);
+        assert!(
+            creator.name.is_some() || !is_member,
+            "the name of {creator:?}"
+        );
     }
 
     /// The orphans of a death are the children that were alive when it was told. Of a death before
@@ -533,7 +563,7 @@ impl Session {
         self.watch.mark();
         self.compared.retain(|id| !self.gone.contains(id));
         let begin = self.kernel.members();
-        reading.iter().for_each(|op| self.kernel.step(op));
+        self.kernel.run(&reading);
         let end = self.kernel.members();
         // What comes or goes while the map is read may be found or not.
         let by_chance = |id: &ProcessId| (id.pid + self.kernel.lost as u32).is_multiple_of(2);
@@ -549,7 +579,7 @@ impl Session {
                 (proc.id, (Some(proc.describe()), death))
             })
             .collect();
-        after.iter().for_each(|op| self.kernel.step(op));
+        self.kernel.run(&after);
         self.apply_ring(true);
         let found = self
             .watch
@@ -606,6 +636,7 @@ impl Session {
                 let unknown = happening.process.creator.is_none()
                     && happening.resynced
                     && proc.life != Life::Alive;
+                self.unlinked.extend(unknown.then_some(id));
                 assert!(unknown || happening.process.creator == Some(proc.creator));
                 self.forks.insert(id);
             }
@@ -773,7 +804,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config(512))]
+    #![proptest_config(config(400))]
 
     #[test]
     fn without_loss_the_model_is_the_truth(history in history(false)) {
@@ -834,6 +865,9 @@ fn check_forest(forest: &Forest, records: &BTreeMap<ProcessId, Record>) {
     for root in records.keys().copied().chain([unknown]) {
         let above = creators(records, root);
         assert_eq!(forest.ancestors(&root), above);
+        let children = records.iter().filter(|(_, record)| record.creator == root);
+        let children: Vec<_> = children.map(|(id, _)| *id).collect();
+        assert_eq!(forest.children(&root), children);
         assert_eq!(forest.is_live(&root), alive(&root));
         let belongs = |id: &&ProcessId| {
             let first = creators(records, **id).last().copied().unwrap_or(**id);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use lifemon_tests::story::{self, is_about, processes, time};
-use lifemon_tests::{Actor, Pidfd, Process, Sandbox, Watching, actor, proc, wait_until};
+use lifemon_tests::{DEADLINE, Pidfd, Process, Sandbox, Watching, actor, proc, wait_until};
 use serde_json::{Value, json};
 
 /// What an `orphaned` event must say now that the new parent shows in `/proc`.
@@ -304,17 +304,16 @@ fn what_lives_beside_the_tree_is_not_told() {
     story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
 }
 
-/// Kept from going out of scope unnoticed: a tree is watched while its root is a zombie too.
 #[test]
 fn a_root_that_nobody_reaps_is_gone_all_the_same() {
     let sandbox = Sandbox::new();
-    let mut actor: Actor = actor!(sandbox, "pause");
+    let mut actor = actor!(sandbox, "pause");
     let root = actor.process();
     let watching = Watching::of(&actor);
     actor.close();
     let story = watching.until_extinct();
     story.assert_exactly(&[(root, "exit gone")]);
-    wait_until("a zombie", lifemon_tests::DEADLINE, || {
+    wait_until("a zombie", DEADLINE, || {
         proc::stat(root.pid).is_some_and(|stat| stat.state == 'Z')
     });
     assert_eq!(actor.wait().code(), Some(0));

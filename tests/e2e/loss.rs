@@ -249,12 +249,12 @@ fn processes_of_the_host() -> usize {
 }
 
 fn full_maps_are_said_and_what_fits_is_right(options: &[&str]) {
-    const CHILDREN: usize = 300;
+    const CHILDREN: usize = 1000;
     // The processes of other tests would take the room of this one's.
     let _alone = HostTracker::off();
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "fork-hold", CHILDREN);
-    let room = (processes_of_the_host() + 64).to_string();
+    let room = (processes_of_the_host() + 250).to_string();
     let mut stream = watch(&actor, &[&["--max-processes", &room], options].concat());
     actor.step();
     let children: BTreeSet<_> = actor.children("worker").into_iter().collect();
@@ -330,10 +330,10 @@ fn is_child(event: &Value, children: &BTreeSet<Process>) -> bool {
 fn a_tree_that_does_not_fit_is_told_at_once() {
     let _alone = HostTracker::off();
     let sandbox = Sandbox::new();
-    let mut actor = actor!(sandbox, "fork-hold", 200);
+    let mut actor = actor!(sandbox, "fork-hold", 1000);
     actor.step();
     let pid = actor.pid().to_string();
-    let room = (processes_of_the_host() - 100).to_string();
+    let room = (processes_of_the_host() - 500).to_string();
     let words = [
         "attach",
         &pid,
@@ -345,6 +345,10 @@ fn a_tree_that_does_not_fit_is_told_at_once() {
         "100ms",
     ];
     let run = Lifemon::find().run(words);
+    if run.code == Some(4) {
+        // Pids have wrapped, and the children were learnt before the root.
+        return assert!(run.stderr.contains("--max-processes"), "{run:?}");
+    }
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
     let first = run.stdout.lines().next().expect("a line");
     let attached: Value = serde_json::from_str(first).expect("JSON");

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Finished, Process, proc};
 
@@ -44,6 +44,12 @@ pub fn processes(array: &Value) -> Vec<Process> {
 #[must_use]
 pub fn process(value: &Value) -> Option<Process> {
     identity(value)
+}
+
+/// The `exit` object of a process that called exit.
+#[must_use]
+pub fn exited(code: i32) -> Value {
+    json!({"code": code, "signal": null, "core_dumped": false, "cause": "exited"})
 }
 
 impl Story {
@@ -143,11 +149,11 @@ impl Story {
             let cause = exit["exit"]["cause"].as_str().expect("a cause");
             *exits.entry(cause.to_owned()).or_default() += 1;
         }
-        assert_eq!(summary["exits"], serde_json::json!(exits));
+        assert_eq!(summary["exits"], json!(exits));
         if self.count("extinct") == 1 {
             assert_eq!(seen, self.count("exit"));
             assert_eq!(summary["alive"], 0, "{summary}");
-            assert_eq!(summary["orphans"], serde_json::json!([]), "{summary}");
+            assert_eq!(summary["orphans"], json!([]), "{summary}");
         }
     }
 
@@ -266,8 +272,6 @@ pub fn time(event: &Value) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn finished(events: &[Value]) -> Finished {

@@ -92,6 +92,18 @@ impl Watching {
         assert_eq!(event, None, "an event of nothing");
     }
 
+    /// Lets the actor exit with 0 and waits for lifemon's own end, as [`Watching::until_extinct`].
+    ///
+    /// # Panics
+    /// When the actor ends otherwise, and as there.
+    #[must_use]
+    #[track_caller]
+    pub fn end_of(self, mut actor: Actor) -> Story {
+        actor.close();
+        assert_eq!(actor.wait().code(), Some(0));
+        self.until_extinct()
+    }
+
     /// Waits for the end that comes by itself when the tree is extinct.
     ///
     /// # Panics

@@ -125,7 +125,7 @@ fn create(
     let verifier = if options.debug {
         VerifierLogLevel::default()
     } else {
-        VerifierLogLevel::DISABLE
+        VerifierLogLevel::STATS
     };
     let alive = if layout.has_group_dead == 0 {
         options.max_processes
