@@ -32,8 +32,14 @@ fn compare(watcher: &mut Watcher, what: &str, rounds: u32, bytes: usize) {
         ours.push(by_lifemon(watcher, bytes));
         pidfd.push(by_pidfd(bytes));
     }
-    println!("SIGKILL to known, {what}, lifemon's JSON: {}", ours.line("us"));
-    println!("SIGKILL to known, {what}, pidfd + epoll:  {}", pidfd.line("us"));
+    println!(
+        "SIGKILL to known, {what}, lifemon's JSON: {}",
+        ours.line("us")
+    );
+    println!(
+        "SIGKILL to known, {what}, pidfd + epoll:  {}",
+        pidfd.line("us")
+    );
     println!(
         "SIGKILL to known, {what}, ratio: p50 {:.3}, p99 {:.3}",
         ours.at(0.5) / pidfd.at(0.5),
@@ -68,7 +74,10 @@ impl Watcher {
         let mut line = String::new();
         loop {
             line.clear();
-            assert!(self.out.read_line(&mut line).expect("lifemon's output") > 0, "lifemon ended");
+            assert!(
+                self.out.read_line(&mut line).expect("lifemon's output") > 0,
+                "lifemon ended"
+            );
             if line.contains(&event) && about.as_ref().is_none_or(|about| line.contains(about)) {
                 return;
             }
@@ -120,11 +129,15 @@ fn by_pidfd(bytes: usize) -> f64 {
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let epoll = Epoll::new(EpollCreateFlags::empty()).expect("epoll");
     let token = u64::from(fd.as_raw_fd().cast_unsigned());
-    epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).expect("epoll add");
+    epoll
+        .add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, token))
+        .expect("epoll add");
     let start = Instant::now();
     kill(worker, Signal::SIGKILL).expect("kill");
     let mut events = [EpollEvent::empty()];
-    epoll.wait(&mut events, EpollTimeout::NONE).expect("epoll wait");
+    epoll
+        .wait(&mut events, EpollTimeout::NONE)
+        .expect("epoll wait");
     let us = start.elapsed().as_secs_f64() * 1e6;
     let _ = waitpid(worker, None);
     us

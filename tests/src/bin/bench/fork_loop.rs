@@ -58,7 +58,10 @@ pub(super) fn measure() {
         tracked.push(ns[0] / ns[1]);
         watched.push(ns[0] / ns[2]);
     }
-    println!("fork+exit+wait, nothing attached: {}", turn_us.line("us a turn"));
+    println!(
+        "fork+exit+wait, nothing attached: {}",
+        turn_us.line("us a turn")
+    );
     for (what, figures) in [("tracker on, not watched", tracked), ("watched", watched)] {
         println!(
             "fork+exit+wait, {what}: speed {:.3} of that with nothing attached (median; lowest {:.3}, highest {:.3}, n {ROUNDS}, {FORKS} turns each)",
@@ -83,7 +86,12 @@ fn time(mode: Mode) -> f64 {
     let mut line = String::new();
     out.read_line(&mut line).expect("ready");
     let watcher = (mode == Mode::Watched).then(|| watch(child.id()));
-    child.stdin.take().expect("piped").write_all(b"go\n").expect("go");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(b"go\n")
+        .expect("go");
     line.clear();
     out.read_line(&mut line).expect("a time");
     let _ = child.wait();

@@ -58,8 +58,14 @@ fn lifemon() -> Command {
 
 /// Switches the host's tracker, quietly.
 fn track(action: &str) {
-    let status = lifemon().args(["track", action]).stdout(Stdio::null()).status();
-    assert!(status.is_ok_and(|status| status.success()), "track {action} failed");
+    let status = lifemon()
+        .args(["track", action])
+        .stdout(Stdio::null())
+        .status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "track {action} failed"
+    );
 }
 
 /// The host's tracker, on until this is dropped.

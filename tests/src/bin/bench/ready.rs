@@ -28,10 +28,22 @@ pub(super) fn measure() {
     }
     let _ = sleeper.kill();
     let _ = sleeper.wait();
-    println!("attach: start to snapshot printed, tracker off: {}", off.line("ms"));
-    println!("attach: start to snapshot printed, tracker on:  {}", on.line("ms"));
-    println!("attach: resident while it watches, tracker off: {}", off_kib.line("KiB"));
-    println!("attach: resident while it watches, tracker on:  {}", on_kib.line("KiB"));
+    println!(
+        "attach: start to snapshot printed, tracker off: {}",
+        off.line("ms")
+    );
+    println!(
+        "attach: start to snapshot printed, tracker on:  {}",
+        on.line("ms")
+    );
+    println!(
+        "attach: resident while it watches, tracker off: {}",
+        off_kib.line("KiB")
+    );
+    println!(
+        "attach: resident while it watches, tracker on:  {}",
+        on_kib.line("KiB")
+    );
 }
 
 /// Attaches once: time to the snapshot in ms, resident memory then in KiB.
@@ -61,6 +73,12 @@ pub(super) fn end(child: &mut Child) {
 
 fn resident_kib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse().unwrap_or(f64::NAN)
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap_or_default();
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap_or(f64::NAN)
 }
