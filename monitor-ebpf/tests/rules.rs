@@ -180,23 +180,19 @@ impl Store {
         result
     }
 
-    /// What the sweep of the next command does: again while there is something to do.
-    fn sweep_all(&self) {
-        let left = |records: &Records| {
-            let idle = |link: &Link| link.state == DEAD && link.references == 0;
-            records
-                .iter()
-                .filter(|(_, link)| idle(link))
-                .map(|(id, _)| *id)
-                .collect::<Vec<_>>()
-        };
+    /// What the sweeps of the next commands do, until nothing is left to do; how many runs.
+    fn sweep_all(&self) -> usize {
+        let mut runs = 0;
         loop {
-            let found = left(&self.records());
+            let records = self.records();
+            let idle = |link: &Link| link.state == DEAD && link.references == 0;
+            let found: Vec<_> = records.iter().filter(|(_, link)| idle(link)).collect();
             if found.is_empty() {
-                return;
+                return runs;
             }
-            for id in found {
-                self.run(None, &|| {}, |caller| rules::sweep(caller, &id));
+            for (id, _) in found {
+                self.run(None, &|| {}, |caller| rules::sweep(caller, id));
+                runs += 1;
             }
         }
     }
@@ -670,7 +666,13 @@ fn what_an_overrun_leaves_is_found_by_the_sweep() {
     for ghosts in [RELEASE_STEPS, RELEASE_STEPS + 1, 3 * RELEASE_STEPS, 1_000] {
         let host = release_of(ghosts as usize);
         assert_eq!(*locked(&host.store.overruns), 1);
-        host.store.sweep_all();
+        let left = ghosts + 1 - RELEASE_STEPS;
+        assert_eq!(host.store.records().len(), left as usize);
+        let runs = host.store.sweep_all();
+        assert!(
+            runs <= left.div_ceil(RELEASE_STEPS) as usize,
+            "{runs} sweeps"
+        );
         assert_eq!(host.store.records(), Records::new(), "{ghosts} ghosts");
     }
 }

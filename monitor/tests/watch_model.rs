@@ -527,7 +527,8 @@ impl Session {
             return;
         }
         let creator = happening.creator.as_ref().expect("the process has one");
-        let is_member = creator.id.pid >= ROOT_PID && !self.unlinked.contains(&creator.id);
+        let is_member =
+            self.announced.contains(&creator.id) && !self.unlinked.contains(&creator.id);
         assert!(
             creator.name.is_some() || !is_member,
             "the name of {creator:?}"
@@ -600,27 +601,22 @@ impl Session {
     /// Whoever lives is named, and nobody who had died before the creator. With losses while it was
     /// compared the next comparison has to find the rest.
     fn check_compared_orphans(&self, id: ProcessId, orphans: &Ids) {
-        let died_at = self
-            .kernel
-            .get(id)
-            .died_at
-            .expect("a comparison found a living one dead");
+        let died_at = self.kernel.get(id).died_at;
+        let died_at = died_at.expect("a comparison found a living one dead");
+        if !self.is_clean() {
+            return;
+        }
         let outlived = |child: &&Proc| {
             child.life == Life::Dying || child.died_at.is_none_or(|at| at > died_at)
         };
-        let possible: Ids = self
-            .kernel
-            .children(id)
-            .filter(outlived)
-            .map(|child| child.id)
-            .collect();
-        assert!(
-            orphans.is_subset(&possible),
-            "{id:?}: {orphans:?} had died before"
-        );
+        let possible = self.kernel.children(id).filter(outlived);
+        let possible: Ids = possible.map(|child| child.id).collect();
+        assert!(orphans.is_subset(&possible), "{id:?}: {orphans:?} had died");
         let sure = self.kernel.children_in(id, &[Life::Alive]);
-        let all = orphans.is_superset(&sure) || !self.is_clean();
-        assert!(all, "{id:?}: orphans {orphans:?}, not {sure:?}");
+        assert!(
+            orphans.is_superset(&sure),
+            "{id:?}: {orphans:?}, not {sure:?}"
+        );
     }
 
     fn note(&mut self, happening: &Happening) {

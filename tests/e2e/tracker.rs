@@ -222,6 +222,36 @@ fn another_version_is_replaced() {
     tracker.before().assert_nothing_since();
 }
 
+/// Directories of another version, removed at the end whatever lifemon has done with them.
+struct Directories(Vec<PathBuf>);
+
+impl Drop for Directories {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            _ = fs::remove_dir(path);
+        }
+    }
+}
+
+#[test]
+fn another_version_may_be_laid_out_otherwise() {
+    let tracker = HostTracker::on(&[]);
+    let root = Path::new(BPF_FS).join("lifemon");
+    let paths = ["v999", "v999/maps", "v999/maps/deeper"].map(|path| root.join(path));
+    let directories = Directories(paths.into());
+    let make = || {
+        for path in &directories.0 {
+            fs::create_dir(path).expect("a directory");
+        }
+    };
+    make();
+    let on = tracker.switch_on(&[]);
+    assert_eq!(on["removed"], serde_json::json!(["v999"]), "{on}");
+    make();
+    tracker.switch_off();
+    tracker.before().assert_nothing_since();
+}
+
 #[test]
 fn a_loader_killed_at_any_moment_leaves_nothing_that_stays() {
     const ROUNDS: u32 = 20;

@@ -90,9 +90,9 @@ impl Tracker {
         let owner = self.own_id()?;
         let slot = self.free_slot().ok_or(Error::NoSlot)?;
         let ring = create_ring(options.ring_bytes)?;
-        sys::update(self.roots.as_fd(), &root, &1_u64).map_err(Error::Map)?;
         let mut taken = Err(Error::NoLayer);
         for layer in 0..limits::LAYERS {
+            sys::update(self.roots.as_fd(), &root, &1_u64).map_err(Error::Map)?;
             let generation = self.take(slot, layer, root, owner);
             let ring_fd = ring.as_fd().as_raw_fd().cast_unsigned();
             // Waits until all running programs have ended: from here on every hook knows the slot,
