@@ -2,9 +2,7 @@
 //! that timers and I/O send all the time.
 
 use aya_ebpf::{
-    bindings::BPF_ANY,
-    helpers::{bpf_get_current_comm, bpf_get_current_task_btf},
-    macros::btf_tracepoint,
+    bindings::BPF_ANY, helpers::bpf_get_current_task_btf, macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::debug;
@@ -82,7 +80,8 @@ fn fact(signal: u32, info: usize) -> SignalFact {
     let sender = Task::new(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
     SignalFact {
         sender: sender.process(),
-        sender_name: bpf_get_current_comm().unwrap_or_default(),
+        // The name of the process; the sending thread may have another.
+        sender_name: sender.leader().name(),
         signal,
         flags: SENDER_KNOWN,
     }

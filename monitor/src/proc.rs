@@ -72,6 +72,13 @@ pub fn is_same(id: ProcessId) -> bool {
     stat(id.pid).is_some_and(|stat| stat.start_ticks == id.start_ns / tick_ns())
 }
 
+/// The present parent of this very process.
+#[must_use]
+pub fn parent(id: ProcessId) -> Option<u32> {
+    let stat = stat(id.pid)?;
+    (stat.start_ticks == id.start_ns / tick_ns()).then_some(stat.parent)
+}
+
 /// What a pid is that has no record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -509,7 +509,14 @@ fn describe(
             |record| Process::of_record(*id, record),
         )
     };
-    let mut wanted: std::collections::HashSet<_> = members.iter().copied().collect();
+    // A member that has died since the members were read, and left no ghost, has no record any more:
+    // its events are in the ring. Where the lineage map is full there never was one.
+    let is_full = watcher.tracker().host_counters().lost_records > 0;
+    let mut wanted: std::collections::HashSet<_> = members
+        .iter()
+        .copied()
+        .filter(|id| is_full || forest.record(id).is_some())
+        .collect();
     let order = forest.tree(root);
     let mut living: Vec<_> = order
         .iter()

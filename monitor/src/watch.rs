@@ -241,14 +241,28 @@ impl Watch {
                     self.enter(Process::of_event(event));
                 }
                 let seen = Process::of_event(event);
+                self.complete(&seen);
                 self.died(at, event.process, seen.name, Some(Death::of_event(event)))
             }
             _ => None,
         }
     }
 
+    /// Completes a member of which the snapshot knew the identity alone.
+    fn complete(&mut self, seen: &Process) {
+        let Some(node) = self.alive.get_mut(&seen.id) else {
+            return;
+        };
+        if node.process.creator.is_some() || node.process.uid.is_some() {
+            return;
+        }
+        node.process = seen.clone();
+        self.adopt(seen.id, seen.creator);
+    }
+
     /// A member was created, unless it is known or known to be dead.
     fn born(&mut self, at_ns: Option<u64>, process: Process) -> Option<Happening> {
+        self.complete(&process);
         if self.alive.contains_key(&process.id) || self.reported.contains(&process.id) {
             return None;
         }

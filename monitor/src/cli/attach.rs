@@ -183,7 +183,7 @@ impl Printer {
 /// The parent that `/proc` shows for an orphan, which is the new one: its creator is gone.
 fn parent_of_orphan(happening: &Happening) -> Option<u32> {
     match happening.what {
-        What::Orphaned { .. } => proc::stat(happening.process.id.pid).map(|stat| stat.parent),
+        What::Orphaned { .. } => proc::parent(happening.process.id),
         _ => None,
     }
 }

@@ -1,0 +1,257 @@
+//! Reads what a guest printed: its sections, and what libtest and the doctor said in them. Pure.
+
+use serde_json::Value;
+
+use crate::libtest::Counts;
+
+const MARK: &str = "@@vmtest ";
+
+/// One command that the guest ran.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Section {
+    /// As the plan calls it.
+    pub(super) name: String,
+    /// What it printed.
+    pub(super) lines: Vec<String>,
+    /// Its exit code; absent when the guest ended first.
+    pub(super) code: Option<i32>,
+}
+
+/// Everything of a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Console {
+    /// What `uname -r` says.
+    pub(super) release: Option<String>,
+    /// In the order in which they ran.
+    pub(super) sections: Vec<Section>,
+    /// Whether the plan was carried out to its end.
+    pub(super) is_done: bool,
+    /// Why the kernel died, when it did.
+    pub(super) panic: Option<String>,
+}
+
+impl Console {
+    /// Takes the next line. Returns the section that it closes.
+    pub(super) fn line(&mut self, line: &str) -> Option<&Section> {
+        if let Some(mark) = line.strip_prefix(MARK) {
+            return self.mark(mark);
+        }
+        if line.contains("Kernel panic - ") && self.panic.is_none() {
+            self.panic = Some(line.to_owned());
+        }
+        if let Some(section) = self.sections.last_mut().filter(|last| last.code.is_none()) {
+            section.lines.push(line.to_owned());
+        }
+        None
+    }
+
+    fn mark(&mut self, mark: &str) -> Option<&Section> {
+        let words: Vec<&str> = mark.split(' ').collect();
+        match words[..] {
+            ["kernel", release] => self.release = Some(release.to_owned()),
+            ["begin", name] => self.sections.push(Section {
+                name: name.to_owned(),
+                ..Section::default()
+            }),
+            ["end", name, code] => {
+                let section = self.sections.last_mut()?;
+                if section.name == name {
+                    section.code = code.parse().ok();
+                    return Some(section);
+                }
+            }
+            ["done"] => self.is_done = true,
+            _ => {}
+        }
+        None
+    }
+
+    /// The section of this name.
+    pub(super) fn section(&self, name: &str) -> Option<&Section> {
+        self.sections.iter().find(|section| section.name == name)
+    }
+}
+
+/// What one test executable said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tests {
+    /// How many tests ended how.
+    pub(super) counts: Counts,
+    /// Each failed test, and the first line of why.
+    pub(super) failed: Vec<(String, String)>,
+    /// Each test that could not be done there, and why.
+    pub(super) skipped: Vec<(String, String)>,
+}
+
+impl Tests {
+    /// Reads a section of a test executable. One that ended without a verdict has failed.
+    pub(super) fn read(section: &Section) -> Self {
+        let mut tests = Self::default();
+        let verdict = section.lines.iter().find_map(|line| Counts::parse(line));
+        let mut of: Option<&str> = None;
+        let mut is_panic = false;
+        for line in &section.lines {
+            let title = line.strip_prefix("---- ").and_then(|rest| rest.split_once(" std"));
+            if let Some((name, _)) = title {
+                of = Some(name);
+            } else if let Some((name, reason)) = of.zip(line.strip_prefix("skipped: ")) {
+                tests.skipped.push((name.to_owned(), reason.to_owned()));
+            } else if let Some(name) = of.filter(|_| is_panic) {
+                tests.failed.push((name.to_owned(), line.clone()));
+                of = None;
+            }
+            is_panic = line.starts_with("thread '") && line.contains(" panicked at ");
+            tests.count_one(line);
+        }
+        if let Some(counts) = verdict {
+            tests.counts = counts;
+        }
+        // The verdict may be there and the end not, and the other way round.
+        if section.code != Some(0) && tests.counts.failed == 0 {
+            tests.counts.failed = 1;
+            tests.failed.push((section.name.clone(), stopped(section)));
+        }
+        // What is skipped is not passed.
+        let skipped = u64::try_from(tests.skipped.len()).unwrap_or_default();
+        tests.counts.passed = tests.counts.passed.saturating_sub(skipped);
+        tests
+    }
+
+    /// For an executable that did not live to count itself.
+    fn count_one(&mut self, line: &str) {
+        if line.starts_with("test ") && line.ends_with(" ... ok") {
+            self.counts.passed += 1;
+        } else if line.starts_with("test ") && line.ends_with(" ... FAILED") {
+            self.counts.failed += 1;
+        }
+    }
+}
+
+/// Why a section without a verdict has none.
+fn stopped(section: &Section) -> String {
+    let how = match section.code {
+        Some(137) => "ended at its time limit".to_owned(),
+        Some(code) => format!("ended with code {code}"),
+        None => "the guest ended first".to_owned(),
+    };
+    let last = section.lines.iter().rev().find(|line| !line.trim().is_empty());
+    last.map_or(how.clone(), |last| format!("{how}, after `{}`", last.trim()))
+}
+
+/// One check of `lifemon doctor`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Check {
+    /// What was looked at.
+    pub(super) name: String,
+    /// `ok`, `degraded`, `failed` or `skipped`.
+    pub(super) state: String,
+    /// What was found.
+    pub(super) detail: String,
+}
+
+/// The checks in the doctor's section.
+pub(super) fn checks(section: &Section) -> Vec<Check> {
+    let text = section.lines.join("\n");
+    let report: Value = serde_json::from_str(text.trim()).unwrap_or_default();
+    let checks = report["checks"].as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    checks
+        .map(|check| Check {
+            name: text(&check["name"]),
+            state: text(&check["state"]),
+            detail: text(&check["detail"]),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(text: &str) -> Console {
+        let mut console = Console::default();
+        for line in text.lines() {
+            console.line(line);
+        }
+        console
+    }
+
+    fn section(text: &str, code: Option<i32>) -> Section {
+        Section {
+            name: "test-deaths".to_owned(),
+            lines: text.lines().map(str::to_owned).collect(),
+            code,
+        }
+    }
+
+    #[test]
+    fn sections_have_their_lines_and_codes() {
+        let console = console(
+            "BIOS\n@@vmtest kernel 6.1.0\n@@vmtest begin doctor\n{}\n@@vmtest end doctor 0\n\
+             between\n@@vmtest begin test-a\nrunning\n",
+        );
+        assert_eq!(console.release.as_deref(), Some("6.1.0"));
+        let doctor = console.section("doctor").expect("there");
+        assert_eq!((&doctor.lines[..], doctor.code), (&["{}".to_owned()][..], Some(0)));
+        let test = console.section("test-a").expect("there");
+        assert_eq!((&test.lines[..], test.code), (&["running".to_owned()][..], None));
+        assert!(!console.is_done);
+    }
+
+    #[test]
+    fn a_dead_kernel_says_why() {
+        let console = console("[ 4.7] Kernel panic - not syncing: Fatal exception\n@@vmtest done");
+        assert!(console.panic.is_some_and(|line| line.ends_with("Fatal exception")));
+        assert!(console.is_done);
+    }
+
+    #[test]
+    fn failures_and_skips_are_named_with_their_reasons() {
+        let text = "\
+running 3 tests
+test a ... ok
+test b ... FAILED
+test c ... ok
+
+successes:
+
+---- c stdout ----
+skipped: no io_uring
+
+failures:
+
+---- b stdout ----
+
+thread 'b' (12) panicked at tests/e2e/deaths.rs:7:5:
+no exit came
+note: run with `RUST_BACKTRACE=1`
+
+failures:
+    b
+
+test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s";
+        let tests = Tests::read(&section(text, Some(101)));
+        assert_eq!(tests.failed, [("b".to_owned(), "no exit came".to_owned())]);
+        assert_eq!(tests.skipped, [("c".to_owned(), "no io_uring".to_owned())]);
+        assert_eq!(tests.counts.to_string(), "1 passed, 1 failed");
+    }
+
+    #[test]
+    fn one_that_hung_has_failed_and_what_passed_before_counts() {
+        let text = "running 3 tests\ntest a ... ok\ntest b ... ";
+        let tests = Tests::read(&section(text, Some(137)));
+        assert_eq!(tests.counts.to_string(), "1 passed, 1 failed");
+        let (_, reason) = &tests.failed[0];
+        assert_eq!(reason, "ended at its time limit, after `test b ...`");
+        let tests = Tests::read(&section(text, None));
+        assert!(tests.failed[0].1.starts_with("the guest ended first"));
+    }
+
+    #[test]
+    fn the_doctor_is_read() {
+        let text = r#"{"checks":[{"name":"exit event","state":"degraded","detail":"late"}]}"#;
+        let checks = checks(&section(text, Some(0)));
+        assert_eq!((checks[0].name.as_str(), checks[0].state.as_str()), ("exit event", "degraded"));
+        assert_eq!(super::checks(&section("garbage", Some(3))), []);
+    }
+}

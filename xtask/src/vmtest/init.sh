@@ -1,0 +1,39 @@
+#!/bin/sh
+# The first process of a guest: makes it a system, does what /plan says, and switches it off.
+# What it prints between its markers is read by console.rs.
+
+export PATH=/bin:/usr/bin HOME=/ TERM=dumb NO_COLOR=1
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /tmp
+mount -t securityfs securityfs /sys/kernel/security
+# The BPF file system is left out: lifemon mounts it where it is missing.
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+echo '+pids +memory' > /sys/fs/cgroup/cgroup.subtree_control
+hostname guest
+ip link set lo up
+
+# A new line first: what ran before may have been stopped in the middle of one.
+mark() {
+    printf '\n@@vmtest %s\n' "$*"
+}
+
+# section NAME SECONDS PROGRAM [ARGUMENT...]
+section() {
+    name=$1 seconds=$2
+    shift 2
+    mark "begin $name"
+    timeout -s KILL "$seconds" "$@" < /dev/null 2>&1
+    mark "end $name $?"
+}
+
+mark "kernel $(uname -r)"
+. /plan
+section complaints 10 sh -c "dmesg | grep -E 'WARNING:|BUG:|Oops|blocked for more|lockup|rcu.*stall'"
+mark done
+poweroff -f

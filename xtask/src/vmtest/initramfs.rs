@@ -1,0 +1,190 @@
+//! What a guest consists of: busybox, lifemon, the actors and the end-to-end tests, each at the
+//! path that it has here (the tests know the actors by it), the libraries they need, and the plan.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::cpio::Archive;
+use super::kernels::Expected;
+use crate::build::Executable;
+use crate::command::output;
+
+const INIT: &str = include_str!("init.sh");
+const INSTALL: &str = include_str!("install.sh");
+
+/// How long one of the short commands may take in a guest.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// What travels into every guest.
+#[derive(Debug)]
+pub(super) struct Load {
+    /// A static busybox.
+    pub(super) busybox: PathBuf,
+    /// The release build.
+    pub(super) lifemon: PathBuf,
+    /// The program with all behaviours.
+    pub(super) actor: PathBuf,
+    /// The end-to-end tests.
+    pub(super) tests: Vec<Executable>,
+}
+
+/// How the tests are run.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    /// Loads are divided by this.
+    pub(super) scale: u32,
+    /// For each test executable.
+    pub(super) limit: Duration,
+    /// Arguments for every test executable.
+    pub(super) args: Vec<String>,
+}
+
+/// The file system of a guest, as an archive.
+pub(super) fn build(load: &Load, run: &Run, expected: Expected) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for directory in ["/proc", "/sys", "/dev", "/tmp"] {
+        archive.directory(Path::new(directory));
+    }
+    archive.file(Path::new("/init"), 0o755, INIT.as_bytes());
+    let plan = plan(load, run, expected);
+    archive.file(Path::new("/plan"), 0o644, plan.as_bytes());
+    archive.file(Path::new("/bin/install"), 0o755, INSTALL.as_bytes());
+    let busybox = Path::new("/bin/busybox");
+    archive.copy(busybox, &load.busybox)?;
+    for applet in applets(&load.busybox)? {
+        archive.link(&Path::new("/bin").join(applet), "busybox");
+    }
+    let tests = load.tests.iter().map(|test| &test.path);
+    let programs: Vec<&PathBuf> = [&load.lifemon, &load.actor].into_iter().chain(tests).collect();
+    for program in &programs {
+        archive.copy(program, program)?;
+    }
+    for library in libraries(&programs)? {
+        archive.copy(&library, &library)?;
+    }
+    for test in &load.tests {
+        archive.directory(&test.package_dir);
+    }
+    Ok(archive.finish())
+}
+
+/// The names that busybox answers to, without its own.
+fn applets(busybox: &Path) -> Result<Vec<String>> {
+    let list = output(Command::new(busybox).arg("--list")).context("busybox does not run here")?;
+    let names = list.lines().filter(|name| *name != "busybox");
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// Every shared library that one of the programs needs, the loader included.
+fn libraries(programs: &[&PathBuf]) -> Result<BTreeSet<PathBuf>> {
+    let mut libraries = BTreeSet::new();
+    for program in programs {
+        let list = output(Command::new("ldd").arg(program))
+            .with_context(|| format!("ldd cannot read {}", program.display()))?;
+        libraries.extend(needed(&list));
+    }
+    Ok(libraries)
+}
+
+/// The paths in what ldd prints: `name => /path (address)` or `/path (address)`.
+fn needed(list: &str) -> impl Iterator<Item = PathBuf> {
+    let words = list.split_whitespace();
+    words.filter(|word| word.starts_with('/')).map(PathBuf::from)
+}
+
+/// A shell script: the sections in order.
+fn plan(load: &Load, run: &Run, expected: Expected) -> String {
+    let lifemon = quoted(&load.lifemon.to_string_lossy());
+    let seconds = COMMAND_LIMIT.as_secs();
+    let mut plan = format!(
+        "export LIFEMON_BIN={lifemon} LIFEMON_TEST_SCALE={}\n\
+         section doctor {seconds} {lifemon} doctor -o json\n",
+        run.scale
+    );
+    match expected {
+        Expected::Refuses => {
+            plan.push_str(&format!("section refusal {seconds} {lifemon} attach 1\n"));
+        }
+        Expected::Works => {
+            for test in &load.tests {
+                plan.push_str(&test_section(test, run));
+            }
+        }
+    }
+    plan
+}
+
+/// One test executable, where cargo would run it. All its output is wanted: reasons of skipped
+/// tests are in that of passed ones.
+fn test_section(test: &Executable, run: &Run) -> String {
+    let directory = quoted(&test.package_dir.to_string_lossy());
+    let mut line = format!(
+        "cd {directory}\nexport CARGO_MANIFEST_DIR={directory}\n\
+         section test-{} {} {} --show-output --color never",
+        test.name,
+        run.limit.as_secs(),
+        quoted(&test.path.to_string_lossy()),
+    );
+    for arg in &run.args {
+        line.push(' ');
+        line.push_str(&quoted(arg));
+    }
+    line.push('\n');
+    line
+}
+
+/// As one word for a shell, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_read_from_ldd() {
+        let list = "\tlinux-vdso.so.1 (0x00007f)\n\tlibc.so.6 => /lib/libc.so.6 (0x00007f)\n\
+                    \t/lib64/ld.so.2 (0x00007f)\n";
+        let expected = ["/lib/libc.so.6", "/lib64/ld.so.2"].map(PathBuf::from);
+        assert!(needed(list).eq(expected));
+    }
+
+    #[test]
+    fn words_survive_the_shell() {
+        let word = "it's a `$HOME` \"word\"";
+        let mut shell = Command::new("sh");
+        let printed = output(shell.arg("-c").arg(format!("printf %s {}", quoted(word))));
+        assert_eq!(printed.as_deref(), Some(word));
+    }
+
+    #[test]
+    fn a_kernel_to_be_refused_gets_no_tests() {
+        let load = Load {
+            busybox: "/busybox".into(),
+            lifemon: "/lifemon".into(),
+            actor: "/actor".into(),
+            tests: vec![Executable {
+                name: "deaths".to_owned(),
+                path: "/deaths-1".into(),
+                package_dir: "/tests".into(),
+                is_test: true,
+            }],
+        };
+        let run = Run {
+            scale: 10,
+            limit: Duration::from_secs(9),
+            args: vec!["orphans".to_owned()],
+        };
+        let plan = |expected| super::plan(&load, &run, expected);
+        assert!(plan(Expected::Refuses).contains("section refusal 60 '/lifemon' attach 1"));
+        assert!(!plan(Expected::Refuses).contains("test-"));
+        let works = plan(Expected::Works);
+        let section = "section test-deaths 9 '/deaths-1' --show-output --color never 'orphans'";
+        assert!(works.contains(section), "{works}");
+    }
+}
