@@ -42,8 +42,8 @@ pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
     event.uid = record.uid;
     event.ns_pid = record.ns_pid;
     event.cgroup_id = record.cgroup_id;
-    lineage::insert_child(&creator, &process, record);
-    members::inherit(&creator, &process, event);
+    let is_followed = lineage::insert_child(&creator, &process, record);
+    members::inherit(&creator, &process, event, is_followed);
     debug!(&ctx, "fork {} -> {}", creator.pid, process.pid);
     0
 }

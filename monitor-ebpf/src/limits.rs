@@ -30,9 +30,11 @@ pub const RING_BYTES: u32 = 1 << 20;
 /// fork-and-exit generations keeps a bounded number of ghosts.
 pub const GHOSTS_IN_A_ROW: u32 = 8;
 
-/// Ghosts that one death may splice out. It adds at most one to a chain, so a chain that grew from
-/// its end upwards is brought down by later deaths. More would cost every start of a tracker: the
-/// verifier walks through each step.
+/// Ghosts that one death may splice out. A chain that grows by one ghost for each death stays short.
+/// A line of processes that dies from its end upwards adds more ghosts than the one death that can
+/// see them takes away: who does that over and over below one descendant can make ghosts outgrow
+/// the living, up to the size of the map, and what does not fit then is counted as lost. More steps
+/// would cost every start of a tracker: the verifier walks through each of them.
 pub const SPLICES: u32 = 4;
 
 /// Records that one death may remove, itself and the ghosts that nobody needs any more. What is

@@ -106,31 +106,37 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
 }
 
 /// Inserts the record of a process that `creator` is creating at this moment, in its context and
-/// before the child can run (I1).
+/// before the child can run (I1). Whether the death of the child will be seen.
 #[inline(never)]
-pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mut Record) {
+pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mut Record) -> bool {
     // SAFETY: the creator is alive (it is in fork), so its record cannot vanish.
     let held = LINEAGE
         .get_ptr_mut(creator)
         .map(|record| unsafe { atomic::increment(&raw mut (*record).references) })
         .is_some();
     record.holds_creator = u32::from(held);
-    if insert(process, record).is_err() && held {
+    let inserted = insert(process, record);
+    if inserted.is_err() && held {
         // It did not fit, or the seed pass has seen the child already.
         Map.unreference(creator);
     }
+    HAS_GROUP_DEAD.load() != 0 || matches!(inserted, Ok(()) | Err(EEXIST))
 }
 
-/// Inserts a record unless there is one; counts it when it does not fit.
+/// Inserts a record unless there is one; counts it when it does not fit. Where the living are kept
+/// in a set of their own, a process that does not fit there gets no record either: its death would
+/// not be seen.
 #[inline(always)]
 pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
-    let inserted = LINEAGE.insert(process, record, u64::from(BPF_NOEXIST));
-    let entered = if HAS_GROUP_DEAD.load() == 0 {
-        ALIVE.insert(process, 1, u64::from(BPF_ANY))
-    } else {
-        Ok(())
-    };
-    let failed = matches!(inserted, Err(code) if code != EEXIST) || entered.is_err();
+    let mut inserted = LINEAGE.insert(process, record, u64::from(BPF_NOEXIST));
+    if HAS_GROUP_DEAD.load() == 0
+        && inserted.is_ok()
+        && let Err(code) = ALIVE.insert(process, 1, u64::from(BPF_ANY))
+    {
+        LINEAGE.remove(process).ok();
+        inserted = Err(code);
+    }
+    let failed = matches!(inserted, Err(code) if code != EEXIST);
     if let (true, Some(all)) = (failed, tree(0)) {
         // SAFETY: an array element is always there.
         unsafe { atomic::increment(&raw mut (*all).lost_records) };

@@ -126,10 +126,21 @@ fn for_each(process: &ProcessId, mut each: impl FnMut(u32, Membership, *mut Tree
     }
 }
 
-/// A member has created a process: that one is a member of the same trees.
+/// A member has created a process: that one is a member of the same trees. One whose death would
+/// not be seen is counted as lost instead: it would keep the tree alive for ever.
 #[inline(never)]
-pub(crate) fn inherit(creator: &ProcessId, process: &ProcessId, event: &mut Event) {
+pub(crate) fn inherit(
+    creator: &ProcessId,
+    process: &ProcessId,
+    event: &mut Event,
+    is_followed: bool,
+) {
     for_each(creator, |layer, membership, tree| {
+        if !is_followed {
+            // SAFETY: an array element is always there.
+            unsafe { atomic::increment(&raw mut (*tree).lost_members) };
+            return;
+        }
         // The label pass may have been here before; the event is this hook's all the same.
         join(process, layer, membership);
         // SAFETY: an array element is always there.

@@ -178,7 +178,10 @@ fn add(pass: &mut Pass, task: Task, process: &ProcessId, wanted: Membership) {
         }
         Joined::Before => match members::membership(process, pass.layer) {
             Some(found) if found != wanted => pass.conflicts += 1,
-            _ => {}
+            Some(_) => {}
+            // A stale entry in its place, or it has just died.
+            None if task.live_threads() != 0 => pass.unsettled += 1,
+            None => {}
         },
         Joined::Full => pass.failed += 1,
     }

@@ -121,7 +121,10 @@ pub fn release<L: Lineage>(lineage: &L, id: &ProcessId) {
             None => return,
         }
     }
-    lineage.overrun();
+    // The last removed one still counts here: without this drop no sweep would find what is left.
+    if lineage.unreference(&at) == Some(0) {
+        lineage.overrun();
+    }
 }
 
 /// Removes a record that is dead and without references, and releases its creator: for what was

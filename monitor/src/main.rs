@@ -6,7 +6,10 @@ use clap::Parser as _;
 use lifemon::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::refuse_usage(&error),
+    };
     cli::start_logging(cli.verbose);
     match cli::run(&cli) {
         Ok(code) => code.into(),

@@ -113,6 +113,8 @@ pub enum Update {
         count: u64,
         /// Whether the comparison with the kernel's map has made it good.
         recovered: bool,
+        /// Whether answers are complete from here on.
+        complete: bool,
     },
     /// No member can run again. The last `gone` may follow.
     Extinct,
@@ -385,10 +387,12 @@ impl Session {
         } else if !self.standing.contains(&loss) {
             self.standing.push(loss);
         }
+        let complete = self.standing.is_empty();
         self.ready.push(Update::Lost {
             loss,
             count,
             recovered,
+            complete,
         });
     }
 

@@ -73,6 +73,8 @@ struct Node {
     children: BTreeSet<ProcessId>,
     /// When it began to die.
     died_ns: Option<u64>,
+    /// Dead and gone, or a ghost of the snapshot: kept for its name alone.
+    is_gone: bool,
 }
 
 /// Counts of a watched tree.
@@ -96,9 +98,10 @@ pub struct Watch {
     /// Dead members that have living children or are not gone yet.
     dead: HashMap<ProcessId, Node>,
     /// Deaths that a comparison has reported: their event, should it come after all, is old news.
-    reported: HashSet<ProcessId>,
-    /// Forks since the last [`Watch::mark`].
-    recent: HashSet<ProcessId>,
+    /// True once gone: its event is in the ring by then, or lost.
+    reported: HashMap<ProcessId, bool>,
+    /// Forks since [`Watch::mark`], until the comparison.
+    recent: Option<HashSet<ProcessId>>,
     totals: Totals,
 }
 
@@ -111,12 +114,14 @@ impl Watch {
             root,
             alive: HashMap::new(),
             dead: HashMap::new(),
-            reported: HashSet::new(),
-            recent: HashSet::new(),
+            reported: HashMap::new(),
+            recent: None,
             totals: Totals::default(),
         };
         for process in ghosts {
-            watch.dead.insert(process.id, Node::new(process));
+            let mut node = Node::new(process);
+            node.is_gone = true;
+            watch.dead.insert(node.process.id, node);
         }
         let ids: Vec<_> = members
             .iter()
@@ -235,10 +240,11 @@ impl Watch {
             EVENT_EXIT => {
                 // Its fork may have come before the snapshot, and its death before that as well.
                 if !self.alive.contains_key(&event.process) {
-                    if self.reported.remove(&event.process) {
+                    if self.reported.remove(&event.process).is_some() {
                         return None;
                     }
                     self.enter(Process::of_event(event));
+                    self.adopt_all();
                 }
                 let seen = Process::of_event(event);
                 self.complete(&seen);
@@ -263,10 +269,12 @@ impl Watch {
     /// A member was created, unless it is known or known to be dead.
     fn born(&mut self, at_ns: Option<u64>, process: Process) -> Option<Happening> {
         self.complete(&process);
-        if self.alive.contains_key(&process.id) || self.reported.contains(&process.id) {
+        if self.alive.contains_key(&process.id) || self.reported.contains_key(&process.id) {
             return None;
         }
-        self.recent.insert(process.id);
+        self.recent.iter_mut().for_each(|recent| {
+            recent.insert(process.id);
+        });
         self.enter(process.clone());
         Some(self.happening(at_ns, process, What::Fork))
     }
@@ -274,8 +282,25 @@ impl Watch {
     fn enter(&mut self, process: Process) {
         self.totals.seen += 1;
         let (id, creator) = (process.id, process.creator);
-        self.alive.insert(id, Node::new(process));
+        let mut node = Node::new(process);
+        // A ghost of the snapshot, whose last events were still in the ring.
+        if let Some(ghost) = self.dead.remove(&id) {
+            node.children = ghost.children;
+        }
+        self.alive.insert(id, node);
         self.adopt(id, creator);
+    }
+
+    /// Enters every living member among the children of its creator: for creators that came to be
+    /// known after them, because events were lost or older than the snapshot.
+    fn adopt_all(&mut self) {
+        let links = self
+            .alive
+            .values()
+            .map(|node| (node.process.id, node.process.creator));
+        for (id, creator) in links.collect::<Vec<_>>() {
+            self.adopt(id, creator);
+        }
     }
 
     /// A living member has died.
@@ -311,7 +336,7 @@ impl Watch {
             node.children.remove(&id);
         } else if let Some(node) = self.dead.get_mut(&creator) {
             node.children.remove(&id);
-            if node.children.is_empty() && node.died_ns.is_none() {
+            if node.children.is_empty() && node.is_gone {
                 self.dead.remove(&creator);
             }
         }
@@ -319,10 +344,11 @@ impl Watch {
 
     /// A dead member is gone: says so, and which of its children have another parent now.
     pub fn gone(&mut self, id: ProcessId, at_ns: u64) -> Vec<Happening> {
+        self.reported.entry(id).and_modify(|gone| *gone = true);
         let Some(node) = self.dead.get_mut(&id) else {
             return Vec::new();
         };
-        // From now on it is kept for its name alone.
+        node.is_gone = true;
         let after_ns = node.died_ns.take().map(|died| at_ns.saturating_sub(died));
         let (process, children) = (node.process.clone(), node.children.clone());
         let mut happenings = vec![self.happening(Some(at_ns), process, What::Gone { after_ns })];
@@ -352,8 +378,8 @@ impl Watch {
 
     /// Remembers from here on what is created, for the comparison to come.
     pub fn mark(&mut self) {
-        self.recent.clear();
-        self.reported.clear();
+        self.recent = Some(HashSet::new());
+        self.reported.retain(|_, gone| !*gone);
     }
 
     /// Compares the model with the kernel's members, read after [`Watch::mark`], when the ring has
@@ -367,6 +393,7 @@ impl Watch {
         mut describe: impl FnMut(ProcessId) -> (Option<Process>, Option<(u64, Death)>),
     ) -> Vec<Happening> {
         let real: HashSet<_> = members.iter().copied().collect();
+        let recent = self.recent.take().unwrap_or_default();
         let mut found = Vec::new();
         let mut missing: Vec<_> = real
             .iter()
@@ -381,18 +408,20 @@ impl Watch {
             let process = describe(*id).0.unwrap_or_else(|| Process::unknown(*id));
             found.extend(self.born(None, process));
         }
+        self.adopt_all();
         let mut over: Vec<_> = self
             .alive
             .keys()
-            .filter(|id| !real.contains(id) && !self.recent.contains(id))
+            .filter(|id| !real.contains(id) && !recent.contains(id))
             .copied()
             .collect();
-        over.sort_unstable();
+        // Children first: who is dead as well is nobody's orphan.
+        over.sort_unstable_by(|a, b| b.cmp(a));
         for id in over {
             let death = describe(id).1;
             let at = death.as_ref().map(|(at, _)| *at);
             found.extend(self.died(at, id, None, death.map(|(_, death)| death)));
-            self.reported.insert(id);
+            self.reported.insert(id, false);
         }
         for happening in &mut found {
             happening.resynced = true;
@@ -408,6 +437,7 @@ impl Node {
             process,
             children: BTreeSet::new(),
             died_ns: None,
+            is_gone: false,
         }
     }
 }

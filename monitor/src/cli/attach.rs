@@ -142,7 +142,7 @@ impl Printer {
     }
 
     fn update(&mut self, update: &Update, losses: &[Loss]) -> String {
-        let (now, complete) = (clock::boot_ns(), losses.is_empty());
+        let now = clock::boot_ns();
         match (self, update) {
             (Self::Json(stream), Update::Happening(happening)) => {
                 stream.happening(happening, parent_of_orphan(happening))
@@ -156,18 +156,20 @@ impl Printer {
                     loss,
                     count,
                     recovered,
+                    complete,
                 },
-            ) => stream.lost(now, *loss, *count, *recovered, complete),
+            ) => stream.lost(now, *loss, *count, *recovered, *complete),
             (
                 Self::Text(text),
                 Update::Lost {
                     loss,
                     count,
                     recovered,
+                    ..
                 },
             ) => text.lost(now, *loss, *count, *recovered),
-            (Self::Json(stream), Update::Extinct) => stream.extinct(now, complete),
-            (Self::Text(text), Update::Extinct) => text.extinct(now, complete),
+            (Self::Json(stream), Update::Extinct) => stream.extinct(now, losses.is_empty()),
+            (Self::Text(text), Update::Extinct) => text.extinct(now, losses.is_empty()),
             (_, Update::End) => String::new(),
         }
     }

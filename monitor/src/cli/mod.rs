@@ -129,6 +129,21 @@ pub fn start_logging(verbose: u8) {
         .init();
 }
 
+/// Prints what is wrong with what was typed, or the help that was asked for. A wrong value is one
+/// line; where words are missing or unknown, the usage belongs to the answer.
+#[must_use]
+pub fn refuse_usage(error: &clap::Error) -> ExitCode {
+    if error.kind() != clap::error::ErrorKind::ValueValidation {
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    }
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    let _ = writeln!(std::io::stderr(), "lifemon: {line}; try --help");
+    ExitCode::from(2)
+}
+
 /// Prints why a command failed, and picks the exit code.
 #[must_use]
 pub fn fail(error: &anyhow::Error) -> ExitCode {

@@ -3,7 +3,7 @@
 //!
 //! It appears there by one rename, complete; a loader that is killed before leaves a directory
 //! under another name that the next one removes. All changes happen under one lock: `flock` on the
-//! BPF file system's root, which is there whether the tracker is on or not.
+//! directory above the BPF file system, which stays the same while that is mounted and unmounted.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -23,6 +23,9 @@ use super::{Error, Refusal};
 
 /// Where the kernel keeps pinned objects.
 pub const BPF_FS: &str = "/sys/fs/bpf";
+
+/// Locked while anything changes.
+const LOCKED: &str = "/sys/fs";
 
 /// Mount source that marks a BPF file system that lifemon has mounted, to unmount it again.
 const OUR_MOUNT: &str = "lifemon";
@@ -70,7 +73,7 @@ pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 /// # Errors
 /// When the BPF file system's directory cannot be opened or locked.
 pub fn lock() -> Result<Lock, Error> {
-    let directory = File::open(BPF_FS).map_err(Error::Pin)?;
+    let directory = File::open(LOCKED).map_err(Error::Pin)?;
     Flock::lock(directory, FlockArg::LockExclusive)
         .map(Lock)
         .map_err(|(_, errno)| Error::Pin(errno.into()))
@@ -253,17 +256,14 @@ pub(super) fn remove_root() -> bool {
     unmount_ours()
 }
 
-/// Removes a directory of pins, two levels deep, files only: nothing else is ever pinned there.
+/// Removes a directory of pins. Directories of another version may be laid out in another way.
 fn remove_tree(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            for pin in fs::read_dir(&path)? {
-                fs::remove_file(pin?.path())?;
-            }
-            fs::remove_dir(path)?;
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
         } else {
-            fs::remove_file(path)?;
+            fs::remove_file(entry.path())?;
         }
     }
     fs::remove_dir(directory)

@@ -179,11 +179,11 @@ impl Tracker {
     /// [`Error::Refused`] where lifemon cannot work, and whatever loading or pinning fails with.
     pub fn switch_on(options: &LoadOptions) -> Result<Switched, Error> {
         super::preflight::check()?;
+        let _lock = pins::lock()?;
         let mut switched = Switched {
             mount_changed: pins::ensure_mounted()?,
             ..Switched::default()
         };
-        let _lock = pins::lock()?;
         let found = pins::look();
         for name in pins::versions() {
             pins::remove_version(&name)?;
@@ -214,20 +214,20 @@ impl Tracker {
     /// When the pins cannot be removed.
     pub fn switch_off() -> Result<Switched, Error> {
         pins::check()?;
-        let lock = pins::lock()?;
-        if let Ok(Some(tracker)) = Self::open() {
-            // Watchers that still hold the maps see by this that no more events will come.
-            tracker.since().store(0, Ordering::SeqCst);
-        }
+        let _lock = pins::lock()?;
+        let watched = Self::open();
+        let own = format!("v{}", lifemon_ebpf::ABI);
         let mut names = pins::versions();
-        let found = pins::look();
-        if matches!(found, Found::Complete | Found::Torn { .. }) {
-            names.push(format!("v{}", lifemon_ebpf::ABI));
+        if matches!(pins::look(), Found::Complete | Found::Torn { .. }) {
+            names.insert(0, own);
         }
         for name in &names {
             pins::remove_version(name)?;
         }
-        drop(lock);
+        if let Ok(Some(tracker)) = watched {
+            // Watchers that still hold the maps see by this that no more events will come.
+            tracker.since().store(0, Ordering::SeqCst);
+        }
         let mount_changed = pins::remove_root();
         Ok(Switched {
             unchanged: names.is_empty(),
@@ -327,6 +327,17 @@ impl Tracker {
         Ok(all
             .into_iter()
             .filter(|(_, found)| *found == wanted)
+            .map(|(key, _)| key)
+            .collect())
+    }
+
+    /// Every membership of a slot, whatever its generation.
+    pub(super) fn memberships_of(&self, slot: u32) -> Result<Vec<MemberKey>, Error> {
+        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
+        let all = all.map_err(Error::Map)?;
+        Ok(all
+            .into_iter()
+            .filter(|(_, found)| found.slot == slot)
             .map(|(key, _)| key)
             .collect())
     }

@@ -21,6 +21,9 @@ use super::tracker::{Counters, Tracker};
 use super::{Error, sys};
 use crate::proc;
 
+/// Label passes in a row that may find nothing to insert and still leave something unsettled.
+const IDLE_PASSES: u32 = 8;
+
 /// Label passes until a new one must find nothing; a tree that forks all the time settles in a few,
 /// because what a labelled member forks is labelled by its fork hook.
 const LABEL_PASSES: u32 = 64;
@@ -228,7 +231,8 @@ impl Tracker {
     }
 
     /// Gives a slot back: no new memberships from here on, then no hook that still uses it, then
-    /// no memberships at all.
+    /// no memberships at all, and only then is it free. Whoever is killed on the way leaves a slot
+    /// that is in use by nobody, and the next command goes on from there.
     fn give_back(&self, slot: u32) -> Result<(), Error> {
         let tree = self.trees.at(slot as usize);
         // SAFETY: the mapping lives as long as `self`, and the lock is held.
@@ -242,12 +246,22 @@ impl Tracker {
         if used.is_multiple_of(2) {
             return Ok(());
         }
-        generation.store(used.wrapping_add(1), Ordering::SeqCst);
-        // Waits until all running programs have ended.
-        sys::delete(self.rings.as_fd(), &slot).map_err(Error::Map)?;
-        for key in self.members(slot, used)? {
+        // Still odd, but another one: every membership of the slot is stale.
+        generation.store(used.wrapping_add(2), Ordering::SeqCst);
+        // SAFETY: as above.
+        unsafe {
+            (&raw mut (*tree).owner).write_volatile(ProcessId::NONE);
+            word64(&raw mut (*tree).condemned).store(0, Ordering::SeqCst);
+        }
+        // Deleting waits until all running programs have ended; where nothing is left to delete,
+        // somebody was killed just here.
+        if !sys::delete(self.rings.as_fd(), &slot).map_err(Error::Map)? {
+            sys::wait_for_running_programs().map_err(Error::Map)?;
+        }
+        for key in self.memberships_of(slot)? {
             sys::delete(self.members.as_fd(), &key).map_err(Error::Map)?;
         }
+        generation.store(used.wrapping_add(3), Ordering::SeqCst);
         self.forget_root(root)?;
         self.refresh_layers();
         Ok(())
@@ -303,6 +317,7 @@ impl Tracker {
             unsettled: 0,
             failed: 0,
         };
+        let mut idle = 0;
         for _ in 0..LABEL_PASSES {
             // SAFETY: one pass runs at a time (the lock is held), and none runs now.
             unsafe {
@@ -327,11 +342,11 @@ impl Tracker {
                 unsettled: found.unsettled,
                 failed: found.failed,
             };
-            if found.inserted == 0 && (left.is_complete() || found.failed > 0) {
-                break;
-            }
-            if found.inserted == 0 && self.host_counters().lost_records > 0 {
-                // What has no record will not get one.
+            idle = if found.inserted == 0 { idle + 1 } else { 0 };
+            let is_settled = left.is_complete() || found.failed > 0;
+            // What has no record because the lineage map was full will not get one.
+            let is_full = self.host_counters().lost_records > 0;
+            if idle > 0 && (is_settled || is_full || idle == IDLE_PASSES) {
                 break;
             }
         }
