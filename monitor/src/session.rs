@@ -4,6 +4,15 @@
 //! Stages of a death: `exit` is the kernel's event, as soon as no thread can run user code again;
 //! `gone` is the pidfd, when memory and files are released and the children have a new parent.
 
+mod loss;
+mod pidfd;
+mod start;
+mod wakeups;
+
+pub use loss::Loss;
+pub(crate) use pidfd::open_pidfd;
+pub use start::Start;
+
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -14,11 +23,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use crate::forest::Forest;
 use crate::kernel::{Error, Tracker, WatchOptions, Watcher, clock};
 use crate::proc;
 use crate::process::{Death, Process};
 use crate::watch::{Happening, Watch, What};
+
+use start::describe;
+use wakeups::WakeupBudget;
 
 /// How often the ring is drained when nothing urgent wakes us.
 const TICK: Duration = Duration::from_millis(40);
@@ -26,79 +37,11 @@ const TICK: Duration = Duration::from_millis(40);
 /// Events taken from the ring before they are handed on.
 const DRAIN_LIMIT: usize = 4_096;
 
-/// Wakeups that may come in quick succession. A wakeup costs the dying process several microseconds,
-/// so in a storm of deaths the ring is looked at every [`POLL`] instead: a lone death is still
-/// reported at once.
-const WAKEUPS: u32 = 64;
-
-/// Time after which one more wakeup may come.
-const WAKEUP_REFILL: Duration = Duration::from_millis(2);
-
 /// How often the ring is looked at while no wakeups may come.
 const POLL: Duration = Duration::from_millis(1);
 
 /// How long to wait, after the tree is extinct, for the last members to be gone.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why an answer is not complete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Loss {
-    /// The watcher's ring was full.
-    RingFull,
-    /// The membership map was full.
-    MembersFull,
-    /// The lineage map was full: processes without a record.
-    LineageFull,
-    /// The kernel skipped runs of a hook.
-    MissedRuns,
-    /// Label passes did not settle.
-    Unsettled,
-    /// The tracker was switched off.
-    SwitchedOff,
-}
-
-impl Loss {
-    /// The word of the JSON output.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::RingFull => "ring_full",
-            Self::MembersFull => "members_full",
-            Self::LineageFull => "lineage_full",
-            Self::MissedRuns => "missed_runs",
-            Self::Unsettled => "unsettled",
-            Self::SwitchedOff => "switched_off",
-        }
-    }
-
-    /// What happened and what to do about it.
-    #[must_use]
-    pub const fn advice(self) -> &'static str {
-        match self {
-            Self::RingFull => "the ring buffer was full; use a larger --ring-size",
-            Self::MembersFull => "the membership map was full; use a larger --max-processes",
-            Self::LineageFull => "the lineage map was full; use a larger --max-processes",
-            Self::MissedRuns => "the kernel skipped runs of a hook",
-            Self::Unsettled => "the lineage of some processes did not settle; attach again",
-            Self::SwitchedOff => "the tracker was switched off",
-        }
-    }
-}
-
-/// The tree when watching began.
-#[derive(Debug, Clone)]
-pub struct Start {
-    /// The root, alive or dead.
-    pub root: Process,
-    /// Living members, each creator before what it created.
-    pub members: Vec<Process>,
-    /// Dead processes of the tree with living descendants, and how and when they died.
-    pub ghosts: Vec<(Process, u64, Death)>,
-    /// What is not complete, with how much of it.
-    pub losses: Vec<(Loss, u64)>,
-    /// Since when the lineage is known, ns since boot.
-    pub since_ns: u64,
-}
 
 /// Something to report.
 #[derive(Debug, Clone)]
@@ -194,10 +137,7 @@ impl Session {
             polled: Vec::new(),
             unfollowed: Vec::new(),
             tick,
-            wakeups: WakeupBudget {
-                left: WAKEUPS,
-                refilled: Instant::now(),
-            },
+            wakeups: WakeupBudget::new(),
             seen,
             standing: start.losses.iter().map(|(loss, _)| *loss).collect(),
             ready: Vec::new(),
@@ -472,94 +412,6 @@ impl Session {
     }
 }
 
-/// How many wakeups may still come.
-#[derive(Debug)]
-struct WakeupBudget {
-    left: u32,
-    refilled: Instant,
-}
-
-impl WakeupBudget {
-    /// Takes one, if there is one.
-    fn take(&mut self) -> bool {
-        let now = Instant::now();
-        let earned = now.duration_since(self.refilled).as_nanos() / WAKEUP_REFILL.as_nanos();
-        if earned > 0 {
-            self.left = u32::try_from(earned).map_or(WAKEUPS, |earned| {
-                WAKEUPS.min(self.left + earned.min(WAKEUPS))
-            });
-            self.refilled = now;
-        }
-        if self.left == 0 {
-            return false;
-        }
-        self.left -= 1;
-        true
-    }
-}
-
-/// Describes the tree from the kernel's members and the records.
-fn describe(
-    root: ProcessId,
-    members: &[ProcessId],
-    records: &[(ProcessId, lifemon_ebpf::Record)],
-    since_ns: u64,
-    watcher: &Watcher,
-) -> Start {
-    let forest = Forest::new(records.iter().copied());
-    let process = |id: &ProcessId| {
-        forest.record(id).map_or_else(
-            || Process::unknown(*id),
-            |record| Process::of_record(*id, record),
-        )
-    };
-    // A member that has died since the members were read, and left no ghost, has no record any more:
-    // its events are in the ring. Where the lineage map is full there never was one.
-    let is_full = watcher.tracker().host_counters().lost_records > 0;
-    let mut wanted: std::collections::HashSet<_> = members
-        .iter()
-        .copied()
-        .filter(|id| is_full || forest.record(id).is_some())
-        .collect();
-    let order = forest.tree(root);
-    let mut living: Vec<_> = order
-        .iter()
-        .filter(|id| wanted.remove(id))
-        .map(process)
-        .collect();
-    // Members that the records do not connect to the root, or that have none.
-    let mut rest: Vec<_> = wanted.into_iter().collect();
-    rest.sort_unstable();
-    living.extend(rest.iter().map(process));
-    let ghosts = order
-        .iter()
-        .filter_map(|id| Some((*id, forest.record(id)?)))
-        .filter(|(_, record)| record.state != LIVE)
-        .map(|(id, record)| {
-            (
-                Process::of_record(id, record),
-                record.exit_ns,
-                Death::of_record(record),
-            )
-        })
-        .collect();
-    let unlabelled = watcher.unlabelled();
-    let losses = [
-        (Loss::LineageFull, unlabelled.unrecorded),
-        (Loss::Unsettled, unlabelled.unsettled),
-        (Loss::MembersFull, unlabelled.failed),
-        (Loss::MissedRuns, watcher.tracker().missed_runs()),
-    ];
-    let losses = losses.into_iter().filter(|(_, count)| *count > 0).collect();
-    Start {
-        root: process(&root),
-        members: living,
-        ghosts,
-        losses,
-        since_ns,
-    }
-}
-
 /// Waits for `inner` with the runtime. For the types of this module alone.
 fn readable<T: AsRawFd + OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: an `OwnsDescriptor` keeps its descriptor open and always returns that one.
@@ -571,15 +423,3 @@ trait OwnsDescriptor {}
 
 impl OwnsDescriptor for Watcher {}
 impl OwnsDescriptor for OwnedFd {}
-
-/// A descriptor of the process that has this pid now.
-pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
-    use std::os::fd::FromRawFd as _;
-    // SAFETY: no memory is passed.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call returned a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}

@@ -1,7 +1,7 @@
 //! The kernel half as userspace sees it: the only module that names aya or calls `bpf(2)`.
 //!
 //! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`load`],
-//! [`pins`] (the tracker that stays), [`tracker`] (snapshots, passes), [`watcher`] (one watched tree).
+//! [`pins`] (the tracker that stays), [`tracker`] (snapshots, passes), `slots` and [`watcher`] (one watched tree).
 
 use std::io;
 
@@ -11,6 +11,7 @@ pub mod load;
 pub mod pins;
 pub mod preflight;
 mod shared;
+mod slots;
 mod sys;
 pub mod tracker;
 pub mod watcher;

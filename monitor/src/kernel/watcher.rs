@@ -1,32 +1,17 @@
-//! One watched tree: takes a slot, brings a ring, labels the members, reads the events, and gives
-//! everything back when it is dropped.
-//!
-//! The order of [`Tracker::watch`] is what makes the snapshot equal to an atomic one (I5): the slot
-//! and its ring are there before the first label pass, so whatever a member does from the moment
-//! when it is labelled is in the ring; and the passes go on until one of them inserts nothing and
-//! meets no task whose fork hook is still under way.
+//! One watched tree: reads its events and counters, spares or condemns members, and gives everything
+//! back when it is dropped. [`super::slots`] makes it.
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{MapData, RingBuf};
 use aya::programs::RawTracePoint;
-use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
-use lifemon_ebpf::{Event, MemberKey, PASS_LABEL, Pass, ProcessId, limits};
+use lifemon_ebpf::{Event, MemberKey, ProcessId, limits};
 
-use super::pins::{self, Lock};
-use super::shared::{word32, word64};
+use super::shared::word64;
 use super::tracker::{Counters, Tracker};
 use super::{Error, sys};
-use crate::proc;
-
-/// Label passes in a row that may find nothing to insert and still leave something unsettled.
-const IDLE_PASSES: u32 = 8;
-
-/// Label passes until a new one must find nothing; a tree that forks all the time settles in a few,
-/// because what a labelled member forks is labelled by its fork hook.
-const LABEL_PASSES: u32 = 64;
 
 /// How a tree is watched.
 #[derive(Debug, Clone)]
@@ -64,13 +49,13 @@ impl Unlabelled {
 
 /// A watched tree. Dropping it gives the slot back.
 pub struct Watcher {
-    tracker: Tracker,
-    slot: u32,
-    generation: u32,
-    layer: u32,
-    root: ProcessId,
-    ring: RingBuf<MapData>,
-    unlabelled: Unlabelled,
+    pub(super) tracker: Tracker,
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+    pub(super) layer: u32,
+    pub(super) root: ProcessId,
+    pub(super) ring: RingBuf<MapData>,
+    pub(super) unlabelled: Unlabelled,
 }
 
 impl fmt::Debug for Watcher {
@@ -79,278 +64,6 @@ impl fmt::Debug for Watcher {
             .field("root", &self.root)
             .field("slot", &self.slot)
             .finish_non_exhaustive()
-    }
-}
-
-impl Tracker {
-    /// Watches the tree of `root`, which may be a ghost.
-    ///
-    /// # Errors
-    /// [`Error::NoProcess`] when the root has no record, [`Error::NoSlot`], [`Error::NoLayer`].
-    pub fn watch(mut self, root: ProcessId, options: &WatchOptions) -> Result<Watcher, Error> {
-        let _lock = self.lock()?;
-        self.reclaim()?;
-        let owner = self.own_id()?;
-        let slot = self.free_slot().ok_or(Error::NoSlot)?;
-        let ring = create_ring(options.ring_bytes)?;
-        let mut taken = Err(Error::NoLayer);
-        for layer in 0..limits::LAYERS {
-            sys::update(self.roots.as_fd(), &root, &1_u64).map_err(Error::Map)?;
-            let generation = self.take(slot, layer, root, owner);
-            let ring_fd = ring.as_fd().as_raw_fd().cast_unsigned();
-            // Waits until all running programs have ended: from here on every hook knows the slot,
-            // its layer and its root.
-            sys::update(self.rings.as_fd(), &slot, &ring_fd).map_err(Error::Map)?;
-            if !self.is_pinned() {
-                // What deaths have left behind while the tracker was learning.
-                self.sweep()?;
-            }
-            if self.record(&root)?.is_none() {
-                taken = Err(Error::NoProcess(root.pid.to_string()));
-                break;
-            }
-            match self.label_tree(slot, generation, layer, root) {
-                Ok(Some(unlabelled)) => {
-                    taken = Ok((generation, layer, unlabelled));
-                    break;
-                }
-                // Another tree of this layer overlaps: its members stay, ours go.
-                Ok(None) => self.give_back(slot)?,
-                Err(error) => {
-                    taken = Err(error);
-                    break;
-                }
-            }
-        }
-        match taken {
-            Ok((generation, layer, unlabelled)) => Ok(Watcher {
-                tracker: self,
-                slot,
-                generation,
-                layer,
-                root,
-                ring,
-                unlabelled,
-            }),
-            Err(error) => {
-                self.give_back(slot)?;
-                Err(error)
-            }
-        }
-    }
-
-    /// The lock of the pinned tracker. A private one has a single user.
-    fn lock(&self) -> Result<Option<Lock>, Error> {
-        self.is_pinned().then(pins::lock).transpose()
-    }
-
-    /// Gives back the slots of watchers that were killed; how many.
-    ///
-    /// # Errors
-    /// When the maps cannot be accessed.
-    pub fn reclaim(&self) -> Result<usize, Error> {
-        let mut reclaimed = 0;
-        for slot in 1..limits::TREE_SLOTS {
-            let (generation, owner) = self.slot_owner(slot);
-            if generation % 2 == 1 && !proc::is_alive(owner) {
-                self.give_back(slot)?;
-                reclaimed += 1;
-            }
-        }
-        Ok(reclaimed)
-    }
-
-    /// As [`Tracker::reclaim`], taking the lock.
-    ///
-    /// # Errors
-    /// When the maps cannot be accessed.
-    pub fn reclaim_locked(&self) -> Result<usize, Error> {
-        let _lock = self.lock()?;
-        self.reclaim()
-    }
-
-    /// Slots in use.
-    #[must_use]
-    pub fn watched(&self) -> usize {
-        (1..limits::TREE_SLOTS)
-            .filter(|slot| self.slot_owner(*slot).0 % 2 == 1)
-            .count()
-    }
-
-    fn slot_owner(&self, slot: u32) -> (u32, ProcessId) {
-        let tree = self.trees.at(slot as usize);
-        // SAFETY: the mapping lives as long as `self`; the owner is written under the lock, before
-        // the generation.
-        unsafe {
-            let generation = word32(&raw mut (*tree).generation).load(Ordering::SeqCst);
-            (generation, (&raw const (*tree).owner).read_volatile())
-        }
-    }
-
-    fn free_slot(&self) -> Option<u32> {
-        (1..limits::TREE_SLOTS).find(|slot| self.slot_owner(*slot).0.is_multiple_of(2))
-    }
-
-    /// Identity of this process: from its record, or as exact as `/proc` has it.
-    fn own_id(&self) -> Result<ProcessId, Error> {
-        let pid = std::process::id();
-        match self.snapshot()?.live(pid) {
-            Some((id, _)) => Ok(*id),
-            None => proc::identify(pid).ok_or_else(|| Error::NoProcess(pid.to_string())),
-        }
-    }
-
-    /// Takes a free slot; its new generation.
-    fn take(&self, slot: u32, layer: u32, root: ProcessId, owner: ProcessId) -> u32 {
-        let tree = self.trees.at(slot as usize);
-        // SAFETY: the mapping lives as long as `self`. The slot is free and the lock is held: no
-        // hook counts in it (the last release waited for all that did), nobody else takes it.
-        unsafe {
-            let generation = word32(&raw mut (*tree).generation);
-            let taken = generation.load(Ordering::SeqCst).wrapping_add(1);
-            for counter in [
-                &raw mut (*tree).live,
-                &raw mut (*tree).forks,
-                &raw mut (*tree).execs,
-                &raw mut (*tree).exits,
-                &raw mut (*tree).condemned,
-                &raw mut (*tree).lost_events,
-                &raw mut (*tree).lost_members,
-                &raw mut (*tree).lost_records,
-                &raw mut (*tree).sleeping,
-            ] {
-                word64(counter).store(0, Ordering::SeqCst);
-            }
-            (*tree).root = root;
-            (*tree).owner = owner;
-            word32(&raw mut (*tree).layer).store(layer, Ordering::SeqCst);
-            generation.store(taken, Ordering::SeqCst);
-            word64(&raw mut (*self.host.at(0)).layers).fetch_or(1 << layer, Ordering::SeqCst);
-            taken
-        }
-    }
-
-    /// Gives a slot back: no new memberships from here on, then no hook that still uses it, then
-    /// no memberships at all, and only then is it free. Whoever is killed on the way leaves a slot
-    /// that is in use by nobody, and the next command goes on from there.
-    fn give_back(&self, slot: u32) -> Result<(), Error> {
-        let tree = self.trees.at(slot as usize);
-        // SAFETY: the mapping lives as long as `self`, and the lock is held.
-        let (generation, root) = unsafe {
-            (
-                word32(&raw mut (*tree).generation),
-                (&raw const (*tree).root).read_volatile(),
-            )
-        };
-        let used = generation.load(Ordering::SeqCst);
-        if used.is_multiple_of(2) {
-            return Ok(());
-        }
-        // Still odd, but another one: every membership of the slot is stale.
-        generation.store(used.wrapping_add(2), Ordering::SeqCst);
-        // SAFETY: as above.
-        unsafe {
-            (&raw mut (*tree).owner).write_volatile(ProcessId::NONE);
-            word64(&raw mut (*tree).condemned).store(0, Ordering::SeqCst);
-        }
-        // Deleting waits until all running programs have ended; where nothing is left to delete,
-        // somebody was killed just here.
-        if !sys::delete(self.rings.as_fd(), &slot).map_err(Error::Map)? {
-            sys::wait_for_running_programs().map_err(Error::Map)?;
-        }
-        for key in self.memberships_of(slot)? {
-            sys::delete(self.members.as_fd(), &key).map_err(Error::Map)?;
-        }
-        generation.store(used.wrapping_add(3), Ordering::SeqCst);
-        self.forget_root(root)?;
-        self.refresh_layers();
-        Ok(())
-    }
-
-    /// Removes the mark of a root that no slot watches any more.
-    fn forget_root(&self, root: ProcessId) -> Result<(), Error> {
-        let watched = (1..limits::TREE_SLOTS).any(|slot| {
-            let tree = self.trees.at(slot as usize);
-            // SAFETY: the mapping lives as long as `self`, and the lock is held.
-            self.slot_owner(slot).0 % 2 == 1
-                && unsafe { (&raw const (*tree).root).read_volatile() } == root
-        });
-        if !watched {
-            sys::delete(self.roots.as_fd(), &root).map_err(Error::Map)?;
-        }
-        Ok(())
-    }
-
-    /// Sets the masks of layers to those of the slots in use, and of the condemned among them.
-    fn refresh_layers(&self) {
-        let (mut layers, mut condemned) = (0, 0);
-        for slot in (1..limits::TREE_SLOTS).filter(|slot| self.slot_owner(*slot).0 % 2 == 1) {
-            let tree = self.trees.at(slot as usize);
-            // SAFETY: the mapping lives as long as `self`.
-            let (layer, is_condemned) = unsafe {
-                (
-                    word32(&raw mut (*tree).layer).load(Ordering::SeqCst),
-                    word64(&raw mut (*tree).condemned).load(Ordering::SeqCst) != 0,
-                )
-            };
-            layers |= 1 << layer;
-            condemned |= u64::from(is_condemned) << layer;
-        }
-        // SAFETY: as above.
-        unsafe {
-            let host = self.host.at(0);
-            word64(&raw mut (*host).layers).store(layers, Ordering::SeqCst);
-            word64(&raw mut (*host).condemned_layers).store(condemned, Ordering::SeqCst);
-        }
-    }
-
-    /// Labels the living members of the tree; nothing when another tree of the layer overlaps.
-    fn label_tree(
-        &mut self,
-        slot: u32,
-        generation: u32,
-        layer: u32,
-        root: ProcessId,
-    ) -> Result<Option<Unlabelled>, Error> {
-        let mut left = Unlabelled {
-            unrecorded: 0,
-            unsettled: 0,
-            failed: 0,
-        };
-        let mut idle = 0;
-        for _ in 0..LABEL_PASSES {
-            // SAFETY: one pass runs at a time (the lock is held), and none runs now.
-            unsafe {
-                let kind = PASS_LABEL;
-                *self.pass.at(0) = Pass {
-                    kind,
-                    slot,
-                    generation,
-                    layer,
-                    root,
-                    ..Pass::default()
-                };
-            }
-            self.label()?;
-            // SAFETY: the pass has ended: the iterator was read to its end.
-            let found = unsafe { self.pass.at(0).read_volatile() };
-            if found.conflicts > 0 {
-                return Ok(None);
-            }
-            left = Unlabelled {
-                unrecorded: found.unrecorded,
-                unsettled: found.unsettled,
-                failed: found.failed,
-            };
-            idle = if found.inserted == 0 { idle + 1 } else { 0 };
-            let is_settled = left.is_complete() || found.failed > 0;
-            // What has no record because the lineage map was full will not get one.
-            let is_full = self.host_counters().lost_records > 0;
-            if idle > 0 && (is_settled || is_full || idle == IDLE_PASSES) {
-                break;
-            }
-        }
-        Ok(Some(left))
     }
 }
 
@@ -371,14 +84,6 @@ impl Closer {
             .map(drop)
             .map_err(|error| Error::load("closer", &error))
     }
-}
-
-/// A ring of its own, for one watcher.
-fn create_ring(bytes: u32) -> Result<RingBuf<MapData>, Error> {
-    let ring = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
-    let ring = MapData::create(ring, "lifemon_ring", None);
-    let ring = ring.map_err(|error| Error::load("a ring buffer", &error))?;
-    RingBuf::try_from(Map::RingBuf(ring)).map_err(|error| Error::load("a ring buffer", &error))
 }
 
 impl Watcher {

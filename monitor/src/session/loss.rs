@@ -1,0 +1,46 @@
+//! What makes an answer incomplete, in the words of the output.
+
+/// Why an answer is not complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Loss {
+    /// The watcher's ring was full.
+    RingFull,
+    /// The membership map was full.
+    MembersFull,
+    /// The lineage map was full: processes without a record.
+    LineageFull,
+    /// The kernel skipped runs of a hook.
+    MissedRuns,
+    /// Label passes did not settle.
+    Unsettled,
+    /// The tracker was switched off.
+    SwitchedOff,
+}
+
+impl Loss {
+    /// The word of the JSON output.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::MembersFull => "members_full",
+            Self::LineageFull => "lineage_full",
+            Self::MissedRuns => "missed_runs",
+            Self::Unsettled => "unsettled",
+            Self::SwitchedOff => "switched_off",
+        }
+    }
+
+    /// What happened and what to do about it.
+    #[must_use]
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::RingFull => "the ring buffer was full; use a larger --ring-size",
+            Self::MembersFull => "the membership map was full; use a larger --max-processes",
+            Self::LineageFull => "the lineage map was full; use a larger --max-processes",
+            Self::MissedRuns => "the kernel skipped runs of a hook",
+            Self::Unsettled => "the lineage of some processes did not settle; attach again",
+            Self::SwitchedOff => "the tracker was switched off",
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! One descriptor of one process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// A descriptor of the process that has this pid now.
+pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
