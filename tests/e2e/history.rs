@@ -154,11 +154,11 @@ fn a_ghost_can_be_the_root(options: &[&str]) {
 }
 
 fn ghosts_do_not_pile_up(options: &[&str]) {
-    const GENERATIONS: u64 = 10_000;
+    let generations = lifemon_tests::scaled(10_000);
     let tracker = HostTracker::on(options);
     let sandbox = Sandbox::new();
     let before = tracker.status();
-    let mut actor = actor!(sandbox, "chain", GENERATIONS);
+    let mut actor = actor!(sandbox, "chain", generations);
     actor.send("go");
     let (first, last) = (actor.child("first"), actor.child("last"));
     actor.finish_step();
@@ -176,13 +176,13 @@ fn ghosts_do_not_pile_up(options: &[&str]) {
     }
     known += at.get("elided").map_or(0, number);
     assert!(is_about(at, first), "{at}");
-    assert_eq!(known, GENERATIONS - 1);
+    assert_eq!(known, generations - 1);
     let full = tracker.status();
     assert!(
         number(&full["ghosts"]) <= number(&before["ghosts"]) + NOISE,
         "{full}"
     );
-    assert!(number(&full["forks"]) >= number(&before["forks"]) + GENERATIONS);
+    assert!(number(&full["forks"]) >= number(&before["forks"]) + generations);
     assert_eq!(full["complete"], true, "{full}");
 
     drop(sandbox);

@@ -19,7 +19,7 @@ fn a_short_burst_is_told_to_the_last(options: &[&str]) {
 
 #[test]
 fn a_burst_of_20_000_is_told_to_the_last() {
-    burst(20_000, &[]);
+    burst(lifemon_tests::scaled(20_000), &[]);
 }
 
 /// Child number i of the actor exits with i % 7, at most 32 live at once.

@@ -163,7 +163,7 @@ on_both_paths! {
 fn a_stopped_reader_of_a_small_ring_recovers(options: &[&str]) {
     const KEPT: usize = 40;
     let sandbox = Sandbox::new();
-    let mut actor = actor!(sandbox, "burst-hold", 20_000, KEPT);
+    let mut actor = actor!(sandbox, "burst-hold", lifemon_tests::scaled(20_000), KEPT);
     let (mut stream, _lock) = attach(&actor, &[&["--ring-size", "4K"], options].concat());
     stream.signal(Signal::SIGSTOP);
     actor.send("go");
@@ -216,7 +216,7 @@ fn forks_of_survivors_that_were_lost_are_found(options: &[&str]) {
 fn a_reader_that_is_too_slow_recovers(options: &[&str]) {
     const KEPT: usize = 200;
     let sandbox = Sandbox::new();
-    let mut actor = actor!(sandbox, "burst-hold", 20_000, KEPT);
+    let mut actor = actor!(sandbox, "burst-hold", lifemon_tests::scaled(20_000), KEPT);
     let (stream, _lock) = attach(&actor, &[&["--ring-size", "4K"], options].concat());
     actor.step();
     let mut truth: BTreeSet<_> = actor.children("kept").into_iter().collect();

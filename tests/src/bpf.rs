@@ -56,6 +56,11 @@ impl Traces {
         }
     }
 
+    /// The ids of the links alone, which is quick.
+    pub(crate) fn link_ids() -> BTreeSet<u32> {
+        ids(BPF_LINK_GET_NEXT_ID)
+    }
+
     /// What is here and was not in `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {

@@ -4,13 +4,17 @@
 mod actor;
 pub mod bpf;
 mod cgroup;
+pub mod closer;
+mod freezer;
 pub mod handicap;
 mod json_lines;
+pub mod killing;
 mod lifemon;
 mod lock;
 mod pidfd;
 pub mod proc;
 mod sandbox;
+mod scale;
 pub mod story;
 mod stream;
 mod tracker;
@@ -18,11 +22,13 @@ mod wait;
 mod watching;
 
 pub use actor::{Actor, Process};
+pub use freezer::Freezer;
 pub use json_lines::JsonLines;
 pub use lifemon::{Lifemon, Output, Running};
 pub use lock::{HostLock, host_lock, private_lock};
 pub use pidfd::Pidfd;
 pub use sandbox::Sandbox;
+pub use scale::scaled;
 pub use story::Story;
 pub use stream::{Finished, Stream};
 pub use tracker::{HostTracker, run_alone};
@@ -32,4 +38,4 @@ pub use watching::Watching;
 use std::time::Duration;
 
 /// How long a test waits for anything unless it says otherwise.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_mins(1);

@@ -12,6 +12,7 @@ mod setup;
 mod stage;
 mod test;
 mod toolchain;
+mod vmtest;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -51,6 +52,10 @@ enum Task {
     /// The same as `test`, and then that the tests left nothing behind
     #[command(after_help = "Example:\n  cargo xtask ci")]
     Ci,
+    /// The end-to-end tests on Debian's kernels from 6.1 on, each in an emulated machine
+    #[command(after_help = "Examples:\n  cargo xtask vmtest\n  \
+                            cargo xtask vmtest --kernel 6.1 -- orphans")]
+    Vmtest(vmtest::Options),
     /// Builds, and runs the benchmarks as root
     #[command(after_help = "Example:\n  cargo xtask bench -- --help")]
     Bench {
@@ -67,6 +72,7 @@ fn main() -> ExitCode {
         Task::Run { args } => run::run(&args),
         Task::Test { args } => test::test(&args),
         Task::Ci => ci::ci(),
+        Task::Vmtest(options) => vmtest::vmtest(&options),
         Task::Bench { args } => bench::bench(&args),
     };
     match result {

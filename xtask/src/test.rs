@@ -56,7 +56,7 @@ fn unit_tests(args: &[OsString], counts: &mut Counts) -> Result<()> {
 }
 
 /// Builds the tests that need root.
-fn end_to_end_tests() -> Result<Vec<Executable>> {
+pub(crate) fn end_to_end_tests() -> Result<Vec<Executable>> {
     let mut command = cargo();
     let line = "test --no-run --release --package lifemon-tests --features privileged";
     command.args(line.split(' '));

@@ -9,8 +9,10 @@ use tokio::time::{Instant, sleep};
 
 use super::target::Target;
 use super::{Code, Output, parse_duration};
+use crate::ProcessId;
 use crate::kernel::{LoadOptions, Tracker};
 use crate::kill::{KillOptions, kill_tree};
+use crate::proc;
 use crate::report::{self, out};
 
 /// When a person begins to wonder.
@@ -72,24 +74,42 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut code = Code::Done;
-    for target in &args.targets {
-        if runtime.block_on(kill(*target, args, output, verbose))? == Code::No {
-            code = Code::No;
+    let load = LoadOptions {
+        debug: verbose >= 2,
+        ..LoadOptions::default()
+    };
+    let tracker = Tracker::open_or_load(&load)?;
+    let snapshot = tracker.snapshot()?;
+    // All of them are there, or none is killed.
+    let roots = args.targets.iter().map(|target| target.find(&snapshot));
+    let roots = roots.collect::<Result<Vec<_>, _>>()?;
+    let (mut tracker, mut code) = (Some(tracker), Code::Done);
+    for (index, root) in roots.into_iter().enumerate() {
+        // It was part of a tree before it, perhaps: then it is dead by now.
+        if index > 0 && !proc::is_alive(root) && !args.dry_run {
+            continue;
+        }
+        let tracker = tracker
+            .take()
+            .map_or_else(|| Tracker::open_or_load(&load), Ok)?;
+        match runtime.block_on(kill(tracker, root, args, output)) {
+            Ok(Code::Done) => {}
+            Ok(Code::No) => code = Code::No,
+            Err(error) if index > 0 && !proc::is_alive(root) => log::info!("{error:#}"),
+            Err(error) => return Err(error),
         }
     }
     Ok(code)
 }
 
-async fn kill(target: Target, args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+async fn kill(
+    tracker: Tracker,
+    root: ProcessId,
+    args: &Args,
+    output: Output,
+) -> anyhow::Result<Code> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let options = LoadOptions {
-        debug: verbose >= 2,
-        ..LoadOptions::default()
-    };
-    let tracker = Tracker::open_or_load(&options)?;
-    let root = target.find(&tracker.snapshot()?)?;
     let options = args.options();
     let killing = kill_tree(tracker, root, &options);
     tokio::pin!(killing);

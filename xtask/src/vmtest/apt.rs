@@ -14,7 +14,7 @@ use crate::command::{output, shown};
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Lists younger than this are not fetched again.
-const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+const FRESH: Duration = Duration::from_hours(24);
 
 /// apt, kept away from the host's lists.
 #[derive(Debug)]

@@ -87,29 +87,19 @@ impl Tests {
     /// Reads a section of a test executable. One that ended without a verdict has failed.
     pub(super) fn read(section: &Section) -> Self {
         let mut tests = Self::default();
-        let verdict = section.lines.iter().find_map(|line| Counts::parse(line));
-        let mut of: Option<&str> = None;
-        let mut is_panic = false;
         for line in &section.lines {
-            let title = line.strip_prefix("---- ").and_then(|rest| rest.split_once(" std"));
-            if let Some((name, _)) = title {
-                of = Some(name);
-            } else if let Some((name, reason)) = of.zip(line.strip_prefix("skipped: ")) {
-                tests.skipped.push((name.to_owned(), reason.to_owned()));
-            } else if let Some(name) = of.filter(|_| is_panic) {
-                tests.failed.push((name.to_owned(), line.clone()));
-                of = None;
-            }
-            is_panic = line.starts_with("thread '") && line.contains(" panicked at ");
-            tests.count_one(line);
+            tests.result(line);
         }
+        tests.reasons(&section.lines);
+        let verdict = section.lines.iter().find_map(|line| Counts::parse(line));
         if let Some(counts) = verdict {
             tests.counts = counts;
         }
         // The verdict may be there and the end not, and the other way round.
-        if section.code != Some(0) && tests.counts.failed == 0 {
-            tests.counts.failed = 1;
-            tests.failed.push((section.name.clone(), stopped(section)));
+        if verdict.is_none() || (section.code != Some(0) && tests.counts.failed == 0) {
+            tests.counts.failed += 1;
+            let why = stopped(section);
+            tests.failed.push(("(not at its end)".to_owned(), why));
         }
         // What is skipped is not passed.
         let skipped = u64::try_from(tests.skipped.len()).unwrap_or_default();
@@ -117,13 +107,47 @@ impl Tests {
         tests
     }
 
-    /// For an executable that did not live to count itself.
-    fn count_one(&mut self, line: &str) {
-        if line.starts_with("test ") && line.ends_with(" ... ok") {
-            self.counts.passed += 1;
-        } else if line.starts_with("test ") && line.ends_with(" ... FAILED") {
-            self.counts.failed += 1;
+    /// A line about the end of one test: for an executable that does not live to count itself.
+    fn result(&mut self, line: &str) {
+        let Some((name, result)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... "))
+        else {
+            return;
+        };
+        match result {
+            "ok" => self.counts.passed += 1,
+            "FAILED" => {
+                self.counts.failed += 1;
+                self.failed.push((name.to_owned(), String::new()));
+            }
+            _ => {}
         }
+    }
+
+    /// What the tests themselves printed, shown after all have run: under `successes:` why one was
+    /// skipped (panics there were expected), under `failures:` why one panicked.
+    fn reasons(&mut self, lines: &[String]) {
+        let mut of = "";
+        let mut is_panic = false;
+        for line in lines {
+            let title = line.strip_prefix("---- ");
+            if let Some((name, _)) = title.and_then(|rest| rest.split_once(" std")) {
+                of = name;
+            } else if let Some(reason) = line.strip_prefix("skipped: ") {
+                self.skipped.push((of.to_owned(), reason.to_owned()));
+            } else if is_panic && let Some(failed) = self.failed_of(of) {
+                failed.clone_from(line);
+            }
+            is_panic = line.starts_with("thread '") && line.contains(" panicked at ");
+        }
+    }
+
+    /// Why a test failed, when it did and that is not known yet.
+    fn failed_of(&mut self, test: &str) -> Option<&mut String> {
+        let mut failed = self.failed.iter_mut();
+        let (_, why) = failed.find(|(name, why)| name == test && why.is_empty())?;
+        Some(why)
     }
 }
 
@@ -134,8 +158,14 @@ fn stopped(section: &Section) -> String {
         Some(code) => format!("ended with code {code}"),
         None => "the guest ended first".to_owned(),
     };
-    let last = section.lines.iter().rev().find(|line| !line.trim().is_empty());
-    last.map_or(how.clone(), |last| format!("{how}, after `{}`", last.trim()))
+    let last = section
+        .lines
+        .iter()
+        .rev()
+        .find(|line| !line.trim().is_empty());
+    last.map_or(how.clone(), |last| {
+        format!("{how}, after `{}`", last.trim())
+    })
 }
 
 /// One check of `lifemon doctor`.
@@ -192,31 +222,46 @@ mod tests {
         );
         assert_eq!(console.release.as_deref(), Some("6.1.0"));
         let doctor = console.section("doctor").expect("there");
-        assert_eq!((&doctor.lines[..], doctor.code), (&["{}".to_owned()][..], Some(0)));
+        assert_eq!(
+            (&doctor.lines[..], doctor.code),
+            (&["{}".to_owned()][..], Some(0))
+        );
         let test = console.section("test-a").expect("there");
-        assert_eq!((&test.lines[..], test.code), (&["running".to_owned()][..], None));
+        assert_eq!(
+            (&test.lines[..], test.code),
+            (&["running".to_owned()][..], None)
+        );
         assert!(!console.is_done);
     }
 
     #[test]
     fn a_dead_kernel_says_why() {
         let console = console("[ 4.7] Kernel panic - not syncing: Fatal exception\n@@vmtest done");
-        assert!(console.panic.is_some_and(|line| line.ends_with("Fatal exception")));
+        assert!(
+            console
+                .panic
+                .is_some_and(|line| line.ends_with("Fatal exception"))
+        );
         assert!(console.is_done);
     }
 
     #[test]
     fn failures_and_skips_are_named_with_their_reasons() {
         let text = "\
-running 3 tests
+running 4 tests
 test a ... ok
 test b ... FAILED
 test c ... ok
+test d - should panic ... ok
 
 successes:
 
 ---- c stdout ----
 skipped: no io_uring
+
+---- d stdout ----
+thread 'd' (11) panicked at tests/src/story.rs:1:1:
+as expected
 
 failures:
 
@@ -229,11 +274,11 @@ note: run with `RUST_BACKTRACE=1`
 failures:
     b
 
-test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s";
+test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s";
         let tests = Tests::read(&section(text, Some(101)));
         assert_eq!(tests.failed, [("b".to_owned(), "no exit came".to_owned())]);
         assert_eq!(tests.skipped, [("c".to_owned(), "no io_uring".to_owned())]);
-        assert_eq!(tests.counts.to_string(), "1 passed, 1 failed");
+        assert_eq!(tests.counts.to_string(), "2 passed, 1 failed");
     }
 
     #[test]
@@ -251,7 +296,10 @@ test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
     fn the_doctor_is_read() {
         let text = r#"{"checks":[{"name":"exit event","state":"degraded","detail":"late"}]}"#;
         let checks = checks(&section(text, Some(0)));
-        assert_eq!((checks[0].name.as_str(), checks[0].state.as_str()), ("exit event", "degraded"));
+        assert_eq!(
+            (checks[0].name.as_str(), checks[0].state.as_str()),
+            ("exit event", "degraded")
+        );
         assert_eq!(super::checks(&section("garbage", Some(3))), []);
     }
 }

@@ -10,7 +10,7 @@ mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs tmpfs /tmp
+chmod 1777 /tmp
 mount -t securityfs securityfs /sys/kernel/security
 # The BPF file system is left out: lifemon mounts it where it is missing.
 mount -t cgroup2 cgroup2 /sys/fs/cgroup

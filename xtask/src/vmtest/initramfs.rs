@@ -17,7 +17,7 @@ const INIT: &str = include_str!("init.sh");
 const INSTALL: &str = include_str!("install.sh");
 
 /// How long one of the short commands may take in a guest.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 
 /// What travels into every guest.
 #[derive(Debug)]
@@ -59,7 +59,10 @@ pub(super) fn build(load: &Load, run: &Run, expected: Expected) -> Result<Vec<u8
         archive.link(&Path::new("/bin").join(applet), "busybox");
     }
     let tests = load.tests.iter().map(|test| &test.path);
-    let programs: Vec<&PathBuf> = [&load.lifemon, &load.actor].into_iter().chain(tests).collect();
+    let programs: Vec<&PathBuf> = [&load.lifemon, &load.actor]
+        .into_iter()
+        .chain(tests)
+        .collect();
     for program in &programs {
         archive.copy(program, program)?;
     }
@@ -93,7 +96,9 @@ fn libraries(programs: &[&PathBuf]) -> Result<BTreeSet<PathBuf>> {
 /// The paths in what ldd prints: `name => /path (address)` or `/path (address)`.
 fn needed(list: &str) -> impl Iterator<Item = PathBuf> {
     let words = list.split_whitespace();
-    words.filter(|word| word.starts_with('/')).map(PathBuf::from)
+    words
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
 }
 
 /// A shell script: the sections in order.

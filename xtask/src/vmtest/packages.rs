@@ -65,7 +65,11 @@ impl Packages {
         let deb = self.apt.file_name(package, suite)?;
         let cached = self.directory.join(deb.trim_end_matches(".deb"));
         if !cached.is_file() {
-            let work = self.directory.join(format!(".{}", std::process::id()));
+            let work = self.directory.join(".work");
+            if work.exists() {
+                // Of one that was interrupted.
+                fs::remove_dir_all(&work)?;
+            }
             fs::create_dir_all(&work)?;
             let done = self.fetch(package, suite, &deb, &work, is_wanted, &cached);
             fs::remove_dir_all(&work)?;

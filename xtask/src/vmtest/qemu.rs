@@ -130,14 +130,14 @@ fn keep(
     mut file: File,
     mut each_line: impl FnMut(&str),
 ) -> std::io::Result<()> {
+    let start = Instant::now();
     for line in BufReader::new(stdout).split(b'\n') {
-        let mut line = line?;
-        file.write_all(&line)?;
-        file.write_all(b"\n")?;
-        while line.last() == Some(&b'\r') {
-            line.pop();
-        }
-        each_line(&String::from_utf8_lossy(&line));
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        let line = line.trim_end_matches('\r');
+        // When it came says where a guest that hung did so.
+        writeln!(file, "{:>6.1} {line}", start.elapsed().as_secs_f64())?;
+        each_line(line);
     }
     Ok(())
 }

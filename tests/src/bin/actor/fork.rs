@@ -33,22 +33,27 @@ pub(crate) fn fork_hold(args: &mut Args) -> i32 {
     commands()
 }
 
-/// A vfork (`CLONE_VM | CLONE_VFORK`) whose child becomes `/bin/true`. By `clone` with a stack of
-/// its own, because a Rust function must not return into a frame that a vfork child has used.
+/// A vfork whose child becomes `/bin/true`.
 pub(crate) fn vfork_exec() -> i32 {
     begin();
+    let Some(child) = vfork_true() else {
+        fail("vfork failed");
+    };
+    report(child, "vforked");
+    reap(child);
+    commands()
+}
+
+/// `CLONE_VM | CLONE_VFORK`, by `clone` with a stack of its own, because a Rust function must not
+/// return into a frame that a vfork child has used.
+pub(crate) fn vfork_true() -> Option<Pid> {
     let mut stack = vec![0_u128; STACK_BYTES / 16];
     let top = stack.as_mut_ptr_range().end.cast();
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack outlives the child's use of it, since CLONE_VFORK suspends this thread
     // until the child has left our memory by exec or exit.
     let child = unsafe { libc::clone(exec_true, top, flags, std::ptr::null_mut()) };
-    if child < 0 {
-        fail("vfork failed");
-    }
-    report(Pid::from_raw(child), "vforked");
-    reap(Pid::from_raw(child));
-    commands()
+    (child > 0).then(|| Pid::from_raw(child))
 }
 
 extern "C" fn exec_true(_: *mut libc::c_void) -> libc::c_int {

@@ -148,7 +148,7 @@ fn has_reaped(wait: bool) -> bool {
 }
 
 /// A line, or the end of stdin.
-fn line_waits() -> bool {
+pub(crate) fn line_waits() -> bool {
     let stdin = stdin();
     let mut sources = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
     poll(&mut sources, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)

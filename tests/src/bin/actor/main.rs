@@ -3,17 +3,24 @@
 //! it made as JSON lines, and takes commands until told to exit (see `talk.rs`).
 
 mod args;
+mod bombs;
 mod die;
 mod fork;
+mod heirs;
 mod io_uring;
 mod load;
 mod log;
 mod memory;
 mod namespace;
+mod newborn;
 mod orphans;
 mod pipe;
+mod polite;
 mod process;
+mod pulse;
 mod reparent;
+mod scatter;
+mod shared;
 mod talk;
 mod threads;
 
@@ -48,6 +55,18 @@ fn main() {
         "burst" => load::burst(&mut args),
         "burst-hold" => load::burst_hold(&mut args),
         "forever-forking" => load::forever_forking(&mut args),
+        "comet" => bombs::comet(&mut args),
+        "slow-comet" => bombs::slow_comet(&mut args),
+        "tree" => bombs::tree(&mut args),
+        "respawn" => bombs::respawn(&mut args),
+        "vfork-burst" => bombs::vfork_burst(&mut args),
+        "forking-threads" => bombs::forking_threads(&mut args),
+        "newborns" => newborn::newborns(&mut args),
+        "pulse" => pulse::pulse(&mut args),
+        "polite" => polite::polite(&mut args),
+        "scatter" => scatter::scatter(&mut args),
+        "heir" => heirs::heir(),
+        "successors" => heirs::successors(&mut args),
         other => args::usage(&format!("unknown behaviour {other}")),
     };
     process::exit_now(code);

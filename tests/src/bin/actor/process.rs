@@ -21,13 +21,20 @@ pub(crate) fn set_deadline() {
 
 /// Forks; the child runs the body and exits with its value, without destructors or handlers.
 pub(crate) fn try_spawn(body: impl FnOnce() -> i32) -> nix::Result<Pid> {
-    // SAFETY: every behaviour that forks has one thread, so the child is a whole copy of it.
+    if let Some(child) = fork_here()? {
+        return Ok(child);
+    }
+    set_deadline();
+    exit_now(body())
+}
+
+/// Forks and returns in both: without a child there, and without the deadline of the child set.
+pub(crate) fn fork_here() -> nix::Result<Option<Pid>> {
+    // SAFETY: a behaviour that forks has one thread, so the child is a whole copy of it; or its
+    // children do nothing but system calls.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(child),
-        ForkResult::Child => {
-            set_deadline();
-            exit_now(body())
-        }
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod death;
 mod fork_loop;
+mod kill;
 mod ready;
 mod stats;
 
@@ -13,19 +14,22 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        // The process that is measured, started by this program itself.
+        // The processes that are measured, started by this program itself.
         ["loop", count] => fork_loop::run_loop(count.parse().unwrap_or(0)),
+        ["quiet", count] => kill::run_quiet(count.parse().unwrap_or(1)),
         [] => {
             machine();
             ready::measure();
             death::measure();
             fork_loop::measure();
+            kill::measure();
         }
         ["ready"] => ready::measure(),
         ["death"] => death::measure(),
         ["fork-loop"] => fork_loop::measure(),
+        ["kill"] => kill::measure(),
         _ => {
-            eprintln!("usage: bench [ready | death | fork-loop]");
+            eprintln!("usage: bench [ready | death | fork-loop | kill]");
             return ExitCode::from(2);
         }
     }

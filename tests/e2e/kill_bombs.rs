@@ -1,0 +1,84 @@
+//! `lifemon kill` on trees that fork while they are killed: nothing of them is left the moment it has
+//! ended, by an oracle that does not ask lifemon.
+
+use lifemon_tests::killing::{alive, assert_killed, kill, set_of, words};
+use lifemon_tests::{DEADLINE, HostTracker, Sandbox, actor, private_lock, scaled, wait_until};
+
+/// Trials of each bomb with the tracker of the host.
+const TRIALS: u64 = 20;
+/// With a tracker that lifemon loads for itself.
+const TRIALS_OFF: u64 = 5;
+
+/// Kills a burning bomb; what the report says besides.
+#[track_caller]
+fn kill_burning(name: &str, parents: &str, options: &[&str]) -> serde_json::Value {
+    let sandbox = Sandbox::new();
+    let file = sandbox.directory().join("made");
+    let mut actor = actor!(sandbox, name, file.display(), parents);
+    actor.step();
+    if name != "tree" {
+        let made = words(&file)[0];
+        wait_until("it still burns", DEADLINE, || words(&file)[0] > made);
+    }
+    let output = kill(&actor.pid(), options);
+    let made = words(&file)[0];
+    let left = alive(&sandbox);
+    assert!(left.is_empty(), "{left:?} survived {name}: {output:?}");
+    assert_eq!(words(&file)[0], made, "somebody went on");
+    let report = assert_killed(&output);
+    assert!(set_of(&report, "killed").contains(&actor.process()));
+    report
+}
+
+/// With the host's tracker, which knows who made whom when nobody between is left.
+#[track_caller]
+fn assert_dies(name: &str) {
+    let _tracker = HostTracker::on(&[]);
+    for _ in 0..scaled(TRIALS) {
+        kill_burning(name, "init", &[]);
+    }
+}
+
+/// With a tracker that comes too late for that: the actor is the parent of what the dead leave.
+#[track_caller]
+fn assert_dies_without_history(name: &str) {
+    let _lock = private_lock();
+    for _ in 0..scaled(TRIALS_OFF) {
+        kill_burning(name, "adopt", &[]);
+    }
+}
+
+macro_rules! bombs {
+    ($($function:ident: $name:literal),+ $(,)?) => {
+        mod tracker_on {
+            $(#[test] fn $function() { super::assert_dies($name); })+
+        }
+        mod tracker_off {
+            $(#[test] fn $function() { super::assert_dies_without_history($name); })+
+        }
+    };
+}
+
+bombs!(
+    comet: "comet",
+    slow_comet: "slow-comet",
+    tree: "tree",
+    respawn: "respawn",
+    vfork_burst: "vfork-burst",
+    forking_threads: "forking-threads",
+);
+
+#[test]
+fn all_of_the_tree_is_in_the_report() {
+    let _tracker = HostTracker::on(&[]);
+    let report = kill_burning("tree", "init", &[]);
+    assert_eq!(set_of(&report, "killed").len(), 501, "{report}");
+}
+
+#[test]
+fn bombs_that_are_asked_first_die_as_well() {
+    let _tracker = HostTracker::on(&[]);
+    for name in ["tree", "comet", "respawn", "forking-threads"] {
+        kill_burning(name, "init", &["--signal", "TERM", "--grace", "200ms"]);
+    }
+}

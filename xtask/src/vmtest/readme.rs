@@ -1,0 +1,121 @@
+//! The table of kernels in the README, between its two markers. Generated, so that it says what was
+//! seen and not what was hoped.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::report::{Outcome, Ran, Report};
+
+const BEGIN: &str = "<!-- kernels:begin -->";
+const END: &str = "<!-- kernels:end -->";
+
+/// What of the doctor's answer depends on the kernel.
+const FEATURES: [&str; 3] = ["programs", "exit event", "lineage"];
+
+/// Writes the table into a file.
+pub(super) fn update(file: &Path, reports: &[Report]) -> Result<()> {
+    let text = fs::read_to_string(file)?;
+    let text = replaced(&text, &table(reports))
+        .with_context(|| format!("{} has no lines {BEGIN} and {END}", file.display()))?;
+    Ok(fs::write(file, text)?)
+}
+
+fn replaced(text: &str, table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{table}{END}{after}"))
+}
+
+fn table(reports: &[Report]) -> String {
+    let head = FEATURES.join(" | ");
+    let rule = "|---".repeat(FEATURES.len());
+    let mut table = format!("| kernel | Debian | {head} | tests |\n|---|---{rule}|---|\n");
+    let mut notes = BTreeSet::new();
+    for report in reports {
+        if let Outcome::Ran(ran) = &report.outcome {
+            let cells = cells(ran);
+            let name = report.suite.name;
+            table.push_str(&format!("| {} | {name} | {cells} |\n", ran.release));
+            notes.extend(
+                ran.degraded()
+                    .map(|check| format!("- {}, degraded: {}.\n", check.name, check.detail)),
+            );
+            let skipped = ran.tests.skipped.iter();
+            notes.extend(
+                skipped.map(|(test, why)| format!("- {} skips `{test}`: {why}.\n", ran.release)),
+            );
+        }
+    }
+    if !notes.is_empty() {
+        table.push('\n');
+    }
+    table.extend(notes);
+    table
+}
+
+fn cells(ran: &Ran) -> String {
+    if ran.refusal.is_some() {
+        let how = if ran.is_good() {
+            "clearly"
+        } else {
+            "not clearly"
+        };
+        return format!("refused | | | {how} refused, exit code 3");
+    }
+    let state = |feature: &&str| {
+        let check = ran.checks.iter().find(|check| check.name == **feature);
+        check.map_or("?", |check| check.state.as_str()).to_owned()
+    };
+    let states: Vec<String> = FEATURES.iter().map(state).collect();
+    format!("{} | {}", states.join(" | "), ran.tests.counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libtest::Counts;
+    use crate::vmtest::console::{Check, Tests};
+    use crate::vmtest::kernels::SUITES;
+
+    #[test]
+    fn only_what_is_between_the_markers_changes() {
+        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
+        let expected = format!("before\n{BEGIN}\nnew\n{END}\nafter\n");
+        assert_eq!(replaced(&text, "new\n"), Some(expected));
+        assert_eq!(replaced("no markers", "new\n"), None);
+    }
+
+    #[test]
+    fn a_kernel_is_a_row_and_what_is_degraded_a_note() {
+        let check = |name: &str, state: &str| Check {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            detail: "fires late".to_owned(),
+        };
+        let ran = Ran {
+            release: "6.12.1".to_owned(),
+            checks: vec![check("programs", "ok"), check("exit event", "degraded")],
+            tests: Tests {
+                counts: Counts {
+                    passed: 7,
+                    failed: 0,
+                },
+                ..Tests::default()
+            },
+            ..Ran::default()
+        };
+        let report = Report {
+            suite: SUITES[1],
+            outcome: Outcome::Ran(Box::new(ran)),
+        };
+        let table = table(&[report]);
+        assert!(table.contains("| 6.12.1 | trixie | ok | degraded | ? | 7 passed, 0 failed |\n"));
+        assert!(
+            table.ends_with("\n\n- exit event, degraded: fires late.\n"),
+            "{table}"
+        );
+    }
+}

@@ -1,0 +1,237 @@
+//! What came out of each kernel: judged from the guest's console, and shown to people. Pure.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::console::{Check, Console, Tests, checks};
+use super::kernels::{Expected, Suite};
+use super::qemu::End;
+
+/// One kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    /// Where the kernel is from.
+    pub(super) suite: Suite,
+    /// What became of it.
+    pub(super) outcome: Outcome,
+}
+
+/// What became of a kernel.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    /// It could not be had.
+    Skipped(String),
+    /// It was booted.
+    Ran(Box<Ran>),
+}
+
+/// A kernel that was booted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ran {
+    /// What `uname -r` says.
+    pub(super) release: String,
+    /// Over all test executables, which are part of the names.
+    pub(super) tests: Tests,
+    /// What the doctor found.
+    pub(super) checks: Vec<Check>,
+    /// What lifemon said where it refuses to run.
+    pub(super) refusal: Option<String>,
+    /// What is wrong besides failed tests.
+    pub(super) problems: Vec<String>,
+    /// What the kernel complained of.
+    pub(super) complaints: Vec<String>,
+    /// From start to end.
+    pub(super) took: Duration,
+    /// Where the console is kept.
+    pub(super) console: PathBuf,
+}
+
+impl Ran {
+    /// Judges a guest by what it printed.
+    pub(super) fn judge(expected: Expected, console: &Console, end: End) -> Self {
+        let mut ran = Self {
+            release: console.release.clone().unwrap_or_default(),
+            ..Self::default()
+        };
+        let doctor = console.section("doctor");
+        ran.checks = doctor.map(checks).unwrap_or_default();
+        if end == End::Deadline {
+            ran.problems
+                .push("the guest was ended at its deadline".to_owned());
+        } else if !console.is_done {
+            let why = console.panic.clone();
+            let why = why.unwrap_or_else(|| "the guest ended too early".to_owned());
+            ran.problems.push(why);
+        }
+        match expected {
+            Expected::Works => ran.judge_tests(console),
+            Expected::Refuses => ran.judge_refusal(console),
+        }
+        if let Some(section) = console.section("complaints") {
+            let lines = section.lines.iter().filter(|line| !line.trim().is_empty());
+            ran.complaints = lines.cloned().collect();
+        }
+        ran
+    }
+
+    fn judge_tests(&mut self, console: &Console) {
+        if self.checks.is_empty() {
+            self.problems
+                .push("no answer of `lifemon doctor`".to_owned());
+        }
+        let failed = self.checks.iter().filter(|check| check.state == "failed");
+        let failed = failed.map(|check| format!("doctor: {}: {}", check.name, check.detail));
+        self.problems.extend(failed);
+        for section in &console.sections {
+            let Some(name) = section.name.strip_prefix("test-") else {
+                continue;
+            };
+            let full = |(test, why): (String, String)| (format!("{name}::{test}"), why);
+            let tests = Tests::read(section);
+            self.tests.counts += tests.counts;
+            self.tests.failed.extend(tests.failed.into_iter().map(full));
+            self.tests
+                .skipped
+                .extend(tests.skipped.into_iter().map(full));
+        }
+        if self.tests.counts.passed == 0 {
+            self.problems.push("no test has passed".to_owned());
+        }
+    }
+
+    /// The contract: a message that names the kernel and what is needed, and exit code 3.
+    fn judge_refusal(&mut self, console: &Console) {
+        let refusal = console.section("refusal");
+        let text = refusal.map(|section| section.lines.join(" ").trim().to_owned());
+        let code = refusal.and_then(|section| section.code);
+        let text = text.unwrap_or_default();
+        let is_clear = text.contains(&self.release) && text.contains("too old");
+        if code != Some(3) || !is_clear {
+            let problem = format!("not a clear refusal with code 3: code {code:?}, `{text}`");
+            self.problems.push(problem);
+        }
+        self.refusal = Some(text);
+    }
+
+    /// Whether everything was as it has to be.
+    pub(super) fn is_good(&self) -> bool {
+        self.problems.is_empty() && self.tests.counts.failed == 0
+    }
+
+    /// The features that are not as good as on other kernels.
+    pub(super) fn degraded(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| check.state == "degraded")
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Skipped(why) => writeln!(f, "skipped {}: {why}", self.suite),
+            Outcome::Ran(ran) => show(ran, self.suite, f),
+        }
+    }
+}
+
+fn show(ran: &Ran, suite: Suite, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let verdict = if ran.is_good() { "ok     " } else { "FAILED " };
+    let took = ran.took.as_secs_f64();
+    let what = match &ran.refusal {
+        Some(refusal) => format!("refuses: {refusal}"),
+        None => format!("{}, {} skipped", ran.tests.counts, ran.tests.skipped.len()),
+    };
+    writeln!(
+        f,
+        "{verdict} {} ({}), {took:.0} s: {what}",
+        ran.release, suite.name
+    )?;
+    for check in &ran.checks {
+        writeln!(
+            f,
+            "        doctor: {}: {}, {}",
+            check.name, check.state, check.detail
+        )?;
+    }
+    for (test, why) in &ran.tests.skipped {
+        writeln!(f, "        skipped {test}: {why}")?;
+    }
+    for (test, why) in &ran.tests.failed {
+        writeln!(f, "        failed {test}: {why}")?;
+    }
+    for problem in &ran.problems {
+        writeln!(f, "        problem: {problem}")?;
+    }
+    for complaint in &ran.complaints {
+        writeln!(f, "        the kernel said: {complaint}")?;
+    }
+    if ran.is_good() {
+        return Ok(());
+    }
+    writeln!(f, "        console: {}", ran.console.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmtest::kernels::SUITES;
+
+    fn judged(expected: Expected, text: &str, end: End) -> Ran {
+        let mut console = Console::default();
+        for line in text.lines() {
+            console.line(line);
+        }
+        Ran::judge(expected, &console, end)
+    }
+
+    const GOOD: &str = "\
+@@vmtest kernel 6.12.1
+@@vmtest begin doctor
+{\"checks\":[{\"name\":\"exit event\",\"state\":\"degraded\",\"detail\":\"late\"}]}
+@@vmtest end doctor 0
+@@vmtest begin test-deaths
+test result: ok. 3 passed; 0 failed; 0 ignored
+@@vmtest end test-deaths 0
+@@vmtest begin complaints
+
+@@vmtest end complaints 1
+@@vmtest done";
+
+    #[test]
+    fn a_good_guest_is_good_and_says_what_is_degraded() {
+        let ran = judged(Expected::Works, GOOD, End::Itself);
+        assert!(ran.is_good(), "{ran:?}");
+        let report = Report {
+            suite: SUITES[1],
+            outcome: Outcome::Ran(Box::new(ran)),
+        };
+        let text = report.to_string();
+        assert!(text.starts_with("ok      6.12.1 (trixie), 0 s: 3 passed, 0 failed, 0 skipped"));
+        assert!(
+            text.contains("doctor: exit event: degraded, late"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_guest_without_an_end_is_not() {
+        let cut = GOOD.trim_end_matches("@@vmtest done");
+        assert!(!judged(Expected::Works, cut, End::Itself).is_good());
+        assert!(!judged(Expected::Works, GOOD, End::Deadline).is_good());
+        assert!(!judged(Expected::Works, "", End::Itself).is_good());
+    }
+
+    #[test]
+    fn a_refusal_must_be_clear() {
+        let guest = |text: &str, code: i32| {
+            let text = format!(
+                "@@vmtest kernel 5.10.1\n@@vmtest begin refusal\n{text}\n\
+                 @@vmtest end refusal {code}\n@@vmtest done"
+            );
+            judged(Expected::Refuses, &text, End::Itself)
+        };
+        assert!(guest("lifemon: kernel 5.10.1 is too old", 3).is_good());
+        assert!(!guest("lifemon: kernel 5.10.1 is too old", 1).is_good());
+        assert!(!guest("lifemon: the kernel refused exit", 3).is_good());
+    }
+}
