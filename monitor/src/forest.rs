@@ -9,6 +9,8 @@ use lifemon_ebpf::{LIVE, ProcessId, Record};
 pub struct Forest {
     records: HashMap<ProcessId, Record>,
     children: HashMap<ProcessId, Vec<ProcessId>>,
+    /// The living.
+    by_pid: HashMap<u32, ProcessId>,
 }
 
 impl Forest {
@@ -17,7 +19,11 @@ impl Forest {
     pub fn new(records: impl IntoIterator<Item = (ProcessId, Record)>) -> Self {
         let records: HashMap<_, _> = records.into_iter().collect();
         let mut children: HashMap<_, Vec<_>> = HashMap::new();
+        let mut by_pid = HashMap::new();
         for (id, record) in &records {
+            if record.state == LIVE {
+                by_pid.insert(id.pid, *id);
+            }
             if !record.creator.is_none() && record.creator != *id {
                 children.entry(record.creator).or_default().push(*id);
             }
@@ -25,13 +31,33 @@ impl Forest {
         for list in children.values_mut() {
             list.sort_unstable();
         }
-        Self { records, children }
+        Self {
+            records,
+            children,
+            by_pid,
+        }
     }
 
     /// The record of a process or ghost.
     #[must_use]
     pub fn record(&self, id: &ProcessId) -> Option<&Record> {
         self.records.get(id)
+    }
+
+    /// Every process and ghost, in no order.
+    pub fn records(&self) -> impl Iterator<Item = (&ProcessId, &Record)> {
+        self.records.iter()
+    }
+
+    /// Every living process, in no order.
+    pub fn all_living(&self) -> impl Iterator<Item = ProcessId> {
+        self.by_pid.values().copied()
+    }
+
+    /// The living process that has this pid.
+    #[must_use]
+    pub fn live(&self, pid: u32) -> Option<ProcessId> {
+        self.by_pid.get(&pid).copied()
     }
 
     /// Whether it is there and alive.
@@ -52,20 +78,38 @@ impl Forest {
     /// Works for a root that has no record of its own any more.
     #[must_use]
     pub fn tree(&self, root: ProcessId) -> Vec<ProcessId> {
+        let order = self.tree_with_depth(root).into_iter();
+        order.map(|(id, _)| id).collect()
+    }
+
+    /// The same, each with how far it is below the root.
+    #[must_use]
+    pub fn tree_with_depth(&self, root: ProcessId) -> Vec<(ProcessId, usize)> {
         let mut order = Vec::new();
         let mut seen = HashSet::new();
-        let mut open = vec![root];
+        let mut open = vec![(root, 0)];
         // A half-written snapshot could hold a circle; each process is visited once.
-        while let Some(id) = open.pop() {
+        while let Some((id, depth)) = open.pop() {
             if !seen.insert(id) {
                 continue;
             }
             if self.records.contains_key(&id) {
-                order.push(id);
+                order.push((id, depth));
             }
-            open.extend(self.children(&id).iter().rev());
+            let children = self.children(&id).iter().rev();
+            open.extend(children.map(|child| (*child, depth + 1)));
         }
         order
+    }
+
+    /// Those whose creator is not known, oldest first: where trees begin.
+    #[must_use]
+    pub fn tops(&self) -> Vec<ProcessId> {
+        let is_top = |record: &Record| !self.records.contains_key(&record.creator);
+        let tops = self.records.iter().filter(|(_, record)| is_top(record));
+        let mut tops: Vec<_> = tops.map(|(id, _)| *id).collect();
+        tops.sort_unstable();
+        tops
     }
 
     /// Living members of the tree of `root`.
@@ -90,6 +134,25 @@ impl Forest {
             found.push(at);
         }
         found
+    }
+
+    /// The root of the tree that `id` belongs to: the topmost creator that is reached without crossing
+    /// a boundary, or `id` itself. `is_boundary(creator, created)` says where one tree ends and
+    /// another begins: what lies above is the system, a session, a shell.
+    #[must_use]
+    pub fn root_of(
+        &self,
+        id: &ProcessId,
+        mut is_boundary: impl FnMut(&ProcessId, &ProcessId) -> bool,
+    ) -> ProcessId {
+        let mut at = *id;
+        for creator in self.ancestors(id) {
+            if is_boundary(&creator, &at) {
+                break;
+            }
+            at = creator;
+        }
+        at
     }
 
     /// Whether it is alive and its creator is known to be dead.
@@ -192,6 +255,15 @@ mod tests {
     #[test]
     fn ancestors_go_up_through_ghosts() {
         assert_eq!(family().ancestors(&id(4)), [id(3), id(2), id(1)]);
+    }
+
+    #[test]
+    fn a_root_lies_below_the_first_boundary() {
+        let forest = family();
+        let below = |top: u32| forest.root_of(&id(4), |creator, _| *creator == id(top));
+        assert_eq!(below(1), id(2));
+        assert_eq!(below(3), id(4));
+        assert_eq!(forest.root_of(&id(4), |_, _| false), id(1));
     }
 
     #[test]

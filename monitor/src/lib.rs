@@ -3,19 +3,23 @@
 //!
 //! Reading order: [`process`] (the words), [`forest`] (the lineage at one time), [`watch`] (a tree
 //! over time), [`kernel`] (the tracker), [`session`] (a watched tree, live), [`proc`] (what only
-//! `/proc` knows), [`kill`] (exact tree kill), [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
+//! `/proc` knows), [`kill`] (exact tree kill), [`orphan`] (what was left behind),
+//! [`gpu`] (who holds GPUs), [`tree`] (the lineage as it is shown), [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
 //!
 //! [`forest`] and [`watch`] do no I/O and read no clock; [`kernel`] alone names aya.
 
 pub mod cli;
 pub mod doctor;
 pub mod forest;
+pub mod gpu;
 pub mod kernel;
 pub mod kill;
+pub mod orphan;
 pub mod proc;
 pub mod process;
 pub mod report;
 pub mod session;
+pub mod tree;
 pub mod watch;
 
 pub use lifemon_ebpf::ProcessId;

@@ -88,6 +88,21 @@ pub fn with_directory_over(command: &mut Command, directory: &Path, over: &'stat
     });
 }
 
+/// With a `/proc` that hides the processes of other users, in a mount namespace of its own.
+pub fn with_hidden_processes(command: &mut Command) {
+    before_exec(command, || {
+        own_mounts()?;
+        let flags = MsFlags::empty();
+        Ok(mount(
+            Some("proc"),
+            "/proc",
+            Some("proc"),
+            flags,
+            Some("hidepid=2"),
+        )?)
+    });
+}
+
 /// A mount namespace whose changes stay in it.
 fn own_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;

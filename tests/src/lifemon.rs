@@ -102,7 +102,16 @@ impl<'sandbox> Lifemon<'sandbox> {
     /// When it does not start.
     #[track_caller]
     pub fn stream<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Stream {
-        let mut command = self.command(words);
+        self.stream_of(self.command(words))
+    }
+
+    /// The same with a command of [`Lifemon::command`] that the test has changed.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[track_caller]
+    #[must_use]
+    pub fn stream_of(&self, mut command: Command) -> Stream {
         let child = command.spawn().expect("lifemon starts");
         Stream::new(format!("{command:?}"), child)
     }

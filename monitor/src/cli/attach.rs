@@ -1,16 +1,22 @@
 //! `lifemon attach`: the tree now, then what happens to it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
+use super::orphans::DeviceArgs;
 use super::target::Target;
 use super::{Code, Output, parse_capacity, parse_duration, parse_ring_size};
 use crate::ProcessId;
+use crate::gpu::holders::DeviceFiles;
+use crate::gpu::nvml::Server;
+use crate::gpu::release::{News, Releases};
 use crate::kernel::clock::{self, WallClock};
 use crate::kernel::{LoadOptions, Tracker, WatchOptions};
 use crate::proc;
+use crate::process::Process;
 use crate::report::json::{Stream, Summary};
 use crate::report::out;
 use crate::report::text::Text;
@@ -38,9 +44,75 @@ pub struct Args {
     /// Processes to have room for, when the host-wide tracker is off
     #[arg(long, value_name = "N", default_value = "65536", value_parser = parse_capacity)]
     max_processes: u32,
+    #[command(flatten)]
+    device_args: DeviceArgs,
+    /// How long to wait until the GPU memory of the dead is released
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    release_timeout: Duration,
     /// Work as on kernels before 6.16 (for tests)
     #[arg(long, hide = true)]
     without_group_dead: bool,
+}
+
+/// GPU memory of the dead, followed where this host has GPUs.
+struct Following {
+    releases: Option<Releases>,
+    /// The dead that may hold some.
+    dead: HashMap<ProcessId, Process>,
+    /// Whether no member will die any more.
+    is_last: bool,
+}
+
+impl Following {
+    fn begin(devices: &DeviceFiles, timeout: Duration) -> Self {
+        let follow = || Releases::follow(Server::of_this_program(), timeout);
+        Self {
+            releases: devices.exist().then(follow),
+            dead: HashMap::new(),
+            is_last: false,
+        }
+    }
+
+    /// Tells it of deaths.
+    fn tell(&mut self, updates: &[Update]) {
+        let Some(releases) = &self.releases else {
+            return;
+        };
+        for update in updates {
+            if let Update::Happening(happening) = update
+                && let What::Exit { .. } = happening.what
+            {
+                let id = happening.process.id;
+                releases.died(id, happening.at_ns.unwrap_or_else(clock::boot_ns));
+                self.dead.insert(id, happening.process.clone());
+            }
+        }
+    }
+
+    /// No member will die any more; whether there may be news nevertheless.
+    fn end(&mut self) -> bool {
+        self.is_last = true;
+        if let Some(releases) = &mut self.releases {
+            releases.close();
+        }
+        self.releases.is_some()
+    }
+
+    /// The next news. `None` once: there will be no more.
+    async fn next(&mut self) -> Option<(News, Option<Process>)> {
+        let Some(releases) = &mut self.releases else {
+            return std::future::pending().await;
+        };
+        let Some(news) = releases.next().await else {
+            self.releases = None;
+            return None;
+        };
+        let of = match &news {
+            News::Released { id, .. } | News::StillHeld { id, .. } => self.dead.remove(id),
+            News::Hung => None,
+        };
+        Some((news, of))
+    }
 }
 
 /// Where the updates go.
@@ -61,6 +133,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     // From here on a signal ends the loop below, and what was attached is given back.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let devices = args.device_args.files()?;
     let options = LoadOptions {
         max_processes: args.max_processes,
         debug: verbose >= 2,
@@ -79,23 +152,33 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         .then(|| session.watcher_mut().tracker_mut().debug_log())
         .transpose()?;
     let deadline = args.period.map(|period| Instant::now() + period);
+    let mut releases = Following::begin(&devices, args.release_timeout);
     loop {
         if let Some(log) = &mut kernel_log {
             log.flush();
         }
         let updates = tokio::select! {
-            updates = session.next() => updates?,
+            updates = session.next(), if !releases.is_last => updates?,
+            news = releases.next() => match news {
+                Some((news, of)) => {
+                    out::print(&printer.news(&news, of.as_ref()))?;
+                    continue;
+                }
+                None if releases.is_last => break,
+                None => continue,
+            },
             () = at(deadline) => break,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         };
+        releases.tell(&updates);
         let losses = session.standing_losses();
         let text: String = updates
             .iter()
             .map(|update| printer.update(update, losses))
             .collect();
         out::print(&text)?;
-        if updates.iter().any(|update| matches!(update, Update::End)) {
+        if updates.iter().any(|update| matches!(update, Update::End)) && !releases.end() {
             break;
         }
     }
@@ -171,6 +254,19 @@ impl Printer {
             (Self::Json(stream), Update::Extinct) => stream.extinct(now, losses.is_empty()),
             (Self::Text(text), Update::Extinct) => text.extinct(now, losses.is_empty()),
             (_, Update::End) => String::new(),
+        }
+    }
+
+    fn news(&mut self, news: &News, of: Option<&Process>) -> String {
+        match (self, news) {
+            (Self::Json(stream), News::Hung) => {
+                stream.lost(clock::boot_ns(), Loss::DriverHung, 0, false, false)
+            }
+            (Self::Text(text), News::Hung) => {
+                text.lost(clock::boot_ns(), Loss::DriverHung, 0, false)
+            }
+            (Self::Json(stream), news) => stream.news(news, of, clock::boot_ns()),
+            (Self::Text(text), news) => text.news(news, of, clock::boot_ns()),
         }
     }
 

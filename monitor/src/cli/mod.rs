@@ -3,9 +3,12 @@
 mod attach;
 mod doctor;
 mod generate;
+mod gpu;
 mod kill;
+mod orphans;
 mod target;
 mod track;
+mod tree;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -43,6 +46,11 @@ impl From<Code> for ExitCode {
 #[error("{0}")]
 pub struct NoSuchProcess(pub String);
 
+/// What was typed cannot be meant: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; try --help")]
+pub struct Usage(pub String);
+
 /// How it is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -65,6 +73,8 @@ Exit codes: 0 done or yes, 1 the answer is no, 2 usage, 3 cannot run here, 4 no 
 Examples:
   sudo lifemon attach 4200          watch the tree of process 4200
   sudo lifemon kill 4200            kill that tree, to the last process
+  sudo lifemon orphans              what was left behind on this host
+  sudo lifemon gpu                  who holds GPU memory, and where it comes from
   sudo lifemon track on             keep the lineage of this host from now on
   lifemon doctor                    what works here, and the remedy for what does not")]
 pub struct Cli {
@@ -84,6 +94,12 @@ pub struct Cli {
 pub enum Command {
     /// Watch the tree of a process until nothing of it is left
     Attach(attach::Args),
+    /// Show the lineage as a tree, the dead with living descendants included
+    Tree(tree::Args),
+    /// List what was left behind: living processes whose creator is dead
+    Orphans(orphans::Args),
+    /// Say who holds GPUs, where that comes from, and whether it was left behind
+    Gpu(gpu::Args),
     /// Kill every process of a tree, nobody else, and prove it
     Kill(kill::Args),
     /// Switch the host-wide tracker, which needs no process to run
@@ -99,6 +115,9 @@ pub enum Command {
     /// Print the manual page
     #[command(after_help = "Example:\n  lifemon man | man -l -")]
     Man,
+    /// Ask NVIDIA's library for the process that started this one
+    #[command(name = crate::gpu::nvml::COMMAND, hide = true, after_help = "Example:\n  echo ask | lifemon nvml-server")]
+    NvmlServer,
 }
 
 /// Runs what was typed.
@@ -108,6 +127,10 @@ pub enum Command {
 pub fn run(cli: &Cli) -> anyhow::Result<Code> {
     match &cli.command {
         Command::Attach(args) => attach::run(args, cli.output, cli.verbose),
+        Command::Tree(args) => tree::run(args, cli.output, cli.verbose),
+        Command::Orphans(args) => orphans::run(args, cli.output, cli.verbose),
+        Command::Gpu(args) => gpu::run(args, cli.output, cli.verbose),
+        Command::NvmlServer => gpu::serve(),
         Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         Command::Doctor => doctor::run(cli.output),
@@ -170,6 +193,9 @@ fn chain(error: &anyhow::Error) -> String {
 fn code_of(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<NoSuchProcess>().is_some() {
         return 4;
+    }
+    if error.downcast_ref::<Usage>().is_some() {
+        return 2;
     }
     if let Some(error) = error.downcast_ref::<kernel::Error>() {
         return code_of_kernel(error);

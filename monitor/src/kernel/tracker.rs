@@ -14,6 +14,7 @@ use super::load::{self, HOOKS, LoadOptions, Loaded};
 use super::pins::{self, Found};
 use super::shared::{Shared, word64};
 use super::{Error, sys};
+use crate::session::Loss;
 
 /// The open maps of a tracker, and how to run its passes.
 pub struct Tracker {
@@ -52,9 +53,23 @@ pub struct Snapshot {
     pub lost_records: u64,
     /// Events that the kernel did not run the hooks for.
     pub missed_runs: u64,
+    /// Whether it is of the host's tracker, which was there before the command.
+    pub is_pinned: bool,
 }
 
 impl Snapshot {
+    /// What makes answers from this incomplete.
+    #[must_use]
+    pub fn losses(&self) -> Vec<Loss> {
+        let losses = [
+            (Loss::NoHistory, !self.is_pinned),
+            (Loss::LineageFull, self.lost_records > 0),
+            (Loss::MissedRuns, self.missed_runs > 0),
+        ];
+        let standing = losses.into_iter().filter(|(_, stands)| *stands);
+        standing.map(|(loss, _)| loss).collect()
+    }
+
     /// The living process that has this pid now.
     #[must_use]
     pub fn live(&self, pid: u32) -> Option<&(ProcessId, Record)> {
@@ -285,6 +300,7 @@ impl Tracker {
             since_ns: self.since_ns(),
             lost_records: self.host_counters().lost_records,
             missed_runs: self.missed_runs(),
+            is_pinned: self.is_pinned(),
         })
     }
 

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use crate::ProcessId;
+use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
 use crate::process::{Death, Process, Sender, Who, signal_name};
 use crate::session::{Loss, Start};
@@ -172,6 +173,30 @@ struct SignalJson {
     sender: Option<SenderJson>,
 }
 
+impl MemberJson {
+    /// Says when and how it died.
+    pub(super) fn set_death(&mut self, died: String, exit: ExitJson) {
+        self.died = Some(died);
+        self.exit = Some(exit);
+    }
+}
+
+/// One reason why an answer is not complete.
+#[derive(Serialize)]
+pub(super) struct IncompleteJson {
+    reason: &'static str,
+    advice: &'static str,
+}
+
+impl IncompleteJson {
+    pub(super) fn of(loss: Loss) -> Self {
+        Self {
+            reason: loss.word(),
+            advice: loss.advice(),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct LossJson {
     reason: &'static str,
@@ -206,6 +231,8 @@ struct Line {
     parent: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     after_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
     #[serde(skip_serializing_if = "is_false")]
     resynced: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -357,6 +384,29 @@ impl Stream {
                 line.parent = parent;
             }
         }
+        Self::finish(&line)
+    }
+
+    /// What became of the GPU memory of a process that died.
+    pub fn news(&mut self, news: &News, of: Option<&Process>, now_ns: u64) -> String {
+        let (event, id, at_ns, after_ns, state) = match news {
+            News::Released {
+                id,
+                at_ns,
+                after_ns,
+            } => ("released", *id, *at_ns, *after_ns, None),
+            News::StillHeld {
+                id,
+                after_ns,
+                state,
+            } => ("held", *id, now_ns, *after_ns, Some(state.clone())),
+            News::Hung => return String::new(),
+        };
+        let mut line = self.line(event, Some(at_ns));
+        let unknown = Process::unknown(id);
+        line.process = Some(of.unwrap_or(&unknown).into());
+        line.after_us = Some(after_ns / 1_000);
+        line.state = state;
         Self::finish(&line)
     }
 

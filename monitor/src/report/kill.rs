@@ -10,8 +10,9 @@ use crate::kill::KillReport;
 use crate::process::Process;
 use crate::session::Loss;
 
+/// What a kill came to.
 #[derive(Serialize)]
-struct ReportJson {
+pub(super) struct KilledJson {
     schema: &'static str,
     tree: Id,
     dry_run: bool,
@@ -49,40 +50,45 @@ struct SurvivorJson {
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
 pub fn json(report: &KillReport, is_dry_run: bool) -> Result<String, serde_json::Error> {
-    let members = if is_dry_run {
-        report.members.as_slice()
-    } else {
-        &[]
-    };
-    let json = ReportJson {
-        schema: SCHEMA,
-        tree: report.root.id.into(),
-        dry_run: is_dry_run,
-        members: members.iter().map(Into::into).collect(),
-        killed: report
-            .killed
-            .iter()
-            .map(|(process, death)| DeadJson {
-                process: process.into(),
-                exit: death.as_ref().map(Into::into),
-            })
-            .collect(),
-        already_dying: report.already_dying.iter().map(Into::into).collect(),
-        survivors: report
-            .survivors
-            .iter()
-            .map(|(process, reason)| SurvivorJson {
-                process: process.into(),
-                reason: reason.clone(),
-            })
-            .collect(),
-        extinct: report.extinct,
-        complete: report.losses.is_empty(),
-        incomplete: report.losses.iter().map(|loss| loss.word()).collect(),
-        elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
-        gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
-    };
-    Ok(serde_json::to_string(&json)? + "\n")
+    Ok(serde_json::to_string(&KilledJson::new(report, is_dry_run))? + "\n")
+}
+
+impl KilledJson {
+    pub(super) fn new(report: &KillReport, is_dry_run: bool) -> Self {
+        let members = if is_dry_run {
+            report.members.as_slice()
+        } else {
+            &[]
+        };
+        Self {
+            schema: SCHEMA,
+            tree: report.root.id.into(),
+            dry_run: is_dry_run,
+            members: members.iter().map(Into::into).collect(),
+            killed: report
+                .killed
+                .iter()
+                .map(|(process, death)| DeadJson {
+                    process: process.into(),
+                    exit: death.as_ref().map(Into::into),
+                })
+                .collect(),
+            already_dying: report.already_dying.iter().map(Into::into).collect(),
+            survivors: report
+                .survivors
+                .iter()
+                .map(|(process, reason)| SurvivorJson {
+                    process: process.into(),
+                    reason: reason.clone(),
+                })
+                .collect(),
+            extinct: report.extinct,
+            complete: report.losses.is_empty(),
+            incomplete: report.losses.iter().map(|loss| loss.word()).collect(),
+            elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
+            gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
+        }
+    }
 }
 
 /// What a kill did.

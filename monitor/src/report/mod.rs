@@ -1,7 +1,10 @@
-//! How lifemon speaks: [`json`] for scripts, [`text`] for people, [`kill`] for both of
-//! what a kill came to, [`out`] for where it goes.
+//! How lifemon speaks: [`json`] for scripts, [`text`] for people, [`kill`], [`tree`], [`orphans`]
+//! and [`gpu`] for both of what they are named after, [`out`] for where it goes.
 
+pub mod gpu;
 pub mod json;
 pub mod kill;
+pub mod orphans;
 pub mod out;
 pub mod text;
+pub mod tree;

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use super::json::{Summary, word};
 use super::out::printable;
 use crate::ProcessId;
+use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
 use crate::process::{Cause, Death, Process, Sender, Who, signal_name};
 use crate::session::{Loss, Start};
@@ -23,7 +24,7 @@ pub struct Text {
 
 /// Colours by meaning.
 #[derive(Clone, Copy)]
-enum Tone {
+pub(super) enum Tone {
     Bad,
     Warn,
     Good,
@@ -38,16 +39,7 @@ impl Text {
     }
 
     fn paint(self, tone: Tone, text: &str) -> String {
-        if !self.colour {
-            return text.to_owned();
-        }
-        let code = match tone {
-            Tone::Bad => "31",
-            Tone::Warn => "33",
-            Tone::Good => "32",
-            Tone::Faint => "2",
-        };
-        format!("\x1b[{code}m{text}\x1b[0m")
+        paint(self.colour, tone, text)
     }
 
     /// Time of day in UTC with microseconds.
@@ -218,6 +210,37 @@ impl Text {
         text
     }
 
+    /// What became of the GPU memory of a process that died.
+    #[must_use]
+    pub fn news(self, news: &News, of: Option<&Process>, now_ns: u64) -> String {
+        let subject = |id: ProcessId| process(of.unwrap_or(&Process::unknown(id)));
+        match news {
+            News::Released {
+                id,
+                at_ns,
+                after_ns,
+            } => format!(
+                "{} {} {}  GPU memory released {} after exit\n",
+                self.time(Some(*at_ns)),
+                self.paint(Tone::Faint, "released"),
+                subject(*id),
+                duration_us(after_ns / 1_000),
+            ),
+            News::StillHeld {
+                id,
+                after_ns,
+                state,
+            } => format!(
+                "{} {} {}  GPU memory still held after {}, {state}\n",
+                self.time(Some(now_ns)),
+                self.paint(Tone::Bad, "held    "),
+                subject(*id),
+                duration_us(after_ns / 1_000),
+            ),
+            News::Hung => String::new(),
+        }
+    }
+
     /// Something was lost, or made good.
     #[must_use]
     pub fn lost(self, at_ns: u64, loss: Loss, count: u64, recovered: bool) -> String {
@@ -282,6 +305,20 @@ impl Text {
     }
 }
 
+/// Text in a colour, where colour is wanted.
+pub(super) fn paint(colour: bool, tone: Tone, text: &str) -> String {
+    if !colour {
+        return text.to_owned();
+    }
+    let code = match tone {
+        Tone::Bad => "31",
+        Tone::Warn => "33",
+        Tone::Good => "32",
+        Tone::Faint => "2",
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
 /// `4251 python3`.
 pub(super) fn process(process: &Process) -> String {
     let name = process
@@ -307,7 +344,7 @@ fn member(of: &Process) -> String {
     format!("{mark}{}{elided}", process(of))
 }
 
-fn who(who: &Who) -> String {
+pub(super) fn who(who: &Who) -> String {
     match &who.name {
         Some(name) => format!("{} {}", who.id.pid, printable(name)),
         None => who.id.pid.to_string(),
@@ -323,7 +360,7 @@ fn from(sender: Option<&Sender>) -> String {
 }
 
 /// How it died, in words.
-fn how(death: &Death) -> String {
+pub(super) fn how(death: &Death) -> String {
     let core = if death.core_dumped() {
         ", core dumped"
     } else {
@@ -342,7 +379,7 @@ fn how(death: &Death) -> String {
     }
 }
 
-fn duration_ms(ms: u64) -> String {
+pub(super) fn duration_ms(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),
         1_000..60_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),

@@ -15,6 +15,14 @@ pub enum Loss {
     Unsettled,
     /// The tracker was switched off.
     SwitchedOff,
+    /// The host's tracker is off: nothing is known of what happened before now.
+    NoHistory,
+    /// The driver of a GPU does not answer.
+    DriverHung,
+    /// The driver of a GPU has failed.
+    DriverFailed,
+    /// Files of some processes may not be looked at.
+    Unreadable,
 }
 
 impl Loss {
@@ -28,6 +36,10 @@ impl Loss {
             Self::MissedRuns => "missed_runs",
             Self::Unsettled => "unsettled",
             Self::SwitchedOff => "switched_off",
+            Self::NoHistory => "no_history",
+            Self::DriverHung => "driver_hung",
+            Self::DriverFailed => "driver_failed",
+            Self::Unreadable => "unreadable",
         }
     }
 
@@ -41,6 +53,12 @@ impl Loss {
             Self::MissedRuns => "the kernel skipped runs of a hook",
             Self::Unsettled => "the lineage of some processes did not settle; attach again",
             Self::SwitchedOff => "the tracker was switched off",
+            Self::NoHistory => {
+                "the host's tracker is off, so what died before now is not known; `lifemon track on` keeps it from now on"
+            }
+            Self::DriverHung => "the driver of a GPU does not answer; see the kernel's log",
+            Self::DriverFailed => "the driver of a GPU has failed; see `lifemon gpu`",
+            Self::Unreadable => "files of some processes may not be looked at; run this as root",
         }
     }
 }

@@ -20,6 +20,7 @@ mod process;
 mod pulse;
 mod reparent;
 mod scatter;
+mod servers;
 mod shared;
 mod talk;
 mod threads;
@@ -28,6 +29,9 @@ use args::Args;
 
 fn main() {
     process::set_deadline();
+    if std::env::var_os(servers::HOLD).is_some() {
+        servers::hold_now();
+    }
     let mut args = Args::from_command_line();
     let behaviour = args.word("behaviour");
     let code = match behaviour.as_str() {
@@ -64,6 +68,10 @@ fn main() {
         "newborns" => newborn::newborns(&mut args),
         "pulse" => pulse::pulse(&mut args),
         "polite" => polite::polite(&mut args),
+        "serve" => servers::serve(&mut args),
+        "serve-here" => servers::serve_here(&mut args),
+        "odd-commands" => servers::odd_commands(),
+        "daemonise" => servers::daemonise(&mut args),
         "scatter" => scatter::scatter(&mut args),
         "heir" => heirs::heir(),
         "successors" => heirs::successors(&mut args),

@@ -1,6 +1,14 @@
 //! What only `/proc` knows: the present parent, the kind of a pid that has no record, identities of
 //! processes that a tracker has not seen. Everything read here may be gone a moment later.
 
+mod command;
+mod files;
+mod placement;
+
+pub use command::{CommandLine, command_line, job_markers};
+pub use files::{OpenFile, open_files};
+pub use placement::{Placement, placement};
+
 use std::fs;
 
 use lifemon_ebpf::ProcessId;
@@ -12,6 +20,12 @@ const PF_KTHREAD: u64 = 0x0020_0000;
 pub struct Stat {
     /// Pid of the parent as this pid namespace sees it.
     pub parent: u32,
+    /// Process group, by its leader's pid.
+    pub group: u32,
+    /// Session, by its leader's pid.
+    pub session: u32,
+    /// Device number of the controlling terminal; 0 without one.
+    pub terminal: i32,
     /// `PF_*` flags of the task.
     pub flags: u64,
     /// Start, in clock ticks since boot.
@@ -34,11 +48,18 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, starttime 22.
-    let flags = fields.nth(9 - 4 - 1)?.parse().ok()?;
+    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, starttime 22. Leaders
+    // outside the pid namespace of this `/proc` read as 0, or as -1 where there is no group.
+    let group = fields.next()?.parse().unwrap_or(0);
+    let session = fields.next()?.parse().unwrap_or(0);
+    let terminal = fields.next()?.parse().ok()?;
+    let flags = fields.nth(9 - 7 - 1)?.parse().ok()?;
     let start_ticks = fields.nth(22 - 9 - 1)?.parse().ok()?;
     Some(Stat {
         parent,
+        group,
+        session,
+        terminal,
         flags,
         start_ticks,
         state,
@@ -125,6 +146,7 @@ mod tests {
             (stat.parent, stat.start_ticks, stat.state),
             (42, 123_456, 'S')
         );
+        assert_eq!((stat.group, stat.session, stat.terminal), (77, 77, 0));
         assert_eq!(stat.flags, 4_194_304);
     }
 

@@ -1,0 +1,139 @@
+//! `lifemon gpu`: GPU, memory, process, where it comes from, orphan or not.
+
+use std::time::Duration;
+
+use super::orphans::{self, DeviceArgs};
+use super::tree::style;
+use super::{Code, Output, parse_duration};
+use crate::forest::Forest;
+use crate::gpu::nvml::{self, Server};
+use crate::gpu::{self, Survey, holders};
+use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::orphan::{self, Wanted};
+use crate::proc;
+use crate::process::Process;
+use crate::report::gpu::{GpuReport, Holder};
+use crate::report::{self, out};
+
+/// What was typed after `gpu`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sudo lifemon gpu                 who holds GPUs, and what was left behind
+  sudo lifemon gpu --kill-orphans  and the end of what was left behind
+  sudo lifemon gpu -o json | jq '.holders[] | select(.orphan) | .pid'
+
+Memory is what NVIDIA's library and DRM drivers tell; a process that has a device open is listed also
+when no driver tells memory of it.
+Exit codes: 0 done, 1 with --kill-orphans: something is left.")]
+pub struct Args {
+    /// Kill those that were left behind, with everything below them
+    #[arg(long)]
+    kill_orphans: bool,
+    /// With --kill-orphans: daemons and inferred ones too
+    #[arg(long, requires = "kill_orphans")]
+    force: bool,
+    /// With --kill-orphans: how long to go on killing
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+    /// How long the driver may take to answer
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    driver_timeout: Duration,
+    /// Whole command lines
+    #[arg(long)]
+    full: bool,
+    #[command(flatten)]
+    device_args: DeviceArgs,
+}
+
+pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    super::raise_descriptor_limit();
+    let files = args.device_args.files()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let tracker = Tracker::open_or_load(&LoadOptions {
+        debug: verbose >= 2,
+        ..LoadOptions::default()
+    })?;
+    let asked_ns = clock::boot_ns();
+    let answer = runtime.block_on(async {
+        let program = std::path::Path::new("/proc/self/exe");
+        Server::new(program, args.driver_timeout).ask().await
+    });
+    let snapshot = tracker.snapshot()?;
+    let forest = Forest::new(snapshot.records.iter().copied());
+    let scan = holders::scan(forest.all_living(), &files);
+    let survey = gpu::survey(&forest, answer, asked_ns, scan);
+    let wanted = Wanted {
+        tree: None,
+        inferred: true,
+    };
+    let mut orphans = orphan::find(&snapshot.records, &wanted, &survey.holders);
+    orphans.retain(|orphan| !orphan.gpu.is_empty());
+    let holders = describe(&forest, &survey);
+    let losses = orphans::losses(&snapshot, &survey);
+    let killed = args
+        .kill_orphans
+        .then(|| runtime.block_on(orphans::kill(tracker, &orphans, args.force, args.timeout)))
+        .transpose()?;
+    let report = GpuReport {
+        survey: &survey,
+        holders: &holders,
+        orphans: &orphans,
+        killed: killed.as_ref().map(|killed| killed.reports.as_slice()),
+        snapshot: &snapshot,
+        losses: &losses,
+    };
+    print(&report, output, args.full)?;
+    let is_done = killed.is_none_or(|killed| killed.is_complete());
+    Ok(if is_done { Code::Done } else { Code::No })
+}
+
+fn print(report: &GpuReport<'_>, output: Output, full: bool) -> anyhow::Result<()> {
+    let style = style(full);
+    let text = match output {
+        Output::Text => {
+            let mut text = report::gpu::text(report, style);
+            let killed = report.killed.unwrap_or_default().iter();
+            text.extend(killed.map(report::kill::done));
+            text
+        }
+        Output::Json => report::gpu::json(report, style)?,
+    };
+    out::print(&text)?;
+    Ok(())
+}
+
+/// Who the holders are and where they come from; what has died meanwhile is left out.
+fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
+    let mut found: Vec<Holder> = survey
+        .holders
+        .iter()
+        .filter_map(|(id, holding)| {
+            let record = forest.record(id)?;
+            let who = |id| {
+                let record = forest.record(&id)?;
+                Some((Process::of_record(id, record).who(), forest.is_live(&id)))
+            };
+            let (root, root_alive) = who(orphan::root_of(forest, *id))?;
+            Some(Holder {
+                process: Process::of_record(*id, record),
+                holding: holding.clone(),
+                command: proc::command_line(*id)?,
+                placement: proc::placement(*id)?,
+                lineage: forest.ancestors(id).into_iter().filter_map(who).collect(),
+                root,
+                root_alive,
+            })
+        })
+        .collect();
+    found.sort_by_key(|holder| holder.process.id);
+    found
+}
+
+/// Answers for the process that started this one, until its questions end.
+pub(super) fn serve() -> anyhow::Result<Code> {
+    nvml::serve(std::io::stdin().lock(), std::io::stdout().lock())?;
+    Ok(Code::Done)
+}

@@ -1,0 +1,236 @@
+//! `lifemon orphans`: what was left behind, and on request its end.
+
+use std::time::Duration;
+
+use regex::bytes::RegexSet;
+
+use super::target::Target;
+use super::tree::style;
+use super::{Code, Output, parse_duration};
+use crate::ProcessId;
+use crate::forest::Forest;
+use crate::gpu::holders::{self, DeviceFiles};
+use crate::gpu::nvml::{Answer, Server};
+use crate::gpu::{self, Survey};
+use crate::kernel::tracker::Snapshot;
+use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::kill::{KillOptions, KillReport, kill_tree};
+use crate::orphan::{self, Class, Orphan, Wanted};
+use crate::report::{self, out};
+use crate::session::Loss;
+
+/// What was typed after `orphans`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sudo lifemon orphans                          what was left behind on this host
+  sudo lifemon orphans --gpu --match EngineCore  those that hold a GPU and whose command line matches
+  sudo lifemon orphans --tree 4200 --kill       what the tree of 4200 left behind, and its end
+  sudo lifemon orphans --check && echo clean    for scripts
+
+An orphan is a living process whose creator is dead: stranded when the root of its tree is dead too,
+reparented while that lives. --all adds daemons, which look deliberate, and what is older than tracking
+(inferred); --kill spares both unless --force is given.
+Exit codes: 0 done, 1 with --check: there are some; with --kill: something is left.")]
+pub struct Args {
+    /// Only those that hold a GPU
+    #[arg(long)]
+    gpu: bool,
+    /// Only those whose whole command line matches; repeatable: any of them
+    #[arg(long = "match", value_name = "REGEX")]
+    patterns: Vec<String>,
+    /// Only those of the tree of this process, dead or alive
+    #[arg(long, value_name = "PID")]
+    tree: Option<Target>,
+    /// Also daemons, and what is older than tracking
+    #[arg(long)]
+    all: bool,
+    /// Exit with 1 if there are any
+    #[arg(long)]
+    check: bool,
+    /// Kill what is shown, with everything below it
+    #[arg(long, conflicts_with = "check")]
+    kill: bool,
+    /// With --kill: daemons and inferred ones too
+    #[arg(long, requires = "kill")]
+    force: bool,
+    /// With --kill: how long to go on killing
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+    /// Whole command lines
+    #[arg(long)]
+    full: bool,
+    #[command(flatten)]
+    device_args: DeviceArgs,
+}
+
+/// Which device files belong to GPUs.
+#[derive(Debug, clap::Args)]
+pub(super) struct DeviceArgs {
+    /// Device files that count as GPUs, instead of those of NVIDIA, AMD and DRM; repeatable
+    #[arg(long = "device", value_name = "GLOB")]
+    devices: Vec<String>,
+}
+
+impl DeviceArgs {
+    pub(super) fn files(&self) -> Result<DeviceFiles, super::Usage> {
+        if self.devices.is_empty() {
+            return Ok(DeviceFiles::default());
+        }
+        DeviceFiles::new(&self.devices).map_err(|error| super::Usage(error.to_string()))
+    }
+}
+
+pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    super::raise_descriptor_limit();
+    let patterns =
+        RegexSet::new(&args.patterns).map_err(|error| super::Usage(regex_error(&error)))?;
+    let files = args.device_args.files()?;
+    let load = LoadOptions {
+        debug: verbose >= 2,
+        ..LoadOptions::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let tracker = Tracker::open_or_load(&load)?;
+    let (snapshot, survey, mut orphans) = runtime.block_on(look(&tracker, args, &files))?;
+    orphans.retain(|orphan| {
+        (args.all || orphan.class.is_certain())
+            && (!args.gpu || !orphan.gpu.is_empty())
+            && (args.patterns.is_empty() || patterns.is_match(&orphan.command.joined()))
+    });
+    let losses = losses(&snapshot, &survey);
+    let style = style(args.full);
+    let killed = args
+        .kill
+        .then(|| runtime.block_on(kill(tracker, &orphans, args.force, args.timeout)))
+        .transpose()?;
+    let reports = killed.as_ref().map(|killed| killed.reports.as_slice());
+    let text = match output {
+        Output::Text => {
+            let mut text = report::orphans::text(&orphans, &losses, style);
+            let reports = reports.unwrap_or_default().iter();
+            text.extend(reports.map(report::kill::done));
+            text
+        }
+        Output::Json => report::orphans::json(&orphans, reports, &snapshot, &losses, style)?,
+    };
+    out::print(&text)?;
+    let is_no = match &killed {
+        Some(killed) => !killed.is_complete(),
+        None => args.check && !orphans.is_empty(),
+    };
+    Ok(if is_no { Code::No } else { Code::Done })
+}
+
+/// The first line of what is wrong with a pattern says where, the last one what.
+fn regex_error(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default();
+    format!("--match: {}", last.trim_start_matches("error: "))
+}
+
+/// Takes the snapshot, and asks the driver of GPUs only when some orphan has a device open, or when
+/// GPUs are asked for: a driver can take seconds.
+async fn look(
+    tracker: &Tracker,
+    args: &Args,
+    files: &DeviceFiles,
+) -> anyhow::Result<(Snapshot, Survey, Vec<Orphan>)> {
+    let mut snapshot = tracker.snapshot()?;
+    let wanted = Wanted {
+        tree: args.tree.map(|target| target.find(&snapshot)).transpose()?,
+        inferred: args.all,
+    };
+    let scan = |snapshot: &Snapshot| {
+        let forest = Forest::new(snapshot.records.iter().copied());
+        let candidates: Vec<ProcessId> = if args.all {
+            forest.all_living().collect()
+        } else {
+            forest.orphans()
+        };
+        (holders::scan(candidates, files), forest)
+    };
+    let (mut found, mut forest) = scan(&snapshot);
+    let mut answer = Answer::NotAsked;
+    let asked_ns = clock::boot_ns();
+    if args.gpu || !found.holders.is_empty() {
+        answer = Server::of_this_program().ask().await;
+        snapshot = tracker.snapshot()?;
+        (found, forest) = scan(&snapshot);
+    }
+    let survey = gpu::survey(&forest, answer, asked_ns, found);
+    let orphans = orphan::find(&snapshot.records, &wanted, &survey.holders);
+    Ok((snapshot, survey, orphans))
+}
+
+/// What makes the answer incomplete.
+pub(super) fn losses(snapshot: &Snapshot, survey: &Survey) -> Vec<Loss> {
+    let mut losses = snapshot.losses();
+    match &survey.nvml {
+        Answer::Hung(_) => losses.push(Loss::DriverHung),
+        answer if answer.is_incomplete() => losses.push(Loss::DriverFailed),
+        _ => {}
+    }
+    if survey.unreadable > 0 {
+        losses.push(Loss::Unreadable);
+    }
+    losses
+}
+
+/// What came of killing orphans.
+pub(super) struct Killed {
+    /// One for each tree that was killed.
+    pub(super) reports: Vec<KillReport>,
+    /// Orphans that were spared.
+    spared: usize,
+}
+
+impl Killed {
+    /// Whether none of the orphans is left.
+    pub(super) fn is_complete(&self) -> bool {
+        let is_done = |report: &KillReport| report.extinct && report.survivors.is_empty();
+        self.spared == 0 && self.reports.iter().all(is_done)
+    }
+}
+
+/// Kills the trees of these orphans; daemons and inferred ones only by force.
+pub(super) async fn kill(
+    tracker: Tracker,
+    orphans: &[Orphan],
+    force: bool,
+    timeout: Duration,
+) -> anyhow::Result<Killed> {
+    let may = |class: Class| force || class.is_certain();
+    let (doomed, spared): (Vec<_>, Vec<_>) = orphans.iter().partition(|orphan| may(orphan.class));
+    for orphan in &spared {
+        log::warn!(
+            "{} is {}: spared without --force",
+            orphan.process.id.pid,
+            orphan.class.word()
+        );
+    }
+    let options = KillOptions {
+        timeout,
+        ..KillOptions::default()
+    };
+    let mut killed = Killed {
+        reports: Vec::new(),
+        spared: spared.len(),
+    };
+    let mut tracker = Some(tracker);
+    for orphan in doomed {
+        let tracker = tracker
+            .take()
+            .map_or_else(|| Tracker::open_or_load(&LoadOptions::default()), Ok)?;
+        match kill_tree(tracker, orphan.process.id, &options).await {
+            Ok(report) => killed.reports.push(report),
+            Err(error) => {
+                log::warn!("{error}");
+                killed.spared += 1;
+            }
+        }
+    }
+    Ok(killed)
+}

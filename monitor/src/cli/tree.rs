@@ -1,0 +1,57 @@
+//! `lifemon tree`: the lineage at this moment.
+
+use super::target::Target;
+use super::{Code, Output};
+use crate::kernel::clock::{self, WallClock};
+use crate::kernel::{LoadOptions, Tracker};
+use crate::report::tree::Style;
+use crate::report::{self, out};
+use crate::tree;
+
+/// What was typed after `tree`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sudo lifemon tree            all processes of this host
+  sudo lifemon tree 4200       the tree of 4200, dead or alive
+  sudo lifemon tree 4200 -o json | jq '.processes[] | select(.alive) | .pid'
+
+\u{2020} marks the dead that have living descendants, ~ what is older than tracking and so inferred from
+parents.")]
+pub struct Args {
+    /// Root of the tree: PID, or `PID@START_NS` for exactly that process
+    target: Option<Target>,
+    /// Every process, equal ones too, and whole command lines
+    #[arg(long)]
+    full: bool,
+}
+
+pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    let tracker = Tracker::open_or_load(&LoadOptions {
+        debug: verbose >= 2,
+        ..LoadOptions::default()
+    })?;
+    let snapshot = tracker.snapshot()?;
+    let root = args
+        .target
+        .map(|target| target.find(&snapshot))
+        .transpose()?;
+    let entries = tree::gather(&snapshot, root);
+    let style = style(args.full);
+    let text = match output {
+        Output::Text => report::tree::text(&entries, &snapshot, style),
+        Output::Json => report::tree::json(&entries, &snapshot, root, style)?,
+    };
+    out::print(&text)?;
+    Ok(Code::Done)
+}
+
+/// As standard output is now.
+pub(super) fn style(full: bool) -> Style {
+    Style {
+        clock: WallClock::now(),
+        now_ns: clock::boot_ns(),
+        colour: out::wants_colour(),
+        full,
+    }
+}

@@ -1,0 +1,152 @@
+//! Who holds GPUs: memory by process from NVML ([`nvml`]), open device files of any vendor
+//! ([`holders`]), and memory of DRM drivers ([`drm`]); and when the dead give it back ([`release`]). All three, because each misses some: a process
+//! that died in the middle of a call holds memory without a file, one that is starting has a file
+//! and no memory, and NVML knows NVIDIA alone.
+
+pub mod drm;
+pub mod holders;
+pub mod nvml;
+pub mod release;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+
+use lifemon_ebpf::ProcessId;
+use serde::{Deserialize, Serialize};
+
+use crate::forest::Forest;
+use holders::Scan;
+use nvml::{Answer, Gpu};
+
+/// What a process holds of GPUs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Device files that it has open.
+    pub devices: BTreeSet<PathBuf>,
+    /// Memory that a driver accounts to it.
+    pub memory: Vec<Memory>,
+}
+
+impl Holding {
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty() && self.memory.is_empty()
+    }
+
+    /// All its memory, in bytes; `None` when no driver told any.
+    #[must_use]
+    pub fn memory_bytes(&self) -> Option<u64> {
+        let told = self.memory.iter().filter_map(|memory| memory.bytes);
+        told.reduce(u64::saturating_add)
+    }
+}
+
+/// Memory of one GPU that a driver accounts to one process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// The GPU: its UUID, or its PCI address.
+    pub gpu: String,
+    /// What for.
+    pub kind: Kind,
+    /// In bytes; absent when the driver does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// The instance of a partitioned GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_instance: Option<u32>,
+}
+
+/// What GPU memory is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Computing.
+    Compute,
+    /// Drawing.
+    Graphics,
+    /// A DRM driver, which does not tell.
+    Drm,
+}
+
+/// Everything that is known about GPUs at one time.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    /// What NVML answered.
+    pub nvml: Answer,
+    /// Processes that hold something.
+    pub holders: HashMap<ProcessId, Holding>,
+    /// Memory of processes that have no living record: they are dying, or in another pid namespace.
+    pub strangers: Vec<(u32, Memory)>,
+    /// Processes whose files could not be looked at.
+    pub unreadable: usize,
+}
+
+impl Survey {
+    /// The GPUs that NVML knows.
+    #[must_use]
+    pub fn gpus(&self) -> &[Gpu] {
+        match &self.nvml {
+            Answer::Gpus(gpus) => gpus,
+            _ => &[],
+        }
+    }
+}
+
+/// Joins what NVML answered with what `scan` found. `forest` is of a snapshot that was taken after
+/// the answer, `asked_ns` is when the question was sent: a living process that started before that
+/// had its pid all the time, so the driver meant it.
+#[must_use]
+pub fn survey(forest: &Forest, answer: Answer, asked_ns: u64, scan: Scan) -> Survey {
+    let Scan {
+        mut holders,
+        unreadable,
+    } = scan;
+    let mut strangers = Vec::new();
+    if let Answer::Gpus(gpus) = &answer {
+        for gpu in gpus {
+            for (pid, memory) in gpu.memory() {
+                match forest.live(pid).filter(|id| id.start_ns < asked_ns) {
+                    Some(id) => holders.entry(id).or_default().memory.push(memory),
+                    None => strangers.push((pid, memory)),
+                }
+            }
+        }
+    }
+    Survey {
+        nvml: answer,
+        holders,
+        strangers,
+        unreadable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lifemon_ebpf::{LIVE, Record};
+
+    use super::*;
+
+    fn forest() -> Forest {
+        let record = Record {
+            state: LIVE,
+            ..Record::default()
+        };
+        Forest::new([(ProcessId::new(u32::MAX / 4, 50), record)])
+    }
+
+    fn answer(pid: u32) -> Answer {
+        Answer::Gpus(vec![Gpu::of_one_process(pid, 1 << 30)])
+    }
+
+    #[test]
+    fn memory_goes_to_the_process_that_had_the_pid_when_the_driver_was_asked() {
+        let known = survey(&forest(), answer(u32::MAX / 4), 60, Scan::default());
+        let id = ProcessId::new(u32::MAX / 4, 50);
+        assert_eq!(known.holders[&id].memory_bytes(), Some(1 << 30));
+        assert!(known.strangers.is_empty());
+        let successor = survey(&forest(), answer(u32::MAX / 4), 40, Scan::default());
+        assert_eq!(successor.strangers.len(), 1);
+        assert!(successor.holders.is_empty());
+    }
+}

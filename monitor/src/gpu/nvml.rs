@@ -1,0 +1,371 @@
+//! GPU memory by process, as NVIDIA's management library tells it.
+//!
+//! A call into it can hang in the driver for ever, where not even SIGKILL helps. So it is called in a
+//! process of its own ([`serve`]), which is asked over a pipe and abandoned when it does not answer
+//! in time. The library is loaded at run time; a host without it is a normal one.
+
+use std::io::{self, BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+use nvml_wrapper::{Device, Nvml};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+
+use super::{Kind, Memory};
+
+/// The hidden command that runs [`serve`].
+pub const COMMAND: &str = "nvml-server";
+
+/// How long an answer may take: a driver that initialises many GPUs needs seconds.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One GPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// Its number.
+    pub index: u32,
+    /// Its UUID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// What it is sold as.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// All its memory, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+    /// Memory in use, in bytes; the driver's own share included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+    /// Whether it is partitioned into instances.
+    pub is_partitioned: bool,
+    /// Processes that have memory on it.
+    pub processes: Vec<GpuProcess>,
+    /// What could not be asked, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<String>,
+}
+
+/// Memory of one process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuProcess {
+    /// Its pid in the initial pid namespace.
+    pub pid: u32,
+    /// What for.
+    pub kind: Kind,
+    /// In bytes; absent when the driver does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// The instance of a partitioned GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_instance: Option<u32>,
+}
+
+impl Gpu {
+    /// The memory of each process.
+    pub(super) fn memory(&self) -> impl Iterator<Item = (u32, Memory)> {
+        let gpu = self
+            .uuid
+            .clone()
+            .unwrap_or_else(|| format!("gpu {}", self.index));
+        self.processes.iter().map(move |process| {
+            let memory = Memory {
+                gpu: gpu.clone(),
+                kind: process.kind,
+                bytes: process.bytes,
+                gpu_instance: process.gpu_instance,
+            };
+            (process.pid, memory)
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_one_process(pid: u32, bytes: u64) -> Self {
+        Self {
+            processes: vec![GpuProcess {
+                pid,
+                kind: Kind::Compute,
+                bytes: Some(bytes),
+                gpu_instance: None,
+            }],
+            ..Self::default()
+        }
+    }
+}
+
+/// What came of asking.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Nobody was asked.
+    #[default]
+    NotAsked,
+    /// There is no such library here, or no driver behind it: not an NVIDIA host.
+    Absent(String),
+    /// It failed.
+    Failed(String),
+    /// It did not answer for so many ms: it hangs in the driver.
+    Hung(u64),
+    /// The GPUs.
+    Gpus(Vec<Gpu>),
+}
+
+impl Answer {
+    /// Whether GPUs may be missing from the answer that are there.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        match self {
+            Self::Failed(_) | Self::Hung(_) => true,
+            Self::Gpus(gpus) => gpus.iter().any(|gpu| !gpu.errors.is_empty()),
+            Self::NotAsked | Self::Absent(_) => false,
+        }
+    }
+
+    /// Pids that have memory on any GPU.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        let gpus = match self {
+            Self::Gpus(gpus) => gpus.as_slice(),
+            _ => &[],
+        };
+        gpus.iter()
+            .flat_map(|gpu| gpu.processes.iter().map(|process| process.pid))
+    }
+}
+
+/// The process that asks the library for us.
+#[derive(Debug)]
+pub struct Server {
+    program: PathBuf,
+    running: Option<Running>,
+    limit: Duration,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    stdin: ChildStdin,
+    lines: tokio::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Server {
+    /// By this `lifemon` binary; started when it is first asked.
+    #[must_use]
+    pub fn new(program: &Path, limit: Duration) -> Self {
+        Self {
+            program: program.to_path_buf(),
+            running: None,
+            limit,
+        }
+    }
+
+    /// By the running binary, which must be `lifemon`.
+    #[must_use]
+    pub fn of_this_program() -> Self {
+        Self::new(Path::new("/proc/self/exe"), ANSWER_TIMEOUT)
+    }
+
+    /// Asks. After a hang the next question starts another process. Needs a tokio runtime with I/O
+    /// and time.
+    pub async fn ask(&mut self) -> Answer {
+        match timeout(self.limit, self.exchange()).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                self.abandon();
+                Answer::Failed(error.to_string())
+            }
+            Err(_) => {
+                self.abandon();
+                Answer::Hung(u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX))
+            }
+        }
+    }
+
+    async fn exchange(&mut self) -> io::Result<Answer> {
+        let running = match &mut self.running {
+            Some(running) => running,
+            none => none.insert(start(&self.program)?),
+        };
+        running.stdin.write_all(b"ask\n").await?;
+        let line = running.lines.next_line().await?;
+        let line = line.ok_or_else(|| io::Error::other("the NVML server has died"))?;
+        serde_json::from_str(&line).map_err(io::Error::other)
+    }
+
+    /// SIGKILL, which takes effect when the driver lets go. The runtime reaps it then.
+    fn abandon(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            let _ = running.child.start_kill();
+        }
+    }
+}
+
+fn start(program: &Path) -> io::Result<Running> {
+    let mut child = Command::new(program)
+        .arg(COMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let pipes = (child.stdin.take(), child.stdout.take());
+    let (Some(stdin), Some(stdout)) = pipes else {
+        return Err(io::Error::other("no pipes to the NVML server"));
+    };
+    Ok(Running {
+        child,
+        stdin,
+        lines: BufReader::new(stdout).lines(),
+    })
+}
+
+/// Answers each line of `questions` with one line, until they end: the process that asks the library.
+///
+/// # Errors
+/// When the answers cannot be written.
+pub fn serve(questions: impl BufRead, mut answers: impl Write) -> io::Result<()> {
+    let mut library = None;
+    for question in questions.lines() {
+        question?;
+        let answer = match &library {
+            Some(nvml) => look(nvml),
+            None => match Nvml::init() {
+                Ok(nvml) => look(library.insert(nvml)),
+                Err(error) => refusal(&error),
+            },
+        };
+        let line = serde_json::to_string(&answer).map_err(io::Error::other)?;
+        writeln!(answers, "{line}")?;
+        answers.flush()?;
+    }
+    Ok(())
+}
+
+/// Why there is no library to ask.
+fn refusal(error: &NvmlError) -> Answer {
+    match error {
+        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => {
+            Answer::Absent("NVIDIA's management library is not installed".to_owned())
+        }
+        NvmlError::DriverNotLoaded => {
+            Answer::Absent("the driver of NVIDIA is not loaded".to_owned())
+        }
+        error => Answer::Failed(error.to_string()),
+    }
+}
+
+fn look(nvml: &Nvml) -> Answer {
+    match nvml.device_count() {
+        Ok(count) => Answer::Gpus((0..count).map(|index| gpu(nvml, index)).collect()),
+        Err(error) => Answer::Failed(error.to_string()),
+    }
+}
+
+/// One GPU; what cannot be asked is said in its errors.
+fn gpu(nvml: &Nvml, index: u32) -> Gpu {
+    let mut gpu = Gpu {
+        index,
+        ..Gpu::default()
+    };
+    let device = match nvml.device_by_index(index) {
+        Ok(device) => device,
+        Err(error) => {
+            gpu.errors.push(error.to_string());
+            return gpu;
+        }
+    };
+    gpu.uuid = device.uuid().ok();
+    gpu.name = device.name().ok();
+    if let Ok(memory) = device.memory_info() {
+        gpu.total_bytes = Some(memory.total);
+        gpu.used_bytes = Some(memory.used);
+    }
+    gpu.is_partitioned = device.mig_mode().is_ok_and(|mode| mode.current == 1);
+    add_processes(&mut gpu, &device);
+    if gpu.is_partitioned && gpu.processes.is_empty() {
+        // Some drivers tell the processes of instances to those who ask the instance alone.
+        for instance in 0..device.mig_device_count().unwrap_or(0) {
+            if let Ok(instance) = device.mig_device_by_index(instance) {
+                add_processes(&mut gpu, &instance);
+            }
+        }
+    }
+    gpu
+}
+
+fn add_processes(gpu: &mut Gpu, device: &Device<'_>) {
+    let lists = [
+        (Kind::Compute, compute(device)),
+        (Kind::Graphics, graphics(device)),
+    ];
+    for (kind, list) in lists {
+        match list {
+            Ok(list) => gpu
+                .processes
+                .extend(list.iter().map(|process| of_driver(kind, process))),
+            // A GPU that cannot draw, or cannot tell.
+            Err(NvmlError::NotSupported) => {}
+            Err(error) => gpu.errors.push(error.to_string()),
+        }
+    }
+}
+
+/// Drivers before 510 have the second version of the call alone.
+fn compute(device: &Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError> {
+    match device.running_compute_processes() {
+        Err(NvmlError::FailedToLoadSymbol(_)) => device.running_compute_processes_v2(),
+        other => other,
+    }
+}
+
+fn graphics(device: &Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError> {
+    match device.running_graphics_processes() {
+        Err(NvmlError::FailedToLoadSymbol(_)) => device.running_graphics_processes_v2(),
+        other => other,
+    }
+}
+
+fn of_driver(kind: Kind, process: &ProcessInfo) -> GpuProcess {
+    GpuProcess {
+        pid: process.pid,
+        kind,
+        bytes: match process.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => Some(bytes),
+            UsedGpuMemory::Unavailable => None,
+        },
+        gpu_instance: process.gpu_instance_id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_survives_the_pipe() {
+        for answer in [
+            Answer::NotAsked,
+            Answer::Absent("x".to_owned()),
+            Answer::Hung(5),
+            Answer::Gpus(vec![Gpu::of_one_process(7, 9)]),
+        ] {
+            let line = serde_json::to_string(&answer).unwrap();
+            assert_eq!(serde_json::from_str::<Answer>(&line).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn a_failed_gpu_makes_the_answer_incomplete() {
+        let mut gpu = Gpu::of_one_process(7, 9);
+        assert!(!Answer::Gpus(vec![gpu.clone()]).is_incomplete());
+        gpu.errors.push("lost".to_owned());
+        assert!(Answer::Gpus(vec![gpu]).is_incomplete());
+        assert!(Answer::Hung(1).is_incomplete());
+        assert!(!Answer::Absent(String::new()).is_incomplete());
+    }
+}

@@ -1,0 +1,281 @@
+//! The last stage of a death: `released`, when the driver accounts no more GPU memory to a process
+//! that held some. A dead process can keep it for long, or for ever when the driver hangs.
+//!
+//! Works beside everything else, in a task of its own: it is told of deaths, asks the driver with
+//! growing pauses, and tells what became of them. The race: a pid can be used again while it is
+//! waited for; memory that the driver accounts to a pid whose process started later is not the
+//! dead one's.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use lifemon_ebpf::ProcessId;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, sleep};
+
+use super::nvml::{Answer, Server};
+use crate::kernel::clock;
+use crate::proc;
+
+/// First and longest pause between two questions.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long the memory of the dead is waited for.
+pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What became of GPU memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// No driver accounts any to it any more.
+    Released {
+        /// Whose.
+        id: ProcessId,
+        /// When that was seen, ns since boot.
+        at_ns: u64,
+        /// Since it began to die, in ns.
+        after_ns: u64,
+    },
+    /// It still has some, and is not waited for any longer.
+    StillHeld {
+        /// Who.
+        id: ProcessId,
+        /// Since it began to die, in ns.
+        after_ns: u64,
+        /// What the process is doing, as far as it shows: `state D in nvidia_close`.
+        state: String,
+    },
+    /// The driver does not answer: nothing more will be told.
+    Hung,
+}
+
+/// A member that began to die.
+#[derive(Debug, Clone, Copy)]
+struct Died {
+    id: ProcessId,
+    at_ns: u64,
+}
+
+/// Follows the GPU memory of the members of one tree.
+#[derive(Debug)]
+pub struct Releases {
+    deaths: Option<UnboundedSender<Died>>,
+    news: UnboundedReceiver<News>,
+}
+
+impl Releases {
+    /// Begins to follow. Must be called in a tokio runtime with I/O and time.
+    #[must_use]
+    pub fn follow(server: Server, timeout: Duration) -> Self {
+        let (deaths, told) = unbounded_channel();
+        let (tell, news) = unbounded_channel();
+        tokio::spawn(follow(server, told, tell, timeout));
+        Self {
+            deaths: Some(deaths),
+            news,
+        }
+    }
+
+    /// A member has begun to die at `at_ns`, ns since boot.
+    pub fn died(&self, id: ProcessId, at_ns: u64) {
+        if let Some(deaths) = &self.deaths {
+            // Where there is no driver, nobody listens.
+            let _ = deaths.send(Died { id, at_ns });
+        }
+    }
+
+    /// No member will die any more: [`Releases::next`] ends when all that died are released.
+    pub fn close(&mut self) {
+        self.deaths = None;
+    }
+
+    /// What became of the next one; `None` when there is nothing more to wait for. Safe to drop and
+    /// call again.
+    pub async fn next(&mut self) -> Option<News> {
+        self.news.recv().await
+    }
+}
+
+/// Those that are waited for.
+#[derive(Default)]
+struct Waiting {
+    /// Who holds memory as the driver said last.
+    holders: HashSet<u32>,
+    dead: Vec<Dead>,
+}
+
+struct Dead {
+    died: Died,
+    /// Whether it was seen to hold memory.
+    held: bool,
+    deadline: Instant,
+}
+
+async fn follow(
+    mut server: Server,
+    mut deaths: UnboundedReceiver<Died>,
+    news: UnboundedSender<News>,
+    timeout: Duration,
+) {
+    let mut waiting = Waiting::default();
+    // Who holds memory now: one that dies later and lets go at once is known by this.
+    if !waiting.take(&server.ask().await, &news) {
+        return;
+    }
+    let (mut pause, mut open) = (FIRST_PAUSE, true);
+    while open || !waiting.dead.is_empty() {
+        tokio::select! {
+            died = deaths.recv(), if open => match died {
+                Some(died) => {
+                    waiting.add(died, timeout);
+                    while let Ok(died) = deaths.try_recv() {
+                        waiting.add(died, timeout);
+                    }
+                    pause = FIRST_PAUSE;
+                }
+                None => {
+                    open = false;
+                    continue;
+                }
+            },
+            () = sleep(pause), if !waiting.dead.is_empty() => pause = LONGEST_PAUSE.min(pause * 2),
+        }
+        if !waiting.take(&server.ask().await, &news) {
+            return;
+        }
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, died: Died, timeout: Duration) {
+        self.dead.push(Dead {
+            died,
+            held: self.holders.contains(&died.id.pid),
+            deadline: Instant::now() + timeout,
+        });
+    }
+
+    /// Takes in what the driver said; false when it will say no more.
+    fn take(&mut self, answer: &Answer, news: &UnboundedSender<News>) -> bool {
+        match answer {
+            Answer::Gpus(_) => {}
+            Answer::Hung(_) => {
+                let _ = news.send(News::Hung);
+                return false;
+            }
+            Answer::Absent(_) | Answer::NotAsked | Answer::Failed(_) => return false,
+        }
+        self.holders = answer.pids().collect();
+        let now = clock::boot_ns();
+        let holders = &self.holders;
+        self.dead.retain_mut(|dead| {
+            let Died { id, at_ns } = dead.died;
+            let after_ns = now.saturating_sub(at_ns);
+            let holds = holders.contains(&id.pid) && !is_of_successor(id);
+            dead.held |= holds;
+            let told = if !holds {
+                dead.held.then_some(News::Released {
+                    id,
+                    at_ns: now,
+                    after_ns,
+                })
+            } else if Instant::now() >= dead.deadline {
+                let state = state(id);
+                Some(News::StillHeld {
+                    id,
+                    after_ns,
+                    state,
+                })
+            } else {
+                return true;
+            };
+            if let Some(told) = told {
+                let _ = news.send(told);
+            }
+            false
+        });
+        true
+    }
+}
+
+/// Whether the pid belongs to a process that started later.
+fn is_of_successor(id: ProcessId) -> bool {
+    proc::stat(id.pid).is_some() && !proc::is_same(id)
+}
+
+/// What a process that does not let go is doing.
+fn state(id: ProcessId) -> String {
+    let Some(stat) = proc::stat(id.pid).filter(|_| proc::is_same(id)) else {
+        return "it is gone, and its driver accounts memory to it".to_owned();
+    };
+    let channel = std::fs::read_to_string(format!("/proc/{}/wchan", id.pid)).unwrap_or_default();
+    match channel.as_str() {
+        "" | "0" => format!("state {}", stat.state),
+        channel => format!("state {} in {channel}", stat.state),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::nvml::Gpu;
+    use super::*;
+
+    const PID: u32 = u32::MAX / 4;
+
+    fn died(pid: u32) -> Died {
+        Died {
+            id: ProcessId::new(pid, 7),
+            at_ns: 9,
+        }
+    }
+
+    fn holds(pid: u32) -> Answer {
+        Answer::Gpus(vec![Gpu::of_one_process(pid, 1)])
+    }
+
+    /// What is told after these answers, the first of them before the death.
+    fn told(before: &Answer, answers: &[Answer], timeout: Duration) -> Vec<News> {
+        let (tell, mut news) = unbounded_channel();
+        let mut waiting = Waiting::default();
+        waiting.take(before, &tell);
+        waiting.add(died(PID), timeout);
+        for answer in answers {
+            waiting.take(answer, &tell);
+        }
+        std::iter::from_fn(|| news.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn memory_that_is_given_back_is_told_once() {
+        let nobody = Answer::Gpus(Vec::new());
+        let answers = [holds(PID), holds(PID), nobody.clone(), nobody.clone()];
+        let news = told(&nobody, &answers, RELEASE_TIMEOUT);
+        assert!(matches!(&news[..], [News::Released { .. }]), "{news:?}");
+    }
+
+    #[test]
+    fn who_held_before_and_let_go_at_once_is_told_as_well() {
+        let nobody = [Answer::Gpus(Vec::new())];
+        let news = told(&holds(PID), &nobody, RELEASE_TIMEOUT);
+        assert!(matches!(&news[..], [News::Released { .. }]), "{news:?}");
+    }
+
+    #[test]
+    fn who_never_held_anything_is_not_told() {
+        let nobody = Answer::Gpus(Vec::new());
+        let news = told(&nobody, &[holds(1), nobody.clone()], RELEASE_TIMEOUT);
+        assert_eq!(news, []);
+    }
+
+    #[test]
+    fn who_does_not_let_go_is_told_with_its_state() {
+        let news = told(&holds(PID), &[holds(PID)], Duration::ZERO);
+        assert!(matches!(&news[..], [News::StillHeld { .. }]), "{news:?}");
+    }
+
+    #[test]
+    fn a_driver_that_hangs_ends_it() {
+        let news = told(&holds(PID), &[Answer::Hung(5)], RELEASE_TIMEOUT);
+        assert_eq!(news, [News::Hung]);
+    }
+}

@@ -1,0 +1,180 @@
+//! Processes older than tracking that look like orphans. Nobody saw their creators die, so nothing
+//! here is certain, everything comes with its evidence, and nothing is killed without being forced.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use lifemon_ebpf::{ProcessId, Record};
+
+use super::{Evidence, Orphan, Search};
+use crate::proc::{self, Placement, Stat};
+
+/// What processes of a known tree have, that those they left behind may have as well.
+#[derive(Default)]
+struct Marks {
+    members: HashSet<ProcessId>,
+    sessions: HashSet<u32>,
+    cgroups: HashSet<String>,
+    jobs: HashSet<String>,
+    files: HashSet<PathBuf>,
+}
+
+/// Those that look like orphans; with a known tree, like orphans of that one.
+pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
+    let marks = tree.map(|root| marks(search, root));
+    let older = search.older();
+    older
+        .filter(|(id, _)| {
+            marks
+                .as_ref()
+                .is_none_or(|marks| !marks.members.contains(id))
+        })
+        .filter_map(|(id, record)| look(search, *id, record, marks.as_ref()))
+        .collect()
+}
+
+/// One process: an orphan when there is evidence.
+fn look(
+    search: &Search<'_>,
+    id: ProcessId,
+    record: &Record,
+    marks: Option<&Marks>,
+) -> Option<Orphan> {
+    let stat = proc::stat(id.pid)?;
+    let parent = proc::stat(stat.parent)?;
+    let is_adopted = stat.session != 0 && stat.session != id.pid && stat.session != parent.session;
+    let may_be_adopted = is_adopted || is_init(search, stat.parent);
+    if !may_be_adopted {
+        return None;
+    }
+    let mut orphan = search.describe(id, record)?;
+    let mut evidence = Vec::new();
+    if is_adopted {
+        evidence.push(Evidence::SessionOfOthers(stat.session));
+        if !leads(stat.session) {
+            evidence.push(Evidence::SessionLeaderGone(stat.session));
+        }
+    }
+    // What init manages as a service of its own was not left behind.
+    let is_service = orphan
+        .placement
+        .unit
+        .as_deref()
+        .is_some_and(|unit| unit.ends_with(".service"));
+    if let Some(device) = orphan.gpu.devices.first()
+        && (is_adopted || !is_service)
+    {
+        evidence.push(Evidence::Device(device.display().to_string()));
+    }
+    if let Some(marks) = marks {
+        let shared = marks.shared_with(id, &stat, &orphan.placement);
+        if shared.is_empty() {
+            return None;
+        }
+        evidence.extend(shared);
+    }
+    if evidence.is_empty() {
+        return None;
+    }
+    orphan.evidence = evidence;
+    orphan.parent = search
+        .live(stat.parent)
+        .and_then(|parent| search.who(parent));
+    proc::is_alive(id).then_some(orphan)
+}
+
+/// Whether it is process 1 of the host or of another pid namespace.
+fn is_init(search: &Search<'_>, pid: u32) -> bool {
+    pid == 1
+        || search
+            .live(pid)
+            .and_then(|id| search.forest.record(&id))
+            .is_some_and(|record| record.ns_pid == 1)
+}
+
+/// Whether this pid is that of the leader of the session that is named after it.
+fn leads(session: u32) -> bool {
+    proc::stat(session).is_some_and(|leader| leader.session == session && leader.state != 'Z')
+}
+
+/// What the living members of the tree of `root` have.
+fn marks(search: &Search<'_>, root: ProcessId) -> Marks {
+    let mut marks = Marks::default();
+    for id in search.forest.living(root) {
+        let (Some(stat), Some(placement)) = (proc::stat(id.pid), proc::placement(id)) else {
+            continue;
+        };
+        marks.members.insert(id);
+        marks
+            .sessions
+            .extend((stat.session != 0).then_some(stat.session));
+        marks
+            .cgroups
+            .extend((placement.cgroup != "/").then_some(placement.cgroup));
+        marks.jobs.extend(proc::job_markers(id));
+        marks.files.extend(private_files(id.pid));
+    }
+    marks
+}
+
+impl Marks {
+    /// What a process has in common with the tree.
+    fn shared_with(&self, id: ProcessId, stat: &Stat, placement: &Placement) -> Vec<Evidence> {
+        let mut evidence = Vec::new();
+        if self.sessions.contains(&stat.session) {
+            evidence.push(Evidence::SharedSession(stat.session));
+        }
+        if self.cgroups.contains(&placement.cgroup) {
+            evidence.push(Evidence::SharedCgroup(placement.cgroup.clone()));
+        }
+        let jobs = proc::job_markers(id).into_iter();
+        evidence.extend(
+            jobs.filter(|job| self.jobs.contains(job))
+                .map(Evidence::SharedJob),
+        );
+        let shared = private_files(id.pid)
+            .into_iter()
+            .find(|file| self.files.contains(file));
+        evidence.extend(shared.map(|file| Evidence::SharedFile(file.display().to_string())));
+        evidence
+    }
+}
+
+/// Open files that a process has in common only with those who got them from it or from its
+/// ancestors, or who share memory with it by name.
+fn private_files(pid: u32) -> Vec<PathBuf> {
+    let files = proc::open_files(pid).unwrap_or_default().into_iter();
+    let is_standard = |descriptor: u32| descriptor <= 2;
+    files
+        .filter(|file| !is_standard(file.descriptor) && is_private(&file.target))
+        .map(|file| file.target)
+        .collect()
+}
+
+fn is_private(target: &Path) -> bool {
+    let Some(name) = target.to_str() else {
+        return false;
+    };
+    let kinds = ["pipe:[", "socket:[", "/dev/shm/"];
+    kinds.iter().any(|kind| name.starts_with(kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_that_are_handed_on_or_named_shared_memory_connect_processes() {
+        for private in ["pipe:[12]", "socket:[9]", "/dev/shm/psm_1"] {
+            assert!(is_private(Path::new(private)), "{private}");
+        }
+        for public in [
+            "/dev/null",
+            "/var/log/x",
+            "/dev/nvidia0",
+            "/memfd:x (deleted)",
+        ] {
+            assert!(!is_private(Path::new(public)), "{public}");
+        }
+    }
+}

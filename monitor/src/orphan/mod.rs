@@ -1,0 +1,238 @@
+//! What was left behind: every living process whose creator is dead, from the lineage and never from
+//! `ppid == 1`. [`class`] decides what kind of orphan it is, [`inferred`] looks at processes that are
+//! older than tracking.
+//!
+//! The race: between the snapshot and the look into `/proc` an orphan can die and its pid be taken
+//! again. Whatever `/proc` says counts only if the process that is there has the orphan's start
+//! time; what has died meanwhile is left out.
+
+mod class;
+mod inferred;
+
+use std::collections::HashMap;
+
+use lifemon_ebpf::{INFERRED, LIVE, ProcessId, Record};
+
+pub use class::{Class, Evidence, Facts, classify};
+
+use crate::forest::Forest;
+use crate::gpu::Holding;
+use crate::proc::{self, CommandLine, Placement, Stat};
+use crate::process::{Death, Process, Who};
+
+/// Programs whose terminal sessions outlive what is typed in them.
+const SESSION_KEEPERS: [&str; 6] = ["tmux", "screen", "SCREEN", "sshd", "mosh-server", "zellij"];
+
+/// A process that was left behind.
+#[derive(Debug, Clone)]
+pub struct Orphan {
+    /// Who it is.
+    pub process: Process,
+    /// What kind of orphan.
+    pub class: Class,
+    /// Why it was put into that class.
+    pub evidence: Vec<Evidence>,
+    /// Who created it; `None` when that is not known.
+    pub creator: Option<Who>,
+    /// How the creator died.
+    pub creator_death: Option<Death>,
+    /// When the creator died, ns since boot: since then it is an orphan.
+    pub orphaned_ns: Option<u64>,
+    /// The root of its tree.
+    pub root: Option<Who>,
+    /// Whether that root lives.
+    pub root_alive: bool,
+    /// Its present parent; `None` while its creator is not gone, because it has no other one yet.
+    pub parent: Option<Who>,
+    /// State letter, as `ps` shows it.
+    pub state: char,
+    /// How it was started.
+    pub command: CommandLine,
+    /// Control group, unit, container.
+    pub placement: Placement,
+    /// GPUs that it holds.
+    pub gpu: Holding,
+}
+
+/// Which orphans are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Only those of this tree. For processes older than tracking: those that have something in
+    /// common with it.
+    pub tree: Option<ProcessId>,
+    /// Also processes older than tracking that look like orphans.
+    pub inferred: bool,
+}
+
+/// Finds the orphans among `records`, oldest first. `holders` are the processes that hold a GPU.
+#[must_use]
+pub fn find(
+    records: &[(ProcessId, Record)],
+    wanted: &Wanted,
+    holders: &HashMap<ProcessId, Holding>,
+) -> Vec<Orphan> {
+    let forest = Forest::new(records.iter().copied());
+    let tree: Option<std::collections::HashSet<ProcessId>> = wanted
+        .tree
+        .map(|root| forest.tree(root).into_iter().collect());
+    let mut search = Search {
+        forest: &forest,
+        holders,
+        shells: HashMap::new(),
+    };
+    let orphans = forest.orphans().into_iter();
+    let mut found: Vec<Orphan> = orphans
+        .filter(|id| tree.as_ref().is_none_or(|tree| tree.contains(id)))
+        .filter_map(|id| search.seen(id))
+        .collect();
+    if wanted.inferred {
+        found.extend(inferred::find(&search, wanted.tree));
+        found.sort_by_key(|orphan| orphan.process.id);
+    }
+    found
+}
+
+/// The root of the tree that `id` belongs to. A tree ends below process 1, below a shell that
+/// somebody types into, and where the control group changes: units, sessions of users and containers
+/// have one each.
+#[must_use]
+pub fn root_of(forest: &Forest, id: ProcessId) -> ProcessId {
+    let holders = HashMap::new();
+    let mut search = Search {
+        forest,
+        holders: &holders,
+        shells: HashMap::new(),
+    };
+    search.root_of(id)
+}
+
+/// A search under way.
+struct Search<'a> {
+    forest: &'a Forest,
+    holders: &'a HashMap<ProcessId, Holding>,
+    /// Whether a living process is a shell that somebody types into.
+    shells: HashMap<ProcessId, bool>,
+}
+
+impl Search<'_> {
+    /// An orphan whose creator's death was seen; `None` when it has died meanwhile.
+    fn seen(&mut self, id: ProcessId) -> Option<Orphan> {
+        let record = self.forest.record(&id)?;
+        let creator = self.forest.record(&record.creator)?;
+        let root = self.root_of(record.creator);
+        let mut orphan = self.describe(id, record)?;
+        let stat = proc::stat(id.pid)?;
+        let root_alive = self.forest.is_live(&root);
+        let facts = Facts {
+            creator_death: Some(Death::of_record(creator)),
+            creator_outlived_ns: Some(creator.exit_ns.saturating_sub(id.start_ns)),
+            root_alive,
+            own_unit: own_unit(record, creator, &orphan.placement),
+            own_session: stat.session == id.pid || stat.session == record.creator.pid,
+            other_program: record.name != creator.name,
+            null_input: has_null_input(id.pid),
+            terminal_session: self.terminal_session(&stat),
+        };
+        (orphan.class, orphan.evidence) = classify(&facts);
+        orphan.creator = self.who(record.creator);
+        orphan.creator_death = facts.creator_death;
+        orphan.orphaned_ns = Some(creator.exit_ns);
+        orphan.root = self.who(root);
+        orphan.root_alive = root_alive;
+        orphan.parent = self.parent(&stat, record.creator);
+        proc::is_alive(id).then_some(orphan)
+    }
+
+    /// What holds of an orphan of any class; `None` when it is not there any more.
+    fn describe(&self, id: ProcessId, record: &Record) -> Option<Orphan> {
+        let stat = proc::stat(id.pid)?;
+        Some(Orphan {
+            process: Process::of_record(id, record),
+            class: Class::Inferred,
+            evidence: Vec::new(),
+            creator: None,
+            creator_death: None,
+            orphaned_ns: None,
+            root: None,
+            root_alive: false,
+            parent: None,
+            state: stat.state,
+            command: proc::command_line(id)?,
+            placement: proc::placement(id)?,
+            gpu: self.holders.get(&id).cloned().unwrap_or_default(),
+        })
+    }
+
+    /// As [`root_of`].
+    fn root_of(&mut self, id: ProcessId) -> ProcessId {
+        let forest = self.forest;
+        forest.root_of(&id, |above, below| {
+            let group = |id: &ProcessId| forest.record(id).map(|record| record.cgroup_id);
+            above.pid == 1 || group(above) != group(below) || self.is_typed_into(above)
+        })
+    }
+
+    /// Whether it is alive and leads a session on a terminal.
+    fn is_typed_into(&mut self, id: &ProcessId) -> bool {
+        let forest = self.forest;
+        *self.shells.entry(*id).or_insert_with(|| {
+            forest.is_live(id)
+                && proc::stat(id.pid)
+                    .is_some_and(|stat| stat.session == id.pid && stat.terminal != 0)
+        })
+    }
+
+    /// The keeper of the terminal session that a process is in, if its leader lives.
+    fn terminal_session(&self, stat: &Stat) -> Option<String> {
+        if stat.terminal == 0 || stat.session == 0 {
+            return None;
+        }
+        let leader = self.live(stat.session)?;
+        let above = self.forest.ancestors(&leader).into_iter();
+        above.chain([leader]).find_map(|id| {
+            let name = self.who(id)?.name?;
+            let keeps = SESSION_KEEPERS
+                .iter()
+                .any(|keeper| name.starts_with(keeper));
+            keeps.then_some(name)
+        })
+    }
+
+    /// The living process with this pid.
+    fn live(&self, pid: u32) -> Option<ProcessId> {
+        self.forest.live(pid)
+    }
+
+    /// Identity and name, from the record.
+    fn who(&self, id: ProcessId) -> Option<Who> {
+        let record = self.forest.record(&id)?;
+        Some(Process::of_record(id, record).who())
+    }
+
+    /// The present parent, once it is another than the creator.
+    fn parent(&self, stat: &Stat, creator: ProcessId) -> Option<Who> {
+        if stat.parent == 0 || (stat.parent == creator.pid && proc::is_same(creator)) {
+            return None;
+        }
+        self.live(stat.parent).and_then(|parent| self.who(parent))
+    }
+
+    /// Living processes that are older than tracking, without process 1.
+    fn older(&self) -> impl Iterator<Item = (&ProcessId, &Record)> {
+        self.forest.records().filter(|(id, record)| {
+            record.state == LIVE && record.origin & INFERRED != 0 && id.pid != 1
+        })
+    }
+}
+
+/// The unit of a process, when its creator was not in the same control group.
+fn own_unit(record: &Record, creator: &Record, placement: &Placement) -> Option<String> {
+    (record.cgroup_id != creator.cgroup_id)
+        .then(|| placement.unit.clone())
+        .flatten()
+}
+
+fn has_null_input(pid: u32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/fd/0"))
+        .is_ok_and(|path| path.as_os_str() == "/dev/null")
+}

@@ -1,0 +1,146 @@
+//! Command lines and environments as `/proc` has them: bytes that the process can rewrite, of any
+//! length and in no encoding. Read up to a limit, and only as a description: nothing is identified
+//! or killed by them alone.
+
+use std::fs::File;
+use std::io::Read as _;
+
+use lifemon_ebpf::ProcessId;
+
+use super::is_same;
+
+/// Bytes of a command line or an environment that are looked at: the kernel allows more, and a
+/// pattern that people write fits in far less.
+const BYTES_MAX: u64 = 256 * 1024;
+
+/// Variables that launchers give to all processes of one job, and to no other.
+const JOB_VARIABLES: [&str; 8] = [
+    "LIFEMON_JOB",
+    "SLURM_JOB_ID",
+    "PBS_JOBID",
+    "LSB_JOBID",
+    "RAY_JOB_ID",
+    "TORCHELASTIC_RUN_ID",
+    "OMPI_MCA_ess_base_jobid",
+    "INVOCATION_ID",
+];
+
+/// How a process was started, as it says itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The arguments, separated by zero bytes; bounded.
+    bytes: Vec<u8>,
+    /// Whether there is more.
+    pub truncated: bool,
+}
+
+impl CommandLine {
+    /// The arguments.
+    pub fn arguments(&self) -> impl Iterator<Item = &[u8]> {
+        let ends_with_zero = self.bytes.last() == Some(&0);
+        let whole = &self.bytes[..self.bytes.len() - usize::from(ends_with_zero)];
+        whole
+            .split(|byte| *byte == 0)
+            .take(if whole.is_empty() { 0 } else { usize::MAX })
+    }
+
+    /// The arguments as text, what is no UTF-8 replaced.
+    #[must_use]
+    pub fn to_strings(&self) -> Vec<String> {
+        let arguments = self.arguments();
+        arguments
+            .map(|argument| String::from_utf8_lossy(argument).into_owned())
+            .collect()
+    }
+
+    /// The arguments with a space between: what patterns are matched against.
+    #[must_use]
+    pub fn joined(&self) -> Vec<u8> {
+        let arguments: Vec<&[u8]> = self.arguments().collect();
+        arguments.join(&b' ')
+    }
+
+    /// Whether there is none: a zombie, or a process that has erased it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.iter().all(|byte| *byte == 0)
+    }
+}
+
+/// The command line of exactly this process; `None` when it is not there any more.
+#[must_use]
+pub fn command_line(id: ProcessId) -> Option<CommandLine> {
+    let (mut bytes, truncated) = read_bounded(id.pid, "cmdline")?;
+    // Padding of programs that have set a title.
+    while bytes.ends_with(&[0, 0]) {
+        bytes.pop();
+    }
+    is_same(id).then_some(CommandLine { bytes, truncated })
+}
+
+/// The variables of this process that tell its job, as `NAME=VALUE`. Empty when there is none, or
+/// when it may not be looked at.
+#[must_use]
+pub fn job_markers(id: ProcessId) -> Vec<String> {
+    let Some((bytes, _)) = read_bounded(id.pid, "environ") else {
+        return Vec::new();
+    };
+    let is_marker = |variable: &&[u8]| {
+        JOB_VARIABLES.iter().any(|name| {
+            variable
+                .strip_prefix(name.as_bytes())
+                .is_some_and(|rest| rest.first() == Some(&b'=') && rest.len() > 1)
+        })
+    };
+    let markers = bytes.split(|byte| *byte == 0).filter(is_marker);
+    let markers = markers
+        .map(|marker| String::from_utf8_lossy(marker).into_owned())
+        .collect();
+    if is_same(id) { markers } else { Vec::new() }
+}
+
+/// A file of `/proc/<pid>`, and whether there is more of it than is looked at.
+fn read_bounded(pid: u32, name: &str) -> Option<(Vec<u8>, bool)> {
+    let file = File::open(format!("/proc/{pid}/{name}")).ok()?;
+    let mut bytes = Vec::new();
+    file.take(BYTES_MAX + 1).read_to_end(&mut bytes).ok()?;
+    let truncated = bytes.len() as u64 > BYTES_MAX;
+    bytes.truncate(BYTES_MAX as usize);
+    Some((bytes, truncated))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::identify;
+    use super::*;
+
+    fn line(bytes: &[u8]) -> CommandLine {
+        CommandLine {
+            bytes: bytes.to_vec(),
+            truncated: false,
+        }
+    }
+
+    #[test]
+    fn arguments_are_what_lies_between_zeroes() {
+        let command = line(b"python3\0-c\0a\nb\0\0");
+        assert_eq!(command.to_strings(), ["python3", "-c", "a\nb", ""]);
+        assert_eq!(line(b"title without a zero").to_strings().len(), 1);
+        assert_eq!(line(b"").arguments().count(), 0);
+        assert!(line(b"\0").is_empty());
+    }
+
+    #[test]
+    fn what_is_no_text_is_replaced() {
+        assert_eq!(line(b"a\xff\0").to_strings(), ["a\u{fffd}"]);
+        assert_eq!(line(b"a\xff\0b\0").joined(), b"a\xff b");
+    }
+
+    #[test]
+    fn this_process_has_a_command_line() {
+        let own = identify(std::process::id()).unwrap();
+        assert!(!command_line(own).unwrap().is_empty());
+        let other = ProcessId::new(own.pid, own.start_ns + 5_000_000_000);
+        assert_eq!(command_line(other), None);
+    }
+}

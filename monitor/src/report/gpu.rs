@@ -1,0 +1,388 @@
+//! Who holds GPUs, as text and as JSON: GPU, memory, process, where that comes from, orphan or not,
+//! and a total for each tree.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::json::{ProcessJson, SCHEMA, WhoJson};
+use super::kill::KilledJson;
+use super::orphans::OrphanJson;
+use super::text::{self, Tone, paint};
+use super::tree::{KnownJson, StartJson, Style, command};
+use crate::ProcessId;
+use crate::gpu::nvml::{Answer, Gpu};
+use crate::gpu::{Holding, Memory, Survey};
+use crate::kernel::tracker::Snapshot;
+use crate::kill::KillReport;
+use crate::orphan::Orphan;
+use crate::proc::{CommandLine, Placement};
+use crate::process::{Process, Who};
+use crate::session::Loss;
+
+/// A process that holds a GPU, and where it comes from.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    /// Who it is.
+    pub process: Process,
+    /// What it holds.
+    pub holding: Holding,
+    /// How it was started.
+    pub command: CommandLine,
+    /// Control group, unit, container.
+    pub placement: Placement,
+    /// Its creators, nearest first.
+    pub lineage: Vec<(Who, bool)>,
+    /// The root of its tree.
+    pub root: Who,
+    /// Whether that root lives.
+    pub root_alive: bool,
+}
+
+/// Everything that is said about GPUs.
+#[derive(Debug)]
+pub struct GpuReport<'a> {
+    /// What was found.
+    pub survey: &'a Survey,
+    /// Processes that hold something, oldest first.
+    pub holders: &'a [Holder],
+    /// Those of them that are orphans.
+    pub orphans: &'a [Orphan],
+    /// What came of killing the orphans, if that was asked for.
+    pub killed: Option<&'a [KillReport]>,
+    /// Where the lineage is from.
+    pub snapshot: &'a Snapshot,
+    /// What is not complete.
+    pub losses: &'a [Loss],
+}
+
+/// `  2.0 GiB on GPU-1, /dev/nvidia0`, or nothing.
+pub(super) fn holding(holding: &Holding) -> String {
+    if holding.is_empty() {
+        return String::new();
+    }
+    let mut parts = Vec::new();
+    for memory in &holding.memory {
+        let bytes = memory
+            .bytes
+            .map_or_else(|| "memory of unknown size".to_owned(), size);
+        parts.push(format!("{bytes} on {}", super::out::printable(&memory.gpu)));
+    }
+    let devices = holding
+        .devices
+        .iter()
+        .map(|path| path.display().to_string());
+    parts.extend(devices.map(|path| super::out::printable(&path)));
+    format!("  {{{}}}", parts.join(", "))
+}
+
+/// `1.5 GiB`.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let unit = UNITS.iter().find(|(_, unit)| bytes >= *unit);
+    unit.map_or_else(
+        || format!("{bytes} B"),
+        |(name, unit)| format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
+    )
+}
+
+/// The report as text.
+#[must_use]
+pub fn text(report: &GpuReport<'_>, style: Style) -> String {
+    let mut text = String::new();
+    match &report.survey.nvml {
+        Answer::Gpus(gpus) => gpus.iter().for_each(|gpu| one_gpu(&mut text, gpu)),
+        Answer::Absent(why) => {
+            let line = format!("no NVIDIA memory is known: {why}\n");
+            text.push_str(&paint(style.colour, Tone::Faint, &line));
+        }
+        Answer::Failed(why) => {
+            let line = format!("NVIDIA's management library failed: {why}\n");
+            text.push_str(&paint(style.colour, Tone::Bad, &line));
+        }
+        Answer::Hung(ms) => {
+            let line = format!("NVIDIA's driver has not answered for {ms} ms\n");
+            text.push_str(&paint(style.colour, Tone::Bad, &line));
+        }
+        Answer::NotAsked => {}
+    }
+    if report.holders.is_empty() && report.survey.strangers.is_empty() {
+        text.push_str("no process holds a GPU\n");
+    }
+    for holder in report.holders {
+        one_holder(&mut text, holder, report.orphans, style);
+    }
+    for (pid, memory) in &report.survey.strangers {
+        let bytes = memory.bytes.map_or_else(|| "memory".to_owned(), size);
+        let _ = writeln!(
+            text,
+            "{pid}  {bytes} on {}: no living process of this host has this pid",
+            memory.gpu
+        );
+    }
+    totals(&mut text, report.holders);
+    for loss in report.losses {
+        let line = format!("not complete: {}\n", loss.advice());
+        text.push_str(&paint(style.colour, Tone::Warn, &line));
+    }
+    text
+}
+
+fn one_gpu(text: &mut String, gpu: &Gpu) {
+    let name = gpu
+        .name
+        .as_deref()
+        .unwrap_or("a GPU that does not tell its name");
+    let _ = write!(text, "GPU {} {}", gpu.index, super::out::printable(name));
+    if let (Some(used), Some(total)) = (gpu.used_bytes, gpu.total_bytes) {
+        let _ = write!(text, ", {} of {} in use", size(used), size(total));
+    }
+    if let Some(uuid) = &gpu.uuid {
+        let _ = write!(text, ", {}", super::out::printable(uuid));
+    }
+    if gpu.is_partitioned {
+        text.push_str(", partitioned");
+    }
+    text.push('\n');
+    for error in &gpu.errors {
+        let _ = writeln!(text, "  not asked: {}", super::out::printable(error));
+    }
+}
+
+fn one_holder(text: &mut String, holder: &Holder, orphans: &[Orphan], style: Style) {
+    let orphan = orphans
+        .iter()
+        .find(|orphan| orphan.process.id == holder.process.id);
+    let state = match orphan {
+        Some(orphan) => paint(
+            style.colour,
+            Tone::Bad,
+            &format!("{:<10}", orphan.class.word()),
+        ),
+        None => format!("{:<10}", "held"),
+    };
+    let command = command(&holder.command, style.full);
+    let held = self::holding(&holder.holding);
+    let _ = writeln!(
+        text,
+        "{state} {}  {command}{held}",
+        text::process(&holder.process)
+    );
+    let mut line: Vec<String> = Vec::new();
+    for (who, alive) in &holder.lineage {
+        let mark = if *alive { "" } else { "\u{2020} " };
+        line.push(format!("{mark}{}", text::who(who)));
+    }
+    if !line.is_empty() {
+        let line = format!("           created by {}\n", line.join(" < "));
+        text.push_str(&paint(style.colour, Tone::Faint, &line));
+    }
+}
+
+/// Memory by tree.
+fn totals(text: &mut String, holders: &[Holder]) {
+    for total in by_tree(holders) {
+        let bytes = total
+            .bytes
+            .map_or_else(|| "no memory told".to_owned(), size);
+        let state = if total.alive { "alive" } else { "dead" };
+        let _ = writeln!(
+            text,
+            "tree of {} ({state}): {bytes}, {} processes",
+            text::who(&total.root),
+            total.processes
+        );
+    }
+}
+
+struct Total {
+    root: Who,
+    alive: bool,
+    bytes: Option<u64>,
+    processes: usize,
+}
+
+fn by_tree(holders: &[Holder]) -> Vec<Total> {
+    let mut totals: BTreeMap<ProcessId, Total> = BTreeMap::new();
+    for holder in holders {
+        let total = totals.entry(holder.root.id).or_insert_with(|| Total {
+            root: holder.root.clone(),
+            alive: holder.root_alive,
+            bytes: None,
+            processes: 0,
+        });
+        total.processes += 1;
+        if let Some(bytes) = holder.holding.memory_bytes() {
+            total.bytes = Some(total.bytes.unwrap_or(0).saturating_add(bytes));
+        }
+    }
+    totals.into_values().collect()
+}
+
+/// What a process holds.
+#[derive(Serialize)]
+pub(super) struct HoldingJson<'a> {
+    devices: Vec<String>,
+    memory: &'a [Memory],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<u64>,
+}
+
+impl<'a> HoldingJson<'a> {
+    pub(super) fn of(holding: &'a Holding) -> Option<Self> {
+        (!holding.is_empty()).then(|| Self {
+            devices: holding
+                .devices
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect(),
+            memory: &holding.memory,
+            memory_bytes: holding.memory_bytes(),
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct ReportJson<'a> {
+    schema: &'static str,
+    nvml: NvmlJson<'a>,
+    gpus: &'a [Gpu],
+    holders: Vec<HolderJson<'a>>,
+    /// Pids that the driver names and no living process has.
+    strangers: Vec<StrangerJson<'a>>,
+    trees: Vec<TotalJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kill: Option<Vec<KilledJson>>,
+    #[serde(flatten)]
+    known: KnownJson,
+}
+
+#[derive(Serialize)]
+struct NvmlJson<'a> {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after_ms: Option<u64>,
+}
+
+impl<'a> From<&'a Answer> for NvmlJson<'a> {
+    fn from(answer: &'a Answer) -> Self {
+        let (state, detail, after_ms) = match answer {
+            Answer::NotAsked => ("not_asked", None, None),
+            Answer::Absent(why) => ("absent", Some(why.as_str()), None),
+            Answer::Failed(why) => ("failed", Some(why.as_str()), None),
+            Answer::Hung(ms) => ("hung", None, Some(*ms)),
+            Answer::Gpus(_) => ("ok", None, None),
+        };
+        Self {
+            state,
+            detail,
+            after_ms,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct HolderJson<'a> {
+    #[serde(flatten)]
+    process: ProcessJson,
+    #[serde(flatten)]
+    holding: Option<HoldingJson<'a>>,
+    #[serde(flatten)]
+    start: StartJson<'a>,
+    lineage: Vec<AncestorJson>,
+    root: AncestorJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    orphan: Option<OrphanJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct AncestorJson {
+    #[serde(flatten)]
+    who: WhoJson,
+    alive: bool,
+}
+
+#[derive(Serialize)]
+struct StrangerJson<'a> {
+    pid: u32,
+    #[serde(flatten)]
+    memory: &'a Memory,
+}
+
+#[derive(Serialize)]
+struct TotalJson {
+    root: AncestorJson,
+    processes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<u64>,
+}
+
+/// The report as one JSON object and a newline.
+///
+/// # Errors
+/// Never in practice: all of it can be written as JSON.
+pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::Error> {
+    let orphans: HashMap<ProcessId, &Orphan> = report
+        .orphans
+        .iter()
+        .map(|orphan| (orphan.process.id, orphan))
+        .collect();
+    let ancestor = |who: &Who, alive: bool| AncestorJson {
+        who: who.into(),
+        alive,
+    };
+    let holders = report.holders.iter().map(|holder| HolderJson {
+        process: (&holder.process).into(),
+        holding: HoldingJson::of(&holder.holding),
+        start: StartJson::new(&holder.command, &holder.placement),
+        lineage: holder
+            .lineage
+            .iter()
+            .map(|(who, alive)| ancestor(who, *alive))
+            .collect(),
+        root: ancestor(&holder.root, holder.root_alive),
+        orphan: orphans
+            .get(&holder.process.id)
+            .map(|orphan| OrphanJson::new(orphan, style)),
+    });
+    let strangers = report.survey.strangers.iter();
+    let trees = by_tree(report.holders).into_iter().map(|total| TotalJson {
+        root: ancestor(&total.root, total.alive),
+        processes: total.processes,
+        memory_bytes: total.bytes,
+    });
+    let kill = report.killed.map(|reports| {
+        let reports = reports.iter();
+        reports
+            .map(|report| KilledJson::new(report, false))
+            .collect()
+    });
+    let json = ReportJson {
+        schema: SCHEMA,
+        nvml: (&report.survey.nvml).into(),
+        gpus: report.survey.gpus(),
+        holders: holders.collect(),
+        strangers: strangers
+            .map(|(pid, memory)| StrangerJson { pid: *pid, memory })
+            .collect(),
+        trees: trees.collect(),
+        kill,
+        known: KnownJson::new(report.snapshot, report.losses, style.clock),
+    };
+    Ok(serde_json::to_string(&json)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(size(5), "5 B");
+        assert_eq!(size(3 << 29), "1.5 GiB");
+        assert_eq!(size(1 << 20), "1.0 MiB");
+    }
+}

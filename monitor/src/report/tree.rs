@@ -1,0 +1,310 @@
+//! The lineage as a tree: for people with equal siblings folded, as JSON complete.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::json::{ExitJson, Id, IncompleteJson, MemberJson, SCHEMA};
+use super::out::printable;
+use super::text::{self, Tone, duration_ms, paint};
+use crate::ProcessId;
+use crate::kernel::clock::WallClock;
+use crate::kernel::tracker::Snapshot;
+use crate::proc::{CommandLine, Placement};
+use crate::tree::{Entry, Live};
+
+/// Characters of a command line that are shown unless all is asked for.
+const COMMAND_CHARS: usize = 100;
+
+/// Levels that are indented; a deeper tree goes on at this depth.
+const DEEPEST_INDENT: usize = 40;
+
+/// How a tree is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    /// Turns times since boot into dates.
+    pub clock: WallClock,
+    /// Now, ns since boot.
+    pub now_ns: u64,
+    /// Whether colour is wanted.
+    pub colour: bool,
+    /// Every process, and whole command lines.
+    pub full: bool,
+}
+
+/// The tree as text.
+#[must_use]
+pub fn text(entries: &[Entry], snapshot: &Snapshot, style: Style) -> String {
+    let mut text = String::new();
+    let mut at = 0;
+    while at < entries.len() {
+        let count = if style.full { 1 } else { fold(&entries[at..]) };
+        let entry = &entries[at];
+        let indent = 2 * entry.depth.min(DEEPEST_INDENT);
+        let mut line = line(entry, style);
+        if count > 1 {
+            let last = entries[at + count - 1].process.id.pid;
+            let more = format!("  (and {} more like it, up to {last})", count - 1);
+            line.push_str(&paint(style.colour, Tone::Faint, &more));
+        }
+        let _ = writeln!(text, "{:indent$}{line}", "");
+        at += count;
+    }
+    for loss in snapshot.losses() {
+        let line = format!("not complete: {}\n", loss.advice());
+        text.push_str(&paint(style.colour, Tone::Warn, &line));
+    }
+    text
+}
+
+/// How many of the entries from here on are equal siblings without children.
+fn fold(entries: &[Entry]) -> usize {
+    let first = &entries[0];
+    let is_like = |entry: &&Entry| {
+        entry.children == 0
+            && entry.depth == first.depth
+            && entry.process.creator == first.process.creator
+            && entry.process.name == first.process.name
+            && entry.process.uid == first.process.uid
+            && entry.live.is_some()
+            && entry.is_reparented() == first.is_reparented()
+            && what(entry) == what(first)
+    };
+    entries.iter().take_while(is_like).count().max(1)
+}
+
+fn what(entry: &Entry) -> Option<(&CommandLine, &Placement)> {
+    entry
+        .live
+        .as_ref()
+        .map(|live| (&live.command, &live.placement))
+}
+
+fn line(entry: &Entry, style: Style) -> String {
+    let mark = if entry.process.inferred { "~ " } else { "" };
+    let who = text::process(&entry.process);
+    if let Some((died_ns, death)) = &entry.death {
+        let since = duration_ms(style.now_ns.saturating_sub(*died_ns) / 1_000_000);
+        let line = format!("\u{2020} {mark}{who}  {}, {since} ago", text::how(death));
+        return paint(style.colour, Tone::Faint, &line) + &elided(entry);
+    }
+    let Some(live) = &entry.live else {
+        let line = format!("{mark}{who}  dying");
+        return paint(style.colour, Tone::Faint, &line);
+    };
+    let mut line = format!("{mark}{who}");
+    let command = command(&live.command, style.full);
+    if !command.is_empty() {
+        let _ = write!(line, "  {command}");
+    }
+    let details = details(entry, live, style.now_ns);
+    line.push_str(&paint(style.colour, Tone::Faint, &format!("  [{details}]")));
+    if entry.is_reparented() {
+        let parent = format!("  parent is {}", live.parent);
+        line.push_str(&paint(style.colour, Tone::Warn, &parent));
+    }
+    line + &elided(entry)
+}
+
+fn elided(entry: &Entry) -> String {
+    match entry.process.elided {
+        0 => String::new(),
+        count => format!("  ({count} dead creators not kept)"),
+    }
+}
+
+fn details(entry: &Entry, live: &Live, now_ns: u64) -> String {
+    let age = duration_ms(now_ns.saturating_sub(entry.process.id.start_ns) / 1_000_000);
+    let mut details = format!("{age}, {}", live.state);
+    if let Some(uid) = entry.process.uid {
+        let _ = write!(details, ", uid {uid}");
+    }
+    details + &placed(&live.placement)
+}
+
+/// `, foo.service, container 0123456789ab`.
+pub(super) fn placed(placement: &Placement) -> String {
+    let mut text = String::new();
+    match (&placement.container, &placement.unit) {
+        (Some(container), _) => {
+            let short = container.get(..12).unwrap_or(container);
+            let _ = write!(text, ", container {short}");
+        }
+        (None, Some(unit)) => {
+            let _ = write!(text, ", {}", printable(unit));
+        }
+        (None, None) => {}
+    }
+    text
+}
+
+/// A command line in one line, safe for a terminal; cut unless all is wanted.
+pub(super) fn command(command: &CommandLine, full: bool) -> String {
+    let text = printable(&command.to_strings().join(" "));
+    if full || text.chars().count() <= COMMAND_CHARS {
+        return text;
+    }
+    text.chars().take(COMMAND_CHARS).collect::<String>() + "\u{2026}"
+}
+
+#[derive(Serialize)]
+struct TreeJson<'a> {
+    schema: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tree: Option<Id>,
+    processes: Vec<EntryJson<'a>>,
+    #[serde(flatten)]
+    known: KnownJson,
+}
+
+/// Since when the lineage is known, and what of it is not.
+#[derive(Serialize)]
+pub(super) struct KnownJson {
+    since: String,
+    tracker: &'static str,
+    complete: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    incomplete: Vec<IncompleteJson>,
+}
+
+impl KnownJson {
+    pub(super) fn new(
+        snapshot: &Snapshot,
+        losses: &[crate::session::Loss],
+        clock: WallClock,
+    ) -> Self {
+        Self {
+            since: clock.rfc3339(snapshot.since_ns),
+            tracker: if snapshot.is_pinned {
+                "host"
+            } else {
+                "private"
+            },
+            complete: losses.is_empty(),
+            incomplete: losses
+                .iter()
+                .map(|loss| IncompleteJson::of(*loss))
+                .collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct EntryJson<'a> {
+    #[serde(flatten)]
+    member: MemberJson,
+    alive: bool,
+    age_ms: u64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    live: Option<LiveJson<'a>>,
+}
+
+/// What `/proc` adds.
+#[derive(Serialize)]
+pub(super) struct LiveJson<'a> {
+    state: char,
+    parent: u32,
+    reparented: bool,
+    #[serde(flatten)]
+    start: StartJson<'a>,
+}
+
+/// How and where a process was started.
+#[derive(Serialize)]
+pub(super) struct StartJson<'a> {
+    command: Vec<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    command_truncated: bool,
+    cgroup: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<&'a str>,
+}
+
+impl<'a> StartJson<'a> {
+    pub(super) fn new(command: &CommandLine, placement: &'a Placement) -> Self {
+        Self {
+            command: command.to_strings(),
+            command_truncated: command.truncated,
+            cgroup: &placement.cgroup,
+            unit: placement.unit.as_deref(),
+            container: placement.container.as_deref(),
+        }
+    }
+}
+
+/// The tree as one JSON object and a newline.
+///
+/// # Errors
+/// Never in practice: all of it can be written as JSON.
+pub fn json(
+    entries: &[Entry],
+    snapshot: &Snapshot,
+    root: Option<ProcessId>,
+    style: Style,
+) -> Result<String, serde_json::Error> {
+    let processes = entries.iter().map(|entry| entry_json(entry, style));
+    let json = TreeJson {
+        schema: SCHEMA,
+        tree: root.map(Into::into),
+        processes: processes.collect(),
+        known: KnownJson::new(snapshot, &snapshot.losses(), style.clock),
+    };
+    Ok(serde_json::to_string(&json)? + "\n")
+}
+
+fn entry_json(entry: &Entry, style: Style) -> EntryJson<'_> {
+    let mut member = MemberJson::from(&entry.process);
+    let mut end_ns = style.now_ns;
+    if let Some((died_ns, death)) = &entry.death {
+        end_ns = *died_ns;
+        member.set_death(style.clock.rfc3339(*died_ns), ExitJson::from(death));
+    }
+    EntryJson {
+        member,
+        alive: entry.death.is_none(),
+        age_ms: end_ns.saturating_sub(entry.process.id.start_ns) / 1_000_000,
+        live: entry.live.as_ref().map(|live| LiveJson {
+            state: live.state,
+            parent: live.parent,
+            reparented: entry.is_reparented(),
+            start: StartJson::new(&live.command, &live.placement),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Process;
+
+    fn worker(pid: u32, name: &str) -> Entry {
+        Entry {
+            process: Process {
+                name: Some(name.to_owned()),
+                ..Process::unknown(ProcessId::new(pid, 1))
+            },
+            depth: 1,
+            live: Some(Live {
+                state: 'S',
+                parent: 1,
+                command: CommandLine::default(),
+                placement: Placement::default(),
+            }),
+            death: None,
+            children: 0,
+        }
+    }
+
+    #[test]
+    fn equal_siblings_without_children_fold() {
+        let mut entries = vec![worker(1, "a"), worker(2, "a"), worker(3, "b")];
+        assert_eq!(fold(&entries), 2);
+        entries[1].children = 1;
+        assert_eq!(fold(&entries), 1);
+        entries[1] = worker(2, "a");
+        entries[1].depth = 2;
+        assert_eq!(fold(&entries), 1);
+    }
+}

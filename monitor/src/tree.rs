@@ -1,0 +1,85 @@
+//! The lineage at one time, each creator before what it created, with what `/proc` adds to the living:
+//! what `lifemon tree` shows. What has died since the snapshot keeps what the record says.
+
+use lifemon_ebpf::{LIVE, ProcessId};
+
+use crate::forest::Forest;
+use crate::kernel::tracker::Snapshot;
+use crate::proc::{self, CommandLine, Placement};
+use crate::process::{Death, Process};
+
+/// One process or ghost.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Who it is.
+    pub process: Process,
+    /// How far below a process that has no creator here.
+    pub depth: usize,
+    /// What `/proc` adds; `None` when it is dead.
+    pub live: Option<Live>,
+    /// When, in ns since boot, and how it died; `None` while the record says that it lives.
+    pub death: Option<(u64, Death)>,
+    /// How many entries that follow have it as their creator.
+    pub children: usize,
+}
+
+/// What only `/proc` knows of a living process.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// State letter, as `ps` shows it.
+    pub state: char,
+    /// Pid of the present parent.
+    pub parent: u32,
+    /// How it was started.
+    pub command: CommandLine,
+    /// Control group, unit, container.
+    pub placement: Placement,
+}
+
+impl Entry {
+    /// Whether its present parent is not its creator: it was reparented.
+    #[must_use]
+    pub fn is_reparented(&self) -> bool {
+        let creator = self.process.creator.map(|creator| creator.pid);
+        self.live
+            .as_ref()
+            .is_some_and(|live| creator.is_some_and(|creator| creator != live.parent))
+    }
+}
+
+/// The tree of `root`, or the whole host, in the order of creation.
+#[must_use]
+pub fn gather(snapshot: &Snapshot, root: Option<ProcessId>) -> Vec<Entry> {
+    let forest = Forest::new(snapshot.records.iter().copied());
+    let tops = root.map_or_else(|| forest.tops(), |root| vec![root]);
+    let mut entries = Vec::new();
+    for top in tops {
+        for (id, depth) in forest.tree_with_depth(top) {
+            entries.extend(entry(&forest, id, depth));
+        }
+    }
+    entries
+}
+
+fn entry(forest: &Forest, id: ProcessId, depth: usize) -> Option<Entry> {
+    let record = forest.record(&id)?;
+    let is_live = record.state == LIVE;
+    Some(Entry {
+        process: Process::of_record(id, record),
+        depth,
+        live: is_live.then(|| look(id)).flatten(),
+        death: (!is_live).then(|| (record.exit_ns, Death::of_record(record))),
+        children: forest.children(&id).len(),
+    })
+}
+
+fn look(id: ProcessId) -> Option<Live> {
+    let stat = proc::stat(id.pid)?;
+    let live = Live {
+        state: stat.state,
+        parent: stat.parent,
+        command: proc::command_line(id)?,
+        placement: proc::placement(id)?,
+    };
+    proc::is_same(id).then_some(live)
+}

@@ -1,0 +1,339 @@
+//! `lifemon orphans`: what was left behind, found at the first look, told from what was meant to stay,
+//! and killed without touching anybody else.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use lifemon_tests::killing::{alive, set_of};
+use lifemon_tests::left_behind::{ask, check_orphans, entry, find, kill_and_wait, orphans};
+use lifemon_tests::story::is_about;
+use lifemon_tests::{
+    Actor, HostTracker, Lifemon, Process, Sandbox, actor, private_lock, proc, scaled,
+};
+use serde_json::{Value, json};
+
+/// A server whose workers `mode` takes over, killed; the actor, the server and the workers.
+#[track_caller]
+fn killed_server(sandbox: &Sandbox, count: u64, mode: &str) -> (Actor, Process, Vec<Process>) {
+    let mut actor = actor!(sandbox, "serve", count, mode);
+    actor.step();
+    let server = actor.child("server");
+    let workers = actor.children("worker");
+    assert_eq!(workers.len() as u64, count);
+    kill_and_wait(server);
+    (actor, server, workers)
+}
+
+/// Claims that each of `workers` is reported as an orphan of a killed `server`.
+#[track_caller]
+fn assert_left_by(report: &Value, server: Process, workers: &[Process], class: &str) {
+    for worker in workers {
+        let orphan = entry(&report["orphans"], *worker);
+        assert!(is_about(&orphan["creator"], server), "{orphan}");
+        assert_eq!(orphan["class"], class, "{orphan}");
+        let exit = &orphan["creator_exit"];
+        assert_eq!(
+            (&exit["signal"], &exit["cause"]),
+            (&json!(9), &json!("signal")),
+            "{orphan}"
+        );
+        let parent = proc::ppid(worker.pid).expect("it lives");
+        assert_eq!(orphan["parent"]["pid"], parent, "{orphan}");
+    }
+}
+
+/// What people ask instead.
+fn pgrep_finds_nobody_below(process: Process) {
+    let output = Command::new("pgrep")
+        .args(["-P", &process.pid.to_string()])
+        .output();
+    if let Ok(output) = output {
+        assert_eq!(output.stdout, b"", "{output:?}");
+    }
+}
+
+#[test]
+fn workers_that_init_took_over() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let (actor, server, workers) = killed_server(&sandbox, 3, "init");
+    let report = orphans(&[]);
+    assert_eq!(report["complete"], true, "{report}");
+    // The actor, which started the server, is the root of all that, and lives.
+    assert_left_by(&report, server, &workers, "reparented");
+    let orphan = entry(&report["orphans"], workers[0]);
+    assert!(is_about(&orphan["root"], actor.process()), "{orphan}");
+    pgrep_finds_nobody_below(server);
+}
+
+#[test]
+fn workers_that_a_subreaper_took_over() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let (mut actor, server, workers) = killed_server(&sandbox, 3, "subreaper");
+    let report = orphans(&[]);
+    assert_left_by(&report, server, &workers, "reparented");
+    for worker in &workers {
+        let orphan = entry(&report["orphans"], *worker);
+        assert_eq!(orphan["parent"]["pid"], actor.pid(), "{orphan}");
+    }
+    // With the root gone they are stranded.
+    actor.kill();
+    assert_left_by(&orphans(&[]), server, &workers, "stranded");
+}
+
+#[test]
+fn workers_in_a_pid_namespace() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let (mut actor, server, workers) = killed_server(&sandbox, 3, "namespace");
+    let report = orphans(&[]);
+    assert_left_by(&report, server, &workers, "reparented");
+    let init = actor.child("ns-init");
+    for worker in &workers {
+        let orphan = entry(&report["orphans"], *worker);
+        assert!(is_about(&orphan["parent"], init), "{orphan}");
+        assert_ne!(orphan["ns_pid"], worker.pid, "{orphan}");
+    }
+}
+
+#[test]
+fn workers_of_a_server_under_a_shell() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let script = "exec 3<&0; \"$0\" \"$@\" <&3 & wait; sleep 60";
+    let words = ["-c", script, env!("CARGO_BIN_EXE_actor"), "serve-here", "3"];
+    let words = words.map(str::to_owned);
+    let mut server = Actor::spawn(Path::new("/bin/sh"), &sandbox, &words);
+    server.step();
+    let workers = server.children("worker");
+    kill_and_wait(server.process());
+    assert_left_by(&orphans(&[]), server.process(), &workers, "reparented");
+    // The end of the shell as well.
+    server.kill();
+    assert_left_by(&orphans(&[]), server.process(), &workers, "stranded");
+}
+
+#[test]
+fn a_double_fork_is_an_orphan_of_a_creator_that_exited() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "daemonise", "half");
+    actor.step();
+    let report = orphans(&[]);
+    let orphan = entry(&report["orphans"], actor.child("daemon"));
+    assert!(is_about(&orphan["creator"], actor.child("middle")));
+    assert_eq!(orphan["creator_exit"]["code"], 0, "{orphan}");
+    assert_eq!(orphan["class"], "reparented", "{orphan}");
+}
+
+#[test]
+fn daemons_are_told_from_orphans_and_are_spared() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    for how in ["classic", "program"] {
+        let mut actor = actor!(sandbox, "daemonise", how);
+        actor.step();
+        let daemon = actor.child("daemon");
+        let tree = actor.pid().to_string();
+        let report = orphans(&["--tree", &tree]);
+        assert_eq!(report["orphans"], json!([]), "{report}");
+        let report = orphans(&["--tree", &tree, "--all"]);
+        let orphan = entry(&report["orphans"], daemon);
+        assert_eq!(orphan["class"], "daemon", "{orphan}");
+        let evidence = orphan["evidence"].to_string();
+        assert!(evidence.contains("creator_left_at_once"), "{evidence}");
+        assert!(evidence.contains("own_session"), "{evidence}");
+
+        let spared = ask("orphans", &["--tree", &tree, "--all", "--kill"]);
+        assert_eq!(spared.code, Some(1), "{spared:?}");
+        assert!(spared.stderr.contains("--force"), "{spared:?}");
+        assert!(proc::is_running(daemon.pid), "{spared:?}");
+        let forced = ask("orphans", &["--tree", &tree, "--all", "--kill", "--force"]);
+        assert_eq!(forced.code, Some(0), "{forced:?}");
+        assert!(!proc::is_running(daemon.pid), "{forced:?}");
+    }
+}
+
+#[test]
+fn what_is_older_than_tracking_is_inferred_and_spared() {
+    let sandbox = Sandbox::new();
+    let lock = private_lock();
+    // The actor leads no session, its workers are adopted by it from the dead server.
+    let mut actor = actor!(sandbox, "serve", 2, "init");
+    actor.step();
+    let workers = actor.children("worker");
+    kill_and_wait(actor.child("server"));
+    drop(lock);
+    let _tracker = HostTracker::on(&[]);
+    let report = orphans(&[]);
+    for worker in &workers {
+        assert!(find(&report["orphans"], *worker).is_none(), "{report}");
+    }
+    let report = orphans(&["--all"]);
+    for worker in &workers {
+        let orphan = entry(&report["orphans"], *worker);
+        assert_eq!(orphan["class"], "inferred", "{orphan}");
+        assert!(orphan.get("creator").is_none(), "{orphan}");
+        let evidence = orphan["evidence"].to_string();
+        assert!(evidence.contains("session_of_others"), "{evidence}");
+    }
+    // With a tree that is known: what they have in common with it.
+    let tree = actor.pid().to_string();
+    let report = orphans(&["--all", "--tree", &tree]);
+    let orphan = entry(&report["orphans"], workers[0]);
+    assert!(orphan["evidence"].to_string().contains("shared_session"));
+    let spared = ask("orphans", &["--all", "--tree", &tree, "--kill"]);
+    assert_eq!(spared.code, Some(1), "{spared:?}");
+    assert!(workers.iter().all(|worker| proc::is_running(worker.pid)));
+}
+
+#[test]
+fn without_the_tracker_it_says_that_it_cannot_know() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let (_actor, _, workers) = killed_server(&sandbox, 1, "init");
+    let report = orphans(&[]);
+    assert_eq!(report["complete"], false, "{report}");
+    assert_eq!(report["incomplete"][0]["reason"], "no_history", "{report}");
+    assert!(find(&report["orphans"], workers[0]).is_none(), "{report}");
+}
+
+#[test]
+fn only_what_was_left_behind_is_killed() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let name = "VLLM::EngineCore";
+    let mut healthy = actor!(sandbox, "serve", 3, "init", name);
+    healthy.step();
+    let mut broken = actor!(sandbox, "serve", 3, "init", name);
+    broken.step();
+    let left: BTreeSet<_> = broken.children("worker").into_iter().collect();
+    kill_and_wait(broken.child("server"));
+
+    let checked = ask(
+        "orphans",
+        &["--match", "^VLLM::EngineCore --worker$", "--check"],
+    );
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+    let killed = ask("orphans", &["--match", "VLLM::EngineCore", "--kill"]);
+    assert_eq!(
+        (killed.code, killed.stderr.as_str()),
+        (Some(0), ""),
+        "{killed:?}"
+    );
+    let report = killed.json();
+    check_orphans(&report);
+    assert_eq!(set_of(&report, "orphans"), left);
+    let dead: BTreeSet<_> = report["kill"]
+        .as_array()
+        .expect("reports")
+        .iter()
+        .flat_map(|report| set_of(report, "killed"))
+        .collect();
+    assert_eq!(dead, left);
+    let healthy_pids = [healthy.pid(), healthy.child("server").pid].into_iter();
+    let healthy_pids = healthy_pids.chain(healthy.children("worker").iter().map(|w| w.pid));
+    let expected: BTreeSet<_> = healthy_pids.chain([broken.pid()]).collect();
+    assert_eq!(alive(&sandbox), expected);
+    let checked = ask("orphans", &["--match", "VLLM::EngineCore", "--check"]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+}
+
+#[test]
+fn very_many_at_once() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let count = scaled(2_000);
+    let (actor, server, workers) = killed_server(&sandbox, count, "init");
+    let report = orphans(&["--tree", &server.pid.to_string()]);
+    let expected: BTreeSet<_> = workers.into_iter().collect();
+    assert_eq!(set_of(&report, "orphans"), expected);
+    let killed = ask("orphans", &["--tree", &server.pid.to_string(), "--kill"]);
+    assert_eq!(killed.code, Some(0), "{}", killed.stderr);
+    assert_eq!(alive(&sandbox), [actor.pid()].into());
+}
+
+#[test]
+fn odd_command_lines() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "odd-commands");
+    actor.step();
+    let server = actor.child("server");
+    kill_and_wait(server);
+    let tree = server.pid.to_string();
+    let report = orphans(&["--tree", &tree]);
+    let command = |actor: &mut Actor, role: &str| {
+        let orphan = entry(&report["orphans"], actor.child(role));
+        orphan["command"].clone()
+    };
+    assert_eq!(command(&mut actor, "newline"), json!(["two\nlines", "\r"]));
+    assert_eq!(
+        command(&mut actor, "invalid"),
+        json!(["not\u{fffd}\u{fffd}text"])
+    );
+    assert_eq!(command(&mut actor, "empty"), json!([]));
+    let escape = "\u{1b}[31mred\u{1b}]0;title\u{7}";
+    assert_eq!(command(&mut actor, "escape"), json!([escape]));
+    let long = command(&mut actor, "long");
+    assert_eq!(long[1].as_str().map(str::len), Some(128 * 1024 - 1));
+
+    for words in [["orphans", "--full"], ["tree", "--full"]] {
+        let text = Lifemon::find().run(words);
+        assert_eq!(text.code, Some(0), "{}", text.stderr);
+        assert!(!text.stdout.contains('\u{1b}'), "a raw escape sequence");
+        assert!(!text.stdout.contains('\r'), "a raw carriage return");
+        assert!(text.stdout.contains("two\\nlines"));
+    }
+    let long = actor.child("long").pid.to_string();
+    let text = Lifemon::find().run(["orphans", "--tree", &tree]);
+    let line = text.stdout.lines().find(|line| line.contains(&long));
+    assert!(line.is_some_and(|line| line.len() < 400), "{text:?}");
+    let matched = orphans(&["--match", "x{1000}"]);
+    assert_eq!(set_of(&matched, "orphans"), [actor.child("long")].into());
+}
+
+#[test]
+fn orphans_that_die_while_they_are_looked_at() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let file = sandbox.directory().join("made");
+    // Every process of it is an orphan the moment its creator exits.
+    let mut actor = actor!(sandbox, "slow-comet", file.display(), "init");
+    actor.step();
+    for _ in 0..scaled(20) {
+        let output = ask("orphans", &["--all"]);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        check_orphans(&output.json());
+    }
+}
+
+#[test]
+fn a_proc_that_hides_processes_of_others() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let (_actor, server, workers) = killed_server(&sandbox, 2, "init");
+    let lifemon = Lifemon::find();
+    let mut command = lifemon.command(["orphans", "-o", "json"]);
+    lifemon_tests::handicap::with_hidden_processes(&mut command);
+    let output = lifemon.start(command).finish(lifemon_tests::DEADLINE);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+    // Root sees all of them there, whatever the mount hides from users.
+    assert_left_by(&output.json(), server, &workers, "reparented");
+}
+
+#[test]
+fn a_pattern_that_is_none_is_wrong_usage() {
+    for words in [
+        &["orphans", "--match", "("][..],
+        &["orphans", "--device", "/dev/[a"],
+        &["orphans", "--force"],
+        &["orphans", "--check", "--kill"],
+    ] {
+        let output = Lifemon::find().run(words);
+        assert_eq!(output.code, Some(2), "{output:?}");
+        assert!(!output.stderr.contains("panicked"), "{output:?}");
+    }
+}

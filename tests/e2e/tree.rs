@@ -1,0 +1,130 @@
+//! `lifemon tree`: the lineage at one moment, the dead with living descendants in their places.
+
+use lifemon_tests::left_behind::{ask, entry, find};
+use lifemon_tests::story::is_about;
+use lifemon_tests::{HostTracker, Lifemon, Sandbox, actor, private_lock, proc, scaled};
+use serde_json::{Value, json};
+
+#[track_caller]
+fn tree(options: &[&str]) -> Value {
+    let output = ask("tree", options);
+    assert_eq!(
+        (output.code, output.stderr.as_str()),
+        (Some(0), ""),
+        "{output:?}"
+    );
+    let tree = output.json();
+    assert_eq!(tree["schema"], "lifemon/1", "{tree}");
+    tree
+}
+
+#[test]
+fn a_ghost_stands_between_its_creator_and_what_it_created() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "double-fork");
+    actor.step();
+    let (middle, grandchild) = (actor.child("middle"), actor.child("grandchild"));
+    let tree = tree(&[&actor.pid().to_string()]);
+    assert_eq!(tree["complete"], true, "{tree}");
+    assert!(is_about(&tree["tree"], actor.process()), "{tree}");
+    let list = tree["processes"].as_array().expect("a list");
+    assert_eq!(list.len(), 3, "{tree}");
+    // Each creator before what it created.
+    for (line, process) in list.iter().zip([actor.process(), middle, grandchild]) {
+        assert!(is_about(line, process), "{tree}");
+    }
+    let ghost = entry(&tree["processes"], middle);
+    assert_eq!(ghost["alive"], false, "{ghost}");
+    assert_eq!(ghost["exit"]["code"], 0, "{ghost}");
+    assert!(ghost["died"].is_string() && ghost.get("command").is_none());
+    let orphan = entry(&tree["processes"], grandchild);
+    assert_eq!(orphan["alive"], true, "{orphan}");
+    assert_eq!(orphan["reparented"], true, "{orphan}");
+    assert_eq!(
+        orphan["parent"].as_i64(),
+        proc::ppid(grandchild.pid).map(i64::from)
+    );
+    let root = entry(&tree["processes"], actor.process());
+    assert_eq!(root["command"][1], "double-fork", "{root}");
+
+    let text = Lifemon::find().run(["tree", &actor.pid().to_string()]);
+    assert_eq!(text.code, Some(0), "{text:?}");
+    let lines: Vec<&str> = text.stdout.lines().collect();
+    assert!(
+        lines[1].starts_with(&format!("  \u{2020} {}", middle.pid)),
+        "{text:?}"
+    );
+    assert!(
+        lines[2].starts_with(&format!("    {}", grandchild.pid)),
+        "{text:?}"
+    );
+    assert!(lines[2].contains("parent is"), "{text:?}");
+}
+
+#[test]
+fn a_ghost_can_be_the_root() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "double-fork");
+    actor.step();
+    let middle = actor.child("middle");
+    let tree = tree(&[&middle.pid.to_string()]);
+    assert_eq!(
+        tree["processes"].as_array().map(Vec::len),
+        Some(2),
+        "{tree}"
+    );
+    let missing = ask("tree", &["2147483647"]);
+    assert_eq!(missing.code, Some(4), "{missing:?}");
+}
+
+#[test]
+fn equal_siblings_fold_in_text_and_only_there() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let count = scaled(200).max(3);
+    let mut actor = actor!(sandbox, "fork-hold", count);
+    actor.step();
+    let pid = actor.pid().to_string();
+    let folded = Lifemon::find().run(["tree", &pid]);
+    assert_eq!(folded.stdout.lines().count(), 2, "{folded:?}");
+    let more = format!("(and {} more like it", count - 1);
+    assert!(folded.stdout.contains(&more), "{folded:?}");
+    let full = Lifemon::find().run(["tree", &pid, "--full"]);
+    assert_eq!(full.stdout.lines().count() as u64, count + 1, "{full:?}");
+    let json = tree(&[&pid]);
+    let list = json["processes"].as_array().expect("a list");
+    assert_eq!(list.len() as u64, count + 1);
+}
+
+#[test]
+fn the_whole_host() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "nested");
+    actor.step();
+    let tree = tree(&[]);
+    assert!(tree.get("tree").is_none(), "{tree}");
+    for process in [actor.process(), actor.child("mid"), actor.child("leaf")] {
+        entry(&tree["processes"], process);
+    }
+    let init = &tree["processes"][0];
+    assert_eq!((&init["pid"], &init["alive"]), (&json!(1), &json!(true)));
+}
+
+#[test]
+fn without_the_tracker_the_living_are_there_and_the_dead_are_not() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "double-fork");
+    actor.step();
+    let tree = tree(&[&actor.pid().to_string()]);
+    assert_eq!(tree["complete"], false, "{tree}");
+    assert_eq!(tree["incomplete"][0]["reason"], "no_history", "{tree}");
+    assert!(
+        find(&tree["processes"], actor.process()).is_some(),
+        "{tree}"
+    );
+    assert!(find(&tree["processes"], actor.child("middle")).is_none());
+}

@@ -1,0 +1,175 @@
+//! Servers with workers, to be killed so that the workers are left behind: `serve`, `serve-here`,
+//! `odd-commands`; and daemons, which leave on purpose: `daemonise`.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::os::fd::IntoRawFd as _;
+use std::os::unix::ffi::OsStringExt as _;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::{set_child_subreaper, set_name};
+use nix::unistd::{dup2_stdin, execve, setsid};
+
+use crate::args::Args;
+use crate::pipe::Pipe;
+use crate::process::{exit_now, hold, pid_outside, spawn};
+use crate::talk::{begin, commands, fail, reap, report, skip};
+
+/// Makes this program do nothing but hold, whatever its arguments are.
+pub(crate) const HOLD: &str = "LIFEMON_ACTOR_HOLD";
+
+const WORKERS_MAX: u32 = 2_500;
+/// The kernel takes arguments of up to 128 KiB, with the zero at the end.
+const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
+
+/// Runs this program again as one that only holds, with these arguments. Its name becomes the first.
+fn hold_as(arguments: &[Vec<u8>]) -> i32 {
+    let program = std::env::current_exe().map(|path| path.into_os_string().into_vec());
+    let program = program.ok().and_then(|path| CString::new(path).ok());
+    let arguments: Vec<CString> = arguments
+        .iter()
+        .filter_map(|argument| CString::new(argument.clone()).ok())
+        .collect();
+    let environment = [CString::new(format!("{HOLD}=1")).unwrap_or_default()];
+    if let Some(program) = program {
+        _ = execve(&program, &arguments, &environment);
+    }
+    127
+}
+
+/// What that program does. Pipes to the test are let go of, devices are kept.
+pub(crate) fn hold_now() -> ! {
+    let first = std::env::args_os().next().unwrap_or_default();
+    if let Ok(name) = CString::new(OsString::into_vec(first)) {
+        _ = set_name(&name);
+    }
+    hold()
+}
+
+/// Opens these files so that they survive exec.
+fn open_for_ever(files: &[String]) {
+    for path in files {
+        let file = File::open(path).unwrap_or_else(|error| fail(&format!("{path}: {error}")));
+        let inherited = fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()));
+        inherited.unwrap_or_else(|errno| fail(&format!("{path}: {errno}")));
+        _ = file.into_raw_fd();
+    }
+}
+
+/// N workers: as they were forked, or with another command line and open files.
+fn make_workers(count: u32, up: &Pipe, argument: Option<&str>, files: &[String]) {
+    for _ in 0..count {
+        spawn(|| {
+            up.send(pid_outside());
+            let Some(argument) = argument else { hold() };
+            open_for_ever(files);
+            hold_as(&[argument.as_bytes().to_vec(), b"--worker".to_vec()])
+        });
+    }
+}
+
+/// `serve N MODE [ARGUMENT [FILE...]]`: role `server` with N of role `worker`. MODE says who takes over what the
+/// server leaves: `init`, `subreaper` (the actor), `namespace` (role `ns-init`, its creator). The
+/// workers call themselves ARGUMENT and have the FILEs open.
+pub(crate) fn serve(args: &mut Args) -> i32 {
+    let count = args.count("workers", WORKERS_MAX);
+    let mode = args.word("mode");
+    let argument = args.optional();
+    let files: Vec<String> = std::iter::from_fn(|| args.optional()).collect();
+    if mode == "subreaper" && set_child_subreaper(true).is_err() {
+        fail("no subreapers here");
+    }
+    begin();
+    let up = Pipe::new();
+    let server = || {
+        up.send(pid_outside());
+        make_workers(count, &up, argument.as_deref(), &files);
+        hold()
+    };
+    if mode == "namespace" {
+        if unshare(CloneFlags::CLONE_NEWPID).is_err() {
+            skip("not permitted to make a pid namespace");
+            return commands();
+        }
+        spawn(|| {
+            up.send(pid_outside());
+            spawn(server);
+            hold()
+        });
+        report(up.receive_pid(), "ns-init");
+    } else {
+        spawn(server);
+    }
+    report(up.receive_pid(), "server");
+    (0..count).for_each(|_| report(up.receive_pid(), "worker"));
+    commands()
+}
+
+/// `serve-here N`: the actor itself is the server.
+pub(crate) fn serve_here(args: &mut Args) -> i32 {
+    let count = args.count("workers", WORKERS_MAX);
+    begin();
+    let up = Pipe::new();
+    make_workers(count, &up, None, &[]);
+    (0..count).for_each(|_| report(up.receive_pid(), "worker"));
+    commands()
+}
+
+/// Role `server` with workers whose command lines are odd: roles `newline`, `invalid`, `long`, `empty`, `escape`.
+pub(crate) fn odd_commands() -> i32 {
+    begin();
+    let up = Pipe::new();
+    let odd: [(&str, Vec<Vec<u8>>); 5] = [
+        ("newline", vec![b"two\nlines".to_vec(), b"\r".to_vec()]),
+        ("invalid", vec![b"not\xff\xfetext".to_vec()]),
+        ("long", vec![b"long".to_vec(), vec![b'x'; LONGEST_ARGUMENT]]),
+        ("empty", vec![Vec::new()]),
+        ("escape", vec![b"\x1b[31mred\x1b]0;title\x07".to_vec()]),
+    ];
+    spawn(|| {
+        up.send(pid_outside());
+        for (_, arguments) in &odd {
+            spawn(|| {
+                up.send(pid_outside());
+                hold_as(arguments)
+            });
+        }
+        hold()
+    });
+    report(up.receive_pid(), "server");
+    for (role, _) in &odd {
+        report(up.receive_pid(), role);
+    }
+    commands()
+}
+
+/// `daemonise HOW`: roles `middle`, which exits with 0 at once, and `daemon`. HOW: `classic` as daemon(3)
+/// does it (a session, input from /dev/null), `program` (a session, and another program), `half`
+/// (no session of its own).
+pub(crate) fn daemonise(args: &mut Args) -> i32 {
+    let how = args.word("how");
+    begin();
+    let up = Pipe::new();
+    let middle = spawn(|| {
+        spawn(|| {
+            if how != "half" {
+                _ = setsid();
+            }
+            up.send(pid_outside());
+            if how == "program" {
+                return hold_as(&[b"some-daemon".to_vec()]);
+            }
+            if let Ok(null) = File::open("/dev/null") {
+                _ = dup2_stdin(&null);
+            }
+            hold()
+        });
+        exit_now(0)
+    });
+    report(middle, "middle");
+    let daemon = up.receive_pid();
+    report(daemon, "daemon");
+    reap(middle);
+    commands()
+}

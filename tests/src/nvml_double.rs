@@ -1,0 +1,196 @@
+//! A shared library with the entry points of NVIDIA's management library that lifemon uses. What it
+//! answers is in the file that `NVML_DOUBLE` names, read anew at every call, a word or a line each:
+//!
+//! ```text
+//! hang                     every call sleeps until the process is killed
+//! init 9                   nvmlInit returns this code
+//! list 15                  the lists of processes return this code
+//! process 4200 1048576     a process that computes, and its bytes (-1: the driver does not say)
+//! graphics 4201 4096       a process that draws
+//! ```
+
+// What is exported are the names that NVIDIA chose, called by lifemon alone.
+#![expect(
+    non_snake_case,
+    reason = "the names of the library that this stands for"
+)]
+#![expect(
+    missing_docs,
+    reason = "documented by the library that this stands for"
+)]
+#![expect(
+    clippy::missing_safety_doc,
+    reason = "as the library that this stands for"
+)]
+
+use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::time::Duration;
+
+const SUCCESS: c_int = 0;
+const INSUFFICIENT_SIZE: c_int = 7;
+const NAME: &[u8] = b"Double 1000\0";
+const UUID: &[u8] = b"GPU-double-0\0";
+const VERSION: &[u8] = b"570.10\0";
+const NO_INSTANCE: c_uint = c_uint::MAX;
+
+#[repr(C)]
+pub struct ProcessInfo {
+    pid: c_uint,
+    used: c_ulonglong,
+    gpu_instance: c_uint,
+    compute_instance: c_uint,
+}
+
+#[repr(C)]
+pub struct Memory {
+    total: c_ulonglong,
+    free: c_ulonglong,
+    used: c_ulonglong,
+}
+
+/// The lines of the file, after the hang that one of them may ask for.
+fn lines() -> Vec<Vec<String>> {
+    let path = std::env::var_os("NVML_DOUBLE").unwrap_or_default();
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+    let lines: Vec<Vec<String>> = text.lines().map(words).collect();
+    if lines.iter().any(|line| line[0] == "hang") {
+        loop {
+            std::thread::sleep(Duration::from_secs(60));
+        }
+    }
+    lines
+}
+
+fn code(name: &str) -> c_int {
+    let lines = lines();
+    let line = lines.iter().find(|line| line[0] == name);
+    line.map_or(SUCCESS, |line| line[1].parse().unwrap_or(-1))
+}
+
+/// Copies text with its zero.
+unsafe fn put(text: &[u8], to: *mut c_char, length: c_uint) -> c_int {
+    if text.len() > length as usize {
+        return INSUFFICIENT_SIZE;
+    }
+    // SAFETY: the caller passes room for `length` bytes.
+    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr().cast(), to, text.len()) };
+    SUCCESS
+}
+
+unsafe fn list(kind: &str, count: *mut c_uint, infos: *mut ProcessInfo) -> c_int {
+    let failed = code("list");
+    if failed != SUCCESS {
+        return failed;
+    }
+    let lines = lines();
+    let found: Vec<_> = lines.iter().filter(|line| line[0] == kind).collect();
+    // SAFETY: the caller passes a count and room for so many entries.
+    unsafe {
+        let room = *count as usize;
+        *count = found.len() as c_uint;
+        if found.is_empty() {
+            return SUCCESS;
+        }
+        if room < found.len() || infos.is_null() {
+            return INSUFFICIENT_SIZE;
+        }
+        for (index, line) in found.iter().enumerate() {
+            infos.add(index).write(ProcessInfo {
+                pid: line[1].parse().unwrap_or(0),
+                used: line[2].parse().unwrap_or(c_ulonglong::MAX),
+                gpu_instance: NO_INSTANCE,
+                compute_instance: NO_INSTANCE,
+            });
+        }
+    }
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlInit_v2() -> c_int {
+    code("init")
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlShutdown() -> c_int {
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlSystemGetDriverVersion(to: *mut c_char, length: c_uint) -> c_int {
+    // SAFETY: passed on.
+    unsafe { put(VERSION, to, length) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> c_int {
+    // SAFETY: the caller passes a place.
+    unsafe { *count = 1 };
+    code("count")
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
+    _index: c_uint,
+    device: *mut *mut c_void,
+) -> c_int {
+    // SAFETY: the caller passes a place; nobody looks behind the handle.
+    unsafe { *device = std::ptr::without_provenance_mut(1) };
+    code("device")
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetUUID(
+    _device: *mut c_void,
+    to: *mut c_char,
+    length: c_uint,
+) -> c_int {
+    // SAFETY: passed on.
+    unsafe { put(UUID, to, length) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetName(
+    _device: *mut c_void,
+    to: *mut c_char,
+    length: c_uint,
+) -> c_int {
+    // SAFETY: passed on.
+    unsafe { put(NAME, to, length) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
+    _device: *mut c_void,
+    memory: *mut Memory,
+) -> c_int {
+    let whole = Memory {
+        total: 80 << 30,
+        free: 70 << 30,
+        used: 10 << 30,
+    };
+    // SAFETY: the caller passes a place.
+    unsafe { memory.write(whole) };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
+    _device: *mut c_void,
+    count: *mut c_uint,
+    infos: *mut ProcessInfo,
+) -> c_int {
+    // SAFETY: passed on.
+    unsafe { list("process", count, infos) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
+    _device: *mut c_void,
+    count: *mut c_uint,
+    infos: *mut ProcessInfo,
+) -> c_int {
+    // SAFETY: passed on.
+    unsafe { list("graphics", count, infos) }
+}
