@@ -233,9 +233,11 @@ fn only_what_was_left_behind_is_killed() {
         .flat_map(|report| set_of(report, "killed"))
         .collect();
     assert_eq!(dead, left);
-    let healthy_pids = [healthy.pid(), healthy.child("server").pid].into_iter();
-    let healthy_pids = healthy_pids.chain(healthy.children("worker").iter().map(|w| w.pid));
-    let expected: BTreeSet<_> = healthy_pids.chain([broken.pid()]).collect();
+    let workers = healthy.children("worker");
+    let expected: BTreeSet<_> = [healthy.pid(), healthy.child("server").pid, broken.pid()]
+        .into_iter()
+        .chain(workers.iter().map(|worker| worker.pid))
+        .collect();
     assert_eq!(alive(&sandbox), expected);
     let checked = ask("orphans", &["--match", "VLLM::EngineCore", "--check"]);
     assert_eq!(checked.code, Some(0), "{checked:?}");

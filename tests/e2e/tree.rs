@@ -107,7 +107,8 @@ fn the_whole_host() {
     let tree = tree(&[]);
     assert!(tree.get("tree").is_none(), "{tree}");
     for process in [actor.process(), actor.child("mid"), actor.child("leaf")] {
-        entry(&tree["processes"], process);
+        let line = entry(&tree["processes"], process);
+        assert_eq!(line["alive"], true, "{line}");
     }
     let init = &tree["processes"][0];
     assert_eq!((&init["pid"], &init["alive"]), (&json!(1), &json!(true)));

@@ -11,10 +11,6 @@
 
 // What is exported are the names that NVIDIA chose, called by lifemon alone.
 #![expect(
-    non_snake_case,
-    reason = "the names of the library that this stands for"
-)]
-#![expect(
     missing_docs,
     reason = "documented by the library that this stands for"
 )]

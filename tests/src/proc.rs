@@ -19,7 +19,9 @@ pub struct Stat {
 /// The stat line of a process, or `None` when there is no such process (zombies have one).
 #[must_use]
 pub fn stat(pid: i32) -> Option<Stat> {
-    parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // A name may hold any bytes.
+    let line = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse(&String::from_utf8_lossy(&line))
 }
 
 /// Whether this pid runs: neither free nor a zombie.
