@@ -10,7 +10,7 @@ mod start;
 mod wakeups;
 
 pub use loss::Loss;
-pub(crate) use pidfd::open_pidfd;
+pub(crate) use pidfd::{gone, open_pidfd};
 pub use start::Start;
 
 use std::io;
@@ -92,6 +92,7 @@ pub struct Session {
     ready: Vec<Update>,
     extinct_since: Option<Instant>,
     ended: bool,
+    ignores_gone: bool,
 }
 
 impl Session {
@@ -143,6 +144,7 @@ impl Session {
             ready: Vec::new(),
             extinct_since: None,
             ended: false,
+            ignores_gone: false,
         };
         Ok((session, start))
     }
@@ -172,6 +174,11 @@ impl Session {
         self.watcher.get_ref().spare(id)?;
         self.watch.forget(id);
         Ok(())
+    }
+
+    /// Stops at the exit of each member: for those who wait by themselves until it is gone.
+    pub(crate) fn ignore_gone(&mut self) {
+        self.ignores_gone = true;
     }
 
     /// What makes answers incomplete now.
@@ -251,7 +258,7 @@ impl Session {
     }
 
     fn report(&mut self, happening: Happening) {
-        if let What::Exit { .. } = happening.what {
+        if let (What::Exit { .. }, false) = (&happening.what, self.ignores_gone) {
             self.unfollowed.push(happening.process.id);
         }
         self.ready.push(Update::Happening(Box::new(happening)));

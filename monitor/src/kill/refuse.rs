@@ -28,7 +28,7 @@ pub enum KillRefusal {
 }
 
 /// Whether the tree of `root` may be killed; the identity of this process, which never is.
-pub(super) fn check(
+pub(crate) fn check(
     root: ProcessId,
     snapshot: &Snapshot,
     force: bool,

@@ -7,6 +7,7 @@ mod bombs;
 mod die;
 mod fork;
 mod heirs;
+mod held;
 mod io_uring;
 mod load;
 mod log;
@@ -65,6 +66,8 @@ fn main() {
         "pulse" => pulse::pulse(&mut args),
         "polite" => polite::polite(&mut args),
         "scatter" => scatter::scatter(&mut args),
+        "traced" => held::traced(&mut args),
+        "stuck" => held::stuck(&mut args),
         "heir" => heirs::heir(),
         "successors" => heirs::successors(&mut args),
         other => args::usage(&format!("unknown behaviour {other}")),
