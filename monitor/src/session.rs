@@ -10,7 +10,7 @@ mod start;
 mod wakeups;
 
 pub use loss::Loss;
-pub(crate) use pidfd::open_pidfd;
+pub(crate) use pidfd::{gone, open_pidfd};
 pub use start::Start;
 
 use std::io;
@@ -92,6 +92,7 @@ pub struct Session {
     ready: Vec<Update>,
     extinct_since: Option<Instant>,
     ended: bool,
+    ignores_gone: bool,
 }
 
 impl Session {
@@ -105,9 +106,22 @@ impl Session {
         root: ProcessId,
         options: &WatchOptions,
     ) -> Result<(Self, Start), Error> {
+        Self::start_all(tracker, root, &[], options)
+    }
+
+    /// The same with the trees of others, which are alive, as one.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub fn start_all(
+        tracker: Tracker,
+        root: ProcessId,
+        others: &[ProcessId],
+        options: &WatchOptions,
+    ) -> Result<(Self, Start), Error> {
         let host = tracker.host_counters();
         let missed = tracker.missed_runs();
-        let watcher = tracker.watch(root, options)?;
+        let watcher = tracker.watch(root, others, options)?;
         let members = watcher.live_members()?;
         let snapshot = watcher.tracker().snapshot()?;
         let start = describe(
@@ -143,6 +157,7 @@ impl Session {
             ready: Vec::new(),
             extinct_since: None,
             ended: false,
+            ignores_gone: false,
         };
         Ok((session, start))
     }
@@ -172,6 +187,11 @@ impl Session {
         self.watcher.get_ref().spare(id)?;
         self.watch.forget(id);
         Ok(())
+    }
+
+    /// Stops at the exit of each member: for those who wait by themselves until it is gone.
+    pub(crate) fn ignore_gone(&mut self) {
+        self.ignores_gone = true;
     }
 
     /// What makes answers incomplete now.
@@ -251,7 +271,7 @@ impl Session {
     }
 
     fn report(&mut self, happening: Happening) {
-        if let What::Exit { .. } = happening.what {
+        if let (What::Exit { .. }, false) = (&happening.what, self.ignores_gone) {
             self.unfollowed.push(happening.process.id);
         }
         self.ready.push(Update::Happening(Box::new(happening)));

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::wait::poll;
@@ -165,6 +167,14 @@ impl Running {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
+    }
+
+    /// A signal, unless it has ended.
+    pub fn signal(&mut self, signal: Signal) {
+        // Reaped only through this handle: while try_wait has no status, the number is its own.
+        if let Ok(None) = self.child.try_wait() {
+            _ = kill(Pid::from_raw(self.pid()), signal);
+        }
     }
 
     /// SIGKILL, unless it has ended, and reaps it.

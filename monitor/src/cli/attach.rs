@@ -14,7 +14,8 @@ use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
 use crate::kernel::clock::{self, WallClock};
-use crate::kernel::{LoadOptions, Tracker, WatchOptions};
+use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions};
+use crate::kill::{self, Force, KillError};
 use crate::proc;
 use crate::process::Process;
 use crate::report::json::{Stream, Summary};
@@ -29,15 +30,20 @@ use crate::watch::{Happening, What};
 Examples:
   sudo lifemon attach 4200                      until nothing of the tree is left, or Ctrl-C
   sudo lifemon attach 4200 --for 10s            for ten seconds
+  sudo lifemon attach 4200 --kill-on-root-exit  when 4200 ends, kill what it leaves behind
   sudo lifemon attach 4200 -o json | jq -c 'select(.event == \"exit\")'
 
-Ends with 0 when the tree is extinct, the time is over or Ctrl-C was pressed.")]
+Ends with 0 when the tree is extinct, the time is over or Ctrl-C was pressed; with 1 when that left
+something alive that was to be killed.")]
 pub struct Args {
     /// Root of the tree: PID, or `PID@START_NS` for exactly that process
     target: Target,
     /// Stop after this long: 10s, 500ms, 5m, 1h
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     period: Option<Duration>,
+    /// When the root dies, kill the rest of the tree
+    #[arg(long)]
+    kill_on_root_exit: bool,
     /// Size of the event buffer: a power of two
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_ring_size)]
     ring_size: u32,
@@ -141,11 +147,21 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     };
     let tracker = Tracker::open_or_load(&options)?;
     let is_pinned = tracker.is_pinned();
-    let root = args.target.find(&tracker.snapshot()?)?;
+    let snapshot = tracker.snapshot()?;
+    let root = args.target.find(&snapshot)?;
     let watch = WatchOptions {
         ring_bytes: args.ring_size,
     };
-    let (mut session, start) = Session::start(tracker, root, &watch)?;
+    let own = args
+        .kill_on_root_exit
+        .then(|| kill::check(root, &snapshot, true).map_err(KillError::from))
+        .transpose()?;
+    drop(snapshot);
+    let (mut session, mut start) = Session::start(tracker, root, &watch)?;
+    if let Some(own) = own {
+        session.spare(own)?;
+        start.members.retain(|member| member.id != own);
+    }
     let mut printer = Printer::new(output, root);
     out::print(&printer.attached(&start, is_pinned))?;
     let mut kernel_log = (verbose >= 2)
@@ -153,7 +169,13 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         .transpose()?;
     let deadline = args.period.map(|period| Instant::now() + period);
     let mut releases = Following::begin(&devices, args.release_timeout);
+    let mut force = None;
     loop {
+        let due = if args.kill_on_root_exit {
+            kill_rest(&mut session, &mut force).await?
+        } else {
+            None
+        };
         if let Some(log) = &mut kernel_log {
             log.flush();
         }
@@ -168,6 +190,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
                 None => continue,
             },
             () = at(deadline) => break,
+            () = at(due) => continue,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         };
@@ -182,11 +205,31 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
             break;
         }
     }
-    close(&mut printer, &session)
+    close(&mut printer, &session, force.is_some())
+}
+
+/// Once the root is dead, kills the rest of the tree, a step at a time; when the next step is due. The
+/// tree that dies is the one that is watched, so its deaths are told like any others.
+async fn kill_rest(
+    session: &mut Session,
+    force: &mut Option<Force>,
+) -> Result<Option<Instant>, Error> {
+    let is_over = session.watcher().counters().live == 0;
+    if is_over || session.watch().is_alive(&session.watcher().root()) {
+        return Ok(None);
+    }
+    let force = match force {
+        Some(force) => force,
+        None => force.insert(Force::begin(session.watcher_mut())?),
+    };
+    let due = force.advance(session.watcher()).await?;
+    // The session learns by itself who is gone.
+    force.let_go();
+    Ok(Some(due))
 }
 
 /// Prints the closing summary; the watcher is given back when the session is dropped.
-fn close(printer: &mut Printer, session: &Session) -> anyhow::Result<Code> {
+fn close(printer: &mut Printer, session: &Session, killed: bool) -> anyhow::Result<Code> {
     let counters = session.watcher().counters();
     let summary = Summary {
         at_ns: clock::boot_ns(),
@@ -198,7 +241,12 @@ fn close(printer: &mut Printer, session: &Session) -> anyhow::Result<Code> {
     };
     out::print(&printer.detached(&summary))?;
     let cut_off = session.standing_losses().contains(&Loss::SwitchedOff);
-    Ok(if cut_off { Code::No } else { Code::Done })
+    let survived = killed && counters.live > 0;
+    Ok(if cut_off || survived {
+        Code::No
+    } else {
+        Code::Done
+    })
 }
 
 async fn at(deadline: Option<Instant>) {

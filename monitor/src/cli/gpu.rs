@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         survey: &survey,
         holders: &holders,
         orphans: &orphans,
-        killed: killed.as_ref().map(|killed| killed.reports.as_slice()),
+        killed: killed.as_ref().and_then(|killed| killed.report.as_ref()),
         snapshot: &snapshot,
         losses: &losses,
     };
@@ -95,8 +95,7 @@ fn print(report: &GpuReport<'_>, output: Output, full: bool) -> anyhow::Result<(
     let text = match output {
         Output::Text => {
             let mut text = report::gpu::text(report, style);
-            let killed = report.killed.unwrap_or_default().iter();
-            text.extend(killed.map(report::kill::done));
+            text.extend(report.killed.map(report::kill::done));
             text
         }
         Output::Json => report::gpu::json(report, style)?,

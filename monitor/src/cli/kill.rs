@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use super::target::Target;
-use super::{Code, Output, parse_duration};
+use super::{Code, NoSuchProcess, Output, parse_duration};
 use crate::ProcessId;
 use crate::kernel::{LoadOptions, Tracker};
 use crate::kill::{KillOptions, kill_tree};
@@ -17,6 +17,10 @@ use crate::report::{self, out};
 
 /// When a person begins to wonder.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a dead root is not found.
+const WITHOUT_TRACKER: &str =
+    "what the dead have left behind is known where `lifemon track on` was called before";
 
 /// What Ctrl-C leaves behind.
 const INTERRUPTED: &str =
@@ -82,7 +86,12 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let snapshot = tracker.snapshot()?;
     // All of them are there, or none is killed.
     let roots = args.targets.iter().map(|target| target.find(&snapshot));
-    let roots = roots.collect::<Result<Vec<_>, _>>()?;
+    let roots = roots.collect::<Result<Vec<_>, _>>().map_err(|error| {
+        if tracker.is_pinned() {
+            return error;
+        }
+        NoSuchProcess(format!("{error}; {WITHOUT_TRACKER}"))
+    })?;
     let (mut tracker, mut code) = (Some(tracker), Code::Done);
     for (index, root) in roots.into_iter().enumerate() {
         // It was part of a tree before it, perhaps: then it is dead by now.

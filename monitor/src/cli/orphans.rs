@@ -14,8 +14,9 @@ use crate::gpu::nvml::{Answer, Server};
 use crate::gpu::{self, Survey};
 use crate::kernel::tracker::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
-use crate::kill::{KillOptions, KillReport, kill_tree};
-use crate::orphan::{self, Class, Orphan, Wanted};
+use crate::kill::{Guard, KillOptions, KillReport, kill_trees};
+use crate::orphan::{self, Orphan, Wanted};
+use crate::proc;
 use crate::report::{self, out};
 use crate::session::Loss;
 
@@ -106,15 +107,14 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .kill
         .then(|| runtime.block_on(kill(tracker, &orphans, args.force, args.timeout)))
         .transpose()?;
-    let reports = killed.as_ref().map(|killed| killed.reports.as_slice());
+    let report = killed.as_ref().and_then(|killed| killed.report.as_ref());
     let text = match output {
         Output::Text => {
             let mut text = report::orphans::text(&orphans, &losses, style);
-            let reports = reports.unwrap_or_default().iter();
-            text.extend(reports.map(report::kill::done));
+            text.extend(report.map(report::kill::done));
             text
         }
-        Output::Json => report::orphans::json(&orphans, reports, &snapshot, &losses, style)?,
+        Output::Json => report::orphans::json(&orphans, report, &snapshot, &losses, style)?,
     };
     out::print(&text)?;
     let is_no = match &killed {
@@ -181,8 +181,8 @@ pub(super) fn losses(snapshot: &Snapshot, survey: &Survey) -> Vec<Loss> {
 
 /// What came of killing orphans.
 pub(super) struct Killed {
-    /// One for each tree that was killed.
-    pub(super) reports: Vec<KillReport>,
+    /// What came of those that were killed, if there were any.
+    pub(super) report: Option<KillReport>,
     /// Orphans that were spared.
     spared: usize,
 }
@@ -191,46 +191,44 @@ impl Killed {
     /// Whether none of the orphans is left.
     pub(super) fn is_complete(&self) -> bool {
         let is_done = |report: &KillReport| report.extinct && report.survivors.is_empty();
-        self.spared == 0 && self.reports.iter().all(is_done)
+        self.spared == 0 && self.report.as_ref().is_none_or(is_done)
     }
 }
 
-/// Kills the trees of these orphans; daemons and inferred ones only by force.
+/// Kills the trees of these orphans, all as one; daemons and inferred ones only by force, and never what
+/// this command itself was started from.
 pub(super) async fn kill(
     tracker: Tracker,
     orphans: &[Orphan],
     force: bool,
     timeout: Duration,
 ) -> anyhow::Result<Killed> {
-    let may = |class: Class| force || class.is_certain();
-    let (doomed, spared): (Vec<_>, Vec<_>) = orphans.iter().partition(|orphan| may(orphan.class));
-    for orphan in &spared {
-        log::warn!(
-            "{} is {}: spared without --force",
-            orphan.process.id.pid,
-            orphan.class.word()
-        );
+    let guard = Guard::new(&tracker.snapshot()?);
+    let mut doomed = Vec::new();
+    let mut spared = 0;
+    for orphan in orphans {
+        let id = orphan.process.id;
+        if !force && !orphan.class.is_certain() {
+            log::warn!(
+                "{} is {}: spared without --force",
+                id.pid,
+                orphan.class.word()
+            );
+            spared += 1;
+        } else if let Err(refusal) = guard.check(id, false) {
+            log::warn!("{refusal}");
+            spared += 1;
+        } else if proc::is_alive(id) {
+            doomed.push(id);
+        }
     }
     let options = KillOptions {
         timeout,
         ..KillOptions::default()
     };
-    let mut killed = Killed {
-        reports: Vec::new(),
-        spared: spared.len(),
+    let report = match doomed.split_first() {
+        Some((root, others)) => Some(kill_trees(tracker, *root, others, &options).await?),
+        None => None,
     };
-    let mut tracker = Some(tracker);
-    for orphan in doomed {
-        let tracker = tracker
-            .take()
-            .map_or_else(|| Tracker::open_or_load(&LoadOptions::default()), Ok)?;
-        match kill_tree(tracker, orphan.process.id, &options).await {
-            Ok(report) => killed.reports.push(report),
-            Err(error) => {
-                log::warn!("{error}");
-                killed.spared += 1;
-            }
-        }
-    }
-    Ok(killed)
+    Ok(Killed { report, spared })
 }

@@ -19,7 +19,7 @@ pub mod watcher;
 pub use load::LoadOptions;
 pub use preflight::Refusal;
 pub use tracker::Tracker;
-pub use watcher::{WatchOptions, Watcher};
+pub use watcher::{Closer, WatchOptions, Watcher};
 
 /// What can go wrong with the kernel half.
 #[derive(Debug, thiserror::Error)]

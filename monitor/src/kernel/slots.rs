@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use aya::maps::{Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
-use lifemon_ebpf::{PASS_LABEL, Pass, ProcessId, limits};
+use lifemon_ebpf::{LIVE, MemberKey, Membership, PASS_LABEL, Pass, ProcessId, limits};
 
 use super::pins::{self, Lock};
 use super::shared::{word32, word64};
@@ -28,11 +28,17 @@ const IDLE_PASSES: u32 = 8;
 const LABEL_PASSES: u32 = 64;
 
 impl Tracker {
-    /// Watches the tree of `root`, which may be a ghost.
+    /// Watches the tree of `root`, which may be a ghost. With it, as one, the trees of `others`, which
+    /// are alive: those that have died already have nothing to watch.
     ///
     /// # Errors
     /// [`Error::NoProcess`] when the root has no record, [`Error::NoSlot`], [`Error::NoLayer`].
-    pub fn watch(mut self, root: ProcessId, options: &WatchOptions) -> Result<Watcher, Error> {
+    pub fn watch(
+        mut self,
+        root: ProcessId,
+        others: &[ProcessId],
+        options: &WatchOptions,
+    ) -> Result<Watcher, Error> {
         let _lock = self.lock()?;
         self.reclaim()?;
         let owner = self.own_id()?;
@@ -54,7 +60,13 @@ impl Tracker {
                 taken = Err(Error::NoProcess(root.pid.to_string()));
                 break;
             }
-            match self.label_tree(slot, generation, layer, root) {
+            let membership = Membership { slot, generation };
+            let labelled = match self.adopt(others, layer, membership) {
+                Ok(true) => self.label_tree(slot, generation, layer, root),
+                Ok(false) => Ok(None),
+                Err(error) => Err(error),
+            };
+            match labelled {
                 Ok(Some(unlabelled)) => {
                     taken = Ok((generation, layer, unlabelled));
                     break;
@@ -82,6 +94,45 @@ impl Tracker {
                 Err(error)
             }
         }
+    }
+
+    /// Makes these living processes members, before the label passes make their descendants so; false
+    /// when another tree of the layer has one of them.
+    ///
+    /// As the label pass does it: count, insert, and take that back when the process has died
+    /// meanwhile, because its exit hook may have looked before the insert. Both delete by key, and
+    /// the delete that succeeds owns the decrement.
+    fn adopt(
+        &self,
+        processes: &[ProcessId],
+        layer: u32,
+        membership: Membership,
+    ) -> Result<bool, Error> {
+        let tree = self.trees.at(membership.slot as usize);
+        // SAFETY: the mapping lives as long as `self`.
+        let live = unsafe { word64(&raw mut (*tree).live) };
+        for process in processes {
+            let key = MemberKey::new(*process, layer);
+            live.fetch_add(1, Ordering::SeqCst);
+            match sys::insert(self.members.as_fd(), &key, &membership) {
+                Ok(true) => {}
+                Ok(false) => {
+                    live.fetch_sub(1, Ordering::SeqCst);
+                    return Ok(false);
+                }
+                Err(error) => {
+                    live.fetch_sub(1, Ordering::SeqCst);
+                    return Err(Error::Map(error));
+                }
+            }
+            let is_live = self
+                .record(process)?
+                .is_some_and(|record| record.state == LIVE);
+            if !is_live && sys::delete(self.members.as_fd(), &key).map_err(Error::Map)? {
+                live.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        Ok(true)
     }
 
     /// The lock of the pinned tracker. A private one has a single user.

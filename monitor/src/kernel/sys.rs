@@ -139,10 +139,34 @@ pub(super) fn update<K: Plain, V: Plain>(
     key: &K,
     value: &V,
 ) -> io::Result<()> {
+    write(map, key, value, 0)
+}
+
+/// Inserts; false when there is one already.
+pub(super) fn insert<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+) -> io::Result<bool> {
+    const BPF_NOEXIST: u64 = 1;
+    match write(map, key, value, BPF_NOEXIST) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn write<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+    flags: u64,
+) -> io::Result<()> {
     let mut attr = ElementAttr {
         map_fd: raw(map),
         key: address(key),
         value: address(value),
+        flags,
         ..ElementAttr::default()
     };
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)

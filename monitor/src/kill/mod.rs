@@ -4,28 +4,41 @@
 //! then on what its members create is condemned as well, and the closer lets none of them back to
 //! user code (I4). What never calls the kernel is met by killing passes over the membership map,
 //! each signal through the sandwich of [`strike`] (I3). The counter at 0 is the proof (I2).
+//!
+//! Where the root is older than tracking, whoever is older as well belongs by its present parents. That
+//! takes in no stranger: an orphan goes to an ancestor of its (a subreaper), so what the root or a member
+//! has adopted descends from it. There are two exceptions. Process 1 adopts everybody, and is refused. The
+//! init of a pid namespace adopts what a process outside has put into its namespace, and takes that
+//! along when it dies, whoever kills it. What is missed are orphans that went to somebody above
+//! the root before tracking began: the report says that the root was inferred.
+//!
+//! What holds a process that has SIGKILL pending, held against everybody: a wait in the kernel that is
+//! not interruptible, a frozen cgroup of version 1, a tracer that stops it in its exit. Such a survivor
+//! runs no user code any more, and dies when it is let go.
 
+mod force;
 mod refuse;
 mod strike;
 mod survivor;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, timeout_at};
 
+pub(crate) use force::Force;
 pub use refuse::KillRefusal;
-pub use strike::Outcome;
+pub(crate) use refuse::{Guard, check};
 
 use crate::kernel::{Error, Tracker, WatchOptions};
+use crate::proc;
 use crate::process::{Death, Process, Who};
-use crate::session::{Loss, Session, Start, Update};
+use crate::session::{Loss, Session, Start, Update, gone, open_pidfd};
 use crate::watch::What;
-
-/// Pause between two killing passes, when no event cuts it short.
-const PASS_PAUSE: Duration = Duration::from_millis(1);
+use force::Ended;
 
 /// How long to wait for the killed to be gone, once none of them can run any more. Memory of very
 /// large processes takes its time; the kill is proven before.
@@ -74,6 +87,9 @@ pub struct KillReport {
     pub already_dying: Vec<Who>,
     /// Members that are still alive, each with the reason.
     pub survivors: Vec<(Process, String)>,
+    /// Signals that were held back because the process had died since the members were read: its pid was
+    /// free by then, or somebody else's.
+    pub rejected: u64,
     /// Whether none of the tree can run again: its live counter is 0.
     pub extinct: bool,
     /// What makes the answer incomplete.
@@ -107,12 +123,31 @@ pub async fn kill_tree(
     root: ProcessId,
     options: &KillOptions,
 ) -> Result<KillReport, KillError> {
+    kill_trees(tracker, root, &[], options).await
+}
+
+/// Kills the tree of `root` and those of `others`, all as one: they are condemned together, and the
+/// proof is one. `others` are alive; one that has died meanwhile has nothing left to kill.
+///
+/// # Errors
+/// As [`kill_tree`]; when one of them is refused, none is killed.
+pub async fn kill_trees(
+    tracker: Tracker,
+    root: ProcessId,
+    others: &[ProcessId],
+    options: &KillOptions,
+) -> Result<KillReport, KillError> {
     let begun = Instant::now();
     let snapshot = tracker.snapshot()?;
-    let own = refuse::check(root, &snapshot, options.force)?;
-    let (session, start) = Session::start(tracker, root, &WatchOptions::default())?;
+    let guard = Guard::new(&snapshot);
+    for root in [root].iter().chain(others) {
+        guard.check(*root, options.force)?;
+    }
+    let watch = WatchOptions::default();
+    let (mut session, start) = Session::start_all(tracker, root, others, &watch)?;
+    session.ignore_gone();
     let mut killing = Killing::new(session, start, begun);
-    for id in options.protected.iter().copied().chain([own]) {
+    for id in options.protected.iter().copied().chain([guard.own()]) {
         killing.session.spare(id)?;
         killing.members.retain(|member| member.id != id);
     }
@@ -141,12 +176,11 @@ struct Killing {
     begun: Instant,
     elapsed: Duration,
     gone: Option<Duration>,
-    /// Whom SIGKILL was sent to.
-    struck: HashSet<ProcessId>,
+    force: Ended,
     dead: HashMap<ProcessId, (Process, Option<Death>)>,
     order: Vec<ProcessId>,
-    already_dying: Vec<ProcessId>,
-    denied: HashMap<ProcessId, String>,
+    /// Signals of the first kind that were held back.
+    rejected: u64,
     ended: bool,
 }
 
@@ -159,11 +193,10 @@ impl Killing {
             begun,
             elapsed: Duration::ZERO,
             gone: None,
-            struck: HashSet::new(),
+            force: Ended::default(),
             dead: HashMap::new(),
             order: Vec::new(),
-            already_dying: Vec::new(),
-            denied: HashMap::new(),
+            rejected: 0,
             ended: false,
         }
     }
@@ -176,7 +209,8 @@ impl Killing {
     async fn ask(&mut self, signal: Signal, grace: Duration) -> Result<(), Error> {
         let until = Instant::now() + grace;
         for id in self.session.watcher().live_members()? {
-            strike::strike(self.session.watcher().tracker(), id, signal)?;
+            let outcome = strike::strike(self.session.watcher().tracker(), id, signal)?;
+            self.rejected += u64::from(matches!(outcome, strike::Outcome::Stale));
         }
         while !self.is_extinct() && Instant::now() < until {
             self.follow(until).await?;
@@ -186,56 +220,13 @@ impl Killing {
 
     /// Kills until none can run, or until the deadline; whether the tree is extinct.
     async fn kill(&mut self, deadline: Instant) -> Result<bool, Error> {
-        let _priority = strike::Priority::raise();
-        self.session.watcher().condemn()?;
-        let mut closer = self.session.watcher_mut().closer()?;
-        // Beside the first passes: on an overloaded host attaching can take seconds.
-        let mut attaching = Some(tokio::task::spawn_blocking(move || {
-            let attached = closer.attach();
-            attached.map(|()| closer)
-        }));
-        let mut _closer = None;
-        while !self.is_extinct() {
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            self.pass()?;
-            if let Some(handle) = attaching.take_if(|handle| handle.is_finished())
-                && let Ok(attached) = handle.await
-            {
-                match attached {
-                    Ok(closer) => _closer = Some(closer),
-                    // The passes go on alone; what forks faster than they run shows as survivors.
-                    Err(error) => log::warn!("killing without the closer: {error}"),
-                }
-            }
-            self.follow(deadline.min(Instant::now() + PASS_PAUSE))
-                .await?;
+        let mut force = Force::begin(self.session.watcher_mut())?;
+        while !self.is_extinct() && Instant::now() < deadline {
+            let due = force.advance(self.session.watcher()).await?;
+            self.follow(deadline.min(due)).await?;
         }
-        Ok(true)
-    }
-
-    /// Sends SIGKILL to every living member that has not had it yet.
-    fn pass(&mut self) -> Result<(), Error> {
-        for id in self.session.watcher().live_members()? {
-            if self.struck.contains(&id) {
-                continue;
-            }
-            match strike::strike(self.session.watcher().tracker(), id, Signal::SIGKILL)? {
-                Outcome::Sent => {
-                    self.struck.insert(id);
-                    self.denied.remove(&id);
-                }
-                Outcome::Dying => {
-                    self.struck.insert(id);
-                    self.already_dying.push(id);
-                }
-                Outcome::Denied(why) => {
-                    self.denied.insert(id, why);
-                }
-            }
-        }
-        Ok(())
+        self.force = force.end();
+        Ok(self.is_extinct())
     }
 
     /// Takes in what happens until `until`, or until something has happened.
@@ -261,10 +252,25 @@ impl Killing {
 
     /// Waits until memory and files of all are released.
     async fn wait_until_gone(&mut self, until: Instant) -> Result<(), Error> {
+        // The last deaths are in the ring.
         while !self.ended && Instant::now() < until {
             self.follow(until).await?;
         }
-        if self.ended {
+        let mut struck = std::mem::take(&mut self.force.struck);
+        let dead: Vec<_> = self
+            .order
+            .iter()
+            .map(|id| (*id, struck.remove(id)))
+            .collect();
+        let all = async {
+            for (id, pidfd) in dead {
+                if !is_gone(id, pidfd).await {
+                    return false;
+                }
+            }
+            true
+        };
+        if self.ended && timeout_at(until, all).await == Ok(true) {
             self.gone = Some(self.begun.elapsed());
         }
         Ok(())
@@ -284,20 +290,14 @@ impl Killing {
         let survivors = alive.unwrap_or_default().into_iter().map(|id| {
             let process = known
                 .get(&id)
-                .copied()
-                .cloned()
-                .unwrap_or(Process::unknown(id));
-            let reason = self
-                .denied
-                .remove(&id)
-                .unwrap_or_else(|| survivor::reason(id.pid));
-            (process, reason)
+                .map_or_else(|| self.describe(id), |known| (*known).clone());
+            let reason = self.force.denied.get(&id).cloned();
+            (process, reason.unwrap_or_else(|| survivor::reason(id.pid)))
         });
         let survivors = survivors.collect();
-        let already_dying = std::mem::take(&mut self.already_dying);
-        let already_dying = already_dying.into_iter().map(|id| {
-            let name = known.get(&id).and_then(|process| process.name.clone());
-            Who { id, name }
+        let already_dying = self.force.already_dying.iter().map(|id| {
+            let name = known.get(id).and_then(|process| process.name.clone());
+            Who { id: *id, name }
         });
         let already_dying = already_dying.collect();
         let killed = self
@@ -309,6 +309,7 @@ impl Killing {
             killed,
             already_dying,
             survivors,
+            rejected: self.rejected + self.force.rejected,
             extinct: self.is_extinct(),
             losses: self.session.standing_losses().to_vec(),
             elapsed: self.elapsed,
@@ -316,5 +317,26 @@ impl Killing {
             root: self.root,
             members: self.members,
         }
+    }
+
+    /// A member that is younger than the kill.
+    fn describe(&self, id: ProcessId) -> Process {
+        match self.session.watcher().tracker().record(&id) {
+            Ok(Some(record)) => Process::of_record(id, &record),
+            _ => Process::unknown(id),
+        }
+    }
+}
+
+/// Waits until a dead member is gone; false when that cannot be waited for. Without a descriptor from
+/// when it lived: its pid may be free and taken again by now, which its start time tells.
+async fn is_gone(id: ProcessId, pidfd: Option<OwnedFd>) -> bool {
+    if let Some(pidfd) = pidfd {
+        return gone(pidfd).await;
+    }
+    match open_pidfd(id.pid) {
+        Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => gone(pidfd).await,
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() == Some(libc::ESRCH),
     }
 }

@@ -1,5 +1,7 @@
 //! Whom lifemon does not kill.
 
+use std::collections::HashSet;
+
 use lifemon_ebpf::ProcessId;
 
 use crate::forest::Forest;
@@ -27,42 +29,74 @@ pub enum KillRefusal {
     Ancestor(u32),
 }
 
-/// Whether the tree of `root` may be killed; the identity of this process, which never is.
-pub(super) fn check(
+/// Knows this process and what it was started from.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    own: ProcessId,
+    /// Its creators.
+    ancestors: HashSet<ProcessId>,
+    /// Pids of its parents.
+    parents: HashSet<u32>,
+}
+
+impl Guard {
+    /// Looks up from this process.
+    pub(crate) fn new(snapshot: &Snapshot) -> Self {
+        let own_pid = std::process::id();
+        let own = snapshot.live(own_pid).map(|(id, _)| *id);
+        let own = own
+            .or_else(|| proc::identify(own_pid))
+            .unwrap_or(ProcessId::NONE);
+        let forest = Forest::new(snapshot.records.iter().copied());
+        Self {
+            own,
+            ancestors: forest.ancestors(&own).into_iter().collect(),
+            parents: parents_of(own_pid),
+        }
+    }
+
+    /// This process.
+    pub(crate) fn own(&self) -> ProcessId {
+        self.own
+    }
+
+    /// Whether the tree of `root` may be killed.
+    pub(crate) fn check(&self, root: ProcessId, force: bool) -> Result<(), KillRefusal> {
+        if root.pid == 1 {
+            return Err(KillRefusal::Init);
+        }
+        if root.pid == std::process::id() {
+            return Err(KillRefusal::Myself(root.pid));
+        }
+        let is_parent = self.parents.contains(&root.pid) && proc::is_same(root);
+        if (is_parent || self.ancestors.contains(&root)) && !force {
+            return Err(KillRefusal::Ancestor(root.pid));
+        }
+        Ok(())
+    }
+}
+
+/// As [`Guard::check`]; the identity of this process, which is never killed.
+pub(crate) fn check(
     root: ProcessId,
     snapshot: &Snapshot,
     force: bool,
 ) -> Result<ProcessId, KillRefusal> {
-    let own_pid = std::process::id();
-    let own = snapshot.live(own_pid).map(|(id, _)| *id);
-    let own = own
-        .or_else(|| proc::identify(own_pid))
-        .unwrap_or(ProcessId::NONE);
-    if root.pid == 1 {
-        return Err(KillRefusal::Init);
-    }
-    if root.pid == own_pid {
-        return Err(KillRefusal::Myself(own_pid));
-    }
-    let forest = Forest::new(snapshot.records.iter().copied());
-    let is_ancestor = forest.ancestors(&own).contains(&root) || is_parent_of(own_pid, root);
-    if is_ancestor && !force {
-        return Err(KillRefusal::Ancestor(root.pid));
-    }
-    Ok(own)
+    let guard = Guard::new(snapshot);
+    guard.check(root, force)?;
+    Ok(guard.own())
 }
 
-/// Whether `root` is above `pid` by the parents that `/proc` shows.
-fn is_parent_of(pid: u32, root: ProcessId) -> bool {
+/// Everybody above `pid` by the parents that `/proc` shows.
+fn parents_of(pid: u32) -> HashSet<u32> {
+    let mut parents = HashSet::new();
     let mut at = pid;
     for _ in 0..ANCESTORS {
         match proc::stat(at) {
             Some(stat) if stat.parent != 0 => at = stat.parent,
-            _ => return false,
+            _ => break,
         }
-        if at == root.pid {
-            return proc::is_same(root);
-        }
+        parents.insert(at);
     }
-    false
+    parents
 }

@@ -1,9 +1,9 @@
 //! One signal to exactly one process.
 //!
 //! The race: a pid can be free and taken again between the look and the signal. The sandwich settles
-//! it: the record is live, the descriptor is opened, the record is *still* live. A record stops
-//! being live before its pid can be used again (I2), so the descriptor is that process's, and the
-//! signal goes through the descriptor.
+//! it: the process is a living member (the reading of the map that named it is this first look), the
+//! descriptor is opened, the record is *still* live. A record stops being live before its pid can be
+//! used again (I2), so the descriptor is that process's, and the signal goes through the descriptor.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -15,31 +15,38 @@ use crate::kernel::{Error, Tracker};
 use crate::session::open_pidfd;
 
 /// What came of a signal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was sent.
-    Sent,
-    /// The process is dying or dead already: nobody was hit.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It was sent, through this descriptor.
+    Sent(OwnedFd),
+    /// The process has died since it was read: its pid may be anybody's, so nothing was sent.
+    Stale,
+    /// The process is dying: the signal had nobody to go to.
     Dying,
+    /// No descriptor is left to open.
+    NoRoom,
     /// It may not be sent.
     Denied(String),
 }
 
-/// Sends `signal` to `id`, or to nobody.
+/// Sends `signal` to `id`, which was a living member a moment ago, or to nobody.
 pub(super) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result<Outcome, Error> {
-    if !is_live(tracker, id)? {
-        return Ok(Outcome::Dying);
-    }
     let pidfd = match open_pidfd(id.pid) {
         Ok(pidfd) => pidfd,
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(Outcome::Dying),
-        Err(error) => return Ok(Outcome::Denied(format!("cannot be opened: {error}"))),
+        Err(error) => {
+            return Ok(match error.raw_os_error() {
+                // Nobody, or (on some kernels) a thread of somebody else.
+                Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => Outcome::Stale,
+                Some(libc::EMFILE | libc::ENFILE) => Outcome::NoRoom,
+                _ => Outcome::Denied(format!("cannot be opened: {error}")),
+            });
+        }
     };
     if !is_live(tracker, id)? {
-        return Ok(Outcome::Dying);
+        return Ok(Outcome::Stale);
     }
     match send(&pidfd, signal) {
-        Ok(()) => Ok(Outcome::Sent),
+        Ok(()) => Ok(Outcome::Sent(pidfd)),
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Outcome::Dying),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Outcome::Denied(
             "no permission to signal it: CAP_KILL is missing".to_owned(),
@@ -77,29 +84,32 @@ fn send(pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {
 /// wait behind those it kills.
 #[derive(Debug)]
 pub(super) struct Priority {
-    raised: bool,
+    /// The thread that was raised; it is not always the one that drops this.
+    thread: Option<libc::pid_t>,
 }
 
 impl Priority {
     pub(super) fn raise() -> Self {
+        // SAFETY: no memory is passed.
+        let own = unsafe { libc::gettid() };
         Self {
-            raised: schedule(libc::SCHED_FIFO, 1),
+            thread: schedule(own, libc::SCHED_FIFO, 1).then_some(own),
         }
     }
 }
 
 impl Drop for Priority {
     fn drop(&mut self) {
-        if self.raised {
-            schedule(libc::SCHED_OTHER, 0);
+        if let Some(thread) = self.thread {
+            schedule(thread, libc::SCHED_OTHER, 0);
         }
     }
 }
 
-fn schedule(policy: libc::c_int, priority: libc::c_int) -> bool {
+fn schedule(thread: libc::pid_t, policy: libc::c_int, priority: libc::c_int) -> bool {
     let parameters = libc::sched_param {
         sched_priority: priority,
     };
-    // SAFETY: 0 is this thread; the parameters live until the call returns.
-    unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) == 0 }
+    // SAFETY: the parameters live until the call returns.
+    unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) == 0 }
 }

@@ -50,7 +50,7 @@ pub struct GpuReport<'a> {
     /// Those of them that are orphans.
     pub orphans: &'a [Orphan],
     /// What came of killing the orphans, if that was asked for.
-    pub killed: Option<&'a [KillReport]>,
+    pub killed: Option<&'a KillReport>,
     /// Where the lineage is from.
     pub snapshot: &'a Snapshot,
     /// What is not complete.
@@ -253,7 +253,7 @@ struct ReportJson<'a> {
     strangers: Vec<StrangerJson<'a>>,
     trees: Vec<TotalJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    kill: Option<Vec<KilledJson>>,
+    kill: Option<KilledJson>,
     #[serde(flatten)]
     known: KnownJson,
 }
@@ -354,12 +354,7 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         processes: total.processes,
         memory_bytes: total.bytes,
     });
-    let kill = report.killed.map(|reports| {
-        let reports = reports.iter();
-        reports
-            .map(|report| KilledJson::new(report, false))
-            .collect()
-    });
+    let kill = report.killed.map(|report| KilledJson::new(report, false));
     let json = ReportJson {
         schema: SCHEMA,
         nvml: (&report.survey.nvml).into(),

@@ -4,11 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::json::{ExitJson, Id, MemberJson, ProcessJson, SCHEMA, WhoJson};
+use super::json::{ExitJson, Id, MemberJson, ProcessJson, SCHEMA, WhoJson, is_false};
 use super::text;
 use crate::kill::KillReport;
 use crate::process::Process;
-use crate::session::Loss;
 
 /// What a kill came to.
 #[derive(Serialize)]
@@ -21,6 +20,10 @@ pub(super) struct KilledJson {
     killed: Vec<DeadJson>,
     already_dying: Vec<WhoJson>,
     survivors: Vec<SurvivorJson>,
+    rejected: u64,
+    /// The root is older than tracking: what it had lost to others before is not known.
+    #[serde(skip_serializing_if = "is_false")]
+    inferred: bool,
     extinct: bool,
     complete: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -82,6 +85,8 @@ impl KilledJson {
                     reason: reason.clone(),
                 })
                 .collect(),
+            rejected: report.rejected,
+            inferred: report.root.inferred,
             extinct: report.extinct,
             complete: report.losses.is_empty(),
             incomplete: report.losses.iter().map(|loss| loss.word()).collect(),
@@ -111,7 +116,7 @@ pub fn done(report: &KillReport) -> String {
     if report.extinct && report.gone.is_none() {
         text.push_str("the memory of some of them is not released yet\n");
     }
-    doubts(&mut text, &report.losses);
+    doubts(&mut text, report);
     text
 }
 
@@ -131,7 +136,7 @@ pub fn would(report: &KillReport) -> String {
             why(member, &report.root)
         );
     }
-    doubts(&mut text, &report.losses);
+    doubts(&mut text, report);
     text
 }
 
@@ -151,8 +156,13 @@ fn why(member: &Process, root: &Process) -> String {
     }
 }
 
-fn doubts(text: &mut String, losses: &[Loss]) {
-    for loss in losses {
+fn doubts(text: &mut String, report: &KillReport) {
+    for loss in &report.losses {
         let _ = writeln!(text, "not complete: {}", loss.advice());
+    }
+    if report.root.inferred {
+        text.push_str(
+            "older than tracking: what left the tree before is not known; `lifemon track on` keeps it from now on\n",
+        );
     }
 }

@@ -87,7 +87,7 @@ struct ReportJson<'a> {
     schema: &'static str,
     orphans: Vec<OrphanJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    kill: Option<Vec<KilledJson>>,
+    kill: Option<KilledJson>,
     #[serde(flatten)]
     known: KnownJson,
 }
@@ -173,7 +173,7 @@ impl<'a> OrphanJson<'a> {
 /// Never in practice: all of it can be written as JSON.
 pub fn json(
     orphans: &[Orphan],
-    killed: Option<&[KillReport]>,
+    killed: Option<&KillReport>,
     snapshot: &Snapshot,
     losses: &[Loss],
     style: Style,
@@ -184,12 +184,7 @@ pub fn json(
             .iter()
             .map(|orphan| OrphanJson::new(orphan, style))
             .collect(),
-        kill: killed.map(|reports| {
-            reports
-                .iter()
-                .map(|report| KilledJson::new(report, false))
-                .collect()
-        }),
+        kill: killed.map(|report| KilledJson::new(report, false)),
         known: KnownJson::new(snapshot, losses, style.clock),
     };
     Ok(serde_json::to_string(&json)? + "\n")

@@ -1,7 +1,9 @@
 //! One descriptor of one process.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// A descriptor of the process that has this pid now.
 pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
@@ -13,4 +15,17 @@ pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the call returned a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Waits until the process is gone; false when that cannot be waited for.
+pub(crate) async fn gone(pidfd: OwnedFd) -> bool {
+    let mut sources = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    // Most are by the time somebody asks: no need to trouble the runtime.
+    if poll(&mut sources, PollTimeout::ZERO) == Ok(1) {
+        return true;
+    }
+    match super::readable(pidfd) {
+        Ok(pidfd) => pidfd.readable().await.is_ok(),
+        Err(_) => false,
+    }
 }

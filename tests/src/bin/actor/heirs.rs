@@ -98,6 +98,8 @@ pub(crate) fn successors(args: &mut Args) -> i32 {
             Ok(WaitStatus::StillAlive) => thread::sleep(STEP),
             Ok(status) => estate.bury(status),
             Err(Errno::ECHILD) if estate.closed => break,
+            // All are dead, and nobody has said stop yet.
+            Err(Errno::ECHILD) => thread::sleep(STEP),
             Err(errno) => fail(&format!("wait: {errno}")),
         }
         if estate.made == UNDER_WAY && !estate.told {

@@ -7,6 +7,7 @@ mod bombs;
 mod die;
 mod fork;
 mod heirs;
+mod held;
 mod io_uring;
 mod load;
 mod log;
@@ -73,6 +74,8 @@ fn main() {
         "odd-commands" => servers::odd_commands(),
         "daemonise" => servers::daemonise(&mut args),
         "scatter" => scatter::scatter(&mut args),
+        "traced" => held::traced(&mut args),
+        "stuck" => held::stuck(&mut args),
         "heir" => heirs::heir(),
         "successors" => heirs::successors(&mut args),
         other => args::usage(&format!("unknown behaviour {other}")),

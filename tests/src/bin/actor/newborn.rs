@@ -1,12 +1,14 @@
 //! `newborns N FILE`: role `root` and the N processes that it creates wait in user code, in a page fault
 //! that is not answered, and so without a system call that could return. On the second line the
-//! page comes, and each of them forks one child, whose first instructions write into FILE.
+//! page comes, and each of them forks one child, whose first instructions write into FILE. All of them
+//! are of a user who owns nothing, so that a killer without CAP_KILL may not signal them.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
 use crate::args::Args;
@@ -18,6 +20,8 @@ const PROCESSES_MAX: u32 = 1_400;
 const STACK_BYTES: usize = 64 * 1024;
 const PAGE_BYTES: usize = 4096;
 const DEADLINE_S: u32 = 60;
+/// The user who owns nothing.
+const NOBODY: libc::c_long = 65_534;
 
 /// From `linux/userfaultfd.h`.
 const UFFD_API: u64 = 0xaa;
@@ -44,6 +48,10 @@ pub(crate) fn newborns(args: &mut Args) -> i32 {
     let count = args.count("processes", PROCESSES_MAX) as usize + 1;
     let shared = words(&args.path("file"), 2 * count);
     begin();
+    // The limit that holds for users, as far up as it goes; that of the sandbox is the one that counts.
+    let limit = getrlimit(Resource::RLIMIT_NPROC);
+    let raised = limit.and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NPROC, hard, hard));
+    raised.unwrap_or_else(|errno| fail(&format!("limit of processes: {errno}")));
     let page = map(PAGE_BYTES);
     let faults = catch_faults(page);
     let stacks = map(count * STACK_BYTES);
@@ -117,6 +125,11 @@ fn share_memory(
 }
 
 extern "C" fn create_others(_: *mut libc::c_void) -> libc::c_int {
+    // The bare system call: that of libc would do it for every thread it knows of, and knows of none here.
+    // SAFETY: no memory is passed.
+    if unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) } != 0 {
+        return 4;
+    }
     let places = PLACES.load(Ordering::SeqCst);
     let count = COUNT.load(Ordering::SeqCst) as usize;
     for index in 1..count {
