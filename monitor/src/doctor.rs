@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::gpu::nvml::{Answer, Server};
 use crate::kernel::pins::{self, Found};
 use crate::kernel::{LoadOptions, Refusal, Tracker, preflight};
 
@@ -99,7 +100,49 @@ pub fn examine() -> Vec<Check> {
     let may_load = checks.iter().all(|check| check.state == State::Ok);
     checks.extend(if may_load { try_tracker() } else { skipped() });
     checks.push(pinned(may_load));
+    checks.push(gpu());
     checks
+}
+
+/// NVIDIA's management library, asked as `lifemon gpu` asks it.
+fn gpu() -> Check {
+    const NAME: &str = "GPU memory";
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let answer = match runtime {
+        Ok(runtime) => runtime.block_on(async { Server::of_this_program().ask().await }),
+        Err(error) => Answer::Failed(error.to_string()),
+    };
+    match answer {
+        Answer::Gpus(gpus) => {
+            let errors: Vec<_> = gpus.iter().flat_map(|gpu| &gpu.errors).collect();
+            if let Some(error) = errors.first() {
+                let remedy = "see the kernel's log for messages of the driver";
+                return Check::with(NAME, State::Degraded, error.as_str(), remedy);
+            }
+            let count = gpus.len();
+            Check::ok(
+                NAME,
+                format!("{count} GPUs of NVIDIA tell memory by process"),
+            )
+        }
+        // The normal state of a host without such a GPU.
+        Answer::Absent(why) => Check::ok(NAME, format!("{why}: device files only")),
+        Answer::NotAsked => Check::ok(NAME, "not asked"),
+        Answer::Failed(why) => Check::with(
+            NAME,
+            State::Degraded,
+            why,
+            "see the kernel's log for messages of the driver",
+        ),
+        Answer::Hung(ms) => Check::with(
+            NAME,
+            State::Degraded,
+            format!("the driver has not answered for {ms} ms"),
+            "see the kernel's log; a driver that hangs often needs a reboot",
+        ),
+    }
 }
 
 fn skipped() -> Vec<Check> {

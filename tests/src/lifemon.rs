@@ -17,7 +17,7 @@ use crate::wait::poll;
 use crate::{DEADLINE, Sandbox, Stream};
 
 /// How long output may trail the end of the process: its descendants can hold the pipe.
-const TRAILING: Duration = Duration::from_secs(1);
+const TRAILING: Duration = Duration::from_secs(5);
 
 /// How to run the program under test.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ mod fork_loop;
 mod kill;
 mod ready;
 mod stats;
+mod walk;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -23,13 +24,15 @@ fn main() -> ExitCode {
             death::measure();
             fork_loop::measure();
             kill::measure();
+            walk::measure();
         }
         ["ready"] => ready::measure(),
         ["death"] => death::measure(),
         ["fork-loop"] => fork_loop::measure(),
         ["kill"] => kill::measure(),
+        ["walk"] => walk::measure(),
         _ => {
-            eprintln!("usage: bench [ready | death | fork-loop | kill]");
+            eprintln!("usage: bench [ready | death | fork-loop | kill | walk]");
             return ExitCode::from(2);
         }
     }
