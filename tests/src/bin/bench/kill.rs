@@ -18,7 +18,7 @@ use super::{TrackerOn, lifemon};
 /// Processes of the tree, and rounds.
 const SIZES: [(u32, usize); 3] = [(10, 15), (100, 11), (1_000, 7)];
 /// A tree that nobody killed ends by itself.
-const LIFETIME_S: u32 = 120;
+const LIFETIME_S: u32 = 600;
 const STEP: Duration = Duration::from_micros(100);
 
 /// Sizes from which one round of pgrep, a process for each process, is enough.
