@@ -51,7 +51,10 @@ fn end_root(sandbox: &Sandbox, mut actor: Actor) {
     assert_eq!(last["complete"], true, "{last}");
     assert_eq!(last["summary"]["alive"], json!(0), "{last}");
     let extinct = finished.events.iter();
-    assert_eq!(extinct.filter(|event| event["event"] == "extinct").count(), 1);
+    assert_eq!(
+        extinct.filter(|event| event["event"] == "extinct").count(),
+        1
+    );
 }
 
 #[test]
@@ -107,5 +110,8 @@ fn without_the_option_nobody_is_killed() {
     }
     watching.expect_silence();
     let _story = watching.interrupt();
-    assert_eq!(alive(&sandbox), workers.iter().map(|worker| worker.pid).collect());
+    assert_eq!(
+        alive(&sandbox),
+        workers.iter().map(|worker| worker.pid).collect()
+    );
 }

@@ -4,9 +4,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::{
-    alive, assert_killed, assert_nobody, check_report, kill, set_of,
-};
+use lifemon_tests::killing::{alive, assert_killed, assert_nobody, check_report, kill, set_of};
 use lifemon_tests::{
     Actor, DEADLINE, Freezer, Output, Pidfd, Process, Sandbox, actor, proc, wait_until,
     with_either_tracker,
@@ -23,7 +21,11 @@ fn assert_survives(target: Process, survivor: Process, reasons: &[&str]) -> Valu
     let begun = Instant::now();
     let output = kill(&target.pid, &["--timeout", &format!("{TIMEOUT_MS}ms")]);
     assert!(begun.elapsed() < Duration::from_secs(20), "{output:?}");
-    assert_eq!((output.code, output.stderr.as_str()), (Some(1), ""), "{output:?}");
+    assert_eq!(
+        (output.code, output.stderr.as_str()),
+        (Some(1), ""),
+        "{output:?}"
+    );
     let report = output.json();
     check_report(&report);
     assert_eq!(set_of(&report, "survivors"), [survivor].into(), "{report}");

@@ -239,7 +239,11 @@ impl Killing {
             self.follow(until).await?;
         }
         let mut struck = std::mem::take(&mut self.force.struck);
-        let dead: Vec<_> = self.order.iter().map(|id| (*id, struck.remove(id))).collect();
+        let dead: Vec<_> = self
+            .order
+            .iter()
+            .map(|id| (*id, struck.remove(id)))
+            .collect();
         let all = async {
             for (id, pidfd) in dead {
                 if !is_gone(id, pidfd).await {

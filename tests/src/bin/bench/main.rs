@@ -4,6 +4,7 @@
 mod death;
 mod fork_loop;
 mod kill;
+mod kill_bombs;
 mod ready;
 mod stats;
 
@@ -23,13 +24,15 @@ fn main() -> ExitCode {
             death::measure();
             fork_loop::measure();
             kill::measure();
+            kill_bombs::measure();
         }
         ["ready"] => ready::measure(),
         ["death"] => death::measure(),
         ["fork-loop"] => fork_loop::measure(),
         ["kill"] => kill::measure(),
+        ["kill-bombs"] => kill_bombs::measure(),
         _ => {
-            eprintln!("usage: bench [ready | death | fork-loop | kill]");
+            eprintln!("usage: bench [ready | death | fork-loop | kill | kill-bombs]");
             return ExitCode::from(2);
         }
     }
