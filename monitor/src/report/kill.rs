@@ -9,6 +9,10 @@ use super::text;
 use crate::kill::KillReport;
 use crate::process::Process;
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of the output"
+)]
 #[derive(Serialize)]
 struct ReportJson {
     schema: &'static str,
