@@ -250,3 +250,50 @@ fn memory_that_is_never_released_is_told_as_held() {
     actor.close();
     stream.wait_for("detached", |line| line["event"] == "detached");
 }
+
+/// `kill` with the stand-in, and the memory of the killed given back after a while.
+#[test]
+fn a_kill_waits_until_memory_is_released() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    let mut actor = actor!(sandbox, "fork-hold", 2);
+    actor.step();
+    let worker = actor.child("worker");
+    double.answer(&format!("process {} 4096\n", worker.pid));
+    let pid = actor.pid().to_string();
+    let lifemon = Lifemon::find();
+    let mut command = lifemon.command(["kill", &pid, "-o", "json", "--device", device()]);
+    double.offer_to(&mut command);
+    let running = lifemon.start(command);
+    lifemon_tests::wait_until("the end of the tree", DEADLINE, || {
+        alive(&sandbox).is_empty()
+    });
+    std::thread::sleep(Duration::from_millis(60));
+    double.answer("");
+    let output = running.finish(DEADLINE);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+    let report = output.json();
+    let released = &report["gpu"]["released"];
+    assert_eq!(released.as_array().map(Vec::len), Some(1), "{report}");
+    assert!(is_about(&released[0], worker), "{report}");
+    let after_ms = released[0]["after_ms"].as_f64();
+    assert!(after_ms.is_some_and(|ms| ms >= 60.0), "{report}");
+    assert_eq!(report["gpu"]["held"], json!([]), "{report}");
+}
+
+#[test]
+fn a_kill_does_not_wait_for_a_driver_that_fails() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    double.answer("init 999");
+    let mut actor = actor!(sandbox, "fork-hold", 1);
+    actor.step();
+    let pid = actor.pid().to_string();
+    let output = with_driver(&double, &["kill", &pid, "--device", device()]);
+    // A driver that fails at once has nothing to wait for.
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert_eq!(output.json()["gpu"]["hung"], false, "{output:?}");
+    assert_eq!(alive(&sandbox), [].into());
+}

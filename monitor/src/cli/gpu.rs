@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::orphans::{self, DeviceArgs};
+use super::devices::DeviceArgs;
+use super::orphans;
 use super::tree::style;
 use super::{Code, Output, parse_duration};
 use crate::forest::Forest;
 use crate::gpu::nvml::{self, Server};
 use crate::gpu::{self, Survey, holders};
 use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::kill::KillOptions;
 use crate::orphan::{self, Wanted};
 use crate::proc;
 use crate::process::Process;
@@ -73,9 +75,14 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     orphans.retain(|orphan| !orphan.gpu.is_empty());
     let holders = describe(&forest, &survey);
     let losses = orphans::losses(&snapshot, &survey);
+    let options = KillOptions {
+        timeout: args.timeout,
+        release: super::devices::release(&files),
+        ..KillOptions::default()
+    };
     let killed = args
         .kill_orphans
-        .then(|| runtime.block_on(orphans::kill(tracker, &orphans, args.force, args.timeout)))
+        .then(|| runtime.block_on(orphans::kill(tracker, &orphans, args.force, &options)))
         .transpose()?;
     let report = GpuReport {
         survey: &survey,

@@ -7,11 +7,12 @@ use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
+use super::devices::DeviceArgs;
 use super::target::Target;
 use super::{Code, NoSuchProcess, Output, parse_duration};
 use crate::ProcessId;
 use crate::kernel::{LoadOptions, Tracker};
-use crate::kill::{KillOptions, kill_tree};
+use crate::kill::{KillOptions, ReleaseOptions, kill_tree};
 use crate::proc;
 use crate::report::{self, out};
 
@@ -55,10 +56,12 @@ pub struct Args {
     /// Kill also a tree that this command itself was started from
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    device_args: DeviceArgs,
 }
 
 impl Args {
-    fn options(&self) -> KillOptions {
+    fn options(&self, release: Option<ReleaseOptions>) -> KillOptions {
         let asks = self.signal.is_some() || self.grace.is_some();
         KillOptions {
             first_signal: asks.then(|| self.signal.unwrap_or(Signal::SIGTERM)),
@@ -69,6 +72,7 @@ impl Args {
             protected: Vec::new(),
             dry_run: self.dry_run,
             force: self.force,
+            release,
         }
     }
 }
@@ -119,7 +123,7 @@ async fn kill(
 ) -> anyhow::Result<Code> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let options = args.options();
+    let options = args.options(super::devices::release(&args.device_args.files()?));
     let killing = kill_tree(tracker, root, &options);
     tokio::pin!(killing);
     let begun = Instant::now();
@@ -137,7 +141,7 @@ async fn kill(
         Output::Json => report::kill::json(&report, args.dry_run)?,
     };
     out::print(&text)?;
-    let done = args.dry_run || (report.extinct && report.survivors.is_empty());
+    let done = args.dry_run || report.is_done();
     Ok(if done { Code::Done } else { Code::No })
 }
 

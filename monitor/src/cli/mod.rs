@@ -1,6 +1,7 @@
 //! What the user typed, a file for each command. What it means is decided elsewhere.
 
 mod attach;
+mod devices;
 mod doctor;
 mod generate;
 mod gpu;

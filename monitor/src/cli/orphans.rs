@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use regex::bytes::RegexSet;
 
+use super::devices::DeviceArgs;
 use super::target::Target;
 use super::tree::style;
 use super::{Code, Output, parse_duration};
@@ -65,23 +66,6 @@ pub struct Args {
     device_args: DeviceArgs,
 }
 
-/// Which device files belong to GPUs.
-#[derive(Debug, clap::Args)]
-pub(super) struct DeviceArgs {
-    /// Device files that count as GPUs, instead of those of NVIDIA, AMD and DRM; repeatable
-    #[arg(long = "device", value_name = "GLOB")]
-    devices: Vec<String>,
-}
-
-impl DeviceArgs {
-    pub(super) fn files(&self) -> Result<DeviceFiles, super::Usage> {
-        if self.devices.is_empty() {
-            return Ok(DeviceFiles::default());
-        }
-        DeviceFiles::new(&self.devices).map_err(|error| super::Usage(error.to_string()))
-    }
-}
-
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     super::raise_descriptor_limit();
     let patterns =
@@ -103,9 +87,14 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     });
     let losses = losses(&snapshot, &survey);
     let style = style(args.full);
+    let options = KillOptions {
+        timeout: args.timeout,
+        release: super::devices::release(&files),
+        ..KillOptions::default()
+    };
     let killed = args
         .kill
-        .then(|| runtime.block_on(kill(tracker, &orphans, args.force, args.timeout)))
+        .then(|| runtime.block_on(kill(tracker, &orphans, args.force, &options)))
         .transpose()?;
     let report = killed.as_ref().and_then(|killed| killed.report.as_ref());
     let text = match output {
@@ -190,8 +179,7 @@ pub(super) struct Killed {
 impl Killed {
     /// Whether none of the orphans is left.
     pub(super) fn is_complete(&self) -> bool {
-        let is_done = |report: &KillReport| report.extinct && report.survivors.is_empty();
-        self.spared == 0 && self.report.as_ref().is_none_or(is_done)
+        self.spared == 0 && self.report.as_ref().is_none_or(KillReport::is_done)
     }
 }
 
@@ -201,7 +189,7 @@ pub(super) async fn kill(
     tracker: Tracker,
     orphans: &[Orphan],
     force: bool,
-    timeout: Duration,
+    options: &KillOptions,
 ) -> anyhow::Result<Killed> {
     let guard = Guard::new(&tracker.snapshot()?);
     let mut doomed = Vec::new();
@@ -222,12 +210,8 @@ pub(super) async fn kill(
             doomed.push(id);
         }
     }
-    let options = KillOptions {
-        timeout,
-        ..KillOptions::default()
-    };
     let report = match doomed.split_first() {
-        Some((root, others)) => Some(kill_trees(tracker, *root, others, &options).await?),
+        Some((root, others)) => Some(kill_trees(tracker, *root, others, options).await?),
         None => None,
     };
     Ok(Killed { report, spared })

@@ -108,6 +108,7 @@ impl Force {
         let mut found = false;
         for id in watcher.live_members()? {
             if self.done.contains(&id) {
+                self.doubt(id);
                 continue;
             }
             let mut outcome = strike::strike(watcher.tracker(), id, Signal::SIGKILL)?;
@@ -119,6 +120,19 @@ impl Force {
             found |= self.note(id, outcome);
         }
         Ok(found)
+    }
+
+    /// A member that is still one although its record was not found to be live: it never had a record, or
+    /// is in the middle of its death. Nothing proves who it is, so only the closer can end it.
+    fn doubt(&mut self, id: ProcessId) {
+        if let Some(index) = self.already_dying.iter().position(|dying| *dying == id)
+            && !self.struck.contains_key(&id)
+        {
+            let why =
+                "it has no record, so nothing proves who has its pid: the lineage map was full";
+            self.denied.insert(id, why.to_owned());
+            self.already_dying.swap_remove(index);
+        }
     }
 
     /// Remembers what came of a signal; whether that was anything new.

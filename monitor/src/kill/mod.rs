@@ -23,6 +23,7 @@ mod survivor;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
@@ -33,7 +34,9 @@ pub(crate) use force::Force;
 pub use refuse::KillRefusal;
 pub(crate) use refuse::{Guard, check};
 
-use crate::kernel::{Error, Tracker, WatchOptions};
+use crate::gpu::nvml::{ANSWER_TIMEOUT, Server};
+use crate::gpu::release::{News, Releases};
+use crate::kernel::{Error, Tracker, WatchOptions, clock};
 use crate::proc;
 use crate::process::{Death, Process, Who};
 use crate::session::{Loss, Session, Start, Update, gone, open_pidfd};
@@ -59,6 +62,28 @@ pub struct KillOptions {
     pub dry_run: bool,
     /// Kill also a tree that this process descends from.
     pub force: bool,
+    /// Wait until the GPU memory of the killed is released.
+    pub release: Option<ReleaseOptions>,
+}
+
+/// How the release of GPU memory is waited for.
+#[derive(Debug, Clone)]
+pub struct ReleaseOptions {
+    /// The `lifemon` binary, which asks the driver in a process of its own.
+    pub program: PathBuf,
+    /// How long to wait.
+    pub timeout: Duration,
+}
+
+/// What became of the GPU memory of the killed.
+#[derive(Debug, Clone, Default)]
+pub struct Release {
+    /// Those that held some and have given it back, and how long after they began to die.
+    pub released: Vec<(ProcessId, Duration)>,
+    /// Those that still hold some, and what they are doing.
+    pub held: Vec<(ProcessId, String)>,
+    /// Whether the driver did not answer.
+    pub hung: bool,
 }
 
 impl Default for KillOptions {
@@ -70,6 +95,7 @@ impl Default for KillOptions {
             protected: Vec::new(),
             dry_run: false,
             force: false,
+            release: None,
         }
     }
 }
@@ -98,6 +124,17 @@ pub struct KillReport {
     pub elapsed: Duration,
     /// Until the last of them was gone, its memory released; `None` when that was not seen.
     pub gone: Option<Duration>,
+    /// GPU memory; `None` when nobody was to wait for it.
+    pub release: Option<Release>,
+}
+
+impl KillReport {
+    /// Whether nothing of the tree is left: no process, and no GPU memory that was waited for.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        let is_released = |release: &Release| release.held.is_empty() && !release.hung;
+        self.extinct && self.survivors.is_empty() && self.release.as_ref().is_none_or(is_released)
+    }
 }
 
 /// Why a kill could not be done.
@@ -154,6 +191,8 @@ pub async fn kill_trees(
     if options.dry_run {
         return Ok(killing.report(false));
     }
+    // The driver is asked beside the killing, never before it.
+    let releases = options.release.as_ref().map(follow_releases);
     if let Some(signal) = options.first_signal {
         killing.ask(signal, options.grace).await?;
     }
@@ -165,7 +204,15 @@ pub async fn kill_trees(
             .wait_until_gone(Instant::now() + GONE_TIMEOUT)
             .await?;
     }
+    if let Some(releases) = releases {
+        killing.release = Some(killing.wait_until_released(releases).await);
+    }
     Ok(killing.report(true))
+}
+
+fn follow_releases(options: &ReleaseOptions) -> Releases {
+    let server = Server::new(&options.program, ANSWER_TIMEOUT);
+    Releases::follow(server, options.timeout)
 }
 
 /// A kill under way.
@@ -176,9 +223,12 @@ struct Killing {
     begun: Instant,
     elapsed: Duration,
     gone: Option<Duration>,
+    release: Option<Release>,
     force: Ended,
     dead: HashMap<ProcessId, (Process, Option<Death>)>,
     order: Vec<ProcessId>,
+    /// When each began to die, ns since boot.
+    died_ns: HashMap<ProcessId, u64>,
     /// Signals of the first kind that were held back.
     rejected: u64,
     ended: bool,
@@ -193,9 +243,11 @@ impl Killing {
             begun,
             elapsed: Duration::ZERO,
             gone: None,
+            release: None,
             force: Ended::default(),
             dead: HashMap::new(),
             order: Vec::new(),
+            died_ns: HashMap::new(),
             rejected: 0,
             ended: false,
         }
@@ -240,6 +292,8 @@ impl Killing {
                     if let What::Exit { death, .. } = happening.what {
                         let id = happening.process.id;
                         self.order.push(id);
+                        self.died_ns
+                            .extend(happening.at_ns.map(|at_ns| (id, at_ns)));
                         self.dead.insert(id, (happening.process, death));
                     }
                 }
@@ -274,6 +328,28 @@ impl Killing {
             self.gone = Some(self.begun.elapsed());
         }
         Ok(())
+    }
+
+    /// Waits until the driver accounts no GPU memory to the dead any more, each for as long as was
+    /// allowed.
+    async fn wait_until_released(&self, mut releases: Releases) -> Release {
+        for id in &self.order {
+            let at_ns = self.died_ns.get(id).copied();
+            releases.died(*id, at_ns.unwrap_or_else(clock::boot_ns));
+        }
+        releases.close();
+        let mut release = Release::default();
+        while let Some(news) = releases.next().await {
+            match news {
+                News::Released { id, after_ns, .. } => {
+                    let after = Duration::from_nanos(after_ns);
+                    release.released.push((id, after));
+                }
+                News::StillHeld { id, state, .. } => release.held.push((id, state)),
+                News::Hung => release.hung = true,
+            }
+        }
+        release
     }
 
     fn report(mut self, acted: bool) -> KillReport {
@@ -314,6 +390,7 @@ impl Killing {
             losses: self.session.standing_losses().to_vec(),
             elapsed: self.elapsed,
             gone: self.gone,
+            release: self.release,
             root: self.root,
             members: self.members,
         }

@@ -6,10 +6,14 @@ use serde::Serialize;
 
 use super::json::{ExitJson, Id, MemberJson, ProcessJson, SCHEMA, WhoJson, is_false};
 use super::text;
-use crate::kill::KillReport;
+use crate::kill::{KillReport, Release};
 use crate::process::Process;
 
 /// What a kill came to.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of the output"
+)]
 #[derive(Serialize)]
 pub(super) struct KilledJson {
     schema: &'static str,
@@ -31,6 +35,48 @@ pub(super) struct KilledJson {
     elapsed_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     gone_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<ReleaseJson>,
+}
+
+/// GPU memory of the killed.
+#[derive(Serialize)]
+struct ReleaseJson {
+    released: Vec<ReleasedJson>,
+    held: Vec<HeldJson>,
+    hung: bool,
+}
+
+#[derive(Serialize)]
+struct ReleasedJson {
+    #[serde(flatten)]
+    id: Id,
+    after_ms: f64,
+}
+
+#[derive(Serialize)]
+struct HeldJson {
+    #[serde(flatten)]
+    id: Id,
+    state: String,
+}
+
+impl From<&Release> for ReleaseJson {
+    fn from(release: &Release) -> Self {
+        let released = release.released.iter().map(|(id, after)| ReleasedJson {
+            id: (*id).into(),
+            after_ms: after.as_secs_f64() * 1e3,
+        });
+        let held = release.held.iter().map(|(id, state)| HeldJson {
+            id: (*id).into(),
+            state: state.clone(),
+        });
+        Self {
+            released: released.collect(),
+            held: held.collect(),
+            hung: release.hung,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -92,6 +138,7 @@ impl KilledJson {
             incomplete: report.losses.iter().map(|loss| loss.word()).collect(),
             elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
             gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
+            gpu: report.release.as_ref().map(Into::into),
         }
     }
 }
@@ -116,8 +163,29 @@ pub fn done(report: &KillReport) -> String {
     if report.extinct && report.gone.is_none() {
         text.push_str("the memory of some of them is not released yet\n");
     }
+    if let Some(release) = &report.release {
+        gpu(&mut text, release);
+    }
     doubts(&mut text, report);
     text
+}
+
+/// GPU memory of the killed.
+fn gpu(text: &mut String, release: &Release) {
+    if let Some(longest) = release.released.iter().map(|(_, after)| *after).max() {
+        let ms = longest.as_secs_f64() * 1e3;
+        let count = release.released.len();
+        let _ = writeln!(
+            text,
+            "GPU memory of {count} released, the last after {ms:.1} ms"
+        );
+    }
+    for (id, state) in &release.held {
+        let _ = writeln!(text, "GPU memory still held by {}: {state}", id.pid);
+    }
+    if release.hung {
+        text.push_str("whether GPU memory is released is not known: the driver does not answer\n");
+    }
 }
 
 /// What a kill would do.

@@ -1,7 +1,7 @@
 //! `newborns N FILE`: role `root` and the N processes that it creates wait in user code, in a page fault
 //! that is not answered, and so without a system call that could return. On the second line the
 //! page comes, and each of them forks one child, whose first instructions write into FILE. All of them
-//! are of a user who owns nothing, so that a killer without CAP_KILL may not signal them.
+//! are of a user who owns nothing, so that a killer that lacks the right may not signal them.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};

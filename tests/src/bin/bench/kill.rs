@@ -21,6 +21,8 @@ const SIZES: [(u32, usize); 3] = [(10, 15), (100, 11), (1_000, 7)];
 const LIFETIME_S: u32 = 600;
 const STEP: Duration = Duration::from_micros(100);
 
+/// How long pgrep may walk.
+const PGREP_MAX: Duration = Duration::from_secs(200);
 /// Sizes from which one round of pgrep, a process for each process, is enough.
 const SLOW_FROM: u32 = 1_000;
 
@@ -41,7 +43,7 @@ print((time.perf_counter() - start) * 1000)
 ";
 
 #[derive(Clone, Copy, PartialEq)]
-enum Method {
+pub(super) enum Method {
     Lifemon,
     LifemonTracked,
     CgroupKill,
@@ -51,7 +53,7 @@ enum Method {
 }
 
 impl Method {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Lifemon => "lifemon, tracker off",
             Self::LifemonTracked => "lifemon, tracker on",
@@ -117,12 +119,13 @@ impl Tree {
             thread::sleep(STEP);
         }
     }
+}
 
-    fn cgroup_kill(&self) -> Option<PathBuf> {
-        let files = self.sandbox.paths().into_iter();
-        let mut files = files.map(|path| path.join("cgroup.kill"));
-        files.find(|file| file.exists())
-    }
+/// The file that kills all of a sandbox.
+pub(super) fn cgroup_kill(sandbox: &Sandbox) -> Option<PathBuf> {
+    let files = sandbox.paths().into_iter();
+    let mut files = files.map(|path| path.join("cgroup.kill"));
+    files.find(|file| file.exists())
 }
 
 impl Drop for Tree {
@@ -147,14 +150,14 @@ fn kill(tree: &Tree, method: Method) -> (f64, f64) {
     let own_ms = match method {
         Method::Lifemon | Method::LifemonTracked => by_lifemon(root),
         Method::CgroupKill => {
-            let file = tree.cgroup_kill().expect("asked before");
+            let file = cgroup_kill(&tree.sandbox).expect("asked before");
             std::fs::write(file, "1").expect("cgroup.kill");
             None
         }
         Method::Psutil => by_psutil(root, "60"),
         Method::PsutilWithoutWait => by_psutil(root, "0"),
         Method::Pgrep => {
-            by_pgrep(tree, root);
+            by_pgrep(&tree.sandbox, root);
             None
         }
     };
@@ -164,7 +167,7 @@ fn kill(tree: &Tree, method: Method) -> (f64, f64) {
     (ms, own_ms.unwrap_or(ms))
 }
 
-fn by_lifemon(root: u32) -> Option<f64> {
+pub(super) fn by_lifemon(root: u32) -> Option<f64> {
     let output = lifemon()
         .args(["kill", "-o", "json", &root.to_string()])
         .output()
@@ -174,7 +177,7 @@ fn by_lifemon(root: u32) -> Option<f64> {
     report["gone_ms"].as_f64()
 }
 
-fn by_psutil(root: u32, timeout_s: &str) -> Option<f64> {
+pub(super) fn by_psutil(root: u32, timeout_s: &str) -> Option<f64> {
     let output = Command::new("python3")
         .args(["-c", PSUTIL, &root.to_string(), timeout_s])
         .output()
@@ -183,10 +186,16 @@ fn by_psutil(root: u32, timeout_s: &str) -> Option<f64> {
 }
 
 /// Collects the children of children, then kills all: only whoever is in the sandbox.
-fn by_pgrep(tree: &Tree, root: u32) {
+pub(super) fn by_pgrep(sandbox: &Sandbox, root: u32) {
+    let begun = Instant::now();
     let mut found = vec![root];
     let mut next = 0;
-    while let Some(parent) = found.get(next).copied() {
+    // A tree that grows as fast as it is walked has no end.
+    while let Some(parent) = found
+        .get(next)
+        .copied()
+        .filter(|_| begun.elapsed() < PGREP_MAX)
+    {
         next += 1;
         let output = Command::new("pgrep")
             .args(["-P", &parent.to_string()])
@@ -195,7 +204,7 @@ fn by_pgrep(tree: &Tree, root: u32) {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
     }
-    let inside = tree.sandbox.pids();
+    let inside = sandbox.pids();
     for pid in found.into_iter().map(u32::cast_signed) {
         if let (true, Some(pidfd)) = (inside.contains(&pid), Pidfd::open(pid)) {
             let _ = pidfd.signal(Signal::SIGKILL);
@@ -204,7 +213,7 @@ fn by_pgrep(tree: &Tree, root: u32) {
 }
 
 /// What this host has.
-fn methods() -> Vec<Method> {
+pub(super) fn methods() -> Vec<Method> {
     let mut methods = vec![Method::Lifemon, Method::LifemonTracked];
     let mut offer = |method: Method, is_there: bool| {
         if is_there {
@@ -221,7 +230,7 @@ fn methods() -> Vec<Method> {
         let output = command.args(words).output();
         output.is_ok_and(|output| output.status.success())
     };
-    offer(Method::CgroupKill, Tree::new(1).cgroup_kill().is_some());
+    offer(Method::CgroupKill, cgroup_kill(&Sandbox::new()).is_some());
     let has_psutil = works("python3", &["-c", "import psutil"]);
     offer(Method::Psutil, has_psutil);
     offer(Method::PsutilWithoutWait, has_psutil);

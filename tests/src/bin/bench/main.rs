@@ -4,6 +4,7 @@
 mod death;
 mod fork_loop;
 mod kill;
+mod kill_bombs;
 mod ready;
 mod stats;
 mod walk;
@@ -24,15 +25,17 @@ fn main() -> ExitCode {
             death::measure();
             fork_loop::measure();
             kill::measure();
+            kill_bombs::measure();
             walk::measure();
         }
         ["ready"] => ready::measure(),
         ["death"] => death::measure(),
         ["fork-loop"] => fork_loop::measure(),
         ["kill"] => kill::measure(),
+        ["kill-bombs"] => kill_bombs::measure(),
         ["walk"] => walk::measure(),
         _ => {
-            eprintln!("usage: bench [ready | death | fork-loop | kill | walk]");
+            eprintln!("usage: bench [ready | death | fork-loop | kill | kill-bombs | walk]");
             return ExitCode::from(2);
         }
     }

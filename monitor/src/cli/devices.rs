@@ -1,0 +1,35 @@
+//! Which device files are GPUs, and what follows from that for those who kill: the same words for every
+//! command.
+
+use std::path::PathBuf;
+
+use super::Usage;
+use crate::gpu::holders::DeviceFiles;
+use crate::gpu::release::RELEASE_TIMEOUT;
+use crate::kill::ReleaseOptions;
+
+/// What was typed about device files.
+#[derive(Debug, clap::Args)]
+pub(super) struct DeviceArgs {
+    /// Device files that count as GPUs, instead of those of NVIDIA, AMD and DRM; repeatable
+    #[arg(long = "device", value_name = "GLOB")]
+    devices: Vec<String>,
+}
+
+impl DeviceArgs {
+    /// The files.
+    pub(super) fn files(&self) -> Result<DeviceFiles, Usage> {
+        if self.devices.is_empty() {
+            return Ok(DeviceFiles::default());
+        }
+        DeviceFiles::new(&self.devices).map_err(|error| Usage(error.to_string()))
+    }
+}
+
+/// How the release of GPU memory is waited for: not at all on a host without any of these files.
+pub(super) fn release(files: &DeviceFiles) -> Option<ReleaseOptions> {
+    files.exist().then(|| ReleaseOptions {
+        program: PathBuf::from("/proc/self/exe"),
+        timeout: RELEASE_TIMEOUT,
+    })
+}
