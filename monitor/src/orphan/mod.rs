@@ -78,6 +78,7 @@ pub fn find(
     let mut search = Search {
         forest: &forest,
         holders,
+        root: wanted.tree,
         shells: HashMap::new(),
     };
     let orphans = forest.orphans().into_iter();
@@ -101,6 +102,7 @@ pub fn root_of(forest: &Forest, id: ProcessId) -> ProcessId {
     let mut search = Search {
         forest,
         holders: &holders,
+        root: None,
         shells: HashMap::new(),
     };
     search.root_of(id)
@@ -110,6 +112,8 @@ pub fn root_of(forest: &Forest, id: ProcessId) -> ProcessId {
 struct Search<'a> {
     forest: &'a Forest,
     holders: &'a HashMap<ProcessId, Holding>,
+    /// The root of the tree that was asked about.
+    root: Option<ProcessId>,
     /// Whether a living process is a shell that somebody types into.
     shells: HashMap<ProcessId, bool>,
 }
@@ -119,7 +123,7 @@ impl Search<'_> {
     fn seen(&mut self, id: ProcessId) -> Option<Orphan> {
         let record = self.forest.record(&id)?;
         let creator = self.forest.record(&record.creator)?;
-        let root = self.root_of(record.creator);
+        let root = self.root.unwrap_or_else(|| self.root_of(record.creator));
         let mut orphan = self.describe(id, record)?;
         let stat = proc::stat(id.pid)?;
         let root_alive = self.forest.is_live(&root);
