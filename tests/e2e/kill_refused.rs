@@ -87,7 +87,11 @@ fn a_process_in_too_many_trees() {
     watchers
         .iter_mut()
         .for_each(|watcher| _ = watcher.attached());
-    assert_refused(&kill(&actor.pid(), &[]), 1, &["overlaps", "end one of them"]);
+    assert_refused(
+        &kill(&actor.pid(), &[]),
+        1,
+        &["overlaps", "end one of them"],
+    );
     assert_eq!(alive(&sandbox), [actor.pid()].into());
     watchers.clear();
 }
