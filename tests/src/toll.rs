@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -109,14 +109,13 @@ impl Toll {
         }
     }
 
-    /// Lets all calls go on, each after this pause, until the run ends.
+    /// Lets all calls go on until the run ends.
     ///
     /// # Panics
     /// As [`Toll::next`].
     #[track_caller]
-    pub fn let_all_go(&mut self, running: &Running, pause: Duration) {
+    pub fn let_all_go(&mut self, running: &Running) {
         while let Some(call) = self.next(running) {
-            std::thread::sleep(pause);
             self.let_go(&call);
         }
     }
