@@ -209,9 +209,9 @@ fn kill_slowly(file: &Path, sandbox: &Sandbox, options: &[&str]) -> u64 {
     toll.let_all_go(&running);
     let report = assert_killed(&running.finish(DEADLINE));
     actor.send("stop");
-    let told = actor.wait_for("the bystanders", |line| line["bystanders"].is_u64());
-    assert!(told["bystanders"].as_u64() >= Some(200), "{told}");
-    assert_eq!(told["hit"], json!(0), "{told}; {report}");
+    let answer = actor.wait_for("the bystanders", |line| line["bystanders"].is_u64());
+    assert!(answer["bystanders"].as_u64() >= Some(200), "{answer}");
+    assert_eq!(answer["hit"], json!(0), "{answer}; {report}");
     report["rejected"].as_u64().expect("a count")
 }
 
