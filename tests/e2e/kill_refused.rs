@@ -84,9 +84,9 @@ fn a_process_in_too_many_trees() {
     let actor = actor!(sandbox, "pause");
     let lifemon = Lifemon::find();
     let mut watchers: Vec<_> = (0..8).map(|_| lifemon.attach(&actor.pid(), &[])).collect();
-    watchers
-        .iter_mut()
-        .for_each(|watcher| _ = watcher.attached());
+    for watcher in &mut watchers {
+        _ = watcher.attached();
+    }
     assert_refused(
         &kill(&actor.pid(), &[]),
         1,

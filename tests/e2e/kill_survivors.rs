@@ -70,8 +70,8 @@ fn who_is_held_by_a_tracer_survives_until_let_go() {
     let mut actor = actor!(sandbox, "traced", "exit");
     actor.step();
     let traced = actor.child("traced");
-    let tracer = format!("tracer {}", actor.pid());
-    assert_survives(traced, traced, &[&tracer]);
+    let reason = format!("tracer {}", actor.pid());
+    assert_survives(traced, traced, &[&reason]);
     assert!(proc::is_running(traced.pid));
     actor.step();
     assert_eq!(actor.reaped(traced.pid)["signal"], libc::SIGKILL);

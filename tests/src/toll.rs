@@ -6,10 +6,12 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
-use std::time::Duration;
+use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
+
+use crate::{DEADLINE, Running, proc};
 
 const SET_MODE_FILTER: libc::c_long = 1;
 const NEW_LISTENER: libc::c_long = 1 << 3;
@@ -21,6 +23,8 @@ const RETURN: u16 = 0x06;
 const ASK: u32 = 0x7fc0_0000;
 const ALLOW: u32 = 0x7fff_0000;
 const GO_ON: u32 = 1;
+/// In ms.
+const STEP: u8 = 20;
 
 /// Room for one descriptor in a message, aligned as the kernel wants it.
 type Control = [u64; 3];
@@ -65,32 +69,29 @@ impl Toll {
         }
     }
 
-    /// The next call, or `None` once the program has ended.
+    /// The next call of this run, or `None` once it has ended.
     ///
     /// # Panics
-    /// When neither comes before the deadline, or the program was not started.
+    /// When neither comes within the default deadline.
     #[track_caller]
-    pub fn next(&mut self, deadline: Duration) -> Option<HeldUp> {
+    pub fn next(&mut self, running: &Running) -> Option<HeldUp> {
         let listener = match &self.listener {
             Some(listener) => listener,
             None => self.listener.insert(receive(&self.channel)),
         };
-        let timeout = PollTimeout::try_from(deadline).expect("a deadline that poll can take");
-        let mut sources = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-        let ready = poll(&mut sources, timeout);
-        assert_eq!(ready, Ok(1), "no call in {deadline:?}");
-        if !sources[0].revents()?.contains(PollFlags::POLLIN) {
-            return None;
+        let begun = Instant::now();
+        loop {
+            let mut sources = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut sources, STEP).expect("a listener that can be polled");
+            if ready > 0 && sources[0].revents()?.contains(PollFlags::POLLIN) {
+                return take(listener);
+            }
+            // Older kernels say that nobody can call any more only when it has been reaped.
+            if ready > 0 || !proc::is_running(running.pid()) {
+                return None;
+            }
+            assert!(begun.elapsed() < DEADLINE, "neither a call nor the end");
         }
-        // SAFETY: integers alone; the kernel wants them all to be 0.
-        let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-        // SAFETY: room for a notice, which has the size that is part of the request.
-        let taken = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE, &raw mut notice) };
-        // It was killed in the middle of the call.
-        (taken == 0).then_some(HeldUp {
-            id: notice.id,
-            arguments: notice.data.args,
-        })
     }
 
     /// Lets a call go on, as if nothing had been.
@@ -108,20 +109,28 @@ impl Toll {
         }
     }
 
-    /// Lets all calls go on, each after this pause, until the program ends; how many there were.
+    /// Lets all calls go on until the run ends.
     ///
     /// # Panics
-    /// When none comes, nor the end, before the deadline.
+    /// As [`Toll::next`].
     #[track_caller]
-    pub fn let_all_go(&mut self, pause: Duration, deadline: Duration) -> usize {
-        let mut count = 0;
-        while let Some(call) = self.next(deadline) {
-            std::thread::sleep(pause);
+    pub fn let_all_go(&mut self, running: &Running) {
+        while let Some(call) = self.next(running) {
             self.let_go(&call);
-            count += 1;
         }
-        count
     }
+}
+
+/// Takes the call that waits; `None` when its process was killed in the middle of it.
+fn take(listener: &OwnedFd) -> Option<HeldUp> {
+    // SAFETY: integers alone; the kernel wants them all to be 0.
+    let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: room for a notice, which has the size that is part of the request.
+    let taken = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE, &raw mut notice) };
+    (taken == 0).then_some(HeldUp {
+        id: notice.id,
+        arguments: notice.data.args,
+    })
 }
 
 /// From here on this process stops at the call; the descriptor that hears of it.
