@@ -33,7 +33,7 @@ pub use story::Story;
 pub use stream::{Finished, Stream};
 pub use tracker::{HostTracker, run_alone};
 pub use wait::wait_until;
-pub use watching::Watching;
+pub use watching::{Watching, says_who_is_last};
 
 use std::time::Duration;
 
