@@ -14,7 +14,7 @@ use serde_json::json;
 on_both_paths!(a_short_burst_is_told_to_the_last);
 
 fn a_short_burst_is_told_to_the_last(options: &[&str]) {
-    burst(2_000, options);
+    burst(lifemon_tests::scaled(2_000).max(400), options);
 }
 
 #[test]
@@ -89,14 +89,14 @@ fn entries(path: &Path) -> usize {
 fn attaching_to_a_tree_that_never_stands_still_misses_nobody() {
     // Before the trees begin to move: pids come round again while we wait for the lock.
     let _lock = private_lock();
-    for round in 0..20 {
+    for round in 0..lifemon_tests::scaled(20) {
         let sandbox = Sandbox::new();
         let path = sandbox.directory().join("log");
         let mut actor = actor!(sandbox, "forever-forking", 60_000, path.display(), 200_000);
         let root = actor.process();
         actor.send("go");
         // Another moment of the tree in each round.
-        let begun = 50 + 7 * round;
+        let begun = 50 + 7 * usize::try_from(round).expect("few");
         wait_until("a tree in motion", DEADLINE, || entries(&path) > begun);
         let watching = Watching::of(&actor);
         let attached_at = entries(&path);

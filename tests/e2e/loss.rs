@@ -249,16 +249,16 @@ fn processes_of_the_host() -> usize {
 }
 
 fn full_maps_are_said_and_what_fits_is_right(options: &[&str]) {
-    const CHILDREN: usize = 1000;
+    let count = lifemon_tests::scaled(1000).max(400);
     // The processes of other tests would take the room of this one's.
     let _alone = HostTracker::off();
     let sandbox = Sandbox::new();
-    let mut actor = actor!(sandbox, "fork-hold", CHILDREN);
+    let mut actor = actor!(sandbox, "fork-hold", count);
     let room = (processes_of_the_host() + 250).to_string();
     let mut stream = watch(&actor, &[&["--max-processes", &room], options].concat());
     actor.step();
     let children: BTreeSet<_> = actor.children("worker").into_iter().collect();
-    assert_eq!(children.len(), CHILDREN);
+    assert_eq!(children.len() as u64, count);
 
     stream.wait_for("a full lineage", |event| event["reason"] == "lineage_full");
     stream.wait_for("full memberships", |event| {
@@ -330,10 +330,11 @@ fn is_child(event: &Value, children: &BTreeSet<Process>) -> bool {
 fn a_tree_that_does_not_fit_is_told_at_once() {
     let _alone = HostTracker::off();
     let sandbox = Sandbox::new();
-    let mut actor = actor!(sandbox, "fork-hold", 1000);
+    let count = usize::try_from(lifemon_tests::scaled(1000).max(400)).expect("few");
+    let mut actor = actor!(sandbox, "fork-hold", count);
     actor.step();
     let pid = actor.pid().to_string();
-    let room = (processes_of_the_host() - 500).to_string();
+    let room = (processes_of_the_host() - count / 2).to_string();
     let words = [
         "attach",
         &pid,

@@ -8,7 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::bpf::{BPF_FS, Traces};
-use lifemon_tests::{DEADLINE, HostTracker, Lifemon, Sandbox, actor, private_lock, wait_until};
+use lifemon_tests::{
+    DEADLINE, HostTracker, Lifemon, Sandbox, actor, private_lock, scaled, wait_until,
+};
 use serde_json::Value;
 
 fn number(value: &Value) -> u64 {
@@ -254,17 +256,17 @@ fn another_version_may_be_laid_out_otherwise() {
 
 #[test]
 fn a_loader_killed_at_any_moment_leaves_nothing_that_stays() {
-    const ROUNDS: u32 = 20;
+    let rounds = u32::try_from(scaled(20).max(6)).expect("few");
     let tracker = HostTracker::off();
     let lifemon = Lifemon::find();
     let start = Instant::now();
     tracker.switch_on(&[]);
     let whole = start.elapsed();
     tracker.switch_off();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let loader = lifemon.start(lifemon.command(["track", "on"]));
         // Every part of its life, and a little after it.
-        thread::sleep(whole * (round * 7 % ROUNDS) / (ROUNDS - 2));
+        thread::sleep(whole * (round * 7 % rounds) / (rounds - 2));
         loader.kill();
         // Every other time the next loader finds what two have left.
         if round % 2 == 0 {
@@ -309,7 +311,7 @@ fn switching_on_and_off_at_once_does_not_fail() {
     let tracker = HostTracker::off();
     let switch = |word: &'static str| {
         move || {
-            let outputs = (0..10).map(|_| Lifemon::find().run(["track", word]));
+            let outputs = (0..scaled(10).max(3)).map(|_| Lifemon::find().run(["track", word]));
             outputs
                 .filter(|output| output.code != Some(0))
                 .collect::<Vec<_>>()

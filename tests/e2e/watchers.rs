@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lifemon_tests::story::{is_about, process, processes};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, on_both_paths,
+    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, on_both_paths, scaled,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -148,10 +148,10 @@ fn the_ninth_on_one_tree_is_refused() {
 
 #[test]
 fn a_stopped_watcher_loses_only_its_own_events() {
-    const BURST: usize = 2000;
+    let burst = usize::try_from(scaled(2000).max(400)).expect("few");
     let _tracker = HostTracker::on(&[]);
     let sandbox = Sandbox::new();
-    let mut actor = actor!(sandbox, "burst", BURST);
+    let mut actor = actor!(sandbox, "burst", burst);
     let mut slow = attach(actor.process(), &["--ring-size", "4K"]);
     let mut quick = attach(actor.process(), &[]);
     slow.attached();
@@ -160,7 +160,7 @@ fn a_stopped_watcher_loses_only_its_own_events() {
     actor.step();
 
     let mut exits = 0;
-    while exits < BURST {
+    while exits < burst {
         let event = quick.next_event(DEADLINE).expect("more events");
         assert_ne!(event["event"], "lost", "{event}");
         exits += usize::from(event["event"] == "exit");
@@ -189,8 +189,8 @@ fn a_stopped_watcher_loses_only_its_own_events() {
     assert_eq!(summary(&slow.events)["summary"]["alive"], 1);
     let lost = &summary(&slow.events)["summary"]["lost_events"];
     assert!(lost.as_u64().is_some_and(|count| count > 0), "{lost}");
-    assert_eq!(subjects(&quick.events, "fork").len(), BURST);
-    assert_eq!(subjects(&quick.events, "exit").len(), BURST);
+    assert_eq!(subjects(&quick.events, "fork").len(), burst);
+    assert_eq!(subjects(&quick.events, "exit").len(), burst);
     let whole = summary(&quick.events);
     assert_eq!(whole["complete"], true, "{whole}");
     assert_eq!(whole["summary"]["lost_events"], 0, "{whole}");
@@ -220,17 +220,17 @@ fn assert_unused(status: &Value) {
 
 #[test]
 fn a_watcher_killed_at_any_moment_leaves_no_slot() {
-    const ROUNDS: u32 = 50;
+    let rounds = u32::try_from(scaled(50).max(10)).expect("few");
     let tracker = HostTracker::on(&[]);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "nested");
     actor.step();
     let lifemon = Lifemon::find();
     let pid = actor.pid().to_string();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let watcher = lifemon.start(lifemon.command(["attach", &pid]));
         // From its first instruction until it has been watching for a while.
-        thread::sleep(Duration::from_millis(2) * (round * 7 % ROUNDS));
+        thread::sleep(Duration::from_millis(100) * (round * 7 % rounds) / rounds);
         watcher.kill();
     }
     assert_still_works(&tracker, &mut actor);
@@ -238,16 +238,16 @@ fn a_watcher_killed_at_any_moment_leaves_no_slot() {
 
 #[test]
 fn a_watcher_killed_while_it_ends_leaves_no_membership() {
-    const ROUNDS: u32 = 50;
+    let rounds = u32::try_from(scaled(50).max(10)).expect("few");
     let tracker = HostTracker::on(&[]);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "nested");
     actor.step();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let mut stream = attach(actor.process(), &[]);
         stream.attached();
         stream.interrupt();
-        thread::sleep(Duration::from_micros(500) * (round * 7 % ROUNDS));
+        thread::sleep(Duration::from_millis(25) * (round * 7 % rounds) / rounds);
         stream.signal(Signal::SIGKILL);
     }
     assert_still_works(&tracker, &mut actor);

@@ -37,7 +37,7 @@ pub use stream::{Finished, Stream};
 pub use toll::{HeldUp, Toll};
 pub use tracker::{HostTracker, run_alone};
 pub use wait::wait_until;
-pub use watching::Watching;
+pub use watching::{Watching, says_who_is_last};
 
 use std::time::Duration;
 

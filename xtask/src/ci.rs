@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::command::{output, run_lines};
 use crate::privilege::as_root;
 use crate::stage::Stages;
-use crate::test;
+use crate::test::{self, Kernels};
 
 const PINS: &str = "/sys/fs/bpf/lifemon";
 
@@ -24,7 +24,7 @@ pub(crate) fn ci() -> Result<()> {
 
 fn all(stages: &mut Stages) -> Result<()> {
     let before = untracked()?;
-    test::all(stages, &[])?;
+    test::all(stages, &[], Kernels::All)?;
     stages.stage("nothing left behind", |_| {
         no_new_files(&before, &untracked()?)?;
         no_pins()

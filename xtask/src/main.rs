@@ -19,6 +19,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use test::Kernels;
+
 /// Set-up, build, run and test of lifemon.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
@@ -42,9 +44,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Format, lints, unit tests, and as root the end-to-end tests
-    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test -- orphans")]
+    /// Format, lints, unit tests, and as root the end-to-end tests, here and on other kernels
+    #[command(after_help = "Examples:\n  cargo xtask test\n  \
+                            cargo xtask test --no-vm -- orphans")]
     Test {
+        /// Leaves out the emulated machines with other kernels, which take minutes
+        #[arg(long)]
+        no_vm: bool,
         /// Arguments for every test executable: a filter, or an option of libtest
         #[arg(last = true)]
         args: Vec<OsString>,
@@ -70,7 +76,8 @@ fn main() -> ExitCode {
         Task::Setup => setup::setup(setup::Report::Everything),
         Task::Build => build::build(),
         Task::Run { args } => run::run(&args),
-        Task::Test { args } => test::test(&args),
+        Task::Test { no_vm: true, args } => test::test(&args, Kernels::Running),
+        Task::Test { no_vm: false, args } => test::test(&args, Kernels::All),
         Task::Ci => ci::ci(),
         Task::Vmtest(options) => vmtest::vmtest(&options),
         Task::Bench { args } => bench::bench(&args),

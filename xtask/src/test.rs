@@ -13,17 +13,27 @@ use crate::libtest::Counts;
 use crate::privilege::as_root;
 use crate::setup::{self, Report};
 use crate::stage::Stages;
+use crate::vmtest;
+
+/// Which machines the end-to-end tests run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernels {
+    /// This one alone.
+    Running,
+    /// This one, and emulated ones with other kernels.
+    All,
+}
 
 /// Runs all stages; `args` go to every test executable.
-pub(crate) fn test(args: &[OsString]) -> Result<()> {
+pub(crate) fn test(args: &[OsString], kernels: Kernels) -> Result<()> {
     let mut stages = Stages::default();
-    let result = all(&mut stages, args);
+    let result = all(&mut stages, args, kernels);
     stages.close();
     result
 }
 
 /// The stages of a test run, without the closing lines.
-pub(crate) fn all(stages: &mut Stages, args: &[OsString]) -> Result<()> {
+pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> Result<()> {
     stages.stage("set-up", |_| setup::setup(Report::Everything))?;
     stages.stage("format", |_| run_cargo("fmt --all --check"))?;
     stages.stage("lints", |_| {
@@ -32,13 +42,27 @@ pub(crate) fn all(stages: &mut Stages, args: &[OsString]) -> Result<()> {
         )
     })?;
     stages.stage("unit tests", |counts| unit_tests(args, counts))?;
-    let lifemon = stages.stage("release build", |_| {
-        build::test_programs()?;
-        build::lifemon()
+    let (actor, lifemon) = stages.stage("release build", |_| {
+        let actor = build::find(build::test_programs()?, "actor")?;
+        Ok((actor, build::lifemon()?))
     })?;
     let tests = stages.stage("end-to-end build", |_| end_to_end_tests())?;
     stages.stage("end-to-end tests", |counts| {
         run_all(&tests, &lifemon, args, counts)
+    })?;
+    if kernels == Kernels::Running {
+        println!("left out, as asked: the tests on other kernels");
+        return Ok(());
+    }
+    let built = vmtest::Built {
+        lifemon,
+        actor,
+        tests,
+    };
+    let words = args.iter().map(|arg| arg.to_string_lossy().into_owned());
+    let words: Vec<String> = words.collect();
+    stages.stage("other kernels", |counts| {
+        vmtest::stage(built, &words, counts)
     })
 }
 

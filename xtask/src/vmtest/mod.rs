@@ -1,9 +1,10 @@
 //! `cargo xtask vmtest`: the end-to-end tests on Debian's kernels, each in an emulated machine. Here
-//! the order of things: what is needed, which kernels, each guest, the verdict.
+//! the order of things: what is needed, which kernels, the guests, the verdict.
 
 mod apt;
 mod console;
 mod cpio;
+mod guests;
 mod initramfs;
 mod kernels;
 mod packages;
@@ -13,32 +14,34 @@ mod report;
 
 use std::env;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::build;
+use crate::build::{self, Executable};
 use crate::command::{self, shown};
+use crate::libtest::Counts;
 use crate::privilege::as_root;
 use crate::setup::{self, Report as Say};
 use crate::test::end_to_end_tests;
 use crate::toolchain::on_path;
 use apt::Apt;
-use console::Console;
-use initramfs::{Load, Run};
-use kernels::{Suite, chosen};
+use guests::{ALL_BUDGET, GUEST_BUDGET, Plan, boot_all};
+use initramfs::Load;
+use kernels::{SUITES, Suite, chosen};
 use packages::{Kernel, Packages};
-use qemu::{EMULATOR, Machine};
-use report::{Outcome, Ran, Report};
+use qemu::EMULATOR;
+use report::{Outcome, Report};
 
 /// Continuous integration wants at least so many kernels.
 const KERNELS_MIN: usize = 3;
 
 /// The busybox of this suite.
 const TOOLS_SUITE: &str = "bookworm";
+
+/// The loads of the heaviest tests are divided by this in a guest.
+const SCALE: u32 = 10;
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
@@ -56,45 +59,165 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with_all = ["kernel", "test", "args"])]
     update_readme: bool,
     /// Divides the load of the heaviest tests (`LIFEMON_TEST_SCALE` in the guest)
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = SCALE)]
     scale: u32,
-    /// Ends a guest after this many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 140)]
-    deadline: u64,
+    /// Ends a guest after this many seconds, with no limit for all together
+    #[arg(long, value_name = "SECONDS")]
+    deadline: Option<u64>,
     /// Arguments for every test executable: a filter, or an option of libtest
     #[arg(last = true)]
     args: Vec<String>,
 }
 
+/// What was built already.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The release build.
+    pub(crate) lifemon: PathBuf,
+    /// The program with all behaviours of the tests' processes.
+    pub(crate) actor: PathBuf,
+    /// The end-to-end tests.
+    pub(crate) tests: Vec<Executable>,
+}
+
 /// Boots each kernel, and fails when one did not do what it has to.
 pub(crate) fn vmtest(options: &Options) -> Result<()> {
-    ensure!(
-        env::consts::ARCH == "x86_64",
-        "the guests are x86-64 machines, and run only what is built on one"
-    );
     let suites = chosen(&options.kernel)?;
     setup::setup(Say::Changes)?;
-    install_emulator()?;
-    let cache = cache()?;
-    let _alone = lock(&cache)?;
-    let packages = packages(&cache)?;
-    let load = load(&packages, &options.test)?;
-    let mut reports = Vec::new();
-    for suite in suites {
-        let outcome = match packages.kernel(suite) {
-            Err(error) => Outcome::Skipped(format!("{error:#}")),
-            Ok(kernel) => Outcome::Ran(Box::new(guest(options, &cache, &load, &kernel)?)),
-        };
-        let report = Report { suite, outcome };
-        // At once: the next guest takes minutes.
-        print!("{report}");
-        io::stdout().flush()?;
-        reports.push(report);
-    }
+    let host = Host::prepare()?;
+    let actor = build::find(build::test_programs()?, "actor")?;
+    let mut tests = end_to_end_tests()?;
+    tests.retain(|test| options.test.is_empty() || options.test.contains(&test.name));
+    let load = host.load(Built {
+        lifemon: build::lifemon()?,
+        actor,
+        tests,
+    })?;
+    let (kernels, mut reports) = host.kernels(&suites);
+    let limited = (GUEST_BUDGET, ALL_BUDGET);
+    let (budget, all) = options.deadline.map_or(limited, |seconds| {
+        let budget = Duration::from_secs(seconds);
+        (budget, budget * u32::try_from(SUITES.len()).unwrap_or(1))
+    });
+    reports.extend(boot_all(
+        &Plan {
+            cache: &host.cache,
+            load: &load,
+            scale: options.scale,
+            budget,
+            end: Instant::now() + all,
+            keep: options.keep,
+            args: &options.args,
+        },
+        &kernels,
+    )?);
     if options.update_readme {
-        readme::update(&root()?.join("README.md"), &reports)?;
+        readme::update(&root()?.join("README.md"), &in_order(reports.clone()))?;
     }
-    verdict(&reports, env::var_os("CI").is_some_and(|ci| ci == "true"))
+    verdict(&reports, is_ci())
+}
+
+/// The same as the last stage of the tests: with what they have built, on every kernel. Where the
+/// guests cannot be had that is said, and is an error only in continuous integration.
+pub(crate) fn stage(built: Built, args: &[String], counts: &mut Counts) -> Result<()> {
+    let host = match Host::prepare().and_then(|host| Ok((host.load(built)?, host))) {
+        Ok(host) => host,
+        Err(error) if is_ci() => return Err(error),
+        Err(error) => {
+            println!("skipped: the tests on other kernels: {error:#}");
+            return Ok(());
+        }
+    };
+    let (load, host) = host;
+    let (kernels, mut reports) = host.kernels(&SUITES);
+    reports.extend(boot_all(
+        &Plan {
+            cache: &host.cache,
+            load: &load,
+            scale: SCALE,
+            budget: GUEST_BUDGET,
+            end: Instant::now() + ALL_BUDGET,
+            keep: false,
+            args,
+        },
+        &kernels,
+    )?);
+    for report in &reports {
+        *counts += report.counts();
+    }
+    verdict(&reports, is_ci())
+}
+
+fn is_ci() -> bool {
+    env::var_os("CI").is_some_and(|ci| ci == "true")
+}
+
+/// This machine with all that guests need.
+#[derive(Debug)]
+struct Host {
+    cache: PathBuf,
+    packages: Packages,
+    _alone: File,
+}
+
+impl Host {
+    fn prepare() -> Result<Self> {
+        ensure!(
+            env::consts::ARCH == "x86_64",
+            "the guests are x86-64 machines, and run only what is built on one"
+        );
+        for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
+            ensure!(
+                on_path(tool).is_some(),
+                "there is no {tool} here: the kernels come by Debian's own tools"
+            );
+        }
+        install_emulator()?;
+        let cache = cache()?;
+        let alone = lock(&cache)?;
+        let packages = packages(&cache)?;
+        Ok(Self {
+            cache,
+            packages,
+            _alone: alone,
+        })
+    }
+
+    /// What travels, with the tools of a guest.
+    fn load(&self, built: Built) -> Result<Load> {
+        let Built {
+            lifemon,
+            actor,
+            mut tests,
+        } = built;
+        // Cargo names them as their builds end.
+        tests.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Load {
+            busybox: self.packages.busybox(TOOLS_SUITE)?,
+            lifemon,
+            actor,
+            tests,
+        })
+    }
+
+    /// Those that can be had, and a report on each that cannot.
+    fn kernels(&self, suites: &[Suite]) -> (Vec<Kernel>, Vec<Report>) {
+        let (mut kernels, mut reports) = (Vec::new(), Vec::new());
+        for &suite in suites {
+            match self.packages.kernel(suite) {
+                Ok(kernel) => kernels.push(kernel),
+                Err(error) => {
+                    let report = Report {
+                        suite,
+                        outcome: Outcome::Skipped(format!("{error:#}")),
+                    };
+                    print!("{report}");
+                    reports.push(report);
+                }
+            }
+        }
+        (kernels, reports)
+    }
 }
 
 fn install_emulator() -> Result<()> {
@@ -152,66 +275,10 @@ fn packages(cache: &Path) -> Result<Packages> {
     Ok(Packages::new(apt, files))
 }
 
-/// Builds what travels, here and once.
-fn load(packages: &Packages, asked: &[String]) -> Result<Load> {
-    let actor = build::find(build::test_programs()?, "actor")?;
-    let mut tests = end_to_end_tests()?;
-    tests.retain(|test| asked.is_empty() || asked.contains(&test.name));
-    // Cargo names them as their builds end.
-    tests.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(Load {
-        busybox: packages.busybox(TOOLS_SUITE)?,
-        lifemon: build::lifemon()?,
-        actor,
-        tests,
-    })
-}
-
-/// Boots one kernel.
-fn guest(options: &Options, cache: &Path, load: &Load, kernel: &Kernel) -> Result<Ran> {
-    let deadline = Duration::from_secs(options.deadline);
-    let suite = kernel.suite;
-    eprintln!("booting {suite}");
-    let run = Run {
-        scale: options.scale,
-        // So that one that hangs leaves time for others.
-        limit: deadline / 2,
-        args: options.args.clone(),
-    };
-    let initramfs = cache.join(format!("{}.cpio", suite.name));
-    fs::write(&initramfs, initramfs::build(load, &run, suite.expected)?)?;
-    let consoles = cache.join("consoles");
-    fs::create_dir_all(&consoles)?;
-    let machine = Machine {
-        image: &kernel.image,
-        initramfs: &initramfs,
-        console: &consoles.join(format!("{}.txt", suite.name)),
-        processors: processors(),
-        deadline,
-    };
-    let start = Instant::now();
-    let mut console = Console::default();
-    let end = qemu::boot(&machine, |line| {
-        if let Some(section) = console.line(line) {
-            let at = start.elapsed().as_secs();
-            eprintln!("  {at:>4} s  {} ended", section.name);
-        }
-    });
-    if options.keep {
-        eprintln!("kept {}", initramfs.display());
-    } else {
-        fs::remove_file(&initramfs)?;
-    }
-    let mut ran = Ran::judge(suite.expected, &console, end?);
-    ran.took = start.elapsed();
-    ran.console = machine.console.to_path_buf();
-    Ok(ran)
-}
-
-/// Two find races that one does not; more only wait for each other when emulated.
-fn processors() -> u32 {
-    let here = thread::available_parallelism().map_or(1, usize::from);
-    if here > 1 { 2 } else { 1 }
+/// As the suites are listed, whatever ended first.
+fn in_order(mut reports: Vec<Report>) -> Vec<Report> {
+    reports.sort_by_key(|report| SUITES.iter().position(|suite| *suite == report.suite));
+    reports
 }
 
 /// The root of the workspace.
@@ -250,7 +317,6 @@ fn verdict(reports: &[Report], is_ci: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernels::SUITES;
 
     fn skipped(suite: Suite) -> Report {
         let outcome = Outcome::Skipped("no network".to_owned());

@@ -1,7 +1,7 @@
 //! The table of kernels in the README, between its two markers. Generated, so that it says what was
 //! seen and not what was hoped.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -33,27 +33,52 @@ fn table(reports: &[Report]) -> String {
     let head = FEATURES.join(" | ");
     let rule = "|---".repeat(FEATURES.len());
     let mut table = format!("| kernel | Debian | {head} | tests |\n|---|---{rule}|---|\n");
-    let mut notes = BTreeSet::new();
     for report in reports {
         if let Outcome::Ran(ran) = &report.outcome {
-            let cells = cells(ran);
-            let name = report.suite.name;
+            let (name, cells) = (report.suite.name, cells(ran));
             table.push_str(&format!("| {} | {name} | {cells} |\n", ran.release));
-            notes.extend(
-                ran.degraded()
-                    .map(|check| format!("- {}, degraded: {}.\n", check.name, check.detail)),
-            );
-            let skipped = ran.tests.skipped.iter();
-            notes.extend(
-                skipped.map(|(test, why)| format!("- {} skips `{test}`: {why}.\n", ran.release)),
-            );
         }
     }
+    let notes = notes(reports);
     if !notes.is_empty() {
         table.push('\n');
     }
     table.extend(notes);
     table
+}
+
+/// What was degraded, and why tests were skipped: each reason once, with the kernels it holds for.
+fn notes(reports: &[Report]) -> Vec<String> {
+    let mut degraded: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    let mut skipped: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+    for report in reports {
+        let Outcome::Ran(ran) = &report.outcome else {
+            continue;
+        };
+        for check in ran.degraded() {
+            let kernels = degraded.entry((&check.name, &check.detail)).or_default();
+            kernels.push(&ran.release);
+        }
+        for (_, why) in &ran.tests.skipped {
+            *skipped
+                .entry(why)
+                .or_default()
+                .entry(&ran.release)
+                .or_default() += 1;
+        }
+    }
+    let degraded = degraded.iter().map(|((name, detail), kernels)| {
+        let kernels = kernels.join(" and ");
+        format!("- {name}, degraded on {kernels}: {detail}.\n")
+    });
+    let skipped = skipped.iter().map(|(why, kernels)| {
+        let kernels: Vec<_> = kernels
+            .iter()
+            .map(|(kernel, count)| format!("{count} on {kernel}"))
+            .collect();
+        format!("- Tests skipped, {}: {why}.\n", kernels.join(", "))
+    });
+    degraded.chain(skipped).collect()
 }
 
 fn cells(ran: &Ran) -> String {
@@ -99,6 +124,7 @@ mod tests {
             release: "6.12.1".to_owned(),
             checks: vec![check("programs", "ok"), check("exit event", "degraded")],
             tests: Tests {
+                skipped: vec![("kill::it".to_owned(), "no python3".to_owned())],
                 counts: Counts {
                     passed: 7,
                     failed: 0,
@@ -114,7 +140,10 @@ mod tests {
         let table = table(&[report]);
         assert!(table.contains("| 6.12.1 | trixie | ok | degraded | ? | 7 passed, 0 failed |\n"));
         assert!(
-            table.ends_with("\n\n- exit event, degraded: fires late.\n"),
+            table.ends_with(
+                "\n\n- exit event, degraded on 6.12.1: fires late.\n\
+                 - Tests skipped, 1 on 6.12.1: no python3.\n"
+            ),
             "{table}"
         );
     }

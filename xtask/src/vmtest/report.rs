@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::console::{Check, Console, Tests, checks};
 use super::kernels::{Expected, Suite};
 use super::qemu::End;
+use crate::libtest::Counts;
 
 /// One kernel.
 #[derive(Clone, Debug)]
@@ -83,10 +84,12 @@ impl Ran {
         let failed = self.checks.iter().filter(|check| check.state == "failed");
         let failed = failed.map(|check| format!("doctor: {}: {}", check.name, check.detail));
         self.problems.extend(failed);
+        let mut have_run = false;
         for section in &console.sections {
             let Some(name) = section.name.strip_prefix("test-") else {
                 continue;
             };
+            have_run = true;
             let full = |(test, why): (String, String)| (format!("{name}::{test}"), why);
             let tests = Tests::read(section);
             self.tests.counts += tests.counts;
@@ -95,8 +98,9 @@ impl Ran {
                 .skipped
                 .extend(tests.skipped.into_iter().map(full));
         }
-        if self.tests.counts.passed == 0 {
-            self.problems.push("no test has passed".to_owned());
+        // Each of them that ran has a verdict, or counts as failed.
+        if !have_run {
+            self.problems.push("no test has run".to_owned());
         }
     }
 
@@ -122,6 +126,20 @@ impl Ran {
     /// The features that are not as good as on other kernels.
     pub(super) fn degraded(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.state == "degraded")
+    }
+}
+
+impl Report {
+    /// The tests that ran there; what is wrong besides counts as one that failed.
+    pub(super) fn counts(&self) -> Counts {
+        let Outcome::Ran(ran) = &self.outcome else {
+            return Counts::default();
+        };
+        let mut counts = ran.tests.counts;
+        if !ran.is_good() && counts.failed == 0 {
+            counts.failed = 1;
+        }
+        counts
     }
 }
 

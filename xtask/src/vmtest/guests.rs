@@ -1,0 +1,181 @@
+//! All guests of a run: as many side by side as there is room for, each within its own time and all
+//! within one, so that a run ends whatever the kernels do.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::console::Console;
+use super::initramfs::{self, Load, Run};
+use super::kernels::{Expected, SUITES};
+use super::packages::Kernel;
+use super::qemu::{self, Machine};
+use super::report::{Outcome, Ran, Report};
+
+/// All guests together. What still runs then is ended and has failed.
+pub(super) const ALL_BUDGET: Duration = Duration::from_mins(10);
+
+/// One guest, when two run side by side: twice this and the refusal of an old kernel, which takes
+/// seconds, are less than [`ALL_BUDGET`].
+pub(super) const GUEST_BUDGET: Duration = Duration::from_secs(285);
+
+/// Guests side by side at most. Each has processors enough to keep two of the host's busy, and they
+/// wait for each other's locks less than for their own clocks.
+const SIDE_BY_SIDE_MAX: usize = 2;
+
+/// What is the same for every guest of a run.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    /// Where images, archives and consoles are kept.
+    pub(super) cache: &'a Path,
+    /// What travels.
+    pub(super) load: &'a Load,
+    /// Loads are divided by this.
+    pub(super) scale: u32,
+    /// For one guest.
+    pub(super) budget: Duration,
+    /// When everything ends.
+    pub(super) end: Instant,
+    /// Whether the guests' file systems are kept.
+    pub(super) keep: bool,
+    /// Arguments for every test executable.
+    pub(super) args: &'a [String],
+}
+
+/// Boots every kernel; each report is printed as soon as it is there.
+pub(super) fn boot_all(plan: &Plan<'_>, kernels: &[Kernel]) -> Result<Vec<Report>> {
+    let left = Mutex::new(VecDeque::from(in_order(kernels)));
+    let next = || {
+        let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.pop_front()
+    };
+    let work = || -> Result<Vec<Report>> {
+        let mut reports = Vec::new();
+        while let Some(kernel) = next() {
+            let report = Report {
+                suite: kernel.suite,
+                outcome: Outcome::Ran(Box::new(boot(plan, kernel)?)),
+            };
+            // At once: the next guest takes minutes.
+            print!("{report}");
+            io::stdout().flush()?;
+            reports.push(report);
+        }
+        Ok(reports)
+    };
+    let mut reports = Vec::new();
+    thread::scope(|scope| -> Result<()> {
+        let workers: Vec<_> = (0..side_by_side()).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            match worker.join() {
+                Ok(of_one) => reports.extend(of_one?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(reports)
+}
+
+/// Newest first: they have the most to do, and what is long should not start last.
+fn in_order(kernels: &[Kernel]) -> Vec<&Kernel> {
+    let mut order: Vec<_> = kernels.iter().collect();
+    let position = |kernel: &Kernel| SUITES.iter().position(|suite| *suite == kernel.suite);
+    order.sort_by_key(|kernel| {
+        let is_short = kernel.suite.expected == Expected::Refuses;
+        (is_short, std::cmp::Reverse(position(kernel)))
+    });
+    order
+}
+
+fn processors_here() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn side_by_side() -> usize {
+    processors_here().min(SIDE_BY_SIDE_MAX)
+}
+
+/// Two find races that one does not; more only wait for each other when emulated.
+fn processors() -> u32 {
+    if processors_here() > 1 { 2 } else { 1 }
+}
+
+/// Boots one kernel.
+fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
+    let suite = kernel.suite;
+    let deadline = plan
+        .budget
+        .min(plan.end.saturating_duration_since(Instant::now()));
+    eprintln!("booting {suite}, for {} s at most", deadline.as_secs());
+    let run = Run {
+        scale: plan.scale,
+        // So that one that hangs leaves time for others.
+        limit: deadline / 2,
+        args: plan.args.to_vec(),
+    };
+    let initramfs = plan.cache.join(format!("{}.cpio", suite.name));
+    let archive = initramfs::build(plan.load, &run, suite.expected)?;
+    fs::write(&initramfs, archive)
+        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let consoles = plan.cache.join("consoles");
+    fs::create_dir_all(&consoles)?;
+    let machine = Machine {
+        image: &kernel.image,
+        initramfs: &initramfs,
+        console: &consoles.join(format!("{}.txt", suite.name)),
+        processors: processors(),
+        deadline,
+    };
+    let start = Instant::now();
+    let mut console = Console::default();
+    let end = qemu::boot(&machine, |line| {
+        if let Some(section) = console.line(line) {
+            let at = start.elapsed().as_secs();
+            eprintln!("  {at:>4} s  {}: {} ended", suite.series, section.name);
+        }
+    });
+    if plan.keep {
+        eprintln!("kept {}", initramfs.display());
+    } else {
+        fs::remove_file(&initramfs)?;
+    }
+    let mut ran = Ran::judge(suite.expected, &console, end?);
+    ran.took = start.elapsed();
+    ran.console = machine.console.to_path_buf();
+    Ok(ran)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_guests_fit_into_the_time_of_all() {
+        let long = SUITES.iter();
+        let long = long.filter(|suite| suite.expected == Expected::Works);
+        let rounds = long.count().div_ceil(SIDE_BY_SIDE_MAX);
+        let rounds = u32::try_from(rounds).expect("few");
+        assert!(GUEST_BUDGET * rounds < ALL_BUDGET);
+    }
+
+    #[test]
+    fn the_longest_start_first_and_the_shortest_last() {
+        let kernels = SUITES.map(|suite| Kernel {
+            suite,
+            image: "/image".into(),
+        });
+        let names: Vec<_> = in_order(&kernels)
+            .into_iter()
+            .map(|kernel| kernel.suite.name)
+            .collect();
+        let expected = ["trixie-backports", "sid", "trixie", "bookworm", "bullseye"];
+        assert_eq!(names, expected);
+    }
+}
