@@ -3,7 +3,7 @@
 
 /// Version of the layout and meaning of every map. It is part of the pin path, so that a binary
 /// never opens the maps of another version.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// A process (a thread group), for ever: the pid alone is reused, the pair is not.
 #[repr(C)]
@@ -55,6 +55,9 @@ pub const OOM_KILLED: u32 = 1;
 pub const SENDER_KNOWN: u32 = 2;
 /// [`Record::exit_flags`], [`Event::flags`]: the kernel itself sent the signal.
 pub const SENT_BY_KERNEL: u32 = 4;
+/// [`Record::exit_flags`]: the kernel skipped the exit hook for it, so how it died is not known, and
+/// `exit_ns` is when that was noticed.
+pub const EXIT_UNSEEN: u32 = 8;
 
 /// What is known of one process: the value of the lineage map.
 #[repr(C)]

@@ -167,6 +167,18 @@ pub(crate) fn leave_all(process: &ProcessId, event: &mut Event) {
     });
 }
 
+/// A member is dead and its exit hook was skipped: counts it down. The watchers learn of it by
+/// comparison with the map.
+#[inline(never)]
+pub(crate) fn leave_unseen(process: &ProcessId) {
+    for_each(process, |layer, membership, tree| {
+        if leave(process, layer, membership) {
+            // SAFETY: an array element is always there.
+            unsafe { atomic::increment(&raw mut (*tree).exits) };
+        }
+    });
+}
+
 /// Reports `event` to every tree of `process`.
 #[inline(never)]
 pub(crate) fn report(process: &ProcessId, event: &mut Event, urgent: bool, is_exec: bool) {

@@ -1,10 +1,18 @@
-//! Removes one record that nobody needs, on request of userspace. Never attached: it is run through
-//! the test-run call, with the pid and the start time of the record as arguments.
+//! What userspace asks for one record, by pid and start time: to remove it because nobody needs it
+//! (`sweep`), or to do what the exit hook would have done (`settle`). Never attached: both are run
+//! through the test-run call.
 
-use aya_ebpf::{EbpfContext, macros::raw_tracepoint, programs::RawTracePointContext};
-use lifemon_ebpf::{ProcessId, rules};
+use aya_ebpf::{
+    EbpfContext, helpers::bpf_ktime_get_boot_ns, macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use lifemon_ebpf::{EXIT_UNSEEN, ProcessId, rules};
 
-use crate::{lineage::Map, maps::is_learning};
+use crate::{
+    lineage::{self, Map},
+    maps::is_learning,
+    members,
+};
 
 /// Arguments: pid, start in ns since boot.
 #[raw_tracepoint(tracepoint = "sys_enter")]
@@ -12,9 +20,39 @@ pub(crate) fn sweep(ctx: RawTracePointContext) -> i32 {
     if is_learning() {
         return 0;
     }
+    rules::sweep(&Map, &argument(&ctx));
+    0
+}
+
+/// Arguments: pid, start in ns since boot, of a process that userspace has seen to be over, so that
+/// its exit hook has run or never will.
+///
+/// From Linux 7 on a hook can be preempted, and the kernel skips it for whoever dies on that CPU
+/// meanwhile. The record still holds its own reference then, so it cannot vanish; one caller at a
+/// time settles (it holds the lock of the tracker).
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub(crate) fn settle(ctx: RawTracePointContext) -> i32 {
+    let process = argument(&ctx);
+    if is_learning() || !lineage::claim_exit(&process) {
+        return 0;
+    }
+    let died = lineage::mark_dead(&process, |record| {
+        // SAFETY: the helper has no preconditions.
+        record.exit_ns = unsafe { bpf_ktime_get_boot_ns() };
+        record.exit_flags = EXIT_UNSEEN;
+    });
+    members::leave_unseen(&process);
+    if died.is_some() {
+        lineage::bury(&process);
+    }
+    0
+}
+
+/// The process that the arguments name.
+#[inline(always)]
+fn argument(ctx: &RawTracePointContext) -> ProcessId {
     let args = ctx.as_ptr().cast::<u64>();
     // SAFETY: the context of a raw tracepoint is an array of 64-bit arguments; the caller gives two.
     let (pid, start_ns) = unsafe { (*args, *args.add(1)) };
-    rules::sweep(&Map, &ProcessId::new(pid as u32, start_ns));
-    0
+    ProcessId::new(pid as u32, start_ns)
 }

@@ -1,7 +1,9 @@
 //! What lifemon says about one process, decoded from records and events: names, deaths, signals.
 //! Pure: no I/O, no clock.
 
-use lifemon_ebpf::{Event, INFERRED, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL};
+use lifemon_ebpf::{
+    EXIT_UNSEEN, Event, INFERRED, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
+};
 
 /// A process by identity and, when known, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Death {
     pub is_oom: bool,
     /// Who sent the signal, when known.
     pub sender: Option<Sender>,
+    /// Nobody saw it die: how is not known.
+    pub unseen: bool,
 }
 
 /// Who sent a signal.
@@ -60,6 +64,8 @@ pub enum Cause {
     Signal,
     /// The out-of-memory killer chose it.
     Oom,
+    /// Not known: the kernel skipped the hook.
+    Unseen,
 }
 
 impl Cause {
@@ -70,6 +76,7 @@ impl Cause {
             Self::Exited => "exited",
             Self::Signal => "signal",
             Self::Oom => "oom",
+            Self::Unseen => "unseen",
         }
     }
 }
@@ -78,7 +85,7 @@ impl Death {
     /// The exit code, unless a signal ended it.
     #[must_use]
     pub const fn code(&self) -> Option<u32> {
-        if self.signal().is_some() {
+        if self.unseen || self.signal().is_some() {
             None
         } else {
             Some(self.status >> 8 & 0xff)
@@ -103,7 +110,9 @@ impl Death {
     /// Why it ended.
     #[must_use]
     pub const fn cause(&self) -> Cause {
-        if self.is_oom {
+        if self.unseen {
+            Cause::Unseen
+        } else if self.is_oom {
             Cause::Oom
         } else if self.signal().is_some() {
             Cause::Signal
@@ -119,6 +128,7 @@ impl Death {
             status: event.status,
             is_oom: event.flags & OOM_KILLED != 0,
             sender: sender(event.flags, event.sender, &event.sender_name),
+            unseen: false,
         }
     }
 
@@ -129,6 +139,7 @@ impl Death {
             status: record.status,
             is_oom: record.exit_flags & OOM_KILLED != 0,
             sender: sender(record.exit_flags, record.sender, &record.sender_name),
+            unseen: record.exit_flags & EXIT_UNSEEN != 0,
         }
     }
 }
@@ -236,6 +247,7 @@ mod tests {
             status,
             is_oom: false,
             sender: None,
+            unseen: false,
         }
     }
 

@@ -5,6 +5,7 @@
 //! `gone` is the pidfd, when memory and files are released and the children have a new parent.
 
 mod loss;
+mod missed;
 mod pidfd;
 mod start;
 mod wakeups;
@@ -28,6 +29,7 @@ use crate::proc;
 use crate::process::{Death, Process};
 use crate::watch::{Happening, Watch, What};
 
+use missed::Settling;
 use start::describe;
 use wakeups::WakeupBudget;
 
@@ -71,7 +73,8 @@ struct Seen {
     events: u64,
     members: u64,
     records: u64,
-    missed: u64,
+    missed_forks: u64,
+    missed_exits: u64,
 }
 
 /// A watched tree.
@@ -86,6 +89,8 @@ pub struct Session {
     /// saying so comes first.
     unfollowed: Vec<ProcessId>,
     tick: tokio::time::Interval,
+    settling: Option<Settling>,
+    has_missed_forks: bool,
     wakeups: WakeupBudget,
     seen: Seen,
     standing: Vec<Loss>,
@@ -120,7 +125,7 @@ impl Session {
         options: &WatchOptions,
     ) -> Result<(Self, Start), Error> {
         let host = tracker.host_counters();
-        let missed = tracker.missed_runs();
+        let (missed_forks, missed_exits) = (tracker.missed_forks(), tracker.missed_exits());
         let watcher = tracker.watch(root, others, options)?;
         let members = watcher.live_members()?;
         let snapshot = watcher.tracker().snapshot()?;
@@ -141,7 +146,8 @@ impl Session {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let seen = Seen {
             records: host.lost_records,
-            missed,
+            missed_forks,
+            missed_exits,
             ..Seen::default()
         };
         let session = Self {
@@ -151,6 +157,8 @@ impl Session {
             polled: Vec::new(),
             unfollowed: Vec::new(),
             tick,
+            settling: None,
+            has_missed_forks: false,
             wakeups: WakeupBudget::new(),
             seen,
             standing: start.losses.iter().map(|(loss, _)| *loss).collect(),
@@ -227,7 +235,7 @@ impl Session {
                 ready = self.watcher.readable() => ready.map_err(Error::Map)?.clear_ready(),
                 Some(Ok(id)) = self.dying.join_next() => self.report_gone(id),
                 () = sleep(POLL), if !may_wake => {}
-                _ = self.tick.tick() => self.on_tick(),
+                _ = self.tick.tick() => self.on_tick()?,
             }
         }
     }
@@ -305,7 +313,7 @@ impl Session {
         }
     }
 
-    fn on_tick(&mut self) {
+    fn on_tick(&mut self) -> Result<(), Error> {
         let (gone, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.polled)
             .into_iter()
             .partition(|id| !proc::is_alive(*id));
@@ -317,7 +325,7 @@ impl Session {
             self.lose(Loss::SwitchedOff, 0, false);
             self.ended = true;
         }
-        self.check_missed_runs();
+        self.check_missed_runs()
     }
 
     /// Says once that nothing can run again, and ends when the last member is gone.
@@ -329,6 +337,7 @@ impl Session {
             self.extinct_since = Some(Instant::now());
             // Whatever led to 0 was reported before the count went down: look once more.
             let _ = self.drain();
+            self.end_settling();
             self.ready.push(Update::Extinct);
             return true;
         };
@@ -354,14 +363,6 @@ impl Session {
             recovered,
             complete,
         });
-    }
-
-    fn check_missed_runs(&mut self) {
-        let missed = self.watcher.get_ref().tracker().missed_runs();
-        if missed > self.seen.missed {
-            self.lose(Loss::MissedRuns, missed - self.seen.missed, false);
-            self.seen.missed = missed;
-        }
     }
 
     /// Reports what was lost since the last look, and makes the model right again.

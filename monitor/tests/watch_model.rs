@@ -51,6 +51,7 @@ impl Proc {
             status: self.status,
             is_oom: self.is_oom(),
             sender: None,
+            unseen: false,
         }
     }
 

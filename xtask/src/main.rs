@@ -44,13 +44,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Format, lints, unit tests, and as root the end-to-end tests, here and on other kernels
+    /// Format, lints, unit tests, and as root the end-to-end tests
     #[command(after_help = "Examples:\n  cargo xtask test\n  \
-                            cargo xtask test --no-vm -- orphans")]
+                            cargo xtask test -- orphans\n  \
+                            cargo xtask test --other-kernels")]
     Test {
-        /// Leaves out the emulated machines with other kernels, which take minutes
+        /// The end-to-end tests on other kernels as well, in emulated machines, which takes minutes
         #[arg(long)]
-        no_vm: bool,
+        other_kernels: bool,
         /// Arguments for every test executable: a filter, or an option of libtest
         #[arg(last = true)]
         args: Vec<OsString>,
@@ -76,8 +77,17 @@ fn main() -> ExitCode {
         Task::Setup => setup::setup(setup::Report::Everything),
         Task::Build => build::build(),
         Task::Run { args } => run::run(&args),
-        Task::Test { no_vm: true, args } => test::test(&args, Kernels::Running),
-        Task::Test { no_vm: false, args } => test::test(&args, Kernels::All),
+        Task::Test {
+            other_kernels,
+            args,
+        } => {
+            let kernels = if other_kernels {
+                Kernels::All
+            } else {
+                Kernels::Running
+            };
+            test::test(&args, kernels)
+        }
         Task::Ci => ci::ci(),
         Task::Vmtest(options) => vmtest::vmtest(&options),
         Task::Bench { args } => bench::bench(&args),

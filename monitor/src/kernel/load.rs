@@ -266,7 +266,7 @@ impl Loaded {
                 .load("task", btf)
                 .map_err(|error| Error::load(name, &error))?;
         }
-        for name in ["sweep", "closer"] {
+        for name in ["sweep", "settle", "closer"] {
             self.program::<RawTracePoint>(name)?
                 .load()
                 .map_err(|error| Error::load(name, &error))?;

@@ -31,7 +31,7 @@ const LOCKED: &str = "/sys/fs";
 const OUR_MOUNT: &str = "lifemon";
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 3] = ["label", "sweep", "closer"];
+const EXTRA_PROGRAMS: [&str; 4] = ["label", "sweep", "settle", "closer"];
 
 /// Directory of all versions.
 #[must_use]

@@ -14,6 +14,7 @@ use super::load::{self, HOOKS, LoadOptions, Loaded};
 use super::pins::{self, Found};
 use super::shared::{Shared, word64};
 use super::{Error, sys};
+use crate::proc;
 use crate::session::Loss;
 
 /// The open maps of a tracker, and how to run its passes.
@@ -29,6 +30,7 @@ pub struct Tracker {
     pub(super) pass: Shared<Pass>,
     hooks: Vec<(&'static str, OwnedFd)>,
     sweep: OwnedFd,
+    settle: OwnedFd,
     /// The loaded kernel half of a private tracker; `None` for the pinned one.
     pub(super) private: Option<Loaded>,
 }
@@ -51,8 +53,8 @@ pub struct Snapshot {
     pub since_ns: u64,
     /// Processes without a record because the map was full, since tracking began.
     pub lost_records: u64,
-    /// Events that the kernel did not run the hooks for.
-    pub missed_runs: u64,
+    /// Forks that the kernel did not run the hook for.
+    pub missed_forks: u64,
     /// Whether it is of the host's tracker, which was there before the command.
     pub is_pinned: bool,
 }
@@ -64,7 +66,7 @@ impl Snapshot {
         let losses = [
             (Loss::NoHistory, !self.is_pinned),
             (Loss::LineageFull, self.lost_records > 0),
-            (Loss::MissedRuns, self.missed_runs > 0),
+            (Loss::MissedRuns, self.missed_forks > 0),
         ];
         let standing = losses.into_iter().filter(|(_, stands)| *stands);
         standing.map(|(loss, _)| loss).collect()
@@ -123,7 +125,10 @@ impl Tracker {
     pub fn open_or_load(options: &LoadOptions) -> Result<Self, Error> {
         super::preflight::check()?;
         match Self::open()? {
-            Some(tracker) => Ok(tracker),
+            Some(tracker) => {
+                tracker.settle_all()?;
+                Ok(tracker)
+            }
             None => Self::load(options),
         }
     }
@@ -142,6 +147,7 @@ impl Tracker {
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let hooks = loaded.hook_programs()?;
         let sweep = loaded.program_fd("sweep")?;
+        let settle = loaded.program_fd("settle")?;
         Ok(Self {
             lineage,
             members,
@@ -154,6 +160,7 @@ impl Tracker {
             pass,
             hooks,
             sweep,
+            settle,
             private: Some(loaded),
         })
     }
@@ -184,6 +191,7 @@ impl Tracker {
             pass: Shared::new(shared("PASS")?, 1).map_err(Error::Map)?,
             hooks,
             sweep: pins::open_program("sweep")?,
+            settle: pins::open_program("settle")?,
             private: None,
         }))
     }
@@ -299,7 +307,7 @@ impl Tracker {
             records,
             since_ns: self.since_ns(),
             lost_records: self.host_counters().lost_records,
-            missed_runs: self.missed_runs(),
+            missed_forks: self.missed_forks(),
             is_pinned: self.is_pinned(),
         })
     }
@@ -370,14 +378,58 @@ impl Tracker {
     /// Hook runs that the kernel skipped because the hook was running on that CPU already.
     #[must_use]
     pub fn missed_runs(&self) -> u64 {
-        let deciding = self
-            .hooks
-            .iter()
-            .filter(|(name, _)| matches!(*name, "fork" | "exit"));
-        deciding
-            .filter_map(|(_, fd)| sys::program_info(fd.as_fd()).ok())
-            .map(|info| info.recursion_misses)
-            .sum()
+        self.missed_forks() + self.missed_exits()
+    }
+
+    /// Forks that were skipped: processes that nobody knows of.
+    #[must_use]
+    pub fn missed_forks(&self) -> u64 {
+        self.missed("fork")
+    }
+
+    /// Exits that were skipped: made good by [`Tracker::settle`].
+    #[must_use]
+    pub fn missed_exits(&self) -> u64 {
+        self.missed("exit")
+    }
+
+    fn missed(&self, hook: &str) -> u64 {
+        let hook = self.hooks.iter().find(|(name, _)| *name == hook);
+        hook.and_then(|(_, fd)| sys::program_info(fd.as_fd()).ok())
+            .map_or(0, |info| info.recursion_misses)
+    }
+
+    /// Marks those of `processes` dead that are over although their records say that they live: the
+    /// kernel skipped the hook that should have seen them die. How many were asked for.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken or the program cannot run.
+    pub fn settle(&self, processes: &[ProcessId]) -> Result<usize, Error> {
+        let over: Vec<_> = processes.iter().filter(|id| proc::is_over(**id)).collect();
+        if over.is_empty() {
+            return Ok(0);
+        }
+        let _lock = self.lock()?;
+        for id in &over {
+            let args = [u64::from(id.pid), id.start_ns];
+            sys::test_run(self.settle.as_fd(), &args).map_err(Error::Map)?;
+        }
+        Ok(over.len())
+    }
+
+    /// The same for every process of the host, when there is a reason to.
+    ///
+    /// # Errors
+    /// As [`Tracker::settle`], and when the map cannot be read.
+    pub fn settle_all(&self) -> Result<usize, Error> {
+        if self.missed_exits() == 0 {
+            return Ok(0);
+        }
+        let records = sys::read_all::<ProcessId, Record>(self.lineage.as_fd());
+        let records = records.map_err(Error::Map)?.into_iter();
+        let live = records.filter(|(_, record)| record.state == LIVE);
+        let live: Vec<ProcessId> = live.map(|(id, _)| id).collect();
+        self.settle(&live)
     }
 
     /// Lets the kernel measure the hooks for `period`.

@@ -199,6 +199,7 @@ mod tests {
             status,
             is_oom: false,
             sender: None,
+            unseen: false,
         })
     }
 

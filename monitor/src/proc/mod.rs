@@ -32,6 +32,8 @@ pub struct Stat {
     pub start_ticks: u64,
     /// State letter, as `ps` shows it.
     pub state: char,
+    /// Threads that have not ended, or have not been reaped.
+    pub threads: u32,
 }
 
 /// Reads `/proc/<pid>/stat`; `None` when there is no such task.
@@ -54,7 +56,8 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let session = fields.next()?.parse().unwrap_or(0);
     let terminal = fields.next()?.parse().ok()?;
     let flags = fields.nth(9 - 7 - 1)?.parse().ok()?;
-    let start_ticks = fields.nth(22 - 9 - 1)?.parse().ok()?;
+    let threads = fields.nth(20 - 9 - 1)?.parse().ok()?;
+    let start_ticks = fields.nth(22 - 20 - 1)?.parse().ok()?;
     Some(Stat {
         parent,
         group,
@@ -63,6 +66,7 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
         flags,
         start_ticks,
         state,
+        threads,
     })
 }
 
@@ -85,6 +89,22 @@ pub fn is_alive(id: ProcessId) -> bool {
     stat(id.pid).is_some_and(|stat| {
         stat.start_ticks == id.start_ns / tick_ns() && !matches!(stat.state, 'Z' | 'X')
     })
+}
+
+/// Whether this very process has ended for certain: gone, or dead with every thread. A leader can be
+/// a zombie while other threads of its process run.
+#[must_use]
+pub fn is_over(id: ProcessId) -> bool {
+    match stat(id.pid) {
+        None => is_proc_readable(),
+        Some(stat) if stat.start_ticks != id.start_ns / tick_ns() => true,
+        Some(stat) => matches!(stat.state, 'Z' | 'X') && stat.threads <= 1,
+    }
+}
+
+/// Whether a missing file means a missing process: this process is there in any case.
+fn is_proc_readable() -> bool {
+    stat(std::process::id()).is_some()
 }
 
 /// Whether the task that has this pid now is this process, zombies included.

@@ -367,6 +367,7 @@ pub(super) fn how(death: &Death) -> String {
         ""
     };
     match (death.cause(), death.signal()) {
+        (Cause::Unseen, _) => "how is not known".to_owned(),
         (Cause::Oom, _) => "out of memory (SIGKILL)".to_owned(),
         (_, Some(signal)) => {
             format!(

@@ -74,7 +74,7 @@ pub(super) fn describe(
         (Loss::LineageFull, unlabelled.unrecorded),
         (Loss::Unsettled, unlabelled.unsettled),
         (Loss::MembersFull, unlabelled.failed),
-        (Loss::MissedRuns, watcher.tracker().missed_runs()),
+        (Loss::MissedRuns, watcher.tracker().missed_forks()),
     ];
     let losses = losses.into_iter().filter(|(_, count)| *count > 0).collect();
     Start {

@@ -3,13 +3,13 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::os::fd::IntoRawFd as _;
+use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_child_subreaper, set_name};
-use nix::unistd::{dup2_stdin, execve, setsid};
+use nix::unistd::{dup2_stdin, execve, pipe2, read, setsid};
 
 use crate::args::Args;
 use crate::pipe::Pipe;
@@ -38,6 +38,25 @@ fn hold_as(arguments: &[Vec<u8>]) -> i32 {
     127
 }
 
+/// Waits until everybody who was forked between its making and its waiting has called exec or is dead.
+struct UntilExec {
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+impl UntilExec {
+    fn new() -> Self {
+        let pipe = pipe2(OFlag::O_CLOEXEC);
+        let (reader, writer) = pipe.unwrap_or_else(|errno| fail(&format!("pipe: {errno}")));
+        Self { reader, writer }
+    }
+
+    fn wait(self) {
+        drop(self.writer);
+        _ = read(&self.reader, &mut [0]);
+    }
+}
+
 /// What that program does. Pipes to the test are let go of, devices are kept.
 pub(crate) fn hold_now() -> ! {
     let first = std::env::args_os().next().unwrap_or_default();
@@ -60,12 +79,16 @@ fn open_for_ever(files: &[String]) {
 /// N workers: as they were forked, or with another command line and open files.
 fn make_workers(count: u32, up: &Pipe, argument: Option<&str>, files: &[String]) {
     for _ in 0..count {
+        let started = UntilExec::new();
         spawn(|| {
             up.send(pid_outside());
             let Some(argument) = argument else { hold() };
             open_for_ever(files);
             hold_as(&[argument.as_bytes().to_vec(), b"--worker".to_vec()])
         });
+        if argument.is_some() {
+            started.wait();
+        }
     }
 }
 
@@ -130,10 +153,10 @@ pub(crate) fn odd_commands() -> i32 {
     spawn(|| {
         up.send(pid_outside());
         for (_, arguments) in &odd {
-            spawn(|| {
-                up.send(pid_outside());
-                hold_as(arguments)
-            });
+            let started = UntilExec::new();
+            let child = spawn(|| hold_as(arguments));
+            started.wait();
+            up.send(child.as_raw());
         }
         hold()
     });
@@ -151,6 +174,7 @@ pub(crate) fn daemonise(args: &mut Args) -> i32 {
     let how = args.word("how");
     begin();
     let up = Pipe::new();
+    let started = UntilExec::new();
     let middle = spawn(|| {
         spawn(|| {
             if how != "half" {
@@ -167,6 +191,9 @@ pub(crate) fn daemonise(args: &mut Args) -> i32 {
         });
         exit_now(0)
     });
+    if how == "program" {
+        started.wait();
+    }
     report(middle, "middle");
     let daemon = up.receive_pid();
     report(daemon, "daemon");
