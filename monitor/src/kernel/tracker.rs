@@ -173,12 +173,20 @@ impl Tracker {
         if pins::look() != Found::Complete {
             return Ok(None);
         }
+        match Self::open_pins() {
+            // Switched off between the look and the opening: no lock is held here.
+            Err(_) if pins::look() != Found::Complete => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn open_pins() -> Result<Self, Error> {
         let shared = |name| pins::open_map(name);
         let hooks = HOOKS
             .iter()
             .map(|(name, _)| Ok((*name, pins::open_program(name)?)))
             .collect::<Result<_, Error>>()?;
-        Ok(Some(Self {
+        Ok(Self {
             lineage: pins::open_map("LINEAGE")?,
             members: pins::open_map("MEMBERS")?,
             roots: pins::open_map("ROOTS")?,
@@ -193,7 +201,7 @@ impl Tracker {
             sweep: pins::open_program("sweep")?,
             settle: pins::open_program("settle")?,
             private: None,
-        }))
+        })
     }
 
     /// Switches the pinned tracker on. What another version or a killed loader left is removed.
