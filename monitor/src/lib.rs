@@ -3,7 +3,8 @@
 //!
 //! Reading order: [`process`] (the words), [`forest`] (the lineage at one time), [`watch`] (a tree
 //! over time), [`kernel`] (the tracker), [`session`] (a watched tree, live), [`proc`] (what only
-//! `/proc` knows), [`kill`] (exact tree kill), [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
+//! `/proc` knows), [`kill`] (exact tree kill),
+//! [`supervise`] (a command that leaves nothing behind), [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
 //!
 //! [`forest`] and [`watch`] do no I/O and read no clock; [`kernel`] alone names aya.
 
@@ -16,6 +17,7 @@ pub mod proc;
 pub mod process;
 pub mod report;
 pub mod session;
+pub mod supervise;
 pub mod watch;
 
 pub use lifemon_ebpf::ProcessId;

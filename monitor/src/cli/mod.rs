@@ -4,6 +4,7 @@ mod attach;
 mod doctor;
 mod generate;
 mod kill;
+mod run;
 mod target;
 mod track;
 
@@ -27,6 +28,8 @@ pub enum Code {
     Done,
     /// The answer is no.
     No,
+    /// That of the command that was run.
+    Command(u8),
 }
 
 impl From<Code> for ExitCode {
@@ -34,6 +37,7 @@ impl From<Code> for ExitCode {
         match code {
             Code::Done => Self::SUCCESS,
             Code::No => Self::from(1),
+            Code::Command(code) => Self::from(code),
         }
     }
 }
@@ -65,6 +69,7 @@ Exit codes: 0 done or yes, 1 the answer is no, 2 usage, 3 cannot run here, 4 no 
 Examples:
   sudo lifemon attach 4200          watch the tree of process 4200
   sudo lifemon kill 4200            kill that tree, to the last process
+  lifemon run -- ./serve.sh         leave nothing of it behind when it ends
   sudo lifemon track on             keep the lineage of this host from now on
   lifemon doctor                    what works here, and the remedy for what does not")]
 pub struct Cli {
@@ -86,6 +91,8 @@ pub enum Command {
     Attach(attach::Args),
     /// Kill every process of a tree, nobody else, and prove it
     Kill(kill::Args),
+    /// Run a command, and kill exactly what it leaves behind
+    Run(run::Args),
     /// Switch the host-wide tracker, which needs no process to run
     Track(track::Args),
     /// Say what works here and what does not, each with its remedy
@@ -109,6 +116,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
     match &cli.command {
         Command::Attach(args) => attach::run(args, cli.output, cli.verbose),
         Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
+        Command::Run(args) => Ok(run::run(args)),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         Command::Doctor => doctor::run(cli.output),
         Command::Completions(args) => generate::completions(args),
