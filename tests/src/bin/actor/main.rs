@@ -4,8 +4,10 @@
 
 mod args;
 mod bombs;
+mod daemons;
 mod die;
 mod fork;
+mod hears;
 mod heirs;
 mod io_uring;
 mod load;
@@ -66,6 +68,8 @@ fn main() {
         "polite" => polite::polite(&mut args),
         "scatter" => scatter::scatter(&mut args),
         "heir" => heirs::heir(),
+        "daemons" => daemons::daemons(&mut args),
+        "hears" => hears::hears(),
         "successors" => heirs::successors(&mut args),
         other => args::usage(&format!("unknown behaviour {other}")),
     };
