@@ -8,10 +8,12 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::assert_nobody;
+use lifemon_tests::killing::{alive, assert_nobody};
 use lifemon_tests::{DEADLINE, Lifemon, Sandbox, wait_until};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::openpty;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::stat::Mode;
 
 const CTRL_C: &str = "\x03";
 const CTRL_Z: &str = "\x1a";
@@ -24,19 +26,30 @@ struct Terminal {
     shown: String,
 }
 
+/// Both ends, which no other process inherits: the last master that is closed hangs up.
+fn pseudo_terminal() -> nix::Result<(File, File)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = posix_openpt(flags)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let path = ptsname_r(&master)?;
+    let slave = nix::fcntl::open(path.as_str(), flags, Mode::empty())?;
+    Ok((OwnedFd::from(master).into(), slave.into()))
+}
+
 impl Terminal {
     fn open(sandbox: &Sandbox) -> Self {
-        let pty = openpty(None, None).expect("a pseudo-terminal");
+        let (master, slave) = pseudo_terminal().expect("a pseudo-terminal");
         let mut command = Command::new("sh");
-        let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("a copy"));
+        let slave = || Stdio::from(slave.try_clone().expect("a copy"));
         command
             .args(["-i"])
             .env("PS1", PROMPT)
             .env("LIFEMON", Lifemon::find().program())
             .env_remove("ENV")
-            .stdin(slave(&pty.slave))
-            .stdout(slave(&pty.slave))
-            .stderr(slave(&pty.slave));
+            .stdin(slave())
+            .stdout(slave())
+            .stderr(slave());
         sandbox.enter(&mut command);
         // SAFETY: system calls only.
         unsafe {
@@ -51,7 +64,7 @@ impl Terminal {
         let shell = command.spawn().expect("a shell");
         let mut terminal = Self {
             shell,
-            master: pty.master.into(),
+            master,
             shown: String::new(),
         };
         terminal.wait_for(PROMPT);
@@ -143,7 +156,7 @@ fn an_interactive_shell_as_the_command_has_its_own_jobs() {
     terminal.enter("kill -CONT %1; exit 6");
     terminal.enter("exit 6");
     terminal.wait_for("code-6");
-    wait_until("the outer shell alone", DEADLINE, || sandbox.pids().len() == 1);
+    wait_until("the outer shell alone", DEADLINE, || alive(&sandbox).len() == 1);
 }
 
 #[test]
