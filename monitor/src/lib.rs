@@ -4,7 +4,8 @@
 //! Reading order: [`process`] (the words), [`forest`] (the lineage at one time), [`watch`] (a tree
 //! over time), [`kernel`] (the tracker), [`session`] (a watched tree, live), [`proc`] (what only
 //! `/proc` knows), [`kill`] (exact tree kill),
-//! [`supervise`] (a command that leaves nothing behind), [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
+//! [`supervise`] (a command that leaves nothing behind), [`manager`] (the workers of a server),
+//! [`report`] (text and JSON), [`doctor`] (what works here), [`cli`].
 //!
 //! [`forest`] and [`watch`] do no I/O and read no clock; [`kernel`] alone names aya.
 
@@ -13,6 +14,7 @@ pub mod doctor;
 pub mod forest;
 pub mod kernel;
 pub mod kill;
+pub mod manager;
 pub mod proc;
 pub mod process;
 pub mod report;
