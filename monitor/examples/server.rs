@@ -3,7 +3,8 @@
 //! `cargo run -p lifemon --example server -- python3 monitor/examples/worker.py`
 //!
 //! Options, before the worker's command: `--workers N`, `--any` (one dead worker ends the server),
-//! `--no-ebpf`, `--shutdown-ms N`, `--kill-ms N`. It prints where it listens and who works for it.
+//! `--no-ebpf`, `--shutdown-ms N`, `--kill-ms N`, `--answer-ms N`. It prints where it listens and who
+//! works for it, and at the end what was left of them.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,13 +19,18 @@ use lifemon::manager::{Options, Policy, ProcessManager, WorkerCommand, run_if_as
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// How long a worker may take for an answer.
-const GENERATE_TIMEOUT: Duration = Duration::from_secs(30);
-
 struct Server {
     manager: Arc<ProcessManager>,
     next: AtomicUsize,
     workers: usize,
+    /// How long a worker may take for an answer.
+    answer_timeout: Duration,
+}
+
+/// What was typed.
+struct Typed {
+    options: Options,
+    answer_timeout: Duration,
 }
 
 #[derive(Deserialize)]
@@ -37,8 +43,8 @@ struct Prompt {
 fn main() -> ExitCode {
     // The guardian is this program, executed anew.
     run_if_asked();
-    let (options, workers) = match parse() {
-        Ok(parsed) => parsed,
+    let typed = match parse() {
+        Ok(typed) => typed,
         Err(word) => {
             eprintln!("server: {word} is not understood, or no worker is given");
             return ExitCode::from(2);
@@ -48,7 +54,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let served = runtime.map_err(anyhow::Error::from);
-    match served.and_then(|runtime| runtime.block_on(serve(options, workers))) {
+    match served.and_then(|runtime| runtime.block_on(serve(typed))) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("server: {error:#}");
@@ -57,8 +63,9 @@ fn main() -> ExitCode {
     }
 }
 
-async fn serve(options: Options, workers: usize) -> anyhow::Result<u8> {
-    let manager = Arc::new(ProcessManager::start(options).await?);
+async fn serve(typed: Typed) -> anyhow::Result<u8> {
+    let workers = typed.options.workers.len();
+    let manager = Arc::new(ProcessManager::start(typed.options).await?);
     let mut engines = Vec::new();
     for worker in 0..workers {
         if let Some(connection) = manager.connection(worker) {
@@ -77,10 +84,11 @@ async fn serve(options: Options, workers: usize) -> anyhow::Result<u8> {
         manager,
         next: AtomicUsize::new(0),
         workers,
+        answer_timeout: typed.answer_timeout,
     });
     let app = Router::new()
         .route("/health", get(health))
-        .route("/generate", get(generate))
+        .route("/generate", get(by_query).post(by_body))
         .with_state(server);
     axum::serve(listener, app)
         .with_graceful_shutdown(lifespan.clone().stop_asked())
@@ -101,17 +109,31 @@ async fn health(State(server): State<Arc<Server>>) -> (StatusCode, Json<Value>) 
     (code, Json(json!(health)))
 }
 
-async fn generate(
+async fn by_query(
     State(server): State<Arc<Server>>,
     Query(prompt): Query<Prompt>,
 ) -> (StatusCode, Json<Value>) {
+    generate(&server, prompt).await
+}
+
+async fn by_body(
+    State(server): State<Arc<Server>>,
+    Json(prompt): Json<Prompt>,
+) -> (StatusCode, Json<Value>) {
+    generate(&server, prompt).await
+}
+
+async fn generate(server: &Server, prompt: Prompt) -> (StatusCode, Json<Value>) {
     if let Err(died) = server.manager.check_workers_alive() {
         let answer = json!({"error": died.to_string(), "dead": died.dead});
         return (StatusCode::SERVICE_UNAVAILABLE, Json(answer));
     }
     let turn = server.next.fetch_add(1, Ordering::Relaxed) % server.workers;
     let Some(connection) = server.manager.connection(prompt.worker.unwrap_or(turn)) else {
-        return (StatusCode::NOT_FOUND, Json(json!({"error": "no such worker"})));
+        return (
+            StatusCode::NOT_FOUND,
+            Json(json!({"error": "no such worker"})),
+        );
     };
     let request = json!({"type": "generate", "prompt": prompt.prompt});
     let asked = async {
@@ -120,19 +142,23 @@ async fn generate(
             Err(error) => error.to_value(),
         }
     };
-    match tokio::time::timeout(GENERATE_TIMEOUT, asked).await {
+    match tokio::time::timeout(server.answer_timeout, asked).await {
         Ok(answer) if answer.get("error").is_some() => {
             (StatusCode::INTERNAL_SERVER_ERROR, Json(answer))
         }
         Ok(answer) => (StatusCode::OK, Json(answer)),
-        Err(_) => (StatusCode::GATEWAY_TIMEOUT, Json(json!({"error": "no answer"}))),
+        Err(_) => (
+            StatusCode::GATEWAY_TIMEOUT,
+            Json(json!({"error": "no answer"})),
+        ),
     }
 }
 
-/// The options and the number of workers, or the word that is wrong.
-fn parse() -> Result<(Options, usize), String> {
+/// What was typed, or the word that is wrong.
+fn parse() -> Result<Typed, String> {
     let mut words = std::env::args().skip(1).peekable();
     let mut options = Options::default();
+    let mut answer_timeout = Duration::from_secs(30);
     let mut workers = 2;
     while let Some(word) = words.next_if(|word| word.starts_with("--")) {
         let mut number = || {
@@ -145,6 +171,10 @@ fn parse() -> Result<(Options, usize), String> {
             "--no-ebpf" => options.use_ebpf(false),
             "--shutdown-ms" => options.shutdown_timeout(ms(number()?)),
             "--kill-ms" => options.kill_timeout(ms(number()?)),
+            "--answer-ms" => {
+                answer_timeout = ms(number()?);
+                options
+            }
             "--workers" => {
                 workers = usize::try_from(number()?).map_err(|_| word.clone())?;
                 options
@@ -155,5 +185,8 @@ fn parse() -> Result<(Options, usize), String> {
     let program = words.next().ok_or("the worker's command")?;
     let command = words.fold(WorkerCommand::new(program), WorkerCommand::arg);
     options.workers = vec![command; workers];
-    Ok((options, workers))
+    Ok(Typed {
+        options,
+        answer_timeout,
+    })
 }

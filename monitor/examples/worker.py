@@ -60,7 +60,7 @@ def main():
         if message is None:
             break
         if message.get("type") == "shutdown":
-            print(f"worker {os.getpid()}: shutdown", flush=True)
+            print(json.dumps({"worker": os.getpid(), "shutdown": True}), flush=True)
             break
         if message.get("type") == "generate":
             text = message.get("prompt", "")[::-1]

@@ -38,9 +38,7 @@ fn command(sandbox: &Sandbox, rights: Rights, words: &[&str]) -> Command {
         Rights::Root => Lifemon::find(),
         Rights::Nobody => Lifemon::at(readable_copy(sandbox)),
     };
-    let mut command = lifemon
-        .inside(sandbox)
-        .command(["run"].iter().chain(words));
+    let mut command = lifemon.inside(sandbox).command(["run"].iter().chain(words));
     if rights == Rights::Nobody {
         as_nobody(&mut command);
     }
@@ -82,7 +80,11 @@ fn daemons(output: &Output) -> Vec<u64> {
 fn the_code_is_that_of_the_command_and_nothing_is_said() {
     let sandbox = Sandbox::new();
     for rights in Rights::BOTH {
-        let output = run(&sandbox, rights, &["--", "sh", "-c", "echo out; echo err >&2; exit 9"]);
+        let output = run(
+            &sandbox,
+            rights,
+            &["--", "sh", "-c", "echo out; echo err >&2; exit 9"],
+        );
         let said = (output.stdout.as_str(), output.stderr.as_str());
         assert_eq!((output.code, said), (Some(9), ("out\n", "err\n")));
     }
@@ -116,7 +118,10 @@ fn what_lifemon_itself_cannot_do_is_125_and_the_command_does_not_run() {
     let words = ["--json", "/no/such/directory/report", "--", "echo", "ran"];
     let output = run(&sandbox, Rights::Root, &words);
     assert_eq!((output.code, output.stdout.as_str()), (Some(125), ""));
-    assert!(output.stderr.contains("/no/such/directory/report"), "{output:?}");
+    assert!(
+        output.stderr.contains("/no/such/directory/report"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -125,7 +130,10 @@ fn options_of_the_command_are_its_own() {
     for words in [["--", "echo", "-o", "--json"], ["echo", "-o", "--json", ""]] {
         let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
         let output = run(&sandbox, Rights::Root, &words);
-        assert_eq!((output.code, output.stdout.as_str()), (Some(0), "-o --json\n"));
+        assert_eq!(
+            (output.code, output.stdout.as_str()),
+            (Some(0), "-o --json\n")
+        );
     }
 }
 
@@ -135,7 +143,9 @@ fn ten_ways_to_stay_behind_end_with_the_command() {
     for rights in Rights::BOTH {
         let sandbox = Sandbox::new();
         let report = report_path(&sandbox);
-        let words = ["--grace", "200ms", "--json", &report, "--", ACTOR, "daemons", "7"];
+        let words = [
+            "--grace", "200ms", "--json", &report, "--", ACTOR, "daemons", "7",
+        ];
         let output = run(&sandbox, rights, &words);
         assert_nobody(&sandbox);
         assert_eq!(output.code, Some(7), "{output:?}");
@@ -143,7 +153,10 @@ fn ten_ways_to_stay_behind_end_with_the_command() {
         assert_eq!(left.len(), 11, "{output:?}");
         let report = read_report(&report);
         assert_eq!(report["way"], rights.way(), "{report}");
-        assert_eq!((&report["complete"], &report["code"]), (&true.into(), &7.into()));
+        assert_eq!(
+            (&report["complete"], &report["code"]),
+            (&true.into(), &7.into())
+        );
         assert_eq!(report["survivors"], serde_json::json!([]), "{report}");
         let killed = report["killed"].as_array().expect("a list");
         for pid in left {
@@ -153,7 +166,10 @@ fn ten_ways_to_stay_behind_end_with_the_command() {
             assert!(matches!(signal, Some(9 | 15)), "{dead}");
         }
         let first = output.stderr.lines().next().unwrap_or_default();
-        assert!(first.starts_with("lifemon: 11 processes left behind, killed ("), "{first}");
+        assert!(
+            first.starts_with("lifemon: 11 processes left behind, killed ("),
+            "{first}"
+        );
     }
 }
 
@@ -162,12 +178,17 @@ fn the_hosts_tracker_is_used_where_it_is_on() {
     let _tracker = HostTracker::on(&[]);
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
-    let words = ["--grace", "0", "--json", &report, "--", ACTOR, "daemons", "0"];
+    let words = [
+        "--grace", "0", "--json", &report, "--", ACTOR, "daemons", "0",
+    ];
     let output = run(&sandbox, Rights::Root, &words);
     assert_nobody(&sandbox);
     assert_eq!(output.code, Some(0), "{output:?}");
     let report = read_report(&report);
-    assert_eq!((&report["way"], &report["complete"]), (&"ebpf".into(), &true.into()));
+    assert_eq!(
+        (&report["way"], &report["complete"]),
+        (&"ebpf".into(), &true.into())
+    );
 }
 
 #[test]
@@ -178,14 +199,19 @@ fn who_ends_at_the_first_signal_is_not_killed() {
         let report = report_path(&sandbox);
         let polite = "trap 'exit 5' USR1; echo; while :; do sleep 0.01; done";
         let script = format!("(setsid sh -c \"{polite}\" & ) | read line; exit 0");
-        let words = ["--signal", "USR1", "--grace", "60s", "--json", &report, "--", "sh", "-c"];
+        let words = [
+            "--signal", "USR1", "--grace", "60s", "--json", &report, "--", "sh", "-c",
+        ];
         let begun = Instant::now();
         let output = run(&sandbox, rights, &[&words[..], &[&script]].concat());
         assert!(begun.elapsed() < Duration::from_secs(30), "{output:?}");
         assert_nobody(&sandbox);
         let report = read_report(&report);
         let killed = report["killed"].as_array().expect("a list");
-        assert!(killed.iter().any(|dead| dead["exit"]["code"] == 5), "{report}");
+        assert!(
+            killed.iter().any(|dead| dead["exit"]["code"] == 5),
+            "{report}"
+        );
     }
 }
 
@@ -222,7 +248,15 @@ fn orphans_are_kept_on_request_and_named() {
     for rights in Rights::BOTH {
         let sandbox = Sandbox::new();
         let report = report_path(&sandbox);
-        let words = ["--keep-orphans", "--json", &report, "--", ACTOR, "daemons", "0"];
+        let words = [
+            "--keep-orphans",
+            "--json",
+            &report,
+            "--",
+            ACTOR,
+            "daemons",
+            "0",
+        ];
         let output = run(&sandbox, rights, &words);
         assert_eq!(output.code, Some(0), "{output:?}");
         let left = daemons(&output);
@@ -240,7 +274,10 @@ fn orphans_are_kept_on_request_and_named() {
 fn nursery_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
     let mut nursery = None;
     wait_until("the nursery", DEADLINE, || {
-        nursery = sandbox.pids().into_iter().find(|pid| proc::ppid(*pid) == Some(lifemon));
+        nursery = sandbox
+            .pids()
+            .into_iter()
+            .find(|pid| proc::ppid(*pid) == Some(lifemon));
         nursery.is_some()
     });
     nursery.expect("waited for")
@@ -270,7 +307,11 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
             let running = Lifemon::find().start(command(&sandbox, rights, &words));
             let pid = running.pid();
             wait_for_family(&sandbox);
-            let victim = if kill_the_owner { pid } else { nursery_of(&sandbox, pid) };
+            let victim = if kill_the_owner {
+                pid
+            } else {
+                nursery_of(&sandbox, pid)
+            };
             Pidfd::open(victim).expect("it runs").kill();
             let output = running.finish(DEADLINE);
             let expected = if kill_the_owner { None } else { Some(137) };
@@ -285,27 +326,52 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
 fn nested_runs_each_answer_for_their_own() {
     let _lock = private_lock();
     let lifemon = Lifemon::find();
-    let lifemon = lifemon.program().to_str().expect("a path in UTF-8").to_owned();
+    let lifemon = lifemon
+        .program()
+        .to_str()
+        .expect("a path in UTF-8")
+        .to_owned();
     let sandbox = Sandbox::new();
     let inner = "(setsid sleep 100 &); exit 4";
-    let words = ["--grace", "0", "--", &lifemon, "run", "--grace", "0", "--", "sh", "-c", inner];
+    let words = [
+        "--grace", "0", "--", &lifemon, "run", "--grace", "0", "--", "sh", "-c", inner,
+    ];
     let output = run(&sandbox, Rights::Root, &words);
     assert_nobody(&sandbox);
     assert_eq!(output.code, Some(4), "{output:?}");
     // The inner one says it, and to the outer one nothing is left.
     assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
-    assert!(output.stderr.contains("1 process left behind, killed"), "{output:?}");
+    assert!(
+        output.stderr.contains("1 process left behind, killed"),
+        "{output:?}"
+    );
 }
 
 #[test]
 fn what_an_inner_run_keeps_the_outer_one_kills() {
     let _lock = private_lock();
     let lifemon = Lifemon::find();
-    let lifemon = lifemon.program().to_str().expect("a path in UTF-8").to_owned();
+    let lifemon = lifemon
+        .program()
+        .to_str()
+        .expect("a path in UTF-8")
+        .to_owned();
     let sandbox = Sandbox::new();
     let script = "(setsid sleep 100 &); exit 4";
-    let inner = [lifemon.as_str(), "run", "--keep-orphans", "--", "sh", "-c", script];
-    let output = run(&sandbox, Rights::Root, &[&["--grace", "0", "--"], &inner[..]].concat());
+    let inner = [
+        lifemon.as_str(),
+        "run",
+        "--keep-orphans",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let output = run(
+        &sandbox,
+        Rights::Root,
+        &[&["--grace", "0", "--"], &inner[..]].concat(),
+    );
     assert_nobody(&sandbox);
     assert_eq!(output.code, Some(4), "{output:?}");
     assert!(output.stderr.contains("kept"), "{output:?}");
@@ -355,7 +421,8 @@ fn what_forks_while_it_is_killed_dies_as_well() {
     let sandbox = Sandbox::new();
     // Bounded in count by the sandbox, in time by each loop.
     let bomb = "i=0; while [ $i -lt 2000 ]; do (sleep 5 &) ; i=$((i+1)); done";
-    let script = format!("trap '' TERM; (setsid sh -c '{bomb}' >/dev/null 2>&1 &); sleep 0.2; exit 0");
+    let script =
+        format!("trap '' TERM; (setsid sh -c '{bomb}' >/dev/null 2>&1 &); sleep 0.2; exit 0");
     let words = ["--grace", "0", "--", "sh", "-c", &script];
     let output = run(&sandbox, Rights::Root, &words);
     assert_nobody(&sandbox);

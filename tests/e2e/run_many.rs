@@ -18,7 +18,9 @@ fn every_exit_code_is_the_commands_own() {
 
 /// Descriptors that this process has open: what lifemon leaves could keep a pipe.
 fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("own descriptors").count()
+    fs::read_dir("/proc/self/fd")
+        .expect("own descriptors")
+        .count()
 }
 
 #[test]
@@ -31,7 +33,11 @@ fn a_thousand_runs_leave_nothing() {
     let open = descriptors();
     for round in 0..scaled(1_000) {
         let leaves = round % 50 == 0;
-        let script = if leaves { "(setsid sleep 100 &); exit 1" } else { "exit 1" };
+        let script = if leaves {
+            "(setsid sleep 100 &); exit 1"
+        } else {
+            "exit 1"
+        };
         let output = lifemon.run(["run", "--grace", "0", "--", "sh", "-c", script]);
         assert_eq!(output.code, Some(1), "{output:?}");
         assert_eq!(output.stderr.is_empty(), !leaves, "{output:?}");

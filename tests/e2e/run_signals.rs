@@ -16,7 +16,6 @@ const LAST_SIGNAL: i32 = 64;
 /// What a supervisor cannot see, or needs for itself.
 const NOT_FORWARDED: [i32; 3] = [libc::SIGKILL, libc::SIGCHLD, libc::SIGSTOP];
 
-
 /// A run with both ends of a conversation, in a process group of its own, so that its group has a
 /// parent elsewhere and may be stopped.
 struct Run {
@@ -27,7 +26,8 @@ struct Run {
 impl Run {
     fn start(sandbox: &Sandbox, words: &[&str]) -> Self {
         let lifemon = Lifemon::find().inside(sandbox);
-        let mut command: Command = lifemon.command(["run", "--grace", "0", "--"].iter().chain(words));
+        let mut command: Command =
+            lifemon.command(["run", "--grace", "0", "--"].iter().chain(words));
         command.stdin(Stdio::piped()).stderr(Stdio::inherit());
         command.process_group(0);
         let mut child = command.spawn().expect("lifemon starts");
@@ -153,7 +153,9 @@ fn sigstop_to_the_command_alone_stops_nobody_else() {
     let command: i32 = run.line().parse().expect("a pid");
     let pidfd = Pidfd::open(command).expect("it lives");
     pidfd.signal(Signal::SIGSTOP).expect("it lives");
-    wait_until("the command stopped", DEADLINE, || state(command) == Some('T'));
+    wait_until("the command stopped", DEADLINE, || {
+        state(command) == Some('T')
+    });
     // Lifemon still hears, and hands on.
     run.signal(Signal::SIGCONT as i32);
     wait_until("it goes on", DEADLINE, || state(command) == Some('S'));

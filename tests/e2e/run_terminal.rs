@@ -76,7 +76,9 @@ impl Terminal {
     }
 
     fn press(&mut self, keys: &str) {
-        self.master.write_all(keys.as_bytes()).expect("the terminal");
+        self.master
+            .write_all(keys.as_bytes())
+            .expect("the terminal");
     }
 
     /// Waits for this text after all that was waited for before.
@@ -88,7 +90,11 @@ impl Terminal {
                 self.shown.drain(..at + text.len());
                 return;
             }
-            assert!(begun.elapsed() < DEADLINE, "no {text:?} in {:?}", self.shown);
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "no {text:?} in {:?}",
+                self.shown
+            );
             let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
             if poll(&mut fds, PollTimeout::from(100_u8)) == Ok(1) {
                 let mut bytes = [0; 4096];
@@ -110,7 +116,9 @@ impl Drop for Terminal {
 fn the_command_is_at_the_terminal_and_ctrl_c_is_for_it() {
     let sandbox = Sandbox::new();
     let mut terminal = Terminal::open(&sandbox);
-    terminal.enter("$LIFEMON run -- sh -c 'test -t 0 && read a && echo got-$a; sleep 100'; echo code-$?");
+    terminal.enter(
+        "$LIFEMON run -- sh -c 'test -t 0 && read a && echo got-$a; sleep 100'; echo code-$?",
+    );
     terminal.press("word\n");
     terminal.wait_for("got-word");
     terminal.press(CTRL_C);
@@ -125,7 +133,9 @@ fn ctrl_z_stops_the_job_and_fg_takes_it_on() {
     let sandbox = Sandbox::new();
     let mut terminal = Terminal::open(&sandbox);
     for _ in 0..3 {
-        terminal.enter("$LIFEMON run -- sh -c 'echo at-${0:+work}; read a; echo got-$a; exit 4'; echo code-$?");
+        terminal.enter(
+            "$LIFEMON run -- sh -c 'echo at-${0:+work}; read a; echo got-$a; exit 4'; echo code-$?",
+        );
         terminal.wait_for("at-work");
         terminal.press(CTRL_Z);
         terminal.wait_for(PROMPT);
@@ -156,7 +166,9 @@ fn an_interactive_shell_as_the_command_has_its_own_jobs() {
     terminal.enter("kill -CONT %1; exit 6");
     terminal.enter("exit 6");
     terminal.wait_for("code-6");
-    wait_until("the outer shell alone", DEADLINE, || alive(&sandbox).len() == 1);
+    wait_until("the outer shell alone", DEADLINE, || {
+        alive(&sandbox).len() == 1
+    });
 }
 
 #[test]
@@ -165,7 +177,9 @@ fn a_pager_in_a_pipeline_keeps_the_terminal() {
     let mut terminal = Terminal::open(&sandbox);
     // The second of the pipe reads from the terminal, as a pager does.
     let pager = "sh -c 'cat; read a </dev/tty; echo got-$a'";
-    terminal.enter(&format!("$LIFEMON run -- echo first-${{0:+line}} | {pager}; echo code-$?"));
+    terminal.enter(&format!(
+        "$LIFEMON run -- echo first-${{0:+line}} | {pager}; echo code-$?"
+    ));
     terminal.wait_for("first-line");
     terminal.press("key\n");
     terminal.wait_for("got-key");
@@ -178,7 +192,9 @@ fn ctrl_c_in_a_pipeline_reaches_the_command_once() {
     let mut terminal = Terminal::open(&sandbox);
     let counts = "n=0; trap \"n=\\$((n+1)); echo hit-\\$n\" INT; echo at-${0:+work}; \
                   while [ $n -lt 1 ]; do sleep 0.05; done; sleep 0.5; echo end-$n";
-    terminal.enter(&format!("$LIFEMON run -- sh -c '{counts}' | (trap '' INT; cat)"));
+    terminal.enter(&format!(
+        "$LIFEMON run -- sh -c '{counts}' | (trap '' INT; cat)"
+    ));
     terminal.wait_for("at-work");
     terminal.press(CTRL_C);
     terminal.wait_for("hit-1");

@@ -139,7 +139,10 @@ impl Connection {
             if self.is_spoilt.swap(true, Ordering::AcqRel) {
                 return Err(ConnectionError::Stuck);
             }
-            writer.write_all(&bytes).await.map_err(|error| self.failed(&error))?;
+            writer
+                .write_all(&bytes)
+                .await
+                .map_err(|error| self.failed(&error))?;
             self.is_spoilt.store(false, Ordering::Release);
             Ok(())
         };
@@ -161,7 +164,11 @@ impl Connection {
                 return value.map_err(|error| ConnectionError::NotJson(error.to_string()));
             }
             let death = self.death();
-            let limit = if death.is_some() { TRAILING } else { Duration::MAX };
+            let limit = if death.is_some() {
+                TRAILING
+            } else {
+                Duration::MAX
+            };
             let read = tokio::select! {
                 read = timeout(limit, reader.half.read(&mut buffer)) => read,
                 _ = changes.changed(), if death.is_none() => continue,

@@ -39,7 +39,11 @@ impl FatalRules {
     /// outermost error alone.
     pub fn is_fatal<E: Error>(&self, error: &E) -> bool {
         let type_name = type_name_of_val(error);
-        if self.types.iter().any(|part| type_name.contains(part.as_str())) {
+        if self
+            .types
+            .iter()
+            .any(|part| type_name.contains(part.as_str()))
+        {
             return true;
         }
         let mut at: Option<&dyn Error> = Some(error);
@@ -58,8 +62,13 @@ impl FatalRules {
         let end = debug.find(|c: char| !c.is_alphanumeric() && c != '_');
         let type_name = &debug[..end.unwrap_or(debug.len())];
         let lower = message.to_lowercase();
-        self.messages.iter().any(|part| message.contains(part.as_str()))
-            || self.types.iter().any(|part| type_name.contains(part.as_str()))
+        self.messages
+            .iter()
+            .any(|part| message.contains(part.as_str()))
+            || self
+                .types
+                .iter()
+                .any(|part| type_name.contains(part.as_str()))
             || self
                 .all_of
                 .iter()

@@ -4,7 +4,8 @@
 //! The workers are children of a *guardian*: this program, executed anew as a
 //! [nursery](crate::supervise), small and alone in its process group. It is a subreaper, so all that
 //! a worker leaves stays below it. Should the server panic, abort or be killed, the guardian kills
-//! everything below itself and ends; should the guardian be killed, the workers die with it.
+//! everything below itself and ends. Should the guardian be killed, the workers die with it, and with
+//! privileges the monitor kills what they have left; without them that lingers.
 //!
 //! | the Python module | here |
 //! |---|---|
@@ -30,6 +31,7 @@ mod fatal;
 mod monitor;
 mod options;
 mod orphans;
+mod rescue;
 mod state;
 
 use std::io;
@@ -87,7 +89,7 @@ pub enum StartError {
 /// What came of a server's end.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// 0 after a shutdown that was asked for; 1 when workers had died.
+    /// 0 after a shutdown that was asked for; 1 when workers had died, or it was cut short.
     pub code: u8,
     /// What became of everything below the guardian; `None` when the guardian could not say.
     pub rest: Option<Rest>,
@@ -110,7 +112,10 @@ impl ProcessManager {
     /// # Errors
     /// [`StartError`]. A worker that does not start is a dead worker, not an error.
     pub async fn start(options: Options) -> Result<Self, StartError> {
-        if std::env::args_os().next().is_some_and(|word| word == nursery::words(0).0) {
+        if std::env::args_os()
+            .next()
+            .is_some_and(|word| word == nursery::words(0).0)
+        {
             return Err(StartError::NotAsked);
         }
         let shared = Arc::new(Shared::new(options.workers.len(), options.label.clone()));
@@ -159,9 +164,12 @@ impl ProcessManager {
         const STEP: Duration = Duration::from_millis(1);
         let started = async {
             loop {
-                let is_started = self.shared.lock().workers.iter().all(|worker| {
-                    worker.id.is_some() || worker.death.is_some()
-                });
+                let is_started = self
+                    .shared
+                    .lock()
+                    .workers
+                    .iter()
+                    .all(|worker| worker.id.is_some() || worker.death.is_some());
                 match (is_started, self.shared.change().is_over) {
                     (_, true) => return Err(StartError::NoAnswer),
                     (true, false) => return Ok(()),
@@ -187,7 +195,11 @@ impl ProcessManager {
     pub fn health_status(&self) -> HealthStatus {
         let mut health = self.shared.health();
         if health.way == Way::Subreaper.word() {
-            health.orphans = self.orphans().into_iter().map(|orphan| orphan.to_value()).collect();
+            health.orphans = self
+                .orphans()
+                .into_iter()
+                .map(|orphan| orphan.to_value())
+                .collect();
         }
         health
     }
@@ -321,8 +333,9 @@ impl ProcessManager {
                 Err(error) => log::warn!("orphans of dead servers were not cleaned up: {error}"),
             }
         }
+        let is_cut_short = self.shared.change().stop == Stop::Now;
         Finished {
-            code,
+            code: if is_cut_short { 1 } else { code },
             rest: self.shared.lock().rest.clone(),
             cleaned,
         }

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::options::Options;
+use super::rescue;
 use super::state::{Shared, Stop};
 use crate::ProcessId;
 use crate::kernel::{self, LoadOptions, Tracker, WatchOptions, clock};
@@ -349,10 +350,17 @@ impl Monitor {
         let _ = self.guardian.wait();
         let now = clock::boot_ns();
         for worker in 0..self.shared.workers() {
-            self.shared.bury_because(worker, now, "the guardian is gone");
+            self.shared
+                .bury_because(worker, now, "the guardian is gone");
         }
-        if !self.shared.change().is_over {
-            self.shared.lock().incomplete = vec!["the guardian was killed".to_owned()];
+        if self.shared.change().is_over {
+            return;
+        }
+        self.shared.lock().incomplete = vec!["the guardian was killed".to_owned()];
+        if let Some(session) = &self.session
+            && let Err(error) = rescue::kill_all(session)
+        {
+            log::error!("what the workers have left was not killed: {error}");
         }
         self.shared.end(None);
     }

@@ -124,7 +124,10 @@ impl Options {
 
     /// Sets [`Options::orphan_patterns`].
     #[must_use]
-    pub fn orphan_patterns(mut self, patterns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn orphan_patterns(
+        mut self,
+        patterns: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
         self.orphan_patterns = patterns.into_iter().map(Into::into).collect();
         self
     }

@@ -49,7 +49,11 @@ impl ProcessManager {
     pub fn orphans(&self) -> Vec<Cleaned> {
         let (guardian, workers, known) = {
             let inner = self.shared.lock();
-            let workers: Vec<_> = inner.workers.iter().filter_map(|worker| worker.id).collect();
+            let workers: Vec<_> = inner
+                .workers
+                .iter()
+                .filter_map(|worker| worker.id)
+                .collect();
             let known: Vec<_> = inner.orphans.iter().map(|who| who.id).collect();
             (inner.guardian, workers, known)
         };

@@ -26,8 +26,6 @@ const WALK_MAX: usize = 65_536;
 pub(crate) struct Descendant {
     /// Identity, as exact as `/proc` gives it.
     pub(crate) id: ProcessId,
-    /// Whether it is a child of this process.
-    pub(crate) is_child: bool,
     pidfd: OwnedFd,
 }
 
@@ -80,11 +78,7 @@ pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
     let mut found: Vec<Descendant> = Vec::new();
     for pid in table.of(own) {
         if Some(pid) != except {
-            found.extend(verified(pid, own).map(|(id, pidfd)| Descendant {
-                id,
-                is_child: true,
-                pidfd,
-            }));
+            found.extend(verified(pid, own).map(|(id, pidfd)| Descendant { id, pidfd }));
         }
     }
     let mut at = 0;
@@ -96,11 +90,7 @@ pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
             };
             // The parent was there after its child was verified: the number was its own.
             if found[at].is_there() {
-                found.push(Descendant {
-                    id,
-                    is_child: false,
-                    pidfd,
-                });
+                found.push(Descendant { id, pidfd });
             }
         }
         at += 1;
@@ -196,7 +186,12 @@ pub(crate) fn wait_any() -> Option<(u32, i32)> {
         let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
         match check(pid.into()) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            _ => return u32::try_from(pid).ok().filter(|pid| *pid > 0).map(|pid| (pid, status)),
+            _ => {
+                return u32::try_from(pid)
+                    .ok()
+                    .filter(|pid| *pid > 0)
+                    .map(|pid| (pid, status));
+            }
         }
     }
 }
@@ -219,16 +214,15 @@ mod tests {
         std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut line).unwrap();
         let found = of_this_process(None);
         let at = found.iter().find(|found| found.id.pid == shell.id());
-        assert!(at.is_some_and(|found| found.is_child));
+        let at = at.expect("the shell");
         let below = found
             .iter()
             .find(|found| proc::parent(found.id) == Some(shell.id()));
         let below = below.expect("the child of the shell");
-        assert!(!below.is_child);
         assert!(below.signal(libc::SIGKILL).unwrap());
-        assert!(at.unwrap().signal(libc::SIGKILL).unwrap());
+        assert!(at.signal(libc::SIGKILL).unwrap());
         shell.wait().unwrap();
-        assert!(!at.unwrap().signal(libc::SIGKILL).unwrap());
+        assert!(!at.signal(libc::SIGKILL).unwrap());
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub struct Rest {
 enum Stage {
     /// The killer works.
     Killer(Killer),
-    /// It has reported, and is not reaped yet.
+    /// It has reported, or was not needed, and is not reaped yet.
     Reported,
     /// The first signal was sent by this process.
     Grace,
@@ -106,7 +106,7 @@ impl Ending {
             killing_since: None,
             stage: Stage::Killing,
             killer: None,
-            hurried: false,
+            hurried: order.signal.is_none(),
             report: None,
             why_not_ebpf: None,
             found: HashMap::new(),
@@ -207,7 +207,7 @@ impl Ending {
                     killer.stop();
                     self.go_alone("the killer did not end".to_owned());
                 } else if self.hurried {
-                    self.strike(libc::SIGKILL);
+                    self.strike_beside_killer();
                 }
                 return None;
             }
@@ -225,6 +225,18 @@ impl Ending {
             return self.kill();
         }
         None
+    }
+
+    /// Without a grace there is nothing to wait for: what can be killed is, while the killer gets
+    /// ready for the rest. Where nothing is left for it, the kernel's own word is proof enough.
+    fn strike_beside_killer(&mut self) {
+        self.strike(libc::SIGKILL);
+        if let Stage::Killer(killer) = &self.stage
+            && descendants::of_this_process(self.killer).is_empty()
+        {
+            killer.stop();
+            self.stage = Stage::Reported;
+        }
     }
 
     /// The first signal from this process itself.

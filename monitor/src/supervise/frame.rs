@@ -117,7 +117,12 @@ mod tests {
 
     #[test]
     fn frames_come_in_any_pieces() {
-        let bytes = [frame(b"one").unwrap(), frame(b"").unwrap(), frame(b"three").unwrap()].concat();
+        let bytes = [
+            frame(b"one").unwrap(),
+            frame(b"").unwrap(),
+            frame(b"three").unwrap(),
+        ]
+        .concat();
         for size in 1..bytes.len() {
             let mut frames = Frames::default();
             let mut found = Vec::new();
@@ -146,6 +151,9 @@ mod tests {
         let mut frames = Frames::default();
         frames.push(&frame(b"abc").unwrap()[..5]);
         assert_eq!(frames.take(), Ok(None));
-        assert_eq!(frames.finish(), Err(FrameError::Truncated { got: 5, wanted: 7 }));
+        assert_eq!(
+            frames.finish(),
+            Err(FrameError::Truncated { got: 5, wanted: 7 })
+        );
     }
 }

@@ -107,7 +107,9 @@ fn kill_below(root: u32, order: Order) -> anyhow::Result<String> {
         anyhow::bail!("the process that asked for it is gone");
     };
     let options = KillOptions {
-        first_signal: order.signal.and_then(|number| Signal::try_from(number).ok()),
+        first_signal: order
+            .signal
+            .and_then(|number| Signal::try_from(number).ok()),
         grace: order.grace,
         timeout: TIMEOUT,
         protected: vec![root],

@@ -346,10 +346,7 @@ impl Nursery {
 }
 
 /// A nursery that is forked: for a process with one thread and all signals blocked.
-pub(super) fn fork_nursery(
-    spec: &Spec,
-    place: Place,
-) -> io::Result<(i32, Channel)> {
+pub(super) fn fork_nursery(spec: &Spec, place: Place) -> io::Result<(i32, Channel)> {
     let (ours, its) = UnixStream::pair()?;
     // SAFETY: this process has one thread, so the child is a whole copy of it.
     match unsafe { nix::unistd::fork() }? {

@@ -165,11 +165,12 @@ impl Owner<'_> {
             let ending = self.ending.as_ref();
             let sources = [
                 Some(self.signals.fd()),
-                self.channel.as_ref().map(|channel| channel.stream().as_fd()),
+                self.channel
+                    .as_ref()
+                    .map(|channel| channel.stream().as_fd()),
                 ending.and_then(Ending::killer_fd),
             ];
-            let [by_signal, by_nursery, by_killer] =
-                wait_for(sources, ending.map(Ending::wait))?;
+            let [by_signal, by_nursery, by_killer] = wait_for(sources, ending.map(Ending::wait))?;
             if by_killer && let Some(ending) = &mut self.ending {
                 ending.read_killer();
             }

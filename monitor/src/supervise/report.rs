@@ -154,7 +154,9 @@ mod tests {
     #[test]
     fn names_are_made_safe_and_the_list_ends() {
         let text = text(&options(), &rest(NAMED_MAX + 2));
-        assert!(text.starts_with("lifemon: 22 processes left behind, killed (subreaper): 0 a\\u{1b} (SIGKILL), "));
+        assert!(text.starts_with(
+            "lifemon: 22 processes left behind, killed (subreaper): 0 a\\u{1b} (SIGKILL), "
+        ));
         assert!(text.ends_with(", and 2 more\n"), "{text}");
     }
 }

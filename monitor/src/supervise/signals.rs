@@ -72,15 +72,8 @@ impl Signals {
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         let all = Mask::ALL.0;
         // SAFETY: the set lives until the call returns and has the size that is given.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_signalfd4,
-                -1,
-                &raw const all,
-                SET_BYTES,
-                flags,
-            )
-        };
+        let result =
+            unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const all, SET_BYTES, flags) };
         let fd = check(result)?;
         // SAFETY: the call returned a new descriptor that nobody else owns.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
@@ -142,8 +135,7 @@ pub(crate) fn wait_for<const N: usize>(
 /// Whether a supervisor hands this signal on. SIGKILL and SIGSTOP cannot be seen, SIGCHLD is about
 /// its own children.
 pub(crate) fn is_forwarded(signal: i32) -> bool {
-    (1..=LAST).contains(&signal)
-        && !matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGCHLD)
+    (1..=LAST).contains(&signal) && !matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGCHLD)
 }
 
 /// Stops this process as `signal` would. Returns when it goes on; whether it was stopped at all,
@@ -160,8 +152,7 @@ pub(crate) fn stop_self(signal: i32, mask: Mask) -> bool {
 fn is_pending(signal: i32) -> bool {
     let mut pending = 0_u64;
     // SAFETY: the set lives until the call returns and has the size that is given.
-    let result =
-        unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut pending, SET_BYTES) };
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut pending, SET_BYTES) };
     result == 0 && pending >> (signal - 1) & 1 == 1
 }
 

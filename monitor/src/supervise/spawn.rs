@@ -37,7 +37,9 @@ pub(crate) fn spawn(spec: &Spec, place: Place) -> io::Result<u32> {
         return Err(io::Error::from_raw_os_error(libc::ENOENT));
     };
     let mut command = Command::new(program);
-    command.args(args).envs(spec.env.iter().map(|(name, value)| (name, value)));
+    command
+        .args(args)
+        .envs(spec.env.iter().map(|(name, value)| (name, value)));
     if let Some(directory) = &spec.directory {
         command.current_dir(directory);
     }

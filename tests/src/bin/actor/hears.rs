@@ -28,7 +28,13 @@ pub(crate) fn hears() -> i32 {
     loop {
         // SAFETY: as above; neither a siginfo nor a time-out is asked for.
         let signal = unsafe {
-            libc::syscall(libc::SYS_rt_sigtimedwait, &raw const all, none, none, SET_BYTES)
+            libc::syscall(
+                libc::SYS_rt_sigtimedwait,
+                &raw const all,
+                none,
+                none,
+                SET_BYTES,
+            )
         };
         if signal > 0 {
             say(&json!({"heard": signal}));
