@@ -66,7 +66,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 const SHUTDOWN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the guardian may take for the tree kill.
-const TREE_KILL_TIMEOUT: Duration = Duration::from_secs(60);
+const TREE_KILL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Why a manager was not started.
 #[derive(Debug, thiserror::Error)]

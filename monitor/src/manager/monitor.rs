@@ -43,7 +43,8 @@ pub(super) struct Monitor {
     session: Option<Session>,
     loading: Option<JoinHandle<Result<Tracker, kernel::Error>>>,
     kills: Vec<(u32, oneshot::Sender<usize>)>,
-    monitor_interval: Duration,
+    /// How often to look besides.
+    interval: Duration,
     /// Whether the guardian's channel is closed.
     is_alone: bool,
 }
@@ -84,7 +85,7 @@ impl Monitor {
     ) -> io::Result<()> {
         channel.set_nonblocking(true)?;
         let (handles_signals, use_ebpf) = (options.signals, options.use_ebpf);
-        let monitor_interval = options.monitor_interval.max(Duration::from_millis(1));
+        let period = options.monitor_interval.max(Duration::from_millis(1));
         let (ready, is_ready) = std::sync::mpsc::channel();
         let body = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -111,7 +112,7 @@ impl Monitor {
                 session: None,
                 loading: None,
                 kills: Vec::new(),
-                monitor_interval,
+                interval: period,
                 is_alone: false,
             };
             runtime.block_on(monitor.run(signals, use_ebpf));
@@ -131,7 +132,7 @@ impl Monitor {
         } else {
             self.shared.lock().incomplete = vec!["switched off by an option".to_owned()];
         }
-        let mut tick = interval(self.monitor_interval);
+        let mut tick = interval(self.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut buffer = vec![0; 64 << 10];
         while !self.is_alone {

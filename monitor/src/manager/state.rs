@@ -191,7 +191,7 @@ impl Shared {
         }
         let since = worker.death.take().map(|known| known.since);
         let cause = death.map_or_else(|| "not known".to_owned(), how);
-        let exit = death.map(|death| exit(death));
+        let exit = death.map(exit);
         worker.death = Some(DeadWorker {
             index,
             pid: worker.id.map(|id| id.pid),

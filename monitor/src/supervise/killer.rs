@@ -68,7 +68,7 @@ impl Killer {
 
     /// Reads on, when there is something to read; the report once it is whole.
     pub(super) fn read(&mut self) -> Option<Result<Value, String>> {
-        let mut bytes = [0; 64 << 10];
+        let mut bytes = [0; 8 << 10];
         match self.pipe.read(&mut bytes) {
             Ok(0) => Some(self.parse()),
             Ok(count) => {

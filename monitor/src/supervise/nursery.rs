@@ -100,15 +100,6 @@ struct Nursery {
     owner_is_dead: bool,
 }
 
-/// What a wait was ended by.
-#[derive(Default)]
-struct Woken {
-    by_owner: bool,
-    by_signal: bool,
-    by_death: bool,
-    by_killer: bool,
-}
-
 /// Runs the nursery to its end. All signals are blocked, and this process has one thread.
 ///
 /// # Errors
@@ -181,19 +172,17 @@ impl Nursery {
 
     fn run(&mut self) -> io::Result<()> {
         loop {
-            let woken = self.wait()?;
-            if woken.by_owner {
+            let [by_signal, by_owner, by_death, by_killer] = self.wait()?;
+            if by_owner {
                 self.hear();
             }
-            if woken.by_death {
+            if by_death {
                 self.lose_owner();
             }
-            if woken.by_killer
-                && let Some(ending) = &mut self.ending
-            {
+            if by_killer && let Some(ending) = &mut self.ending {
                 ending.read_killer();
             }
-            if woken.by_signal {
+            if by_signal {
                 self.signals.read()?;
             }
             // Also without a signal: a SIGCHLD that was pending counts for many.
@@ -205,7 +194,8 @@ impl Nursery {
         }
     }
 
-    fn wait(&self) -> io::Result<Woken> {
+    /// Which of these it was: a signal, a message, the owner's death, the killer.
+    fn wait(&self) -> io::Result<[bool; 4]> {
         let ending = self.ending.as_ref();
         let owner = self.owner.as_ref().map(OwnedFd::as_fd);
         let sources = [
@@ -214,14 +204,7 @@ impl Nursery {
             owner.filter(|_| !self.owner_is_dead),
             ending.and_then(Ending::killer_fd),
         ];
-        let [by_signal, by_owner, by_death, by_killer] =
-            wait_for(sources, ending.map(Ending::wait))?;
-        Ok(Woken {
-            by_owner,
-            by_signal,
-            by_death,
-            by_killer,
-        })
+        wait_for(sources, ending.map(Ending::wait))
     }
 
     fn hear(&mut self) {
