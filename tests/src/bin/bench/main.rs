@@ -5,12 +5,15 @@ mod death;
 mod fork_loop;
 mod kill;
 mod ready;
+mod serve;
 mod stats;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 fn main() -> ExitCode {
+    // The guardian of the managers that are measured.
+    lifemon::manager::run_if_asked();
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
@@ -23,13 +26,15 @@ fn main() -> ExitCode {
             death::measure();
             fork_loop::measure();
             kill::measure();
+            serve::measure();
         }
         ["ready"] => ready::measure(),
         ["death"] => death::measure(),
         ["fork-loop"] => fork_loop::measure(),
         ["kill"] => kill::measure(),
+        ["serve"] => serve::measure(),
         _ => {
-            eprintln!("usage: bench [ready | death | fork-loop | kill]");
+            eprintln!("usage: bench [ready | death | fork-loop | kill | serve]");
             return ExitCode::from(2);
         }
     }
