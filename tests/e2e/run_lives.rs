@@ -1,6 +1,7 @@
 //! `lifemon run` where it is itself in trouble: killed, nested, without standard streams, as the first
 //! process of a pid namespace.
 
+#[expect(dead_code, reason = "run.rs uses the rest")]
 #[path = "run/lifemon_run.rs"]
 mod lifemon_run;
 
