@@ -11,8 +11,10 @@ fn every_exit_code_is_the_commands_own() {
     let sandbox = Sandbox::new();
     let lifemon = Lifemon::find().inside(&sandbox);
     for code in 0..=255 {
-        let output = lifemon.run(["run", "--", "sh", "-c", &format!("exit {code}")]);
-        assert_eq!(output.code, Some(code), "{output:?}");
+        let script = format!("exit {code}");
+        let mut command = lifemon.command(["run", "--", "sh", "-c", &script]);
+        let output = command.output().expect("lifemon starts");
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
     }
 }
 
@@ -38,8 +40,9 @@ fn a_thousand_runs_leave_nothing() {
         } else {
             "exit 1"
         };
-        let output = lifemon.run(["run", "--grace", "0", "--", "sh", "-c", script]);
-        assert_eq!(output.code, Some(1), "{output:?}");
+        let words = ["run", "--grace", "0", "--", "sh", "-c", script];
+        let output = lifemon.command(words).output().expect("lifemon starts");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert_eq!(output.stderr.is_empty(), !leaves, "{output:?}");
         if leaves {
             assert_nobody(&sandbox);
