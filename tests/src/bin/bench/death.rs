@@ -120,7 +120,7 @@ fn by_lifemon(watcher: &mut Watcher, bytes: usize) -> f64 {
     us
 }
 
-pub(super) fn by_pidfd(bytes: usize) -> f64 {
+fn by_pidfd(bytes: usize) -> f64 {
     let worker = worker(bytes);
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, worker.as_raw(), 0) };

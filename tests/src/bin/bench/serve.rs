@@ -5,14 +5,16 @@
 use std::fs;
 use std::hint::black_box;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lifemon::manager::{Options, ProcessManager, WorkerCommand};
+use lifemon_tests::Pidfd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::lifemon;
 use super::stats::Figures;
-use super::{death, lifemon};
 
 const WORKERS: usize = 20;
 const MANAGERS: usize = 10;
@@ -55,7 +57,7 @@ async fn deaths() {
         for worker in 0..WORKERS {
             events.push(until_known(&by_events, worker));
             guardian.push(until_known(&by_guardian, worker));
-            pidfd.push(death::by_pidfd(0));
+            pidfd.push(until_pidfd());
         }
         by_events.shutdown().await;
         by_guardian.shutdown().await;
@@ -65,7 +67,7 @@ async fn deaths() {
         "SIGKILL to failing check, subreaper: {}",
         guardian.line("us")
     );
-    println!("SIGKILL to known, pidfd + epoll:     {}", pidfd.line("us"));
+    println!("SIGKILL to known, thread at a pidfd: {}", pidfd.line("us"));
     println!(
         "ratio to pidfd: ebpf p50 {:.2} p99 {:.2}, subreaper p50 {:.2} p99 {:.2}",
         events.at(0.5) / pidfd.at(0.5),
@@ -93,6 +95,28 @@ fn until_known(manager: &ProcessManager, dead: usize) -> f64 {
         std::thread::yield_now();
     }
     start.elapsed().as_secs_f64() * 1e6
+}
+
+/// The same worker and the same way to ask, with a thread that waits for a pidfd.
+fn until_pidfd() -> f64 {
+    let mut worker = Command::new("sleep").arg("300").spawn().expect("sleep");
+    let pidfd = Pidfd::open(worker.id().cast_signed()).expect("it lives");
+    let is_dead = AtomicBool::new(false);
+    let us = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            pidfd.wait_gone(Duration::from_secs(10));
+            is_dead.store(true, Ordering::Release);
+        });
+        std::thread::sleep(Duration::from_millis(3));
+        let start = Instant::now();
+        pidfd.kill();
+        while !is_dead.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        start.elapsed().as_secs_f64() * 1e6
+    });
+    let _ = worker.wait();
+    us
 }
 
 /// Once: what the check costs, and what the guardian needs.
