@@ -1,4 +1,4 @@
-//! An HTTP server with workers: `/health` and `/generate`.
+//! An HTTP server with workers: `/health`, `/generate`, and `/cleanup` of what dead workers left.
 //!
 //! `cargo run -p lifemon --example server -- python3 monitor/examples/worker.py`
 //!
@@ -15,7 +15,7 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use lifemon::manager::{Options, Policy, ProcessManager, WorkerCommand, run_if_asked};
+use lifemon::manager::{Options, Policy, ProcessManager, Scope, WorkerCommand, run_if_asked};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -89,6 +89,7 @@ async fn serve(typed: Typed) -> anyhow::Result<u8> {
     let app = Router::new()
         .route("/health", get(health))
         .route("/generate", get(by_query).post(by_body))
+        .route("/cleanup", get(cleanup))
         .with_state(server);
     axum::serve(listener, app)
         .with_graceful_shutdown(lifespan.clone().stop_asked())
@@ -107,6 +108,20 @@ async fn health(State(server): State<Arc<Server>>) -> (StatusCode, Json<Value>) 
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     (code, Json(json!(health)))
+}
+
+async fn cleanup(State(server): State<Arc<Server>>) -> (StatusCode, Json<Value>) {
+    let patterns = ["VLLM::EngineCore"];
+    match server.manager.cleanup_orphans(&patterns, Scope::Own).await {
+        Ok(cleaned) => {
+            let pids: Vec<_> = cleaned.iter().map(|orphan| orphan.id.pid).collect();
+            (StatusCode::OK, Json(json!({ "cleaned": pids })))
+        }
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Json(json!({"error": error.to_string()})),
+        ),
+    }
 }
 
 async fn by_query(

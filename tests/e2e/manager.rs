@@ -8,7 +8,7 @@ mod server;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{DEADLINE, Pidfd, Sandbox, private_lock, scaled, wait_until};
+use lifemon_tests::{DEADLINE, Pidfd, Sandbox, private_lock, proc, scaled, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use server::{Server, has_python};
@@ -269,4 +269,30 @@ fn a_second_signal_does_not_wait() {
     let finished = server.finish();
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_nobody(&sandbox);
+}
+
+#[test]
+fn a_cleanup_hits_orphans_that_match_and_nobody_who_is_well() {
+    if !has_python() {
+        return;
+    }
+    let _lock = private_lock();
+    for options in BOTH_WAYS {
+        let sandbox = Sandbox::new();
+        let server = Server::start(&sandbox, options, &[]);
+        let engines = server.engines();
+        assert_eq!(server.get("/cleanup").1, json!({"cleaned": []}));
+        Pidfd::open(server.workers()[0]).expect("it lives").kill();
+        wait_until("an orphan", DEADLINE, || {
+            let health = server.get("/health").1;
+            health["orphans"][0]["pid"] == engines[0]
+        });
+        assert_eq!(server.get("/cleanup").1, json!({"cleaned": [engines[0]]}));
+        wait_until("its end", DEADLINE, || !proc::is_running(engines[0]));
+        // The engine of the other worker has the same name, and is well.
+        assert!(proc::is_running(engines[1]));
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.finish().code, Some(0));
+        assert_nobody(&sandbox);
+    }
 }

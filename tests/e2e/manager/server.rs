@@ -75,6 +75,12 @@ impl Server {
         workers.iter().map(pid).collect()
     }
 
+    /// What each worker has started, in the same order.
+    pub(crate) fn engines(&self) -> Vec<i32> {
+        let engines = self.started["engines"].as_array().expect("a list");
+        engines.iter().map(pid).collect()
+    }
+
     pub(crate) fn guardian(&self) -> i32 {
         pid(&self.started["guardian"])
     }
