@@ -6,6 +6,7 @@ use clap::Parser as _;
 use lifemon::cli::{self, Cli};
 
 fn main() -> ExitCode {
+    lifemon::manager::run_if_asked();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return cli::refuse_usage(&error),

@@ -52,7 +52,7 @@ fn lines() -> Vec<Vec<String>> {
     let lines: Vec<Vec<String>> = text.lines().map(words).collect();
     if lines.iter().any(|line| line[0] == "hang") {
         loop {
-            std::thread::sleep(Duration::from_secs(60));
+            std::thread::sleep(Duration::from_mins(1));
         }
     }
     lines

@@ -35,7 +35,12 @@ pub struct Finished {
 }
 
 impl Stream {
-    pub(crate) fn new(what: String, mut child: Child) -> Self {
+    /// Of a program that prints JSON lines, with both outputs in pipes.
+    ///
+    /// # Panics
+    /// When they are not.
+    #[must_use]
+    pub fn new(what: String, mut child: Child) -> Self {
         let lines = JsonLines::read(what, child.stdout.take().expect("piped"));
         let stderr = Collector::read(child.stderr.take().expect("piped"));
         Self {

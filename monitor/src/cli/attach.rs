@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "65536", value_parser = parse_capacity)]
     max_processes: u32,
     #[command(flatten)]
-    device_args: DeviceArgs,
+    gpus: DeviceArgs,
     /// How long to wait until the GPU memory of the dead is released
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     release_timeout: Duration,
@@ -139,7 +139,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     // From here on a signal ends the loop below, and what was attached is given back.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let devices = args.device_args.files()?;
+    let devices = args.gpus.files()?;
     let options = LoadOptions {
         max_processes: args.max_processes,
         debug: verbose >= 2,

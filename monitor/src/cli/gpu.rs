@@ -45,12 +45,12 @@ pub struct Args {
     #[arg(long)]
     full: bool,
     #[command(flatten)]
-    device_args: DeviceArgs,
+    gpus: DeviceArgs,
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     super::raise_descriptor_limit();
-    let files = args.device_args.files()?;
+    let files = args.gpus.files()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

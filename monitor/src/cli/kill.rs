@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    device_args: DeviceArgs,
+    gpus: DeviceArgs,
 }
 
 impl Args {
@@ -107,7 +107,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
             .map_or_else(|| Tracker::open_or_load(&load), Ok)?;
         match runtime.block_on(kill(tracker, root, args, output)) {
             Ok(Code::Done) => {}
-            Ok(Code::No) => code = Code::No,
+            Ok(other) => code = other,
             Err(error) if index > 0 && !proc::is_alive(root) => log::info!("{error:#}"),
             Err(error) => return Err(error),
         }
@@ -123,7 +123,7 @@ async fn kill(
 ) -> anyhow::Result<Code> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let options = args.options(super::devices::release(&args.device_args.files()?));
+    let options = args.options(super::devices::release(&args.gpus.files()?));
     let killing = kill_tree(tracker, root, &options);
     tokio::pin!(killing);
     let begun = Instant::now();
@@ -153,7 +153,7 @@ fn say_waiting(pid: u32, elapsed: Duration) {
 }
 
 /// `TERM`, `SIGTERM`, `term` or `15`.
-fn parse_signal(text: &str) -> Result<Signal, String> {
+pub(super) fn parse_signal(text: &str) -> Result<Signal, String> {
     if let Ok(number) = text.parse::<i32>() {
         return Signal::try_from(number).map_err(|_| format!("{number} is no signal"));
     }

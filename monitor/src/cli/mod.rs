@@ -7,6 +7,7 @@ mod generate;
 mod gpu;
 mod kill;
 mod orphans;
+mod run;
 mod target;
 mod track;
 mod tree;
@@ -31,6 +32,8 @@ pub enum Code {
     Done,
     /// The answer is no.
     No,
+    /// That of the command that was run.
+    Command(u8),
 }
 
 impl From<Code> for ExitCode {
@@ -38,6 +41,7 @@ impl From<Code> for ExitCode {
         match code {
             Code::Done => Self::SUCCESS,
             Code::No => Self::from(1),
+            Code::Command(code) => Self::from(code),
         }
     }
 }
@@ -76,6 +80,7 @@ Examples:
   sudo lifemon kill 4200            kill that tree, to the last process
   sudo lifemon orphans              what was left behind on this host
   sudo lifemon gpu                  who holds GPU memory, and where it comes from
+  lifemon run -- ./serve.sh         leave nothing of it behind when it ends
   sudo lifemon track on             keep the lineage of this host from now on
   lifemon doctor                    what works here, and the remedy for what does not")]
 pub struct Cli {
@@ -103,6 +108,8 @@ pub enum Command {
     Gpu(gpu::Args),
     /// Kill every process of a tree, nobody else, and prove it
     Kill(kill::Args),
+    /// Run a command, and kill exactly what it leaves behind
+    Run(run::Args),
     /// Switch the host-wide tracker, which needs no process to run
     Track(track::Args),
     /// Say what works here and what does not, each with its remedy
@@ -133,6 +140,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Gpu(args) => gpu::run(args, cli.output, cli.verbose),
         Command::NvmlServer => gpu::serve(),
         Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
+        Command::Run(args) => Ok(run::run(args)),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         Command::Doctor => doctor::run(cli.output),
         Command::Completions(args) => generate::completions(args),

@@ -22,6 +22,10 @@ use crate::report::{self, out};
 use crate::session::Loss;
 
 /// What was typed after `orphans`.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a word of the command line"
+)]
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -63,14 +67,14 @@ pub struct Args {
     #[arg(long)]
     full: bool,
     #[command(flatten)]
-    device_args: DeviceArgs,
+    gpus: DeviceArgs,
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     super::raise_descriptor_limit();
     let patterns =
         RegexSet::new(&args.patterns).map_err(|error| super::Usage(regex_error(&error)))?;
-    let files = args.device_args.files()?;
+    let files = args.gpus.files()?;
     let load = LoadOptions {
         debug: verbose >= 2,
         ..LoadOptions::default()

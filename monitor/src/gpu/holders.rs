@@ -1,7 +1,6 @@
 //! Processes that have the device file of a GPU open. Files are told by their names alone, so that
 //! nothing here touches a device or waits for a driver.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use lifemon_ebpf::ProcessId;
 
-use super::{Holding, drm};
+use super::{Holders, Holding, drm};
 use crate::proc;
 
 /// The device files of NVIDIA, AMD's compute driver, and DRM.
@@ -94,7 +93,7 @@ impl Default for DeviceFiles {
 #[derive(Debug, Clone, Default)]
 pub struct Scan {
     /// Who has one of the files open, with the memory that DRM drivers tell.
-    pub holders: HashMap<ProcessId, Holding>,
+    pub holders: Holders,
     /// Processes whose files may not be looked at.
     pub unreadable: usize,
 }

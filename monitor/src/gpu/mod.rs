@@ -42,6 +42,9 @@ impl Holding {
     }
 }
 
+/// Processes that hold something of GPUs.
+pub type Holders = HashMap<ProcessId, Holding>;
+
 /// Memory of one GPU that a driver accounts to one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
@@ -75,7 +78,7 @@ pub struct Survey {
     /// What NVML answered.
     pub nvml: Answer,
     /// Processes that hold something.
-    pub holders: HashMap<ProcessId, Holding>,
+    pub holders: Holders,
     /// Memory of processes that have no living record: they are dying, or in another pid namespace.
     pub strangers: Vec<(u32, Memory)>,
     /// Processes whose files could not be looked at.

@@ -124,21 +124,23 @@ async fn follow(
     }
     let (mut pause, mut open) = (FIRST_PAUSE, true);
     while open || !waiting.dead.is_empty() {
-        tokio::select! {
-            died = deaths.recv(), if open => match died {
-                Some(died) => {
+        let told = tokio::select! {
+            died = deaths.recv(), if open => Some(died),
+            () = sleep(pause), if !waiting.dead.is_empty() => None,
+        };
+        match told {
+            Some(Some(died)) => {
+                waiting.add(died, timeout);
+                while let Ok(died) = deaths.try_recv() {
                     waiting.add(died, timeout);
-                    while let Ok(died) = deaths.try_recv() {
-                        waiting.add(died, timeout);
-                    }
-                    pause = FIRST_PAUSE;
                 }
-                None => {
-                    open = false;
-                    continue;
-                }
-            },
-            () = sleep(pause), if !waiting.dead.is_empty() => pause = LONGEST_PAUSE.min(pause * 2),
+                pause = FIRST_PAUSE;
+            }
+            Some(None) => {
+                open = false;
+                continue;
+            }
+            None => pause = LONGEST_PAUSE.min(pause * 2),
         }
         if !waiting.take(&server.ask().await, &news) {
             return;

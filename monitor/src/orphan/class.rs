@@ -122,6 +122,10 @@ impl fmt::Display for Evidence {
 }
 
 /// What is known of an orphan whose creator's death was seen.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, in any combination"
+)]
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     /// How its creator died.
@@ -194,19 +198,19 @@ fn deliberate(facts: &Facts) -> Vec<Evidence> {
 mod tests {
     use super::*;
 
-    fn death(status: u32) -> Option<Death> {
-        Some(Death {
+    fn death(status: u32) -> Death {
+        Death {
             status,
             is_oom: false,
             sender: None,
             unseen: false,
-        })
+        }
     }
 
     /// As daemon(3) makes them.
     fn daemon() -> Facts {
         Facts {
-            creator_death: death(0),
+            creator_death: Some(death(0)),
             creator_outlived_ns: Some(1_000_000),
             own_session: true,
             null_input: true,
@@ -233,7 +237,7 @@ mod tests {
     fn a_worker_of_a_killed_server_is_never_a_daemon() {
         for status in [9, 15, 1 << 8] {
             let facts = Facts {
-                creator_death: death(status),
+                creator_death: Some(death(status)),
                 ..daemon()
             };
             assert_eq!(class(&facts), Class::Stranded);
@@ -267,7 +271,7 @@ mod tests {
     #[test]
     fn a_unit_of_its_own_is_deliberate_whatever_became_of_the_creator() {
         let facts = Facts {
-            creator_death: death(9),
+            creator_death: Some(death(9)),
             own_unit: Some("a.service".to_owned()),
             ..Facts::default()
         };

@@ -16,7 +16,7 @@ use lifemon_ebpf::{INFERRED, LIVE, ProcessId, Record};
 pub use class::{Class, Evidence, Facts, classify};
 
 use crate::forest::Forest;
-use crate::gpu::Holding;
+use crate::gpu::{Holders, Holding};
 use crate::proc::{self, CommandLine, Placement, Stat};
 use crate::process::{Death, Process, Who};
 
@@ -66,11 +66,7 @@ pub struct Wanted {
 
 /// Finds the orphans among `records`, oldest first. `holders` are the processes that hold a GPU.
 #[must_use]
-pub fn find(
-    records: &[(ProcessId, Record)],
-    wanted: &Wanted,
-    holders: &HashMap<ProcessId, Holding>,
-) -> Vec<Orphan> {
+pub fn find(records: &[(ProcessId, Record)], wanted: &Wanted, holders: &Holders) -> Vec<Orphan> {
     let forest = Forest::new(records.iter().copied());
     let tree: Option<std::collections::HashSet<ProcessId>> = wanted
         .tree
@@ -98,7 +94,7 @@ pub fn find(
 /// have one each.
 #[must_use]
 pub fn root_of(forest: &Forest, id: ProcessId) -> ProcessId {
-    let holders = HashMap::new();
+    let holders = Holders::default();
     let mut search = Search {
         forest,
         holders: &holders,
@@ -111,7 +107,7 @@ pub fn root_of(forest: &Forest, id: ProcessId) -> ProcessId {
 /// A search under way.
 struct Search<'a> {
     forest: &'a Forest,
-    holders: &'a HashMap<ProcessId, Holding>,
+    holders: &'a Holders,
     /// The root of the tree that was asked about.
     root: Option<ProcessId>,
     /// Whether a living process is a shell that somebody types into.

@@ -43,9 +43,11 @@ fn parse(text: &str) -> Placement {
     // A container may be named in the hierarchy of a single controller alone.
     let container = text.lines().find_map(container_in);
     let parts = cgroup.split('/');
-    let unit = parts
-        .rev()
-        .find(|part| part.ends_with(".service") || part.ends_with(".scope"));
+    let unit = parts.rev().find(|part| {
+        [".service", ".scope"]
+            .iter()
+            .any(|kind| part.ends_with(kind))
+    });
     Placement {
         unit: unit.map(str::to_owned),
         container,

@@ -92,18 +92,18 @@ fn line(entry: &Entry, style: Style) -> String {
         let line = format!("{mark}{who}  dying");
         return paint(style.colour, Tone::Faint, &line);
     };
-    let mut line = format!("{mark}{who}");
+    let mut text = format!("{mark}{who}");
     let command = command(&live.command, style.full);
     if !command.is_empty() {
-        let _ = write!(line, "  {command}");
+        let _ = write!(text, "  {command}");
     }
     let details = details(entry, live, style.now_ns);
-    line.push_str(&paint(style.colour, Tone::Faint, &format!("  [{details}]")));
+    text.push_str(&paint(style.colour, Tone::Faint, &format!("  [{details}]")));
     if entry.is_reparented() {
         let parent = format!("  parent is {}", live.parent);
-        line.push_str(&paint(style.colour, Tone::Warn, &parent));
+        text.push_str(&paint(style.colour, Tone::Warn, &parent));
     }
-    line + &elided(entry)
+    text + &elided(entry)
 }
 
 fn elided(entry: &Entry) -> String {

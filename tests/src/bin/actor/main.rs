@@ -4,8 +4,10 @@
 
 mod args;
 mod bombs;
+mod daemons;
 mod die;
 mod fork;
+mod hears;
 mod heirs;
 mod held;
 mod io_uring;
@@ -77,6 +79,8 @@ fn main() {
         "traced" => held::traced(&mut args),
         "stuck" => held::stuck(&mut args),
         "heir" => heirs::heir(),
+        "daemons" => daemons::daemons(&mut args),
+        "hears" => hears::hears(),
         "successors" => heirs::successors(&mut args),
         other => args::usage(&format!("unknown behaviour {other}")),
     };

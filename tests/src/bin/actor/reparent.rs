@@ -24,7 +24,8 @@ pub(crate) fn clone_parent() -> i32 {
     commands()
 }
 
-fn clone_sibling() -> i32 {
+/// A child of this one's parent, which stays; its pid.
+pub(crate) fn clone_sibling() -> i32 {
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: without CLONE_VM this is a fork of a process with one thread; all pointers absent.
     match unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) } {

@@ -6,6 +6,7 @@ mod fork_loop;
 mod kill;
 mod kill_bombs;
 mod ready;
+mod serve;
 mod stats;
 mod walk;
 
@@ -13,6 +14,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 fn main() -> ExitCode {
+    // The guardian of the managers that are measured.
+    lifemon::manager::run_if_asked();
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
             kill::measure();
             kill_bombs::measure();
             walk::measure();
+            serve::measure();
         }
         ["ready"] => ready::measure(),
         ["death"] => death::measure(),
@@ -34,8 +38,11 @@ fn main() -> ExitCode {
         ["kill"] => kill::measure(),
         ["kill-bombs"] => kill_bombs::measure(),
         ["walk"] => walk::measure(),
+        ["serve"] => serve::measure(),
         _ => {
-            eprintln!("usage: bench [ready | death | fork-loop | kill | kill-bombs | walk]");
+            eprintln!(
+                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | serve]"
+            );
             return ExitCode::from(2);
         }
     }

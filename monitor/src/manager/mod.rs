@@ -1,0 +1,383 @@
+//! [`ProcessManager`]: the workers of a server, their deaths the moment they happen, and nothing left
+//! of them when the server ends, however it ends.
+//!
+//! The workers are children of a *guardian*: this program, executed anew as a
+//! [nursery](crate::supervise), small and alone in its process group. It is a subreaper, so all that
+//! a worker leaves stays below it. Should the server panic, abort or be killed, the guardian kills
+//! everything below itself and ends. Should the guardian be killed, the workers die with it, and with
+//! privileges the monitor kills what they have left; without them that lingers.
+//!
+//! | the Python module | here |
+//! |---|---|
+//! | `ProcessManager(processes, connections, …)` | [`ProcessManager::start`] with [`Options`], which have the same defaults; it starts the workers and makes their connections |
+//! | `register_signal_handlers()` | [`Options::signals`]; a second signal kills at once and ends the server with 1 |
+//! | `lifespan_context()` | [`ProcessManager::lifespan`]: [`Lifespan::stop_asked`] for a graceful server, [`Lifespan::finish`] on the way out |
+//! | `check_workers_alive()` | [`ProcessManager::check_workers_alive`]: one atomic load; the error also says why and since when |
+//! | `get_health_status()` | [`ProcessManager::health_status`]: the same keys, and causes, orphans, completeness |
+//! | `monitor_workers()` | [`ProcessManager::monitor_workers`]: by event, not by poll; kills also what dead workers have left |
+//! | `register_cleanup()` | always: the guardian |
+//! | shutdown | [`ProcessManager::shutdown`]: the same steps and time-outs, all workers at the same time, then what is left of their trees |
+//! | `cleanup_orphan_processes(*patterns)` | [`ProcessManager::cleanup_orphans`]: matches *and* is an orphan of this manager, or of a dead server by [`Scope`] |
+//! | `is_fatal_worker_error(exc)` | [`is_fatal_worker_error`], over the whole chain; [`FatalRules`] to extend |
+//! | `kill_process_tree(pid)` | [`ProcessManager::kill_process_tree`] |
+//! | `safe_recv(conn)` | [`Connection::safe_recv`]; [`Connection::recv`] with typed errors |
+//!
+//! What is known of workers comes from eBPF with privileges ([`Way::Ebpf`]), otherwise from the
+//! guardian, their parent ([`Way::Subreaper`]). A third way would be one more source beside these two
+//! in the monitor.
+
+mod connection;
+mod fatal;
+mod monitor;
+mod options;
+mod orphans;
+mod rescue;
+mod state;
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::supervise::message::{Order, Request, Spec, encode};
+use crate::supervise::nursery::{self, Brief};
+use monitor::{Ask, Monitor};
+use state::Shared;
+
+pub use crate::supervise::nursery::run_if_asked;
+pub use crate::supervise::{Rest, Way};
+pub use connection::{Connection, ConnectionError, FRAME_BYTES_MAX, SEND_TIMEOUT, WORKER_FD};
+pub use fatal::{FatalRules, is_fatal_worker_error};
+pub use options::{Options, Policy, WorkerCommand};
+pub use orphans::{Cleaned, Scope};
+pub use state::{DeadWorker, HealthStatus, Stop, WorkersDied};
+
+/// How long the workers may take to be started.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a worker may take to accept the shutdown message.
+const SHUTDOWN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the guardian may take for the tree kill.
+const TREE_KILL_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Why a manager was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Something that it needs failed.
+    #[error("cannot start the workers: {0}")]
+    Io(#[from] io::Error),
+    /// This process is the guardian of another.
+    #[error(
+        "this process was started to be a guardian: call lifemon::manager::run_if_asked() first in main"
+    )]
+    NotAsked,
+    /// The guardian did not answer.
+    #[error(
+        "the guardian has not started the workers in {START_TIMEOUT:?}: does main call lifemon::manager::run_if_asked() first?"
+    )]
+    NoAnswer,
+}
+
+/// What came of a server's end.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// 0 after a shutdown that was asked for; 1 when workers had died, or it was cut short.
+    pub code: u8,
+    /// What became of everything below the guardian; `None` when the guardian could not say.
+    pub rest: Option<Rest>,
+    /// Orphans of other dead servers, and such, that were cleaned up.
+    pub cleaned: Vec<Cleaned>,
+}
+
+/// The workers of this server. Dropping it ends them at once.
+#[derive(Debug)]
+pub struct ProcessManager {
+    shared: Arc<Shared>,
+    options: Options,
+    connections: Vec<Connection>,
+    asks: mpsc::UnboundedSender<Ask>,
+}
+
+impl ProcessManager {
+    /// Starts the workers. Needs a tokio runtime with I/O and time.
+    ///
+    /// # Errors
+    /// [`StartError`]. A worker that does not start is a dead worker, not an error.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        if std::env::args_os()
+            .next()
+            .is_some_and(|word| word == nursery::words(0).0)
+        {
+            return Err(StartError::NotAsked);
+        }
+        let shared = Arc::new(Shared::new(options.workers.len(), options.label.clone()));
+        let mut connections = Vec::new();
+        let mut ends = Vec::new();
+        let mut specs = Vec::new();
+        for (index, worker) in options.workers.iter().enumerate() {
+            let (ours, its) = UnixStream::pair()?;
+            let fd = its.as_raw_fd();
+            let mut env = worker.env.clone();
+            env.push((WORKER_FD.into(), fd.to_string().into()));
+            specs.push(Spec {
+                words: worker.words.clone(),
+                env,
+                directory: worker.directory.clone(),
+                inherited: Some(fd),
+            });
+            connections.push(Connection::new(index, ours, Arc::clone(&shared))?);
+            ends.push(its);
+        }
+        let (channel, its) = UnixStream::pair()?;
+        let mut passed: Vec<_> = ends.iter().map(UnixStream::as_raw_fd).collect();
+        passed.push(its.as_raw_fd());
+        let (name, number) = nursery::words(its.as_raw_fd());
+        let mut command = Command::new(&options.guardian);
+        command.arg0(name).arg(number);
+        // SAFETY: system calls only.
+        unsafe { command.pre_exec(move || pass_on(&passed)) };
+        let guardian = command.spawn()?;
+        drop((ends, its));
+        shared.lock().guardian = Some(guardian.id());
+        io::Write::write_all(&mut &channel, &encode(&Brief { specs })?)?;
+        let (asks, asked) = mpsc::unbounded_channel();
+        Monitor::start(&options, Arc::clone(&shared), guardian, channel, asked)?;
+        let manager = Self {
+            shared,
+            options,
+            connections,
+            asks,
+        };
+        manager.wait_for_start().await?;
+        Ok(manager)
+    }
+
+    async fn wait_for_start(&self) -> Result<(), StartError> {
+        const STEP: Duration = Duration::from_millis(1);
+        let started = async {
+            loop {
+                let is_started = self
+                    .shared
+                    .lock()
+                    .workers
+                    .iter()
+                    .all(|worker| worker.id.is_some() || worker.death.is_some());
+                match (is_started, self.shared.change().is_over) {
+                    (_, true) => return Err(StartError::NoAnswer),
+                    (true, false) => return Ok(()),
+                    (false, false) => tokio::time::sleep(STEP).await,
+                }
+            }
+        };
+        timeout(START_TIMEOUT, started)
+            .await
+            .unwrap_or(Err(StartError::NoAnswer))
+    }
+
+    /// Whether all workers live: one atomic load, no system call.
+    ///
+    /// # Errors
+    /// [`WorkersDied`]: which, why, and since when.
+    pub fn check_workers_alive(&self) -> Result<(), WorkersDied> {
+        self.shared.check()
+    }
+
+    /// The answer for a health check.
+    #[must_use]
+    pub fn health_status(&self) -> HealthStatus {
+        let mut health = self.shared.health();
+        if health.way == Way::Subreaper.word() {
+            health.orphans = self
+                .orphans()
+                .into_iter()
+                .map(|orphan| orphan.to_value())
+                .collect();
+        }
+        health
+    }
+
+    /// The connection of a worker.
+    #[must_use]
+    pub fn connection(&self, worker: usize) -> Option<&Connection> {
+        self.connections.get(worker)
+    }
+
+    /// Pids of the workers, as far as they were started.
+    #[must_use]
+    pub fn pids(&self) -> Vec<Option<u32>> {
+        let inner = self.shared.lock();
+        let workers = inner.workers.iter();
+        workers.map(|worker| worker.id.map(|id| id.pid)).collect()
+    }
+
+    /// The guardian's pid.
+    #[must_use]
+    pub fn guardian(&self) -> Option<u32> {
+        self.shared.lock().guardian
+    }
+
+    /// Returns when the server should end: a signal asked for it, or the policy says that monitoring
+    /// is over. For axum's `with_graceful_shutdown`.
+    pub async fn stop_asked(&self) -> Stop {
+        let (policy, workers) = (self.options.policy, self.shared.workers());
+        let mut changes = self.shared.changes();
+        let change = changes.wait_for(|change| {
+            change.stop != Stop::No || change.is_over || policy.is_over(change.dead, workers)
+        });
+        let change = change.await.map(|change| *change);
+        change.map_or(Stop::Now, |change| change.stop)
+    }
+
+    /// Returns when the policy says that monitoring is over, with everything that the workers have
+    /// left killed. The server should exit with [`Finished::code`], which is 1.
+    pub async fn monitor_workers(&self) -> Finished {
+        let (policy, workers) = (self.options.policy, self.shared.workers());
+        let mut changes = self.shared.changes();
+        // The workers of a server that was asked to stop are meant to end.
+        let over = |change: &state::Change| {
+            change.is_over || (change.stop == Stop::No && policy.is_over(change.dead, workers))
+        };
+        let change = changes.wait_for(over).await.map(|change| *change);
+        let code = u8::from(change.map_or(Stop::No, |change| change.stop) == Stop::No);
+        self.end(code).await
+    }
+
+    /// Ends the workers: the message, [`Options::shutdown_timeout`], SIGTERM,
+    /// [`Options::kill_timeout`], and then everything that is left is killed. All workers at the same
+    /// time, each step only for those that still live.
+    pub async fn shutdown(&self) -> Finished {
+        let (dead, workers) = (self.shared.change().dead, self.shared.workers());
+        let code = u8::from(self.options.policy.is_over(dead, workers));
+        self.shared.ask_to_stop(Stop::Graceful);
+        self.say_shutdown().await;
+        if !self.all_dead_within(self.options.shutdown_timeout).await {
+            for worker in self.alive() {
+                let signal = libc::SIGTERM;
+                self.ask(Request::Signal {
+                    worker,
+                    signal,
+                    group: false,
+                });
+            }
+            self.all_dead_within(self.options.kill_timeout).await;
+        }
+        self.end(code).await
+    }
+
+    /// A guard around the server's life.
+    #[must_use]
+    pub fn lifespan(self: &Arc<Self>) -> Lifespan {
+        Lifespan(Arc::clone(self))
+    }
+
+    async fn say_shutdown(&self) {
+        let message = json!({ "type": "shutdown" });
+        let alive = self.alive();
+        let mut sending = Vec::new();
+        for (index, connection) in self.connections.iter().enumerate() {
+            if alive.contains(&index) {
+                sending.push(connection.send_within(&message, SHUTDOWN_MESSAGE_TIMEOUT));
+            }
+        }
+        // In parallel: one that hangs does not keep the message from the others.
+        let mut sending: Vec<_> = sending.into_iter().map(Box::pin).collect();
+        std::future::poll_fn(|context| {
+            sending.retain_mut(|send| send.as_mut().poll(context).is_pending());
+            if sending.is_empty() {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    fn alive(&self) -> Vec<usize> {
+        let inner = self.shared.lock();
+        let workers = inner.workers.iter().enumerate();
+        workers
+            .filter(|(_, worker)| worker.death.is_none())
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    async fn all_dead_within(&self, limit: Duration) -> bool {
+        let workers = self.shared.workers();
+        let mut changes = self.shared.changes();
+        let dead = changes.wait_for(|change| {
+            change.dead == workers || change.is_over || change.stop == Stop::Now
+        });
+        timeout(limit, dead).await.is_ok()
+    }
+
+    /// Kills what is left, with the proof, and then the orphans that match.
+    async fn end(&self, code: u8) -> Finished {
+        self.ask(Request::End(Order::default()));
+        let mut changes = self.shared.changes();
+        let over = changes.wait_for(|change| change.is_over);
+        let _ = timeout(TREE_KILL_TIMEOUT, over).await;
+        let mut cleaned = Vec::new();
+        // This manager's own are dead by now.
+        if self.options.orphan_scope == Scope::DeadServers {
+            let patterns = &self.options.orphan_patterns;
+            match self.cleanup_orphans(patterns, Scope::DeadServers).await {
+                Ok(found) => cleaned = found,
+                Err(error) => log::warn!("orphans of dead servers were not cleaned up: {error}"),
+            }
+        }
+        let is_cut_short = self.shared.change().stop == Stop::Now;
+        Finished {
+            code: if is_cut_short { 1 } else { code },
+            rest: self.shared.lock().rest.clone(),
+            cleaned,
+        }
+    }
+
+    /// A monitor that does not hear is one whose work is done.
+    fn ask(&self, request: Request) {
+        let _ = self.asks.send(Ask::Guardian(request));
+    }
+
+    /// Kills one process below the guardian and what is below it.
+    async fn kill_below(&self, pid: u32) -> usize {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.asks.send(Ask::Kill(pid, answer));
+        let count = timeout(TREE_KILL_TIMEOUT, answered).await;
+        count.ok().and_then(Result::ok).unwrap_or(0)
+    }
+}
+
+/// A server's life, from [`ProcessManager::lifespan`].
+#[derive(Debug, Clone)]
+pub struct Lifespan(Arc<ProcessManager>);
+
+impl Lifespan {
+    /// As [`ProcessManager::stop_asked`], for as long as this is not dropped.
+    pub async fn stop_asked(self) {
+        self.0.stop_asked().await;
+    }
+
+    /// Ends the workers as [`ProcessManager::shutdown`] does.
+    pub async fn finish(self) -> Finished {
+        self.0.shutdown().await
+    }
+}
+
+/// Between fork and exec: these descriptors stay open.
+fn pass_on(fds: &[i32]) -> io::Result<()> {
+    for fd in fds {
+        // SAFETY: no memory is passed.
+        if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,387 @@
+//! The monitor: a thread of its own that hears the guardian, the kernel's events and the signals, so
+//! that a busy server delays nothing. What it learns goes into [`Shared`].
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::options::Options;
+use super::rescue;
+use super::state::{Shared, Stop};
+use crate::ProcessId;
+use crate::kernel::{self, LoadOptions, Tracker, WatchOptions, clock};
+use crate::proc;
+use crate::process::Death;
+use crate::session::{Session, Update};
+use crate::supervise::Way;
+use crate::supervise::frame::Frames;
+use crate::supervise::message::{Notice, Order, Request, encode};
+use crate::watch::What;
+
+/// What the manager asks of the monitor.
+pub(super) enum Ask {
+    /// To hand a request to the guardian.
+    Guardian(Request),
+    /// To kill one process below the guardian with what is below it; how many were hit.
+    Kill(u32, oneshot::Sender<usize>),
+}
+
+pub(super) struct Monitor {
+    shared: Arc<Shared>,
+    asks: mpsc::UnboundedReceiver<Ask>,
+    guardian: Child,
+    channel: tokio::net::UnixStream,
+    frames: Frames,
+    session: Option<Session>,
+    loading: Option<JoinHandle<Result<Tracker, kernel::Error>>>,
+    kills: Vec<(u32, oneshot::Sender<usize>)>,
+    /// How often to look besides.
+    interval: Duration,
+    /// Whether the guardian's channel is closed.
+    is_alone: bool,
+}
+
+/// Signals that ask for the end.
+struct Signals(Option<(Signal, Signal)>);
+
+impl Signals {
+    fn register(wanted: bool) -> io::Result<Self> {
+        if !wanted {
+            return Ok(Self(None));
+        }
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self(Some((terminate, signal(SignalKind::interrupt())?))))
+    }
+
+    async fn recv(&mut self) {
+        match &mut self.0 {
+            Some((terminate, interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Monitor {
+    /// Starts the thread. Returns when signals are handled.
+    pub(super) fn start(
+        options: &Options,
+        shared: Arc<Shared>,
+        guardian: Child,
+        channel: UnixStream,
+        asks: mpsc::UnboundedReceiver<Ask>,
+    ) -> io::Result<()> {
+        channel.set_nonblocking(true)?;
+        let (handles_signals, use_ebpf) = (options.signals, options.use_ebpf);
+        let period = options.monitor_interval.max(Duration::from_millis(1));
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let body = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let started = runtime.and_then(|runtime| {
+                let inside = runtime.enter();
+                let channel = tokio::net::UnixStream::from_std(channel)?;
+                let signals = Signals::register(handles_signals)?;
+                drop(inside);
+                Ok((runtime, channel, signals))
+            });
+            let (runtime, channel, signals) = match started {
+                Ok(started) => started,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            let _ = ready.send(Ok(()));
+            let monitor = Self {
+                shared,
+                asks,
+                guardian,
+                channel,
+                frames: Frames::default(),
+                session: None,
+                loading: None,
+                kills: Vec::new(),
+                interval: period,
+                is_alone: false,
+            };
+            runtime.block_on(monitor.run(signals, use_ebpf));
+        };
+        std::thread::Builder::new()
+            .name("lifemon-monitor".to_owned())
+            .spawn(body)?;
+        is_ready
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the monitor has ended")))
+    }
+
+    async fn run(mut self, mut signals: Signals, use_ebpf: bool) {
+        if use_ebpf {
+            let load = || Tracker::open_or_load(&LoadOptions::default());
+            self.loading = Some(tokio::task::spawn_blocking(load));
+        } else {
+            self.shared.lock().incomplete = vec!["switched off by an option".to_owned()];
+        }
+        let mut tick = interval(self.interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut buffer = vec![0; 64 << 10];
+        while !self.is_alone {
+            tokio::select! {
+                biased;
+                updates = next(&mut self.session) => self.take_updates(updates),
+                read = self.channel.read(&mut buffer) => match read {
+                    Ok(count @ 1..) => self.hear(&buffer[..count]),
+                    _ => self.is_alone = true,
+                },
+                () = signals.recv() => self.take_signal().await,
+                ask = self.asks.recv() => self.take_ask(ask).await,
+                loaded = loaded(&mut self.loading) => self.begin_session(loaded),
+                _ = tick.tick() => self.look(),
+            }
+        }
+        self.close();
+    }
+
+    fn hear(&mut self, bytes: &[u8]) {
+        self.frames.push(bytes);
+        loop {
+            let body = match self.frames.take() {
+                Ok(Some(body)) => body,
+                Ok(None) => return,
+                Err(_) => return self.is_alone = true,
+            };
+            match serde_json::from_slice(&body) {
+                Ok(notice) => self.take_notice(notice),
+                Err(error) => log::warn!("the guardian is not understood: {error}"),
+            }
+        }
+    }
+
+    fn take_notice(&mut self, notice: Notice) {
+        let now = clock::boot_ns();
+        match notice {
+            Notice::Started {
+                worker,
+                pid,
+                start_ns,
+            } => {
+                let mut inner = self.shared.lock();
+                if let Some(worker) = inner.workers.get_mut(worker) {
+                    worker.id = Some(ProcessId::new(pid, start_ns));
+                }
+            }
+            Notice::Failed { worker, errno } => {
+                let error = io::Error::from_raw_os_error(errno);
+                let cause = format!("could not be started: {error}");
+                self.shared.bury_because(worker, now, &cause);
+            }
+            Notice::Died { worker, status } => {
+                let death = Death {
+                    status: status.cast_unsigned(),
+                    is_oom: false,
+                    sender: None,
+                    unseen: false,
+                };
+                self.shared.bury(worker, now, Some(&death), false);
+            }
+            Notice::Killed { pid, count } => {
+                let at = self.kills.iter().position(|(wanted, _)| *wanted == pid);
+                if let Some(at) = at {
+                    let _ = self.kills.swap_remove(at).1.send(count);
+                }
+            }
+            Notice::Ended(rest) => self.shared.end(Some(rest)),
+            Notice::Stopped { .. } => {}
+        }
+    }
+
+    async fn send(&mut self, request: &Request) {
+        if let Ok(bytes) = encode(request)
+            && self.channel.write_all(&bytes).await.is_err()
+        {
+            self.is_alone = true;
+        }
+    }
+
+    async fn take_ask(&mut self, ask: Option<Ask>) {
+        match ask {
+            Some(Ask::Guardian(request)) => self.send(&request).await,
+            Some(Ask::Kill(pid, answer)) => {
+                self.kills.push((pid, answer));
+                self.send(&Request::Kill { pid }).await;
+            }
+            // The manager was dropped.
+            None => {
+                self.end_now().await;
+                self.asks.close();
+                self.drain().await;
+            }
+        }
+    }
+
+    /// Until the guardian has done what it was asked for.
+    async fn drain(&mut self) {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = self.channel.read(&mut buffer).await {
+            self.hear(&buffer[..count]);
+        }
+        self.is_alone = true;
+    }
+
+    async fn end_now(&mut self) {
+        self.send(&Request::End(Order::default())).await;
+        self.send(&Request::Hurry).await;
+    }
+
+    /// The first one asks for a shutdown; the second one does not wait for it.
+    async fn take_signal(&mut self) {
+        if self.shared.change().stop == Stop::No {
+            return self.shared.ask_to_stop(Stop::Graceful);
+        }
+        self.shared.ask_to_stop(Stop::Now);
+        self.end_now().await;
+        self.drain().await;
+        self.close();
+        log::error!("asked twice to end: the workers were killed");
+        std::process::exit(1);
+    }
+
+    fn begin_session(&mut self, loaded: Result<Tracker, kernel::Error>) {
+        self.loading = None;
+        let started = loaded.and_then(|tracker| {
+            let pid = self.guardian.id();
+            let root = tracker.snapshot()?.live(pid).map(|(id, _)| *id);
+            let root = root.ok_or_else(|| kernel::Error::NoProcess(pid.to_string()))?;
+            Session::start(tracker, root, &WatchOptions::default())
+        });
+        match started {
+            Ok((session, _)) => {
+                {
+                    let mut inner = self.shared.lock();
+                    inner.way = Way::Ebpf;
+                    inner.incomplete.clear();
+                }
+                self.session = Some(session);
+                self.publish();
+            }
+            Err(error) => self.shared.lock().incomplete = vec![error.to_string()],
+        }
+    }
+
+    fn take_updates(&mut self, updates: Result<Vec<Update>, kernel::Error>) {
+        let updates = match updates {
+            Ok(updates) => updates,
+            Err(error) => return self.lose_session(error.to_string()),
+        };
+        let mut has_ended = false;
+        for update in updates {
+            match update {
+                Update::Happening(happening) => {
+                    if let What::Exit { death, .. } = &happening.what
+                        && let Some(worker) = self.worker(happening.process.id)
+                    {
+                        let at = happening.at_ns.unwrap_or_else(clock::boot_ns);
+                        self.shared.bury(worker, at, death.as_ref(), true);
+                    }
+                }
+                Update::End => has_ended = true,
+                Update::Lost { .. } | Update::Extinct => {}
+            }
+        }
+        self.publish();
+        if has_ended {
+            self.lose_session("the tracker was switched off".to_owned());
+        }
+    }
+
+    fn lose_session(&mut self, why: String) {
+        self.session = None;
+        let mut inner = self.shared.lock();
+        inner.way = Way::Subreaper;
+        inner.incomplete = vec![why];
+    }
+
+    /// The worker with this identity. The guardian's is exact to a clock tick.
+    fn worker(&self, id: ProcessId) -> Option<usize> {
+        const TICK_NS: u64 = 10_000_000;
+        let inner = self.shared.lock();
+        inner.workers.iter().position(|worker| {
+            worker.id.is_some_and(|known| {
+                known.pid == id.pid && known.start_ns.abs_diff(id.start_ns) <= TICK_NS
+            })
+        })
+    }
+
+    fn publish(&self) {
+        let Some(session) = &self.session else { return };
+        let mut inner = self.shared.lock();
+        inner.orphans = session.watch().orphans();
+        let losses = session.standing_losses().iter();
+        inner.incomplete = losses.map(|loss| loss.word().to_owned()).collect();
+    }
+
+    /// The fallback, should a notice of the guardian have been lost.
+    fn look(&self) {
+        let workers: Vec<_> = {
+            let inner = self.shared.lock();
+            let alive = inner.workers.iter().enumerate();
+            alive
+                .filter(|(_, worker)| worker.death.is_none())
+                .filter_map(|(index, worker)| Some((index, worker.id?)))
+                .collect()
+        };
+        for (index, id) in workers {
+            if !proc::is_same(id) {
+                self.shared.bury(index, clock::boot_ns(), None, false);
+            }
+        }
+    }
+
+    /// The guardian is gone: it has done its work, or was killed, and then the workers die with it.
+    fn close(&mut self) {
+        let _ = self.guardian.wait();
+        let now = clock::boot_ns();
+        for worker in 0..self.shared.workers() {
+            self.shared
+                .bury_because(worker, now, "the guardian is gone");
+        }
+        if self.shared.change().is_over {
+            return;
+        }
+        self.shared.lock().incomplete = vec!["the guardian was killed".to_owned()];
+        if let Some(session) = &self.session
+            && let Err(error) = rescue::kill_all(session)
+        {
+            log::error!("what the workers have left was not killed: {error}");
+        }
+        self.shared.end(None);
+    }
+}
+
+async fn next(session: &mut Option<Session>) -> Result<Vec<Update>, kernel::Error> {
+    match session {
+        Some(session) => session.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn loaded(
+    loading: &mut Option<JoinHandle<Result<Tracker, kernel::Error>>>,
+) -> Result<Tracker, kernel::Error> {
+    match loading {
+        Some(loading) => loading
+            .await
+            .unwrap_or_else(|error| Err(kernel::Error::Map(io::Error::other(error)))),
+        None => std::future::pending().await,
+    }
+}

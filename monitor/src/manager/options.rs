@@ -1,0 +1,219 @@
+//! What a manager is told when it starts. The defaults are those of the Python module.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::orphans::Scope;
+
+/// When monitoring is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// When every worker is dead.
+    #[default]
+    AllDead,
+    /// When any worker is dead.
+    AnyDead,
+}
+
+impl Policy {
+    /// Whether it is over with so many dead.
+    #[must_use]
+    pub const fn is_over(self, dead: usize, workers: usize) -> bool {
+        match self {
+            Self::AllDead => workers > 0 && dead == workers,
+            Self::AnyDead => dead > 0,
+        }
+    }
+}
+
+/// A worker to start. Its standard streams are those of the server.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerCommand {
+    pub(super) words: Vec<OsString>,
+    pub(super) env: Vec<(OsString, OsString)>,
+    pub(super) directory: Option<PathBuf>,
+}
+
+impl WorkerCommand {
+    /// The program, found as the shell finds it.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            words: vec![program.into()],
+            ..Self::default()
+        }
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, word: impl Into<OsString>) -> Self {
+        self.words.push(word.into());
+        self
+    }
+
+    /// One more variable.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Where it starts.
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+}
+
+/// How a manager works. Every field has the default of the Python module.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The workers.
+    pub workers: Vec<WorkerCommand>,
+    /// Parts of command lines of orphans to clean up at the end. Everything below this manager's
+    /// guardian is killed in any case, so they matter for [`Scope::DeadServers`].
+    pub orphan_patterns: Vec<String>,
+    /// Whose orphans those patterns are for.
+    pub orphan_scope: Scope,
+    /// How often to look where events are not available. Deaths of workers do not wait for it.
+    pub monitor_interval: Duration,
+    /// How long workers may take after the shutdown message.
+    pub shutdown_timeout: Duration,
+    /// How long workers may take after SIGTERM.
+    pub kill_timeout: Duration,
+    /// When monitoring is over.
+    pub policy: Policy,
+    /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end.
+    pub signals: bool,
+    /// Whether the tracker is used where it can be.
+    pub use_ebpf: bool,
+    /// What the workers are called in messages.
+    pub label: String,
+    /// The program that becomes the guardian: this one, unless given. It must call
+    /// [`super::run_if_asked`] first; `lifemon` does.
+    pub guardian: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            workers: Vec::new(),
+            orphan_patterns: vec!["VLLM::EngineCore".to_owned()],
+            orphan_scope: Scope::default(),
+            monitor_interval: Duration::from_secs(5),
+            shutdown_timeout: Duration::from_secs(30),
+            kill_timeout: Duration::from_secs(15),
+            policy: Policy::default(),
+            signals: true,
+            use_ebpf: true,
+            label: "vLLM".to_owned(),
+            guardian: PathBuf::from("/proc/self/exe"),
+        }
+    }
+}
+
+impl Options {
+    /// The defaults, and these workers.
+    pub fn new(workers: impl IntoIterator<Item = WorkerCommand>) -> Self {
+        Self {
+            workers: workers.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Sets [`Options::orphan_patterns`].
+    #[must_use]
+    pub fn orphan_patterns(
+        mut self,
+        patterns: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        self.orphan_patterns = patterns.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets [`Options::orphan_scope`].
+    #[must_use]
+    pub fn orphan_scope(mut self, scope: Scope) -> Self {
+        self.orphan_scope = scope;
+        self
+    }
+
+    /// Sets [`Options::monitor_interval`].
+    #[must_use]
+    pub fn monitor_interval(mut self, interval: Duration) -> Self {
+        self.monitor_interval = interval;
+        self
+    }
+
+    /// Sets [`Options::shutdown_timeout`].
+    #[must_use]
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown_timeout = timeout;
+        self
+    }
+
+    /// Sets [`Options::kill_timeout`].
+    #[must_use]
+    pub fn kill_timeout(mut self, timeout: Duration) -> Self {
+        self.kill_timeout = timeout;
+        self
+    }
+
+    /// Sets [`Options::policy`].
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets [`Options::signals`].
+    #[must_use]
+    pub fn signals(mut self, signals: bool) -> Self {
+        self.signals = signals;
+        self
+    }
+
+    /// Sets [`Options::use_ebpf`].
+    #[must_use]
+    pub fn use_ebpf(mut self, use_ebpf: bool) -> Self {
+        self.use_ebpf = use_ebpf;
+        self
+    }
+
+    /// Sets [`Options::label`].
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    /// Sets [`Options::guardian`].
+    #[must_use]
+    pub fn guardian(mut self, program: impl Into<PathBuf>) -> Self {
+        self.guardian = program.into();
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_module_that_this_replaces() {
+        let options = Options::default();
+        assert_eq!(options.orphan_patterns, ["VLLM::EngineCore"]);
+        assert_eq!(options.monitor_interval, Duration::from_secs(5));
+        assert_eq!(options.shutdown_timeout, Duration::from_secs(30));
+        assert_eq!(options.kill_timeout, Duration::from_secs(15));
+        assert_eq!(options.policy, Policy::AllDead);
+    }
+
+    #[test]
+    fn a_policy_counts_the_dead() {
+        assert!(!Policy::AllDead.is_over(1, 2) && Policy::AllDead.is_over(2, 2));
+        assert!(Policy::AnyDead.is_over(1, 2) && !Policy::AnyDead.is_over(0, 2));
+        assert!(!Policy::AllDead.is_over(0, 0));
+    }
+}

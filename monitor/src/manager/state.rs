@@ -1,0 +1,340 @@
+//! What a manager knows about its workers, shared between the server's threads and the monitor.
+//! The healthy path reads one atomic word.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::ProcessId;
+use crate::kernel::clock::WallClock;
+use crate::process::{Death, Sender, Who, signal_name};
+use crate::supervise::{Rest, Way};
+
+/// How far a shutdown was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Stop {
+    /// Not at all.
+    #[default]
+    No,
+    /// Workers may finish.
+    Graceful,
+    /// Everything ends now.
+    Now,
+}
+
+/// What waiters look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Change {
+    /// Dead workers.
+    pub(super) dead: usize,
+    /// How far a shutdown was asked for.
+    pub(super) stop: Stop,
+    /// Nothing below this manager is left, or nobody can end it any more.
+    pub(super) is_over: bool,
+}
+
+/// A dead worker.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeadWorker {
+    /// Its index.
+    pub index: usize,
+    /// Its pid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Why, in words: `SIGKILL from 77 bash`.
+    pub cause: String,
+    /// `code`, `signal`, `signal_name`, `cause`, as in every output of lifemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Value>,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
+
+/// Workers are dead.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{label} worker(s) {indices} died. Restart the server to recover.", indices = Indices(.dead))]
+pub struct WorkersDied {
+    /// What the workers are called.
+    pub label: String,
+    /// Which, by index.
+    pub dead: Vec<DeadWorker>,
+}
+
+/// `[0, 2]`.
+struct Indices<'a>(&'a [DeadWorker]);
+
+impl fmt::Display for Indices<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.0.iter().map(|dead| dead.index))
+            .finish()
+    }
+}
+
+/// The answer of a health check. `status`, `dead_workers` and `message` are as the Python module
+/// has them; the rest is ours.
+#[derive(Debug, Clone, Serialize)]
+pub struct HealthStatus {
+    /// `ok` or `unhealthy`.
+    pub status: &'static str,
+    /// Indices of the dead workers; absent when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dead_workers: Vec<usize>,
+    /// What it means, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Why each of them died.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<DeadWorker>,
+    /// Living processes of the workers whose creator is dead.
+    pub orphans: Vec<Value>,
+    /// How this is known: `ebpf` or `subreaper`.
+    pub way: &'static str,
+    /// Whether nothing can have been missed.
+    pub complete: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) id: Option<ProcessId>,
+    pub(super) death: Option<DeadWorker>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) workers: Vec<Worker>,
+    pub(super) orphans: Vec<Who>,
+    pub(super) way: Way,
+    pub(super) incomplete: Vec<String>,
+    pub(super) rest: Option<Rest>,
+    pub(super) guardian: Option<u32>,
+}
+
+/// The state.
+#[derive(Debug)]
+pub(super) struct Shared {
+    dead: AtomicUsize,
+    inner: Mutex<Inner>,
+    changes: watch::Sender<Change>,
+    label: String,
+    clock: WallClock,
+}
+
+impl Shared {
+    pub(super) fn new(workers: usize, label: String) -> Self {
+        let worker = |_| Worker {
+            id: None,
+            death: None,
+        };
+        Self {
+            dead: AtomicUsize::new(0),
+            inner: Mutex::new(Inner {
+                workers: (0..workers).map(worker).collect(),
+                orphans: Vec::new(),
+                way: Way::Subreaper,
+                incomplete: vec!["the tracker is not there".to_owned()],
+                rest: None,
+                guardian: None,
+            }),
+            changes: watch::Sender::new(Change::default()),
+            label,
+            clock: WallClock::now(),
+        }
+    }
+
+    /// What is behind the lock is whole at any time, so a panic elsewhere does not spoil it.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn change(&self) -> Change {
+        *self.changes.borrow()
+    }
+
+    pub(super) fn workers(&self) -> usize {
+        self.lock().workers.len()
+    }
+
+    /// One atomic load where all are alive.
+    pub(super) fn check(&self) -> Result<(), WorkersDied> {
+        if self.dead.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let inner = self.lock();
+        let dead = inner.workers.iter();
+        Err(WorkersDied {
+            label: self.label.clone(),
+            dead: dead.filter_map(|worker| worker.death.clone()).collect(),
+        })
+    }
+
+    /// A worker is dead. What an event knows is more than what its status tells.
+    pub(super) fn bury(&self, index: usize, at_ns: u64, death: Option<&Death>, is_event: bool) {
+        let mut inner = self.lock();
+        let Some(worker) = inner.workers.get_mut(index) else {
+            return;
+        };
+        let is_new = worker.death.is_none();
+        if !is_new && !is_event {
+            return;
+        }
+        let since = worker.death.take().map(|known| known.since);
+        let cause = death.map_or_else(|| "not known".to_owned(), how);
+        let exit = death.map(exit);
+        worker.death = Some(DeadWorker {
+            index,
+            pid: worker.id.map(|id| id.pid),
+            cause,
+            exit,
+            since: since.unwrap_or_else(|| self.clock.rfc3339(at_ns)),
+        });
+        if is_new {
+            self.count();
+        }
+    }
+
+    /// A worker that is dead for a reason of its own.
+    pub(super) fn bury_because(&self, index: usize, at_ns: u64, cause: &str) {
+        self.bury(index, at_ns, None, false);
+        let mut inner = self.lock();
+        let worker = inner.workers.get_mut(index);
+        if let Some(death) = worker.and_then(|worker| worker.death.as_mut())
+            && death.exit.is_none()
+        {
+            cause.clone_into(&mut death.cause);
+        }
+    }
+
+    /// The count comes after the facts, so who sees it sees them.
+    fn count(&self) {
+        let dead = self.dead.fetch_add(1, Ordering::AcqRel) + 1;
+        self.changes.send_modify(|change| change.dead = dead);
+    }
+
+    pub(super) fn ask_to_stop(&self, stop: Stop) {
+        self.changes
+            .send_modify(|change| change.stop = change.stop.max(stop));
+    }
+
+    pub(super) fn end(&self, rest: Option<Rest>) {
+        if rest.is_some() {
+            self.lock().rest = rest;
+        }
+        self.changes.send_modify(|change| change.is_over = true);
+    }
+
+    pub(super) fn health(&self) -> HealthStatus {
+        let died = self.check().err();
+        let inner = self.lock();
+        let causes = died.as_ref().map(|died| died.dead.clone());
+        let causes = causes.unwrap_or_default();
+        let orphans = inner.orphans.iter().map(who);
+        HealthStatus {
+            status: if died.is_some() { "unhealthy" } else { "ok" },
+            dead_workers: causes.iter().map(|dead| dead.index).collect(),
+            message: died.map(|died| died.to_string()),
+            causes,
+            orphans: orphans.collect(),
+            way: inner.way.word(),
+            complete: inner.incomplete.is_empty(),
+            incomplete: inner.incomplete.clone(),
+        }
+    }
+}
+
+fn who(who: &Who) -> Value {
+    crate::supervise::ending::process(who.id, who.name.clone())
+}
+
+fn exit(death: &Death) -> Value {
+    let mut exit = crate::supervise::ending::exit(death.status.cast_signed());
+    exit["cause"] = death.cause().word().into();
+    if let Some(Sender::Process(sender)) = &death.sender {
+        exit["sender"] = who(sender);
+    }
+    exit
+}
+
+/// How it died, in words.
+fn how(death: &Death) -> String {
+    let Some(signal) = death.signal() else {
+        return format!("exited with code {}", death.code().unwrap_or_default());
+    };
+    let signal = signal_name(signal);
+    match &death.sender {
+        _ if death.is_oom => format!("out of memory ({signal})"),
+        Some(Sender::Process(sender)) => {
+            let name = sender.name.as_deref().unwrap_or("?");
+            format!("{signal} from {} {name}", sender.id.pid)
+        }
+        Some(Sender::Kernel) => format!("{signal} from the kernel"),
+        None => signal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn killed() -> Death {
+        Death {
+            status: 9,
+            is_oom: false,
+            sender: None,
+            unseen: false,
+        }
+    }
+
+    #[test]
+    fn the_message_is_that_of_the_module_that_this_replaces() {
+        let shared = Shared::new(3, "vLLM".to_owned());
+        assert!(shared.check().is_ok());
+        shared.bury(0, 5, Some(&killed()), false);
+        shared.bury(2, 5, Some(&killed()), false);
+        let error = shared.check().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "vLLM worker(s) [0, 2] died. Restart the server to recover."
+        );
+        assert_eq!(error.dead[0].cause, "SIGKILL");
+    }
+
+    #[test]
+    fn a_worker_dies_once_and_an_event_adds_what_it_knows() {
+        let shared = Shared::new(2, "vLLM".to_owned());
+        shared.bury(1, 5, Some(&killed()), false);
+        let oom = Death {
+            is_oom: true,
+            ..killed()
+        };
+        shared.bury(1, 9, Some(&oom), true);
+        shared.bury(1, 9, Some(&killed()), false);
+        assert_eq!(shared.change().dead, 1);
+        let health = shared.health();
+        assert_eq!(health.causes[0].cause, "out of memory (SIGKILL)");
+    }
+
+    #[test]
+    fn the_health_has_the_same_keys() {
+        let shared = Shared::new(1, "vLLM".to_owned());
+        let value = serde_json::to_value(shared.health()).unwrap();
+        assert_eq!(value["status"], "ok");
+        assert_eq!(value.get("dead_workers"), None);
+        shared.bury(0, 5, None, false);
+        let value = serde_json::to_value(shared.health()).unwrap();
+        assert_eq!(value["status"], "unhealthy");
+        assert_eq!(value["dead_workers"], serde_json::json!([0]));
+        assert!(value["message"].is_string());
+    }
+}

@@ -1,0 +1,237 @@
+//! What is below this process by parents, and exact signals to it, without privileges.
+//!
+//! A child of ours that we have not reaped keeps its pid: a signal to it is exact. Deeper down the
+//! race is settled like this: the pidfd is opened, *then* `/proc` says that this pid's parent is one
+//! that we have verified, *then* that parent is still there. If the pid had changed hands before,
+//! the pidfd is a dead process's and the signal hits nobody.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::signals::check;
+use crate::ProcessId;
+use crate::proc;
+use crate::session::open_pidfd;
+
+/// Processes of one walk. Children that are not reached become ours when their parents die, and
+/// the next walk meets them.
+const WALK_MAX: usize = 65_536;
+
+/// A process below this one.
+#[derive(Debug)]
+pub(crate) struct Descendant {
+    /// Identity, as exact as `/proc` gives it.
+    pub(crate) id: ProcessId,
+    pidfd: OwnedFd,
+}
+
+impl Descendant {
+    /// Sends a signal to exactly this process; whether there was somebody to send it to.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<bool> {
+        match send(&self.pidfd, signal) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Its `comm`, if it is still there.
+    pub(crate) fn name(&self) -> Option<String> {
+        let bytes = fs::read(format!("/proc/{}/comm", self.id.pid)).ok()?;
+        let name = String::from_utf8_lossy(&bytes);
+        Some(name.trim_end_matches('\n').to_owned())
+    }
+
+    fn is_there(&self) -> bool {
+        let mut poll_fd = [PollFd::new(
+            std::os::fd::AsFd::as_fd(&self.pidfd),
+            PollFlags::POLLIN,
+        )];
+        poll(&mut poll_fd, PollTimeout::ZERO) == Ok(0)
+    }
+}
+
+/// Sends a signal through a pidfd.
+pub(crate) fn send(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is passed; the descriptor is open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Everything below this process that is alive, each parent before its children. `except` and what
+/// is below it are left out.
+pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
+    let own = std::process::id();
+    let mut table = Children::default();
+    let mut found: Vec<Descendant> = Vec::new();
+    for pid in table.of(own) {
+        if Some(pid) != except {
+            found.extend(verified(pid, own).map(|(id, pidfd)| Descendant { id, pidfd }));
+        }
+    }
+    let mut at = 0;
+    while at < found.len() && found.len() < WALK_MAX {
+        let parent = found[at].id.pid;
+        for pid in table.of(parent) {
+            let Some((id, pidfd)) = verified(pid, parent) else {
+                continue;
+            };
+            // The parent was there after its child was verified: the number was its own.
+            if found[at].is_there() {
+                found.push(Descendant { id, pidfd });
+            }
+        }
+        at += 1;
+    }
+    found
+}
+
+/// The living process with this pid, if `parent` is its parent.
+fn verified(pid: u32, parent: u32) -> Option<(ProcessId, OwnedFd)> {
+    let pidfd = open_pidfd(pid).ok()?;
+    let stat = proc::stat(pid)?;
+    let is_alive = !matches!(stat.state, 'Z' | 'X');
+    let id = proc::identify(pid)?;
+    (is_alive && stat.parent == parent).then_some((id, pidfd))
+}
+
+/// Pids of the children of a process: by the kernel's list, or by a look at all processes where
+/// the kernel keeps none.
+#[derive(Default)]
+struct Children {
+    all: Option<HashMap<u32, Vec<u32>>>,
+}
+
+impl Children {
+    fn of(&mut self, parent: u32) -> Vec<u32> {
+        if self.all.is_none() {
+            if let Some(listed) = listed(parent) {
+                return listed;
+            }
+            self.all = Some(by_parent());
+        }
+        let all = self.all.as_ref();
+        all.and_then(|all| all.get(&parent))
+            .cloned()
+            .unwrap_or_default()
+    }
+}
+
+/// The list of each thread, in one; `None` where the kernel has no such list.
+fn listed(parent: u32) -> Option<Vec<u32>> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else {
+        return Some(Vec::new());
+    };
+    let mut found = Vec::new();
+    for task in tasks.flatten() {
+        match fs::read_to_string(task.path().join("children")) {
+            Ok(pids) => found.extend(pids.split_ascii_whitespace().flat_map(str::parse::<u32>)),
+            // The thread is gone, or there are no lists at all.
+            Err(_) if task.path().join("stat").exists() => return None,
+            Err(_) => {}
+        }
+    }
+    Some(found)
+}
+
+fn by_parent() -> HashMap<u32, Vec<u32>> {
+    let mut all: HashMap<_, Vec<_>> = HashMap::new();
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return all;
+    };
+    let pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for pid in pids {
+        if let Some(stat) = proc::stat(pid) {
+            all.entry(stat.parent).or_default().push(pid);
+        }
+    }
+    all
+}
+
+/// Whether this process has any child, dead or alive. The kernel's own word, so proof.
+pub(crate) fn has_children() -> bool {
+    // SAFETY: integers only; all zero is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    loop {
+        // SAFETY: `info` lives until the call returns.
+        let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) };
+        match check(result.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.is_ok(),
+        }
+    }
+}
+
+/// A child that has changed state, with its raw status; `None` when none has.
+pub(crate) fn wait_any() -> Option<(u32, i32)> {
+    let mut status = 0;
+    let flags = libc::WNOHANG | libc::WUNTRACED | libc::__WALL;
+    loop {
+        // SAFETY: `status` lives until the call returns.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
+        match check(pid.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => {
+                return u32::try_from(pid)
+                    .ok()
+                    .filter(|pid| *pid > 0)
+                    .map(|pid| (pid, status));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_child_and_its_child_are_found_and_signalled() {
+        let script = "sleep 60 & echo; wait";
+        let mut shell = Command::new("sh")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0];
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let found = of_this_process(None);
+        let at = found.iter().find(|found| found.id.pid == shell.id());
+        let at = at.expect("the shell");
+        let below = found
+            .iter()
+            .find(|found| proc::parent(found.id) == Some(shell.id()));
+        let below = below.expect("the child of the shell");
+        assert!(below.signal(libc::SIGKILL).unwrap());
+        assert!(at.signal(libc::SIGKILL).unwrap());
+        shell.wait().unwrap();
+        assert!(!at.signal(libc::SIGKILL).unwrap());
+    }
+
+    #[test]
+    fn both_ways_to_list_children_agree() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let own = std::process::id();
+        assert!(listed(own).is_none_or(|pids| pids.contains(&child.id())));
+        assert!(by_parent()[&own].contains(&child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,374 @@
+//! How everything below this process ends: the first signal, the grace, the kill, and what became
+//! of each. Driven by the loop of its process, which waits and reaps.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::descendants::{self, Descendant};
+use super::killer::{Killer, TIMEOUT};
+use super::message::Order;
+use crate::ProcessId;
+use crate::kernel::preflight;
+use crate::proc;
+use crate::process::{Death, signal_name};
+
+/// Pause between two looks while the rest is being killed.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The same once it takes long.
+const LONG_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a killer may take beyond the grace and its own time-out.
+const KILLER_SLACK: Duration = Duration::from_secs(20);
+
+/// How the rest was found and killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// By the tracker: exact also against what forks while it is killed.
+    Ebpf,
+    /// By parents, because all of it ends up below a subreaper of ours.
+    Subreaper,
+}
+
+impl Way {
+    /// The word of the output.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Subreaper => "subreaper",
+        }
+    }
+}
+
+/// What became of what was left behind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rest {
+    /// How it was done.
+    pub way: Way,
+    /// Why eBPF was not used, where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not_ebpf: Option<String>,
+    /// Processes that were left behind and died, each with `pid`, `start_ns`, `name` and `exit`.
+    pub killed: Vec<Value>,
+    /// Processes that are still alive, each with `pid`, `start_ns`, `name` and `reason`.
+    pub survivors: Vec<Value>,
+    /// Whether nothing can have been missed.
+    pub complete: bool,
+    /// Reasons why it is not complete.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<String>,
+    /// From the order until the end.
+    pub elapsed_ms: f64,
+}
+
+enum Stage {
+    /// The killer works.
+    Killer(Killer),
+    /// It has reported, or was not needed, and is not reaped yet.
+    Reported,
+    /// The first signal was sent by this process.
+    Grace,
+    /// This process kills.
+    Killing,
+}
+
+/// An ending under way.
+pub(crate) struct Ending {
+    order: Order,
+    begun: Instant,
+    /// When this process began to kill.
+    killing_since: Option<Instant>,
+    stage: Stage,
+    /// The killer, until it is reaped: below this process, and none of the rest.
+    killer: Option<u32>,
+    hurried: bool,
+    report: Option<Value>,
+    why_not_ebpf: Option<String>,
+    /// Who was found alive: by pid, because an unreaped child keeps it.
+    found: HashMap<u32, (ProcessId, Option<String>)>,
+    struck: HashSet<ProcessId>,
+    dead: Vec<Value>,
+    found_new: bool,
+}
+
+impl Ending {
+    /// Begins. This process must have one thread only.
+    pub(crate) fn begin(order: Order) -> Self {
+        let mut ending = Self {
+            order,
+            begun: Instant::now(),
+            killing_since: None,
+            stage: Stage::Killing,
+            killer: None,
+            hurried: order.signal.is_none(),
+            report: None,
+            why_not_ebpf: None,
+            found: HashMap::new(),
+            struck: HashSet::new(),
+            dead: Vec::new(),
+            found_new: false,
+        };
+        if order.keep || !descendants::has_children() {
+            return ending;
+        }
+        let killer = preflight::check()
+            .map_err(|refusal| refusal.to_string())
+            .and_then(|()| Killer::start(order).map_err(|error| error.to_string()));
+        match killer {
+            Ok(killer) => {
+                ending.killer = Some(killer.pid);
+                ending.stage = Stage::Killer(killer);
+            }
+            Err(why) => ending.go_alone(why),
+        }
+        ending
+    }
+
+    /// The killer's pipe, to wait for.
+    pub(crate) fn killer_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.stage {
+            Stage::Killer(killer) => Some(killer.fd()),
+            _ => None,
+        }
+    }
+
+    /// How long to wait at most before the next [`Ending::step`].
+    pub(crate) fn wait(&self) -> Duration {
+        match &self.stage {
+            Stage::Killer(_) if !self.hurried => Duration::from_secs(1),
+            Stage::Grace => self.grace_left().min(Duration::from_secs(1)),
+            Stage::Reported => LONG_PAUSE,
+            Stage::Killing if self.found_new => Duration::ZERO,
+            Stage::Killer(_) | Stage::Killing => {
+                let since = self.killing_since.unwrap_or(self.begun);
+                if since.elapsed() < Duration::from_secs(1) {
+                    PAUSE
+                } else {
+                    LONG_PAUSE
+                }
+            }
+        }
+    }
+
+    fn grace_left(&self) -> Duration {
+        self.order.grace.saturating_sub(self.begun.elapsed())
+    }
+
+    /// No more grace.
+    pub(crate) fn hurry(&mut self) {
+        self.hurried = true;
+    }
+
+    /// The killer's pipe has something.
+    pub(crate) fn read_killer(&mut self) {
+        let Stage::Killer(killer) = &mut self.stage else {
+            return;
+        };
+        match killer.read() {
+            None => {}
+            Some(Ok(report)) => {
+                self.report = Some(report);
+                self.stage = Stage::Reported;
+            }
+            Some(Err(why)) => self.go_alone(why),
+        }
+    }
+
+    /// A child was reaped.
+    pub(crate) fn reaped(&mut self, pid: u32, status: i32) {
+        if self.killer == Some(pid) {
+            self.killer = None;
+            return;
+        }
+        if let Some((id, name)) = self.found.remove(&pid) {
+            let mut process = process(id, name);
+            process["exit"] = exit(status);
+            self.dead.push(process);
+        }
+    }
+
+    /// Does what is to do now; the result once it is over.
+    pub(crate) fn step(&mut self) -> Option<Rest> {
+        if self.order.keep {
+            let left = descendants::of_this_process(None);
+            let left = left.iter().map(|left| process(left.id, left.name()));
+            return Some(self.rest(left.collect()));
+        }
+        match &self.stage {
+            Stage::Killer(killer) => {
+                let limit = self.order.grace + TIMEOUT + KILLER_SLACK;
+                if self.begun.elapsed() > limit {
+                    killer.stop();
+                    self.go_alone("the killer did not end".to_owned());
+                } else if self.hurried {
+                    self.strike_beside_killer();
+                }
+                return None;
+            }
+            Stage::Grace if self.grace_left().is_zero() || self.hurried => {
+                self.stage = Stage::Killing;
+            }
+            Stage::Reported if self.killer.is_some() => return None,
+            Stage::Reported => self.stage = Stage::Killing,
+            Stage::Grace | Stage::Killing => {}
+        }
+        if !descendants::has_children() {
+            return Some(self.rest(Vec::new()));
+        }
+        if matches!(self.stage, Stage::Killing) {
+            return self.kill();
+        }
+        None
+    }
+
+    /// Without a grace there is nothing to wait for: what can be killed is, while the killer gets
+    /// ready for the rest. Where nothing is left for it, the kernel's own word is proof enough.
+    fn strike_beside_killer(&mut self) {
+        self.strike(libc::SIGKILL);
+        if let Stage::Killer(killer) = &self.stage
+            && descendants::of_this_process(self.killer).is_empty()
+        {
+            killer.stop();
+            self.stage = Stage::Reported;
+        }
+    }
+
+    /// The first signal from this process itself.
+    fn go_alone(&mut self, why: String) {
+        self.why_not_ebpf = Some(why);
+        self.stage = Stage::Grace;
+        if let Some(signal) = self.order.signal {
+            self.strike(signal);
+        } else {
+            self.stage = Stage::Killing;
+        }
+    }
+
+    fn kill(&mut self) -> Option<Rest> {
+        let since = *self.killing_since.get_or_insert_with(Instant::now);
+        let denied = self.strike(libc::SIGKILL);
+        if since.elapsed() < TIMEOUT && denied.is_none() {
+            return None;
+        }
+        let survivors = denied.unwrap_or_else(|| {
+            let left = descendants::of_this_process(self.killer);
+            left.iter().map(|left| survivor(left, None)).collect()
+        });
+        // What is dead and not reaped yet is no survivor.
+        if survivors.is_empty() && since.elapsed() < TIMEOUT {
+            return None;
+        }
+        Some(self.rest(survivors))
+    }
+
+    /// Sends a signal to everything below; those that may not be signalled, where nobody else is
+    /// left.
+    fn strike(&mut self, signal: i32) -> Option<Vec<Value>> {
+        self.found_new = false;
+        let all = descendants::of_this_process(self.killer);
+        let mut denied = Vec::new();
+        for descendant in &all {
+            let name = || descendant.name();
+            self.found
+                .entry(descendant.id.pid)
+                .or_insert_with(|| (descendant.id, name()));
+            match descendant.signal(signal) {
+                Ok(_) => {}
+                Err(error) => denied.push(survivor(descendant, Some(&error))),
+            }
+            if signal == libc::SIGKILL {
+                self.found_new |= self.struck.insert(descendant.id);
+            }
+        }
+        (!all.is_empty() && denied.len() == all.len()).then_some(denied)
+    }
+
+    fn rest(&mut self, survivors: Vec<Value>) -> Rest {
+        let way = if self.report.is_some() {
+            Way::Ebpf
+        } else {
+            Way::Subreaper
+        };
+        let mut killed = std::mem::take(&mut self.dead);
+        let mut incomplete = Vec::new();
+        if let Some(report) = &self.report {
+            let list = |field: &str| report[field].as_array().cloned().unwrap_or_default();
+            let known = list("killed");
+            let pids: HashSet<_> = known.iter().map(|dead| dead["pid"].as_u64()).collect();
+            killed.retain(|dead| !pids.contains(&dead["pid"].as_u64()));
+            killed.splice(0..0, known);
+            incomplete = list("incomplete")
+                .iter()
+                .filter_map(|reason| reason.as_str().map(str::to_owned))
+                .collect();
+        }
+        Rest {
+            way,
+            why_not_ebpf: self.why_not_ebpf.take(),
+            killed,
+            complete: incomplete.is_empty(),
+            incomplete,
+            survivors,
+            elapsed_ms: self.begun.elapsed().as_secs_f64() * 1e3,
+        }
+    }
+}
+
+/// A process as the output has it.
+pub(crate) fn process(id: ProcessId, name: Option<String>) -> Value {
+    let mut process = json!({ "pid": id.pid, "start_ns": id.start_ns });
+    if let Some(name) = name {
+        process["name"] = name.into();
+    }
+    process
+}
+
+fn survivor(descendant: &Descendant, error: Option<&std::io::Error>) -> Value {
+    let mut process = process(descendant.id, descendant.name());
+    let reason = match (error, proc::stat(descendant.id.pid)) {
+        (Some(error), _) => format!("cannot be signalled: {error}"),
+        (None, Some(stat)) => format!("has not died yet (state {})", stat.state),
+        (None, None) => "dying".to_owned(),
+    };
+    process["reason"] = reason.into();
+    process
+}
+
+/// How a process ended, from its status as `wait(2)` gives it.
+pub(crate) fn exit(status: i32) -> Value {
+    let death = Death {
+        status: status.cast_unsigned(),
+        is_oom: false,
+        sender: None,
+        unseen: false,
+    };
+    let mut exit = json!({
+        "code": death.code(),
+        "signal": death.signal(),
+        "core_dumped": death.core_dumped(),
+        "cause": death.cause().word(),
+    });
+    if let Some(signal) = death.signal() {
+        exit["signal_name"] = signal_name(signal).into();
+    }
+    exit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_has_a_code_or_a_signal() {
+        assert_eq!(exit(3 << 8)["code"], 3);
+        assert_eq!(exit(3 << 8)["signal"], Value::Null);
+        assert_eq!(exit(9)["signal_name"], "SIGKILL");
+        assert_eq!(exit(9)["code"], Value::Null);
+    }
+}

@@ -1,0 +1,159 @@
+//! Frames: four bytes of length, big-endian, then that many bytes. Nothing here knows what they mean.
+
+use std::io::{self, Read};
+
+/// Bytes of one frame at most. A longer length means that the other side does not speak this, and
+/// nothing that it sends can be trusted any more.
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of the length before each frame.
+pub const HEADER_BYTES: usize = 4;
+
+/// Bytes of one read.
+const READ_BYTES: usize = 64 << 10;
+
+/// Why a stream of frames cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// A frame is larger than allowed.
+    #[error("a message of {bytes} bytes is too large: at most {FRAME_BYTES_MAX} are allowed")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+    },
+    /// The stream ended inside a frame.
+    #[error("the stream ended inside a message: {got} of {wanted} bytes came")]
+    Truncated {
+        /// What came of it, its length included.
+        got: usize,
+        /// What was announced, its length included.
+        wanted: usize,
+    },
+}
+
+/// The frame of these bytes.
+///
+/// # Errors
+/// [`FrameError::TooLarge`].
+pub fn frame(body: &[u8]) -> Result<Vec<u8>, FrameError> {
+    if body.len() > FRAME_BYTES_MAX {
+        return Err(FrameError::TooLarge {
+            bytes: body.len() as u64,
+        });
+    }
+    let length = body.len() as u32;
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+    bytes.extend(length.to_be_bytes());
+    bytes.extend(body);
+    Ok(bytes)
+}
+
+/// Frames from bytes that come in pieces.
+#[derive(Debug, Default)]
+pub struct Frames {
+    buffer: Vec<u8>,
+}
+
+impl Frames {
+    /// Takes in what was read.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend(bytes);
+    }
+
+    /// The next whole frame.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLarge`], as soon as the length is there.
+    pub fn take(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
+        let Some(wanted) = self.wanted() else {
+            return Ok(None);
+        };
+        if wanted > HEADER_BYTES + FRAME_BYTES_MAX {
+            let bytes = (wanted - HEADER_BYTES) as u64;
+            return Err(FrameError::TooLarge { bytes });
+        }
+        if self.buffer.len() < wanted {
+            return Ok(None);
+        }
+        let rest = self.buffer.split_off(wanted);
+        let mut whole = std::mem::replace(&mut self.buffer, rest);
+        Ok(Some(whole.split_off(HEADER_BYTES)))
+    }
+
+    /// What the end of the stream means here.
+    ///
+    /// # Errors
+    /// [`FrameError::Truncated`] inside a frame.
+    pub fn finish(&self) -> Result<(), FrameError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        Err(FrameError::Truncated {
+            got: self.buffer.len(),
+            wanted: self.wanted().unwrap_or(HEADER_BYTES),
+        })
+    }
+
+    /// Reads once; whether the stream has not ended.
+    ///
+    /// # Errors
+    /// Whatever the reader fails with, `WouldBlock` included.
+    pub fn read_from(&mut self, reader: &mut impl Read) -> io::Result<bool> {
+        let mut bytes = vec![0; READ_BYTES];
+        let count = reader.read(&mut bytes)?;
+        self.push(&bytes[..count]);
+        Ok(count > 0)
+    }
+
+    fn wanted(&self) -> Option<usize> {
+        let header = self.buffer.first_chunk::<HEADER_BYTES>()?;
+        Some(HEADER_BYTES + u32::from_be_bytes(*header) as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_in_any_pieces() {
+        let bytes = [
+            frame(b"one").unwrap(),
+            frame(b"").unwrap(),
+            frame(b"three").unwrap(),
+        ]
+        .concat();
+        for size in 1..bytes.len() {
+            let mut frames = Frames::default();
+            let mut found = Vec::new();
+            for piece in bytes.chunks(size) {
+                frames.push(piece);
+                while let Some(body) = frames.take().unwrap() {
+                    found.push(body);
+                }
+            }
+            assert_eq!(found, [b"one".to_vec(), Vec::new(), b"three".to_vec()]);
+            assert_eq!(frames.finish(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_its_bytes_come() {
+        let mut frames = Frames::default();
+        frames.push(&(FRAME_BYTES_MAX as u32 + 1).to_be_bytes());
+        let bytes = FRAME_BYTES_MAX as u64 + 1;
+        assert_eq!(frames.take(), Err(FrameError::TooLarge { bytes }));
+        assert!(frame(&vec![0; FRAME_BYTES_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn an_end_inside_a_frame_is_truncated() {
+        let mut frames = Frames::default();
+        frames.push(&frame(b"abc").unwrap()[..5]);
+        assert_eq!(frames.take(), Ok(None));
+        assert_eq!(
+            frames.finish(),
+            Err(FrameError::Truncated { got: 5, wanted: 7 })
+        );
+    }
+}

@@ -1,0 +1,99 @@
+//! The terminal of `lifemon run`: the command gets the foreground where it is interactive, and the
+//! user's shell sees one job that stops, goes on and ends.
+
+use std::fs::File;
+use std::io::IsTerminal as _;
+use std::os::fd::AsRawFd as _;
+
+use super::spawn::Group;
+
+/// The controlling terminal, and this process's place at it.
+#[derive(Debug)]
+pub(super) struct Terminal {
+    tty: Option<File>,
+    own_group: i32,
+    /// Whether the command takes the terminal where it is in the foreground.
+    is_interactive: bool,
+    /// Whether this process was in the foreground when the command was started.
+    was_in_front: bool,
+    /// Whether the command has the terminal now.
+    is_lent: bool,
+}
+
+impl Terminal {
+    /// Looks around. In a pipeline the others need the terminal as well, so only a command whose
+    /// input and output are terminals is taken for an interactive one.
+    pub(super) fn look() -> Self {
+        let tty = File::options().read(true).write(true).open("/dev/tty").ok();
+        // SAFETY: no memory is passed.
+        let own_group = unsafe { libc::getpgrp() };
+        let mut terminal = Self {
+            is_interactive: tty.is_some()
+                && std::io::stdin().is_terminal()
+                && std::io::stdout().is_terminal(),
+            tty,
+            own_group,
+            was_in_front: false,
+            is_lent: false,
+        };
+        terminal.was_in_front = terminal.foreground() == Some(own_group);
+        terminal.is_lent = terminal.group() == Group::Foreground;
+        terminal
+    }
+
+    /// The process group for the command. In the foreground without taking it, the command stays in
+    /// this process's group: then it may use the terminal, as a pager in a pipeline does.
+    pub(super) fn group(&self) -> Group {
+        match (self.was_in_front, self.is_interactive) {
+            (true, true) => Group::Foreground,
+            (true, false) => Group::Join(self.own_group),
+            (false, _) => Group::Own,
+        }
+    }
+
+    /// Whether what the terminal sends to this process, it sends to the command as well.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self.group(), Group::Join(_))
+    }
+
+    /// Whether the command has the terminal.
+    pub(super) fn is_lent(&self) -> bool {
+        self.is_lent
+    }
+
+    /// The job was stopped: the shell has the terminal.
+    pub(super) fn stopped(&mut self) {
+        self.is_lent = false;
+    }
+
+    /// The job goes on. In the foreground the command gets the terminal.
+    pub(super) fn lend(&mut self, group: u32) {
+        if self.is_interactive && self.foreground() == Some(self.own_group) {
+            self.give(group.cast_signed());
+            self.is_lent = true;
+        }
+    }
+
+    /// The command has ended.
+    pub(super) fn take_back(&mut self) {
+        if self.is_lent {
+            self.give(self.own_group);
+            self.is_lent = false;
+        }
+    }
+
+    fn foreground(&self) -> Option<i32> {
+        let tty = self.tty.as_ref()?;
+        // SAFETY: no memory is passed; the descriptor is open.
+        let group = unsafe { libc::tcgetpgrp(tty.as_raw_fd()) };
+        (group > 0).then_some(group)
+    }
+
+    /// SIGTTOU is blocked, so this works from the background too. A terminal that is lost is lost.
+    fn give(&self, group: i32) {
+        if let Some(tty) = &self.tty {
+            // SAFETY: no memory is passed; the descriptor is open.
+            unsafe { libc::tcsetpgrp(tty.as_raw_fd(), group) };
+        }
+    }
+}

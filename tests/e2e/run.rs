@@ -1,0 +1,249 @@
+//! `lifemon run`: the command's own end, and what becomes of what it leaves behind.
+
+#[path = "run/lifemon_run.rs"]
+mod lifemon_run;
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use lifemon_run::{Rights, command, read_report, report_path, run};
+use lifemon_tests::killing::assert_nobody;
+use lifemon_tests::{
+    DEADLINE, HostTracker, Lifemon, Output, Pidfd, Sandbox, private_lock, proc, wait_until,
+};
+use serde_json::Value;
+
+const ACTOR: &str = env!("CARGO_BIN_EXE_actor");
+
+/// Pids in the lines that an actor has printed.
+fn daemons(output: &Output) -> Vec<u64> {
+    let lines = output.stdout.lines().map(|line| {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    });
+    let daemons = lines.filter(|line| line["role"] == "daemon");
+    daemons.filter_map(|line| line["child"].as_u64()).collect()
+}
+
+#[test]
+fn the_code_is_that_of_the_command_and_nothing_is_said() {
+    let sandbox = Sandbox::new();
+    for rights in Rights::BOTH {
+        let output = run(
+            &sandbox,
+            rights,
+            &["--", "sh", "-c", "echo out; echo err >&2; exit 9"],
+        );
+        let said = (output.stdout.as_str(), output.stderr.as_str());
+        assert_eq!((output.code, said), (Some(9), ("out\n", "err\n")));
+    }
+}
+
+#[test]
+fn a_command_that_does_not_exist_is_127_and_one_that_may_not_run_is_126() {
+    let sandbox = Sandbox::new();
+    let text = sandbox.directory().join("text");
+    fs::write(&text, "no program").expect("a file");
+    let text = text.to_str().expect("a path in UTF-8");
+    let directory = sandbox.directory().to_str().expect("a path in UTF-8");
+    let cases = [
+        (127, "no-such-command-anywhere"),
+        (127, "/no/such/command"),
+        (126, text),
+        (126, directory),
+    ];
+    for (code, word) in cases {
+        let output = run(&sandbox, Rights::Root, &["--", word]);
+        assert_eq!((output.code, output.stdout.as_str()), (Some(code), ""));
+        let is_one_line = output.stderr.lines().count() == 1;
+        assert!(is_one_line && output.stderr.contains(word), "{output:?}");
+        assert_nobody(&sandbox);
+    }
+}
+
+#[test]
+fn what_lifemon_itself_cannot_do_is_125_and_the_command_does_not_run() {
+    let sandbox = Sandbox::new();
+    let words = ["--json", "/no/such/directory/report", "--", "echo", "ran"];
+    let output = run(&sandbox, Rights::Root, &words);
+    assert_eq!((output.code, output.stdout.as_str()), (Some(125), ""));
+    assert!(
+        output.stderr.contains("/no/such/directory/report"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn options_of_the_command_are_its_own() {
+    let sandbox = Sandbox::new();
+    for words in [["--", "echo", "-o", "--json"], ["echo", "-o", "--json", ""]] {
+        let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let output = run(&sandbox, Rights::Root, &words);
+        assert_eq!(
+            (output.code, output.stdout.as_str()),
+            (Some(0), "-o --json\n")
+        );
+    }
+}
+
+#[test]
+fn ten_ways_to_stay_behind_end_with_the_command() {
+    let _lock = private_lock();
+    for rights in Rights::BOTH {
+        let sandbox = Sandbox::new();
+        let report = report_path(&sandbox);
+        let words = [
+            "--grace", "200ms", "--json", &report, "--", ACTOR, "daemons", "7",
+        ];
+        let output = run(&sandbox, rights, &words);
+        assert_nobody(&sandbox);
+        assert_eq!(output.code, Some(7), "{output:?}");
+        let left = daemons(&output);
+        assert_eq!(left.len(), 11, "{output:?}");
+        let report = read_report(&report);
+        assert_eq!(report["way"], rights.way(), "{report}");
+        assert_eq!(
+            (&report["complete"], &report["code"]),
+            (&true.into(), &7.into())
+        );
+        assert_eq!(report["survivors"], serde_json::json!([]), "{report}");
+        let killed = report["killed"].as_array().expect("a list");
+        for pid in left {
+            let dead = killed.iter().find(|dead| dead["pid"] == pid);
+            let dead = dead.unwrap_or_else(|| panic!("{pid} is not in {report}"));
+            let signal = dead["exit"]["signal"].as_u64();
+            assert!(matches!(signal, Some(9 | 15)), "{dead}");
+        }
+        let first = output.stderr.lines().next().unwrap_or_default();
+        assert!(
+            first.starts_with("lifemon: 11 processes left behind, killed ("),
+            "{first}"
+        );
+    }
+}
+
+#[test]
+fn the_hosts_tracker_is_used_where_it_is_on() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let report = report_path(&sandbox);
+    let words = [
+        "--grace", "0", "--json", &report, "--", ACTOR, "daemons", "0",
+    ];
+    let output = run(&sandbox, Rights::Root, &words);
+    assert_nobody(&sandbox);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    let report = read_report(&report);
+    assert_eq!(
+        (&report["way"], &report["complete"]),
+        (&"ebpf".into(), &true.into())
+    );
+}
+
+#[test]
+fn who_ends_at_the_first_signal_is_not_killed() {
+    let _lock = private_lock();
+    for rights in Rights::BOTH {
+        let sandbox = Sandbox::new();
+        let report = report_path(&sandbox);
+        let polite = "trap 'exit 5' USR1; echo; while :; do sleep 0.01; done";
+        let script = format!("(setsid sh -c \"{polite}\" & ) | read line; exit 0");
+        let words = [
+            "--signal", "USR1", "--grace", "60s", "--json", &report, "--", "sh", "-c",
+        ];
+        let begun = Instant::now();
+        let output = run(&sandbox, rights, &[&words[..], &[&script]].concat());
+        assert!(begun.elapsed() < Duration::from_secs(30), "{output:?}");
+        assert_nobody(&sandbox);
+        let report = read_report(&report);
+        let killed = report["killed"].as_array().expect("a list");
+        assert!(
+            killed.iter().any(|dead| dead["exit"]["code"] == 5),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn who_asks_again_does_not_wait_for_the_grace() {
+    let _lock = private_lock();
+    for rights in Rights::BOTH {
+        let sandbox = Sandbox::new();
+        let script = "trap '' TERM; (setsid sleep 100 &); exit 3";
+        let words = ["--grace", "100s", "--", "sh", "-c", script];
+        let running = Lifemon::find().start(command(&sandbox, rights, &words));
+        let pid = running.pid();
+        wait_until("the end of the command", DEADLINE, || {
+            let pids = sandbox.pids().into_iter();
+            let name = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let names: Vec<_> = pids.map(name).collect();
+            names.contains(&"sleep\n".to_owned()) && !names.contains(&"sh\n".to_owned())
+        });
+        let lifemon = Pidfd::open(pid).expect("lifemon runs");
+        let begun = Instant::now();
+        wait_until("the end after a second request", DEADLINE, || {
+            let _ = lifemon.signal(nix::sys::signal::Signal::SIGTERM);
+            !proc::is_running(pid)
+        });
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        let output = running.finish(DEADLINE);
+        assert_eq!(output.code, Some(3), "{output:?}");
+        assert_nobody(&sandbox);
+    }
+}
+
+#[test]
+fn orphans_are_kept_on_request_and_named() {
+    for rights in Rights::BOTH {
+        let sandbox = Sandbox::new();
+        let report = report_path(&sandbox);
+        let words = [
+            "--keep-orphans",
+            "--json",
+            &report,
+            "--",
+            ACTOR,
+            "daemons",
+            "0",
+        ];
+        let output = run(&sandbox, rights, &words);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let left = daemons(&output);
+        let report = read_report(&report);
+        for pid in left {
+            assert!(proc::is_running(i32::try_from(pid).expect("a pid")));
+            let listed = report["survivors"].as_array().expect("a list");
+            assert!(listed.iter().any(|kept| kept["pid"] == pid), "{report}");
+        }
+        assert!(output.stderr.contains("left behind, kept"), "{output:?}");
+    }
+}
+
+#[test]
+fn what_forks_while_it_is_killed_dies_as_well() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    // Bounded in count by the sandbox, in time by each loop.
+    let bomb = "i=0; while [ $i -lt 2000 ]; do (sleep 5 &) ; i=$((i+1)); done";
+    let script =
+        format!("trap '' TERM; (setsid sh -c '{bomb}' >/dev/null 2>&1 &); sleep 0.2; exit 0");
+    let words = ["--grace", "0", "--", "sh", "-c", &script];
+    let output = run(&sandbox, Rights::Root, &words);
+    assert_nobody(&sandbox);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.stderr.contains("(ebpf)"), "{output:?}");
+}
+
+#[test]
+fn the_command_has_the_limits_and_the_mask_that_lifemon_was_given() {
+    let sandbox = Sandbox::new();
+    let script = "grep -E 'Sig(Blk|Ign)' /proc/self/status; grep 'open files' /proc/self/limits";
+    let plain = {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        sandbox.enter(&mut command);
+        command.output().expect("a shell").stdout
+    };
+    let output = run(&sandbox, Rights::Root, &["--", "sh", "-c", script]);
+    assert_eq!(output.stdout, String::from_utf8_lossy(&plain));
+}

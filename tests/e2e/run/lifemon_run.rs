@@ -1,0 +1,61 @@
+//! `lifemon run` under test: with and without rights, and its report.
+
+use std::fs;
+use std::process::Command;
+
+use lifemon_tests::handicap::{as_nobody, readable_copy};
+use lifemon_tests::{DEADLINE, Lifemon, Output, Sandbox};
+use serde_json::Value;
+
+/// How lifemon may work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Rights {
+    Root,
+    Nobody,
+}
+
+impl Rights {
+    pub(crate) const BOTH: [Self; 2] = [Self::Root, Self::Nobody];
+
+    pub(crate) fn way(self) -> &'static str {
+        match self {
+            Self::Root => "ebpf",
+            Self::Nobody => "subreaper",
+        }
+    }
+}
+
+/// `lifemon run WORDS` in the sandbox.
+pub(crate) fn command(sandbox: &Sandbox, rights: Rights, words: &[&str]) -> Command {
+    let lifemon = match rights {
+        Rights::Root => Lifemon::find(),
+        Rights::Nobody => Lifemon::at(readable_copy(sandbox)),
+    };
+    let mut command = lifemon.inside(sandbox).command(["run"].iter().chain(words));
+    if rights == Rights::Nobody {
+        as_nobody(&mut command);
+    }
+    command
+}
+
+#[track_caller]
+pub(crate) fn run(sandbox: &Sandbox, rights: Rights, words: &[&str]) -> Output {
+    Lifemon::find()
+        .start(command(sandbox, rights, words))
+        .finish(DEADLINE)
+}
+
+/// A place for a report that everybody may write to.
+pub(crate) fn report_path(sandbox: &Sandbox) -> String {
+    let path = sandbox.directory().join("report.json");
+    fs::write(&path, "").expect("an empty report");
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    fs::set_permissions(&path, everybody).expect("permissions of the report");
+    path.to_str().expect("a path in UTF-8").to_owned()
+}
+
+#[track_caller]
+pub(crate) fn read_report(path: &str) -> Value {
+    let text = fs::read_to_string(path).expect("the report");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}

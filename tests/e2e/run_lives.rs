@@ -1,0 +1,159 @@
+//! `lifemon run` where it is itself in trouble: killed, nested, without standard streams, as the first
+//! process of a pid namespace.
+
+#[expect(dead_code, reason = "run.rs uses the rest")]
+#[path = "run/lifemon_run.rs"]
+mod lifemon_run;
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use lifemon_run::{Rights, command, read_report, report_path, run};
+use lifemon_tests::handicap::in_a_pid_namespace;
+use lifemon_tests::killing::assert_nobody;
+use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, private_lock, proc, wait_until};
+
+/// The pid of the nursery: the only child of lifemon.
+fn nursery_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
+    let mut nursery = None;
+    wait_until("the nursery", DEADLINE, || {
+        nursery = sandbox
+            .pids()
+            .into_iter()
+            .find(|pid| proc::ppid(*pid) == Some(lifemon));
+        nursery.is_some()
+    });
+    nursery.expect("waited for")
+}
+
+/// A command with two descendants that it has lost, which says so by three lines.
+const FAMILY: &str = "(setsid sleep 101 &); (sleep 102 &); echo; sleep 103";
+
+fn wait_for_family(sandbox: &Sandbox) {
+    wait_until("two processes that the command has lost", DEADLINE, || {
+        let pids = sandbox.pids();
+        let arguments = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        ["101", "102", "103"].iter().all(|seconds| {
+            let wanted = format!("sleep\0{seconds}\0").into_bytes();
+            pids.iter().any(|pid| arguments(pid) == wanted)
+        })
+    });
+}
+
+#[test]
+fn whichever_of_its_processes_is_killed_nothing_lingers() {
+    let _lock = private_lock();
+    for rights in Rights::BOTH {
+        for kill_the_owner in [true, false] {
+            let sandbox = Sandbox::new();
+            let words = ["--", "sh", "-c", FAMILY];
+            let running = Lifemon::find().start(command(&sandbox, rights, &words));
+            let pid = running.pid();
+            wait_for_family(&sandbox);
+            let victim = if kill_the_owner {
+                pid
+            } else {
+                nursery_of(&sandbox, pid)
+            };
+            Pidfd::open(victim).expect("it runs").kill();
+            let output = running.finish(DEADLINE);
+            let expected = if kill_the_owner { None } else { Some(137) };
+            assert_eq!(output.code, expected, "{rights:?} {output:?}");
+            wait_until("nobody", DEADLINE, || sandbox.pids().is_empty());
+            assert!(output.stderr.contains("killed"), "{rights:?} {output:?}");
+        }
+    }
+}
+
+#[test]
+fn nested_runs_each_answer_for_their_own() {
+    let _lock = private_lock();
+    let lifemon = Lifemon::find();
+    let lifemon = lifemon
+        .program()
+        .to_str()
+        .expect("a path in UTF-8")
+        .to_owned();
+    let sandbox = Sandbox::new();
+    let inner = "(setsid sleep 100 &); exit 4";
+    let words = [
+        "--grace", "0", "--", &lifemon, "run", "--grace", "0", "--", "sh", "-c", inner,
+    ];
+    let output = run(&sandbox, Rights::Root, &words);
+    assert_nobody(&sandbox);
+    assert_eq!(output.code, Some(4), "{output:?}");
+    // The inner one says it, and to the outer one nothing is left.
+    assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
+    assert!(
+        output.stderr.contains("1 process left behind, killed"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn what_an_inner_run_keeps_the_outer_one_kills() {
+    let _lock = private_lock();
+    let lifemon = Lifemon::find();
+    let lifemon = lifemon
+        .program()
+        .to_str()
+        .expect("a path in UTF-8")
+        .to_owned();
+    let sandbox = Sandbox::new();
+    let script = "(setsid sleep 100 &); exit 4";
+    let inner = [
+        lifemon.as_str(),
+        "run",
+        "--keep-orphans",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let output = run(
+        &sandbox,
+        Rights::Root,
+        &[&["--grace", "0", "--"], &inner[..]].concat(),
+    );
+    assert_nobody(&sandbox);
+    assert_eq!(output.code, Some(4), "{output:?}");
+    assert!(output.stderr.contains("kept"), "{output:?}");
+    assert!(output.stderr.contains("killed"), "{output:?}");
+}
+
+#[test]
+fn closed_standard_streams_change_nothing() {
+    let _lock = private_lock();
+    let lifemon = Lifemon::find();
+    let sandbox = Sandbox::new();
+    let script = format!(
+        "exec <&- >&- 2>&-; {} run --grace 0 -- sh -c '(setsid sleep 100 &); exit 5'",
+        lifemon.program().display()
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).stdin(Stdio::null());
+    sandbox.enter(&mut command);
+    let status = command.status().expect("a shell");
+    assert_eq!(status.code(), Some(5));
+    assert_nobody(&sandbox);
+}
+
+#[test]
+fn as_the_first_process_of_a_pid_namespace_it_reaps_and_cleans_up() {
+    let sandbox = Sandbox::new();
+    let report = report_path(&sandbox);
+    // The nursery is between: process 1 is not the parent of the shell.
+    let script = "test $PPID != 1 || exit 99; (true &); (setsid sleep 100 &); exit 6";
+    let words = ["--grace", "0", "--json", &report, "--", "sh", "-c", script];
+    let mut command = command(&sandbox, Rights::Root, &words);
+    in_a_pid_namespace(&mut command);
+    let output = Lifemon::find().start(command).finish(DEADLINE);
+    assert_eq!(output.code, Some(6), "{output:?}");
+    assert_nobody(&sandbox);
+    let report = read_report(&report);
+    assert_eq!(report["way"], "subreaper", "{report}");
+    let why = report["why_not_ebpf"].as_str().expect("a reason");
+    assert!(why.contains("pid namespace"), "{why}");
+    let killed = report["killed"].as_array().expect("a list");
+    assert_eq!(killed.len(), 1, "{report}");
+}

@@ -1,0 +1,58 @@
+"""The example worker, which misbehaves where the prompt or the first argument says so."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+sys.dont_write_bytecode = True
+import example_worker as example  # a copy of monitor/examples/worker.py, beside this
+
+
+def raw(connection, data):
+    connection.sendall(data)
+
+
+def misbehave(connection, how):
+    """Whether it did."""
+    if how == "hang":
+        print(json.dumps({"taken": how}), flush=True)
+        time.sleep(600)
+    elif how == "too-large":
+        raw(connection, (0xFFFFFFFF).to_bytes(4, "big") + b"x" * 1000)
+    elif how == "not-json":
+        raw(connection, (4).to_bytes(4, "big") + b"{no}")
+    elif how == "truncated":
+        raw(connection, (100).to_bytes(4, "big") + b"{")
+        os._exit(3)
+    elif how == "never":
+        print(json.dumps({"taken": how}), flush=True)
+    else:
+        return False
+    return True
+
+
+def main():
+    ignores = sys.argv[1:] == ["ignore"]
+    if ignores:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = example.socket.socket(fileno=int(os.environ["LIFEMON_WORKER_FD"]))
+    engine = example.start_engine()
+    example.send(connection, {"type": "ready", "engine": engine.pid})
+    while True:
+        message = example.receive(connection)
+        if message is None:
+            if ignores:
+                time.sleep(600)
+            break
+        if message["type"] == "shutdown":
+            print(json.dumps({"worker": os.getpid(), "shutdown": True}), flush=True)
+            if not ignores:
+                break
+        elif not misbehave(connection, message["prompt"].split("/")[0]):
+            text = message["prompt"][::-1]
+            example.send(connection, {"type": "generated", "text": text})
+
+
+main()
