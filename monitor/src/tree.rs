@@ -4,7 +4,7 @@
 use lifemon_ebpf::{LIVE, ProcessId};
 
 use crate::forest::Forest;
-use crate::kernel::tracker::Snapshot;
+use crate::kernel::snapshot::Snapshot;
 use crate::proc::{self, CommandLine, Placement};
 use crate::process::{Death, Process};
 

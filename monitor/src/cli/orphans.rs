@@ -13,7 +13,7 @@ use crate::forest::Forest;
 use crate::gpu::holders::{self, DeviceFiles};
 use crate::gpu::nvml::{Answer, Server};
 use crate::gpu::{self, Survey};
-use crate::kernel::tracker::Snapshot;
+use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::{Guard, KillOptions, KillReport, kill_trees};
 use crate::orphan::{self, Orphan, Wanted};

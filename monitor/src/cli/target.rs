@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use crate::ProcessId;
-use crate::kernel::tracker::Snapshot;
+use crate::kernel::snapshot::Snapshot;
 use crate::proc::{self, Kind};
 
 use super::NoSuchProcess;

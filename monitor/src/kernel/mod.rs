@@ -1,17 +1,19 @@
 //! The kernel half as userspace sees it: the only module that names aya or calls `bpf(2)`.
 //!
 //! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`load`],
-//! [`pins`] (the tracker that stays), [`tracker`] (snapshots, passes), `slots` and [`watcher`] (one watched tree).
+//! [`pins`] (the tracker that stays), [`tracker`] (open maps, passes), [`snapshot`], `slots` and [`watcher`] (one watched tree).
 
 use std::io;
 
 pub mod btf;
 pub mod clock;
 pub mod load;
+mod missed;
 pub mod pins;
 pub mod preflight;
 mod shared;
 mod slots;
+pub mod snapshot;
 mod sys;
 pub mod tracker;
 pub mod watcher;

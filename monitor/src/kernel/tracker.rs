@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use aya::programs::{ProgramError, RawTracePoint};
 use lifemon_ebpf::{
-    Host, LIVE, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
+    Host, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
 };
 
 use super::load::{self, HOOKS, LoadOptions, Loaded};
 use super::pins::{self, Found};
 use super::shared::{Shared, word64};
+use super::snapshot::Snapshot;
 use super::{Error, sys};
-use crate::proc;
-use crate::session::Loss;
 
 /// The open maps of a tracker, and how to run its passes.
 pub struct Tracker {
@@ -28,9 +27,9 @@ pub struct Tracker {
     pub(super) trees: Shared<Tree>,
     pub(super) host: Shared<Host>,
     pub(super) pass: Shared<Pass>,
-    hooks: Vec<(&'static str, OwnedFd)>,
+    pub(super) hooks: Vec<(&'static str, OwnedFd)>,
     sweep: OwnedFd,
-    settle: OwnedFd,
+    pub(super) settle: OwnedFd,
     /// The loaded kernel half of a private tracker; `None` for the pinned one.
     pub(super) private: Option<Loaded>,
 }
@@ -40,53 +39,6 @@ impl fmt::Debug for Tracker {
         f.debug_struct("Tracker")
             .field("pinned", &self.is_pinned())
             .finish_non_exhaustive()
-    }
-}
-
-/// All records at one time. Each bucket of the map was read under its lock, the whole was not:
-/// what lived through the whole reading is in it.
-#[derive(Debug, Clone, Default)]
-pub struct Snapshot {
-    /// Every process and ghost.
-    pub records: Vec<(ProcessId, Record)>,
-    /// When tracking began, ns since boot.
-    pub since_ns: u64,
-    /// Processes without a record because the map was full, since tracking began.
-    pub lost_records: u64,
-    /// Forks that the kernel did not run the hook for.
-    pub missed_forks: u64,
-    /// Whether it is of the host's tracker, which was there before the command.
-    pub is_pinned: bool,
-}
-
-impl Snapshot {
-    /// What makes answers from this incomplete.
-    #[must_use]
-    pub fn losses(&self) -> Vec<Loss> {
-        let losses = [
-            (Loss::NoHistory, !self.is_pinned),
-            (Loss::LineageFull, self.lost_records > 0),
-            (Loss::MissedRuns, self.missed_forks > 0),
-        ];
-        let standing = losses.into_iter().filter(|(_, stands)| *stands);
-        standing.map(|(loss, _)| loss).collect()
-    }
-
-    /// The living process that has this pid now.
-    #[must_use]
-    pub fn live(&self, pid: u32) -> Option<&(ProcessId, Record)> {
-        self.records
-            .iter()
-            .find(|(id, record)| id.pid == pid && record.state == LIVE)
-    }
-
-    /// The latest ghost that had this pid.
-    #[must_use]
-    pub fn ghost(&self, pid: u32) -> Option<&(ProcessId, Record)> {
-        self.records
-            .iter()
-            .filter(|(id, record)| id.pid == pid && record.state != LIVE)
-            .max_by_key(|(id, _)| id.start_ns)
     }
 }
 
@@ -381,63 +333,6 @@ impl Tracker {
     pub fn membership_count(&self) -> Result<usize, Error> {
         let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
         Ok(all.map_err(Error::Map)?.len())
-    }
-
-    /// Hook runs that the kernel skipped because the hook was running on that CPU already.
-    #[must_use]
-    pub fn missed_runs(&self) -> u64 {
-        self.missed_forks() + self.missed_exits()
-    }
-
-    /// Forks that were skipped: processes that nobody knows of.
-    #[must_use]
-    pub fn missed_forks(&self) -> u64 {
-        self.missed("fork")
-    }
-
-    /// Exits that were skipped: made good by [`Tracker::settle`].
-    #[must_use]
-    pub fn missed_exits(&self) -> u64 {
-        self.missed("exit")
-    }
-
-    fn missed(&self, hook: &str) -> u64 {
-        let hook = self.hooks.iter().find(|(name, _)| *name == hook);
-        hook.and_then(|(_, fd)| sys::program_info(fd.as_fd()).ok())
-            .map_or(0, |info| info.recursion_misses)
-    }
-
-    /// Marks those of `processes` dead that are over although their records say that they live: the
-    /// kernel skipped the hook that should have seen them die. How many were asked for.
-    ///
-    /// # Errors
-    /// When the lock cannot be taken or the program cannot run.
-    pub fn settle(&self, processes: &[ProcessId]) -> Result<usize, Error> {
-        let over: Vec<_> = processes.iter().filter(|id| proc::is_over(**id)).collect();
-        if over.is_empty() {
-            return Ok(0);
-        }
-        let _lock = self.lock()?;
-        for id in &over {
-            let args = [u64::from(id.pid), id.start_ns];
-            sys::test_run(self.settle.as_fd(), &args).map_err(Error::Map)?;
-        }
-        Ok(over.len())
-    }
-
-    /// The same for every process of the host, when there is a reason to.
-    ///
-    /// # Errors
-    /// As [`Tracker::settle`], and when the map cannot be read.
-    pub fn settle_all(&self) -> Result<usize, Error> {
-        if self.missed_exits() == 0 {
-            return Ok(0);
-        }
-        let records = sys::read_all::<ProcessId, Record>(self.lineage.as_fd());
-        let records = records.map_err(Error::Map)?.into_iter();
-        let live = records.filter(|(_, record)| record.state == LIVE);
-        let live: Vec<ProcessId> = live.map(|(id, _)| id).collect();
-        self.settle(&live)
     }
 
     /// Lets the kernel measure the hooks for `period`.

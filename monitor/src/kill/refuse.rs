@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use lifemon_ebpf::ProcessId;
 
 use crate::forest::Forest;
-use crate::kernel::tracker::Snapshot;
+use crate::kernel::snapshot::Snapshot;
 use crate::proc;
 
 /// Parents that are looked at above this process: deeper than any real tree, and an end.

@@ -14,7 +14,7 @@ use super::tree::{KnownJson, StartJson, Style, command};
 use crate::ProcessId;
 use crate::gpu::nvml::{Answer, Gpu};
 use crate::gpu::{Holding, Memory, Survey};
-use crate::kernel::tracker::Snapshot;
+use crate::kernel::snapshot::Snapshot;
 use crate::kill::KillReport;
 use crate::orphan::Orphan;
 use crate::proc::{CommandLine, Placement};

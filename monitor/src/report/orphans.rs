@@ -9,7 +9,7 @@ use super::json::{ExitJson, ProcessJson, SCHEMA, WhoJson};
 use super::kill::KilledJson;
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
-use crate::kernel::tracker::Snapshot;
+use crate::kernel::snapshot::Snapshot;
 use crate::kill::KillReport;
 use crate::orphan::{Class, Evidence, Orphan};
 use crate::session::Loss;

@@ -9,7 +9,7 @@ use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use crate::ProcessId;
 use crate::kernel::clock::WallClock;
-use crate::kernel::tracker::Snapshot;
+use crate::kernel::snapshot::Snapshot;
 use crate::proc::{CommandLine, Placement};
 use crate::tree::{Entry, Live};
 

@@ -1,0 +1,67 @@
+//! Runs of the hooks that the kernel skipped: how many, and the settling of deaths that were missed.
+
+use std::os::fd::AsFd as _;
+
+use lifemon_ebpf::{LIVE, ProcessId, Record};
+
+use super::{Error, Tracker, sys};
+use crate::proc;
+
+impl Tracker {
+    /// Hook runs that the kernel skipped because the hook was running on that CPU already.
+    #[must_use]
+    pub fn missed_runs(&self) -> u64 {
+        self.missed_forks() + self.missed_exits()
+    }
+
+    /// Forks that were skipped: processes that nobody knows of.
+    #[must_use]
+    pub fn missed_forks(&self) -> u64 {
+        self.missed("fork")
+    }
+
+    /// Exits that were skipped: made good by [`Tracker::settle`].
+    #[must_use]
+    pub fn missed_exits(&self) -> u64 {
+        self.missed("exit")
+    }
+
+    fn missed(&self, hook: &str) -> u64 {
+        let hook = self.hooks.iter().find(|(name, _)| *name == hook);
+        hook.and_then(|(_, fd)| sys::program_info(fd.as_fd()).ok())
+            .map_or(0, |info| info.recursion_misses)
+    }
+
+    /// Marks those of `processes` dead that are over although their records say that they live: the
+    /// kernel skipped the hook that should have seen them die. How many were asked for.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken or the program cannot run.
+    pub fn settle(&self, processes: &[ProcessId]) -> Result<usize, Error> {
+        let over: Vec<_> = processes.iter().filter(|id| proc::is_over(**id)).collect();
+        if over.is_empty() {
+            return Ok(0);
+        }
+        let _lock = self.lock()?;
+        for id in &over {
+            let args = [u64::from(id.pid), id.start_ns];
+            sys::test_run(self.settle.as_fd(), &args).map_err(Error::Map)?;
+        }
+        Ok(over.len())
+    }
+
+    /// The same for every process of the host, when there is a reason to.
+    ///
+    /// # Errors
+    /// As [`Tracker::settle`], and when the map cannot be read.
+    pub fn settle_all(&self) -> Result<usize, Error> {
+        if self.missed_exits() == 0 {
+            return Ok(0);
+        }
+        let records = sys::read_all::<ProcessId, Record>(self.lineage.as_fd());
+        let records = records.map_err(Error::Map)?.into_iter();
+        let live = records.filter(|(_, record)| record.state == LIVE);
+        let live: Vec<ProcessId> = live.map(|(id, _)| id).collect();
+        self.settle(&live)
+    }
+}
