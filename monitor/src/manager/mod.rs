@@ -194,12 +194,22 @@ impl ProcessManager {
     #[must_use]
     pub fn health_status(&self) -> HealthStatus {
         let mut health = self.shared.health();
-        if health.way == Way::Subreaper.word() {
-            health.orphans = self
-                .orphans()
-                .into_iter()
-                .map(|orphan| orphan.to_value())
-                .collect();
+        let is_walked = health.way == Way::Subreaper.word();
+        if !is_walked && !self.options.devices.exist() {
+            return health;
+        }
+        let orphans = self.orphans();
+        let living: Vec<_> = {
+            let inner = self.shared.lock();
+            let workers = inner.workers.iter().filter(|worker| worker.death.is_none());
+            let workers = workers.filter_map(|worker| worker.id);
+            workers
+                .chain(orphans.iter().map(|orphan| orphan.id))
+                .collect()
+        };
+        health.gpu = state::gpu(living, &self.options.devices);
+        if is_walked {
+            health.orphans = orphans.iter().map(Cleaned::to_value).collect();
         }
         health
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::orphans::Scope;
+use crate::gpu::holders::DeviceFiles;
 
 /// When monitoring is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +89,8 @@ pub struct Options {
     pub signals: bool,
     /// Whether the tracker is used where it can be.
     pub use_ebpf: bool,
+    /// Device files that count as GPUs in the health status.
+    pub devices: DeviceFiles,
     /// What the workers are called in messages.
     pub label: String,
     /// The program that becomes the guardian: this one, unless given. It must call
@@ -107,6 +110,7 @@ impl Default for Options {
             policy: Policy::default(),
             signals: true,
             use_ebpf: true,
+            devices: DeviceFiles::default(),
             label: "vLLM".to_owned(),
             guardian: PathBuf::from("/proc/self/exe"),
         }
@@ -178,6 +182,13 @@ impl Options {
     #[must_use]
     pub fn use_ebpf(mut self, use_ebpf: bool) -> Self {
         self.use_ebpf = use_ebpf;
+        self
+    }
+
+    /// Sets [`Options::devices`].
+    #[must_use]
+    pub fn devices(mut self, devices: DeviceFiles) -> Self {
+        self.devices = devices;
         self
     }
 

@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::ProcessManager;
 use crate::ProcessId;
-use crate::forest::Forest;
+use crate::gpu::Holders;
 use crate::kernel::{LoadOptions, Tracker};
 use crate::kill::{KillError, KillOptions, KillReport, kill_tree};
+use crate::orphan::{self, Wanted};
 use crate::proc;
 use crate::supervise::ending::process;
 
@@ -21,7 +22,7 @@ pub enum Scope {
     Own,
     /// Also those whose creator was not of this manager and is dead. Needs the host's tracker
     /// (`lifemon track on`): nothing else knows who they belonged to. What was made a daemon on
-    /// purpose looks the same, so name it exactly.
+    /// purpose is left alone.
     DeadServers,
 }
 
@@ -157,11 +158,14 @@ fn dead_servers_orphans() -> io::Result<Vec<Cleaned>> {
         io::Error::other("the host's tracker is off: `lifemon track on` keeps who belongs to whom")
     })?;
     let snapshot = tracker.snapshot().map_err(io::Error::other)?;
-    let orphans = Forest::new(snapshot.records).orphans().into_iter();
-    Ok(orphans
-        .map(|id| Cleaned {
-            id,
-            command_line: command_line(id.pid),
+    let orphans = orphan::find(&snapshot.records, &Wanted::default(), &Holders::default());
+    let certain = orphans
+        .into_iter()
+        .filter(|orphan| orphan.class.is_certain());
+    Ok(certain
+        .map(|orphan| Cleaned {
+            id: orphan.process.id,
+            command_line: orphan.command.to_strings().join(" "),
             killed: 0,
         })
         .collect())

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::ProcessId;
+use crate::gpu::holders::{DeviceFiles, scan};
 use crate::kernel::clock::WallClock;
 use crate::process::{Death, Sender, Who, signal_name};
 use crate::supervise::{Rest, Way};
@@ -92,6 +93,9 @@ pub struct HealthStatus {
     pub causes: Vec<DeadWorker>,
     /// Living processes of the workers whose creator is dead.
     pub orphans: Vec<Value>,
+    /// Workers and orphans that have the device file of a GPU open, and which.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpu: Vec<Value>,
     /// How this is known: `ebpf` or `subreaper`.
     pub way: &'static str,
     /// Whether nothing can have been missed.
@@ -246,11 +250,29 @@ impl Shared {
             message: died.map(|died| died.to_string()),
             causes,
             orphans: orphans.collect(),
+            gpu: Vec::new(),
             way: inner.way.word(),
             complete: inner.incomplete.is_empty(),
             incomplete: inner.incomplete.clone(),
         }
     }
+}
+
+/// Those of these processes that have a GPU open. No driver is asked: that can take seconds, and a
+/// health check must not.
+pub(super) fn gpu(processes: Vec<ProcessId>, devices: &DeviceFiles) -> Vec<Value> {
+    if !devices.exist() {
+        return Vec::new();
+    }
+    let mut holders: Vec<_> = scan(processes, devices).holders.into_iter().collect();
+    holders.sort_by_key(|(id, _)| *id);
+    let holders = holders.into_iter().map(|(id, holding)| {
+        let mut holder = crate::supervise::ending::process(id, None);
+        let devices = holding.devices.iter();
+        holder["devices"] = devices.map(|path| path.display().to_string()).collect();
+        holder
+    });
+    holders.collect()
 }
 
 fn who(who: &Who) -> Value {
@@ -268,6 +290,9 @@ fn exit(death: &Death) -> Value {
 
 /// How it died, in words.
 fn how(death: &Death) -> String {
+    if death.unseen {
+        return "not known".to_owned();
+    }
     let Some(signal) = death.signal() else {
         return format!("exited with code {}", death.code().unwrap_or_default());
     };
@@ -294,6 +319,18 @@ mod tests {
             sender: None,
             unseen: false,
         }
+    }
+
+    #[test]
+    fn who_has_a_device_open_is_named() {
+        let _open = std::fs::File::open("/dev/full").unwrap();
+        let devices = DeviceFiles::new(["/dev/full"]).unwrap();
+        let own = crate::proc::identify(std::process::id()).unwrap();
+        let found = gpu(vec![own], &devices);
+        assert_eq!(found[0]["pid"], own.pid);
+        assert_eq!(found[0]["devices"][0], "/dev/full");
+        let none = DeviceFiles::new(["/dev/no-such*"]).unwrap();
+        assert!(gpu(vec![own], &none).is_empty());
     }
 
     #[test]

@@ -137,6 +137,30 @@ mod tests {
     }
 
     #[test]
+    fn variables_of_a_job_are_found_and_others_are_not() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .env_clear()
+            .envs([
+                ("SLURM_JOB_ID", "77"),
+                ("SLURM_JOB_IDS", "8"),
+                ("HOME", "/"),
+            ])
+            .env("RAY_JOB_ID", "")
+            .spawn()
+            .unwrap();
+        // Between fork and exec it still has our own environment.
+        let id = identify(child.id()).unwrap();
+        let found = (0..1_000).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            Some(job_markers(id)).filter(|markers| !markers.is_empty())
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found.unwrap(), ["SLURM_JOB_ID=77"]);
+    }
+
+    #[test]
     fn this_process_has_a_command_line() {
         let own = identify(std::process::id()).unwrap();
         assert!(!command_line(own).unwrap().is_empty());
