@@ -96,15 +96,19 @@ pub fn is_alive(id: ProcessId) -> bool {
 #[must_use]
 pub fn is_over(id: ProcessId) -> bool {
     match stat(id.pid) {
-        None => is_proc_readable(),
+        None => is_nobody(id.pid),
         Some(stat) if stat.start_ticks != id.start_ns / tick_ns() => true,
         Some(stat) => matches!(stat.state, 'Z' | 'X') && stat.threads <= 1,
     }
 }
 
-/// Whether a missing file means a missing process: this process is there in any case.
-fn is_proc_readable() -> bool {
-    stat(std::process::id()).is_some()
+/// Whether nothing has this pid. A missing file alone does not say so: `/proc` can be mounted so that it
+/// hides the processes of others.
+fn is_nobody(pid: u32) -> bool {
+    use nix::errno::Errno;
+    use nix::sys::signal::kill;
+    use nix::unistd::Pid;
+    kill(Pid::from_raw(pid.cast_signed()), None) == Err(Errno::ESRCH)
 }
 
 /// Whether the task that has this pid now is this process, zombies included.
@@ -185,6 +189,26 @@ mod tests {
         let id = identify(own).unwrap();
         assert!(is_alive(id));
         assert!(!is_alive(ProcessId::new(own, id.start_ns + 1_000_000_000)));
+    }
+
+    #[test]
+    fn what_lives_is_not_over_and_what_is_gone_or_replaced_is() {
+        let own = identify(std::process::id()).unwrap();
+        assert!(!is_over(own));
+        assert!(is_over(ProcessId::new(
+            own.pid,
+            own.start_ns + 1_000_000_000
+        )));
+        assert!(is_over(ProcessId::new(u32::MAX / 4, 1)));
+        assert!(!is_nobody(1), "also where it may not be signalled");
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let id = identify(child.id()).unwrap();
+        while stat(id.pid).is_some_and(|stat| stat.state != 'Z') {
+            std::thread::yield_now();
+        }
+        assert!(is_over(id), "a zombie without other threads");
+        child.wait().unwrap();
+        assert!(is_over(id));
     }
 
     #[test]
