@@ -146,11 +146,14 @@ fn daemons_are_told_from_orphans_and_are_spared() {
         assert!(evidence.contains("creator_left_at_once"), "{evidence}");
         assert!(evidence.contains("own_session"), "{evidence}");
 
-        let spared = ask("orphans", &["--tree", &tree, "--all", "--kill"]);
+        // Others of this session may look like orphans of it too: only this one is meant.
+        let own = format!("^(.*actor daemonise {how}|some-daemon)$");
+        let only = ["--tree", &tree, "--all", "--match", &own, "--kill"];
+        let spared = ask("orphans", &only);
         assert_eq!(spared.code, Some(1), "{spared:?}");
         assert!(spared.stderr.contains("--force"), "{spared:?}");
         assert!(proc::is_running(daemon.pid), "{spared:?}");
-        let forced = ask("orphans", &["--tree", &tree, "--all", "--kill", "--force"]);
+        let forced = ask("orphans", &[&only[..], &["--force"]].concat());
         assert_eq!(forced.code, Some(0), "{forced:?}");
         assert!(!proc::is_running(daemon.pid), "{forced:?}");
     }

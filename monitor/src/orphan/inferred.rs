@@ -13,6 +13,8 @@ use crate::proc::{self, Placement, Stat};
 #[derive(Default)]
 struct Marks {
     members: HashSet<ProcessId>,
+    /// Who created the root, and so on up: no tree leaves its own ancestors behind.
+    ancestors: HashSet<ProcessId>,
     sessions: HashSet<u32>,
     cgroups: HashSet<String>,
     jobs: HashSet<String>,
@@ -24,11 +26,7 @@ pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> 
     let marks = tree.map(|root| marks(search, root));
     let older = search.older();
     older
-        .filter(|(id, _)| {
-            marks
-                .as_ref()
-                .is_none_or(|marks| !marks.members.contains(id))
-        })
+        .filter(|(id, _)| marks.as_ref().is_none_or(|marks| !marks.is_kin(id)))
         .filter_map(|(id, record)| look(search, *id, record, marks.as_ref()))
         .collect()
 }
@@ -99,7 +97,11 @@ fn leads(session: u32) -> bool {
 
 /// What the living members of the tree of `root` have.
 fn marks(search: &Search<'_>, root: ProcessId) -> Marks {
-    let mut marks = Marks::default();
+    let ancestors = search.forest.ancestors(&root).into_iter();
+    let mut marks = Marks {
+        ancestors: ancestors.collect(),
+        ..Marks::default()
+    };
     for id in search.forest.living(root) {
         let (Some(stat), Some(placement)) = (proc::stat(id.pid), proc::placement(id)) else {
             continue;
@@ -118,6 +120,11 @@ fn marks(search: &Search<'_>, root: ProcessId) -> Marks {
 }
 
 impl Marks {
+    /// Whether it is of the tree, or above it.
+    fn is_kin(&self, id: &ProcessId) -> bool {
+        self.members.contains(id) || self.ancestors.contains(id)
+    }
+
     /// What a process has in common with the tree.
     fn shared_with(&self, id: ProcessId, stat: &Stat, placement: &Placement) -> Vec<Evidence> {
         let mut evidence = Vec::new();
