@@ -78,8 +78,8 @@ fn look(id: ProcessId) -> Option<Live> {
     let live = Live {
         state: stat.state,
         parent: stat.parent,
-        command: proc::command_line(id)?,
-        placement: proc::placement(id)?,
+        command: proc::command_line_of(id.pid)?,
+        placement: proc::placement_of(id.pid)?,
     };
     proc::is_same(id).then_some(live)
 }

@@ -45,7 +45,7 @@ fn look(
     if !may_be_adopted {
         return None;
     }
-    let mut orphan = search.describe(id, record)?;
+    let mut orphan = search.describe(id, record, &stat)?;
     let mut evidence = Vec::new();
     if is_adopted {
         evidence.push(Evidence::SessionOfOthers(stat.session));

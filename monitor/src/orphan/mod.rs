@@ -120,8 +120,8 @@ impl Search<'_> {
         let record = self.forest.record(&id)?;
         let creator = self.forest.record(&record.creator)?;
         let root = self.root.unwrap_or_else(|| self.root_of(record.creator));
-        let mut orphan = self.describe(id, record)?;
         let stat = proc::stat(id.pid)?;
+        let mut orphan = self.describe(id, record, &stat)?;
         let root_alive = self.forest.is_live(&root);
         let facts = Facts {
             creator_death: Some(Death::of_record(creator)),
@@ -143,9 +143,9 @@ impl Search<'_> {
         proc::is_alive(id).then_some(orphan)
     }
 
-    /// What holds of an orphan of any class; `None` when it is not there any more.
-    fn describe(&self, id: ProcessId, record: &Record) -> Option<Orphan> {
-        let stat = proc::stat(id.pid)?;
+    /// What holds of an orphan of any class; `None` when its pid is free. The caller checks at last
+    /// that the pid was its own all the time.
+    fn describe(&self, id: ProcessId, record: &Record, stat: &Stat) -> Option<Orphan> {
         Some(Orphan {
             process: Process::of_record(id, record),
             class: Class::Inferred,
@@ -157,8 +157,8 @@ impl Search<'_> {
             root_alive: false,
             parent: None,
             state: stat.state,
-            command: proc::command_line(id)?,
-            placement: proc::placement(id)?,
+            command: proc::command_line_of(id.pid)?,
+            placement: proc::placement_of(id.pid)?,
             gpu: self.holders.get(&id).cloned().unwrap_or_default(),
         })
     }

@@ -70,12 +70,18 @@ impl CommandLine {
 /// The command line of exactly this process; `None` when it is not there any more.
 #[must_use]
 pub fn command_line(id: ProcessId) -> Option<CommandLine> {
-    let (mut bytes, truncated) = read_bounded(id.pid, "cmdline")?;
+    let command = command_line_of(id.pid)?;
+    is_same(id).then_some(command)
+}
+
+/// The command line of whoever has this pid now. The caller checks who that is.
+pub(crate) fn command_line_of(pid: u32) -> Option<CommandLine> {
+    let (mut bytes, truncated) = read_bounded(pid, "cmdline")?;
     // Padding of programs that have set a title.
     while bytes.ends_with(&[0, 0]) {
         bytes.pop();
     }
-    is_same(id).then_some(CommandLine { bytes, truncated })
+    Some(CommandLine { bytes, truncated })
 }
 
 /// The variables of this process that tell its job, as `NAME=VALUE`. Empty when there is none, or

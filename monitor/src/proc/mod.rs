@@ -9,6 +9,9 @@ pub use command::{CommandLine, command_line, job_markers};
 pub use files::{OpenFile, open_files};
 pub use placement::{Placement, placement};
 
+pub(crate) use command::command_line_of;
+pub(crate) use placement::placement_of;
+
 use std::fs;
 
 use lifemon_ebpf::ProcessId;

@@ -24,8 +24,14 @@ pub struct Placement {
 /// Where exactly this process was put; `None` when it is not there any more.
 #[must_use]
 pub fn placement(id: ProcessId) -> Option<Placement> {
-    let text = fs::read_to_string(format!("/proc/{}/cgroup", id.pid)).ok()?;
-    is_same(id).then(|| parse(&text))
+    let placement = placement_of(id.pid)?;
+    is_same(id).then_some(placement)
+}
+
+/// Where whoever has this pid now was put. The caller checks who that is.
+pub(crate) fn placement_of(pid: u32) -> Option<Placement> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(parse(&text))
 }
 
 /// Reads the lines `ID:CONTROLLERS:PATH`.
