@@ -60,7 +60,8 @@ def main():
         if message is None:
             break
         if message.get("type") == "shutdown":
-            print(json.dumps({"worker": os.getpid(), "shutdown": True}), flush=True)
+            # One write: lines of several workers do not mix.
+            os.write(1, (json.dumps({"worker": os.getpid(), "shutdown": True}) + "\n").encode())
             break
         if message.get("type") == "generate":
             text = message.get("prompt", "")[::-1]

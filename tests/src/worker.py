@@ -10,6 +10,11 @@ sys.dont_write_bytecode = True
 import example_worker as example  # a copy of monitor/examples/worker.py, beside this
 
 
+def say(**fields):
+    """One write, so that lines of several workers do not mix."""
+    os.write(1, (json.dumps(fields) + "\n").encode())
+
+
 def raw(connection, data):
     connection.sendall(data)
 
@@ -17,7 +22,7 @@ def raw(connection, data):
 def misbehave(connection, how):
     """Whether it did."""
     if how == "hang":
-        print(json.dumps({"taken": how}), flush=True)
+        say(taken=how)
         time.sleep(600)
     elif how == "too-large":
         raw(connection, (0xFFFFFFFF).to_bytes(4, "big") + b"x" * 1000)
@@ -27,7 +32,7 @@ def misbehave(connection, how):
         raw(connection, (100).to_bytes(4, "big") + b"{")
         os._exit(3)
     elif how == "never":
-        print(json.dumps({"taken": how}), flush=True)
+        say(taken=how)
     else:
         return False
     return True
@@ -47,7 +52,7 @@ def main():
                 time.sleep(600)
             break
         if message["type"] == "shutdown":
-            print(json.dumps({"worker": os.getpid(), "shutdown": True}), flush=True)
+            say(worker=os.getpid(), shutdown=True)
             if not ignores:
                 break
         elif not misbehave(connection, message["prompt"].split("/")[0]):

@@ -200,7 +200,8 @@ impl Monitor {
                     let _ = self.kills.swap_remove(at).1.send(count);
                 }
             }
-            Notice::Ended(rest) => self.shared.end(Some(rest)),
+            // Over is when the guardian itself is gone: that is the next and last thing it does.
+            Notice::Ended(rest) => self.shared.lock().rest = Some(rest),
             Notice::Stopped { .. } => {}
         }
     }
@@ -355,8 +356,8 @@ impl Monitor {
             self.shared
                 .bury_because(worker, now, "the guardian is gone");
         }
-        if self.shared.change().is_over {
-            return;
+        if self.shared.lock().rest.is_some() {
+            return self.shared.end();
         }
         self.shared.lock().incomplete = vec!["the guardian was killed".to_owned()];
         if let Some(session) = &self.session
@@ -364,7 +365,7 @@ impl Monitor {
         {
             log::error!("what the workers have left was not killed: {error}");
         }
-        self.shared.end(None);
+        self.shared.end();
     }
 }
 

@@ -231,10 +231,7 @@ impl Shared {
             .send_modify(|change| change.stop = change.stop.max(stop));
     }
 
-    pub(super) fn end(&self, rest: Option<Rest>) {
-        if rest.is_some() {
-            self.lock().rest = rest;
-        }
+    pub(super) fn end(&self) {
         self.changes.send_modify(|change| change.is_over = true);
     }
 
