@@ -6,10 +6,10 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lifemon_tests::killing::{alive, assert_nobody};
-use lifemon_tests::{DEADLINE, Lifemon, Sandbox, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, Sandbox, proc, wait_until};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
@@ -105,6 +105,16 @@ impl Terminal {
     }
 }
 
+/// Waits until the command sleeps.
+#[track_caller]
+fn wait_for_sleep(sandbox: &Sandbox) {
+    let sleeps = |pid: &i32| {
+        let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name == b"sleep\n" && proc::stat(*pid).is_some_and(|stat| stat.state == 'S')
+    };
+    wait_until("the sleep", DEADLINE, || sandbox.pids().iter().any(sleeps));
+}
+
 impl Drop for Terminal {
     fn drop(&mut self) {
         _ = self.shell.kill();
@@ -121,6 +131,9 @@ fn the_command_is_at_the_terminal_and_ctrl_c_is_for_it() {
     );
     terminal.press("word\n");
     terminal.wait_for("got-word");
+    // A shell that is just starting a program takes an interrupt for its own, and then waits for the
+    // program, which was too young to get it.
+    wait_for_sleep(&sandbox);
     terminal.press(CTRL_C);
     terminal.wait_for("code-130");
     terminal.wait_for(PROMPT);
@@ -157,7 +170,7 @@ fn an_interactive_shell_as_the_command_has_its_own_jobs() {
     terminal.wait_for("inner> ");
     terminal.enter("sleep 100");
     terminal.wait_for("sleep 100");
-    std::thread::sleep(Duration::from_millis(200));
+    wait_for_sleep(&sandbox);
     terminal.press(CTRL_Z);
     terminal.wait_for("inner> ");
     terminal.enter("jobs");
