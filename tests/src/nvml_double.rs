@@ -65,6 +65,9 @@ fn code(name: &str) -> c_int {
 }
 
 /// Copies text with its zero.
+///
+/// # Safety
+/// There is room for `length` bytes at `to`.
 unsafe fn put(text: &[u8], to: *mut c_char, length: c_uint) -> c_int {
     if text.len() > length as usize {
         return INSUFFICIENT_SIZE;
@@ -74,6 +77,10 @@ unsafe fn put(text: &[u8], to: *mut c_char, length: c_uint) -> c_int {
     SUCCESS
 }
 
+/// Fills a list of processes.
+///
+/// # Safety
+/// `count` is a place that says for how many entries there is room at `infos`.
 unsafe fn list(kind: &str, count: *mut c_uint, infos: *mut ProcessInfo) -> c_int {
     let failed = code("list");
     if failed != SUCCESS {

@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         tree: None,
         inferred: true,
     };
-    let mut orphans = orphan::find(&snapshot.records, &wanted, &survey.holders);
+    let mut orphans = orphan::find(&forest, &wanted, &survey.holders);
     orphans.retain(|orphan| !orphan.gpu.is_empty());
     let holders = describe(&forest, &survey);
     let losses = orphans::losses(&snapshot, &survey);

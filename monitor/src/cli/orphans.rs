@@ -154,7 +154,7 @@ async fn look(
         (found, forest) = scan(&snapshot);
     }
     let survey = gpu::survey(&forest, answer, asked_ns, found);
-    let orphans = orphan::find(&snapshot.records, &wanted, &survey.holders);
+    let orphans = orphan::find(&forest, &wanted, &survey.holders);
     Ok((snapshot, survey, orphans))
 }
 

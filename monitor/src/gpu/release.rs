@@ -210,10 +210,9 @@ fn state(id: ProcessId) -> String {
     let Some(stat) = proc::stat(id.pid).filter(|_| proc::is_same(id)) else {
         return "it is gone, and its driver accounts memory to it".to_owned();
     };
-    let channel = std::fs::read_to_string(format!("/proc/{}/wchan", id.pid)).unwrap_or_default();
-    match channel.as_str() {
-        "" | "0" => format!("state {}", stat.state),
-        channel => format!("state {} in {channel}", stat.state),
+    match proc::wait_channel(id.pid) {
+        Some(channel) => format!("state {} in {channel}", stat.state),
+        None => format!("state {}", stat.state),
     }
 }
 

@@ -5,18 +5,17 @@
 //! descriptor is opened, the record is *still* live. A record stops being live before its pid can be
 //! used again (I2), so the descriptor is that process's, and the signal goes through the descriptor.
 
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use lifemon_ebpf::{LIVE, ProcessId};
 use nix::sys::signal::Signal;
 
 use crate::kernel::{Error, Tracker};
-use crate::session::open_pidfd;
+use crate::session::{open_pidfd, send_signal};
 
 /// What came of a signal.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// It was sent, through this descriptor.
     Sent(OwnedFd),
     /// The process has died since it was read: its pid may be anybody's, so nothing was sent.
@@ -30,7 +29,7 @@ pub(super) enum Outcome {
 }
 
 /// Sends `signal` to `id`, which was a living member a moment ago, or to nobody.
-pub(super) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result<Outcome, Error> {
+pub(crate) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result<Outcome, Error> {
     let pidfd = match open_pidfd(id.pid) {
         Ok(pidfd) => pidfd,
         Err(error) => {
@@ -45,7 +44,7 @@ pub(super) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result
     if !is_live(tracker, id)? {
         return Ok(Outcome::Stale);
     }
-    match send(&pidfd, signal) {
+    match send_signal(&pidfd, signal as i32) {
         Ok(()) => Ok(Outcome::Sent(pidfd)),
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Outcome::Dying),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Outcome::Denied(
@@ -60,24 +59,6 @@ fn is_live(tracker: &Tracker, id: ProcessId) -> Result<bool, Error> {
     Ok(tracker
         .record(&id)?
         .is_some_and(|record| record.state == LIVE))
-}
-
-fn send(pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {
-    // SAFETY: no siginfo is passed; the descriptor is open.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal as libc::c_int,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 /// Real-time priority of this thread while it kills, where that is permitted: the killer must not

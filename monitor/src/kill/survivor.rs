@@ -14,7 +14,7 @@ pub(super) fn reason(pid: u32) -> String {
         return format!("in a frozen cgroup ({cgroup}): thaw it");
     }
     match stat.state {
-        'D' => match wait_channel(pid) {
+        'D' => match proc::wait_channel(pid) {
             Some(channel) => format!("uninterruptible in {channel} (state D)"),
             None => "uninterruptible (state D)".to_owned(),
         },
@@ -28,11 +28,6 @@ pub(super) fn reason(pid: u32) -> String {
             None => format!("has not died yet (state {state})"),
         },
     }
-}
-
-fn wait_channel(pid: u32) -> Option<String> {
-    let channel = fs::read_to_string(format!("/proc/{pid}/wchan")).ok()?;
-    (!channel.is_empty() && channel != "0").then_some(channel)
 }
 
 fn tracer(pid: u32) -> Option<u32> {

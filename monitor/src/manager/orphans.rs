@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::ProcessManager;
 use crate::ProcessId;
+use crate::forest::Forest;
 use crate::gpu::Holders;
 use crate::kernel::{LoadOptions, Tracker};
 use crate::kill::{KillError, KillOptions, KillReport, kill_tree};
@@ -158,7 +159,8 @@ fn dead_servers_orphans() -> io::Result<Vec<Cleaned>> {
         io::Error::other("the host's tracker is off: `lifemon track on` keeps who belongs to whom")
     })?;
     let snapshot = tracker.snapshot().map_err(io::Error::other)?;
-    let orphans = orphan::find(&snapshot.records, &Wanted::default(), &Holders::default());
+    let forest = Forest::new(snapshot.records);
+    let orphans = orphan::find(&forest, &Wanted::default(), &Holders::default());
     let certain = orphans
         .into_iter()
         .filter(|orphan| orphan.class.is_certain());
@@ -173,9 +175,8 @@ fn dead_servers_orphans() -> io::Result<Vec<Cleaned>> {
 
 /// The words of a process, with spaces between.
 fn command_line(pid: u32) -> String {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
-    text.trim_end().to_owned()
+    let command = proc::command_line_of(pid).unwrap_or_default();
+    command.to_strings().join(" ").trim_end().to_owned()
 }
 
 /// Children of a process with one thread.

@@ -64,15 +64,14 @@ pub struct Wanted {
     pub inferred: bool,
 }
 
-/// Finds the orphans among `records`, oldest first. `holders` are the processes that hold a GPU.
+/// Finds the orphans of a snapshot, oldest first. `holders` are the processes that hold a GPU.
 #[must_use]
-pub fn find(records: &[(ProcessId, Record)], wanted: &Wanted, holders: &Holders) -> Vec<Orphan> {
-    let forest = Forest::new(records.iter().copied());
+pub fn find(forest: &Forest, wanted: &Wanted, holders: &Holders) -> Vec<Orphan> {
     let tree: Option<std::collections::HashSet<ProcessId>> = wanted
         .tree
         .map(|root| forest.tree(root).into_iter().collect());
     let mut search = Search {
-        forest: &forest,
+        forest,
         holders,
         root: wanted.tree,
         shells: HashMap::new(),

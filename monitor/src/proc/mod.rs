@@ -127,6 +127,13 @@ pub fn parent(id: ProcessId) -> Option<u32> {
     (stat.start_ticks == id.start_ns / tick_ns()).then_some(stat.parent)
 }
 
+/// Where in the kernel the task with this pid waits; `None` when it does not, or that may not be known.
+#[must_use]
+pub fn wait_channel(pid: u32) -> Option<String> {
+    let channel = fs::read_to_string(format!("/proc/{pid}/wchan")).ok()?;
+    (!channel.is_empty() && channel != "0").then_some(channel)
+}
+
 /// What a pid is that has no record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -8,14 +8,14 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::signals::check;
 use crate::ProcessId;
 use crate::proc;
-use crate::session::open_pidfd;
+use crate::session::{open_pidfd, send_signal};
 
 /// Processes of one walk. Children that are not reached become ours when their parents die, and
 /// the next walk meets them.
@@ -32,7 +32,7 @@ pub(crate) struct Descendant {
 impl Descendant {
     /// Sends a signal to exactly this process; whether there was somebody to send it to.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<bool> {
-        match send(&self.pidfd, signal) {
+        match send_signal(&self.pidfd, signal) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
             Err(error) => Err(error),
@@ -53,21 +53,6 @@ impl Descendant {
         )];
         poll(&mut poll_fd, PollTimeout::ZERO) == Ok(0)
     }
-}
-
-/// Sends a signal through a pidfd.
-pub(crate) fn send(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
-    // SAFETY: no siginfo is passed; the descriptor is open.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    };
-    check(result).map(drop)
 }
 
 /// Everything below this process that is alive, each parent before its children. `except` and what
