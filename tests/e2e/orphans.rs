@@ -163,7 +163,7 @@ fn daemons_are_told_from_orphans_and_are_spared() {
 fn what_is_older_than_tracking_is_inferred_and_spared() {
     let sandbox = Sandbox::new();
     let lock = private_lock();
-    // The actor leads no session, its workers are adopted by it from the dead server.
+    // In the session of the actor, adopted by somebody in another one.
     let mut actor = actor!(sandbox, "serve", 2, "init");
     actor.step();
     let workers = actor.children("worker");

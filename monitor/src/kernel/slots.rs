@@ -8,6 +8,8 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
@@ -20,10 +22,15 @@ use super::watcher::{Unlabelled, WatchOptions, Watcher};
 use super::{Error, sys};
 use crate::proc;
 
-/// Label passes in a row that may find nothing to insert and still leave something unsettled.
-const IDLE_PASSES: u32 = 8;
+/// How long passes may find nothing to insert and still meet what is unsettled: a process is in the
+/// list of all tasks a moment before its fork hook runs, and its creator can lose the processor in
+/// between, on a busy machine for many milliseconds.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 
-/// Label passes until a new one must find nothing; a tree that forks all the time settles in a few,
+/// The pause after the first such pass, and the longest; each is twice the one before.
+const SETTLE_PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis(20)];
+
+/// Label passes that find something to insert; a tree that forks all the time settles in a few,
 /// because what a labelled member forks is labelled by its fork hook.
 const LABEL_PASSES: u32 = 64;
 
@@ -313,8 +320,10 @@ impl Tracker {
             unsettled: 0,
             failed: 0,
         };
-        let mut idle = 0;
-        for _ in 0..LABEL_PASSES {
+        let mut busy = 0;
+        let mut pause = SETTLE_PAUSES[0];
+        let mut idle_since = None;
+        while busy < LABEL_PASSES {
             // SAFETY: one pass runs at a time (the lock is held), and none runs now.
             unsafe {
                 let kind = PASS_LABEL;
@@ -338,13 +347,20 @@ impl Tracker {
                 unsettled: found.unsettled,
                 failed: found.failed,
             };
-            idle = if found.inserted == 0 { idle + 1 } else { 0 };
-            let is_settled = left.is_complete() || found.failed > 0;
+            if found.inserted > 0 {
+                busy += 1;
+                idle_since = None;
+                continue;
+            }
             // What has no record because the lineage map was full will not get one.
-            let is_full = self.host_counters().lost_records > 0;
-            if idle > 0 && (is_settled || is_full || idle == IDLE_PASSES) {
+            let is_final = self.host_counters().lost_records > 0;
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            let is_settled = left.is_complete() || found.failed > 0;
+            if is_settled || is_final || since.elapsed() >= SETTLE_TIME {
                 break;
             }
+            thread::sleep(pause);
+            pause = (pause * 2).min(SETTLE_PAUSES[1]);
         }
         Ok(Some(left))
     }

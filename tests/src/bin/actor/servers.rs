@@ -92,7 +92,8 @@ fn make_workers(count: u32, up: &Pipe, argument: Option<&str>, files: &[String])
     }
 }
 
-/// `serve N MODE [ARGUMENT [FILE...]]`: role `server` with N of role `worker`. MODE says who takes over what the
+/// `serve N MODE [ARGUMENT [FILE...]]`: role `server` with N of role `worker`, in a session that is not
+/// that of process 1, whatever started this. MODE says who takes over what the
 /// server leaves: `init`, `subreaper` (the actor), `namespace` (role `ns-init`, its creator). The
 /// workers call themselves ARGUMENT and have the FILEs open.
 pub(crate) fn serve(args: &mut Args) -> i32 {
@@ -104,6 +105,9 @@ pub(crate) fn serve(args: &mut Args) -> i32 {
         fail("no subreapers here");
     }
     begin();
+    if setsid().is_err() {
+        fail("leads a group already");
+    }
     let up = Pipe::new();
     let server = || {
         up.send(pid_outside());
