@@ -1,7 +1,15 @@
 //! A process runs another program: its name, user and cgroup are read again. The identity stays,
 //! also when a thread that is not the leader called exec.
+//!
+//! One of two programs is attached: from Linux 7.0 on [`exec_guarded`], for the reason that
+//! [`crate::exit`] gives.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::bpf_get_current_task_btf,
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
+};
 use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_EXEC, Event, ProcessId};
 
@@ -15,10 +23,24 @@ use crate::{
 /// `sched_process_exec(task, old_pid, bprm)`, in the context of that task.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub(crate) fn exec(ctx: BtfTracePointContext) -> i32 {
-    let task = Task::new(ctx.arg::<*const u8>(0));
+    executes(&ctx, Task::new(ctx.arg::<*const u8>(0)));
+    0
+}
+
+/// The same event in the form of the tracing files, which runs with preemption off.
+#[tracepoint]
+pub(crate) fn exec_guarded(ctx: TracePointContext) -> i32 {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task_btf() };
+    executes(&ctx, Task::new(task.cast::<u8>()));
+    0
+}
+
+#[inline(always)]
+fn executes(ctx: &impl EbpfContext, task: Task) {
     let process = task.process();
     let Some(Scratch { event, .. }) = scratch(Hook::Exec) else {
-        return 0;
+        return;
     };
     events::begin(event, EVENT_EXEC, process);
     event.name = task.name();
@@ -27,8 +49,7 @@ pub(crate) fn exec(ctx: BtfTracePointContext) -> i32 {
     event.cgroup_id = task.cgroup_id();
     event.creator = refresh(event);
     members::report(&process, event, false, true);
-    debug!(&ctx, "exec {}", process.pid);
-    0
+    debug!(ctx, "exec {}", process.pid);
 }
 
 /// Writes what exec changed into the process's own record; its creator.

@@ -1,7 +1,19 @@
 //! A process dies: no thread of it can return to user code any more. Comes before its children are
 //! reparented, before `wait`, SIGCHLD and the pidfd, and before the pid can be used again (I2).
+//!
+//! Up to Linux 6.19 [`exit`] alone is attached. From 7.0 on a task can lose the processor in the middle
+//! of it, and the kernel skips it for whoever dies on that processor meanwhile. There
+//! [`exit_guarded`] comes first, which the kernel runs with preemption off. That one is skipped only
+//! while a task that was in the middle of a system call on a BPF map has lost the processor; then
+//! [`exit`] stands in. Both claim the death by its key, so it is handled once; each has a room of its
+//! own, because the one can run while a run of the other waits for the processor.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::bpf_get_current_task_btf,
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
+};
 use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_EXIT, Event, OOM_KILLED, ProcessId, Record};
 
@@ -9,7 +21,7 @@ use crate::{
     atomic, events, lineage,
     maps::{HAS_GROUP_DEAD, Hook, OOM_VICTIMS, Scratch, scratch, tree},
     members, signal,
-    task::Task,
+    task::{Kernel, Task, offset},
 };
 
 const SIGKILL: u32 = 9;
@@ -18,20 +30,43 @@ const SIGKILL: u32 = 9;
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::new(ctx.arg::<*const u8>(0));
-    if HAS_GROUP_DEAD.load() != 0 {
+    let is_last = if HAS_GROUP_DEAD.load() != 0 {
         // True for exactly one thread of the group.
-        if ctx.arg::<u8>(1) == 0 {
-            return 0;
-        }
-    } else if task.live_threads() != 0 {
-        return 0;
+        ctx.arg::<u8>(1) != 0
+    } else {
+        task.live_threads() == 0
+    };
+    if is_last {
+        died(&ctx, task, Hook::Exit);
     }
+    0
+}
+
+/// The same event in the form of the tracing files, for the current task.
+#[tracepoint]
+pub(crate) fn exit_guarded(ctx: TracePointContext) -> i32 {
+    // SAFETY: the helper has no preconditions.
+    let task = Task::new(unsafe { bpf_get_current_task_btf() }.cast::<u8>());
+    let is_last = if HAS_GROUP_DEAD.load() != 0 {
+        let record = Kernel(ctx.as_ptr().cast::<u8>());
+        record.read::<u8>(offset!(exit_group_dead)) != 0
+    } else {
+        task.live_threads() == 0
+    };
+    if is_last {
+        died(&ctx, task, Hook::ExitGuarded);
+    }
+    0
+}
+
+#[inline(always)]
+fn died(ctx: &impl EbpfContext, task: Task, hook: Hook) {
     let process = task.process();
     if task.is_kernel_thread() || !lineage::claim_exit(&process) {
-        return 0;
+        return;
     }
-    let Some(Scratch { event, .. }) = scratch(Hook::Exit) else {
-        return 0;
+    let Some(Scratch { event, .. }) = scratch(hook) else {
+        return;
     };
     describe(event, task, process);
     if let Some(all) = tree(0) {
@@ -44,8 +79,7 @@ pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
     if creator.is_some() {
         lineage::bury(&process);
     }
-    debug!(&ctx, "exit {} status {}", process.pid, event.status);
-    0
+    debug!(ctx, "exit {} status {}", process.pid, event.status);
 }
 
 /// Makes `event` say how the process dies.

@@ -1,7 +1,15 @@
 //! A process has been created. Runs in the creator's context, when the child is linked and before
 //! it can run, so nothing of it can be missed (I1).
+//!
+//! One of two programs is attached. From Linux 7.0 on a task can lose the processor in the middle of
+//! [`fork`], and the kernel skips the program for whoever forks on that processor meanwhile.
+//! [`fork_waking`] runs a moment later, under the lock of the run queue that the child is put on: with
+//! interrupts off, so nobody comes between.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    EbpfContext, helpers::bpf_get_current_task_btf, macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
 use aya_log_ebpf::debug;
 use lifemon_ebpf::EVENT_FORK;
 
@@ -17,10 +25,25 @@ use crate::{
 #[btf_tracepoint(function = "sched_process_fork")]
 pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
     let parent = Task::new(ctx.arg::<*const u8>(0));
-    let child = Task::new(ctx.arg::<*const u8>(1));
+    created(&ctx, parent, Task::new(ctx.arg::<*const u8>(1)));
+    0
+}
+
+/// `sched_wakeup_new(child)`, in the context of who called clone. Threads that a helper of the kernel
+/// makes for a process come here as well, and are no processes.
+#[btf_tracepoint(function = "sched_wakeup_new")]
+pub(crate) fn fork_waking(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the helper has no preconditions.
+    let parent = Task::new(unsafe { bpf_get_current_task_btf() }.cast::<u8>());
+    created(&ctx, parent, Task::new(ctx.arg::<*const u8>(0)));
+    0
+}
+
+#[inline(always)]
+fn created(ctx: &impl EbpfContext, parent: Task, child: Task) {
     // Threads are no processes; kernel threads have no lineage.
     if !child.is_leader() || child.is_kernel_thread() {
-        return 0;
+        return;
     }
     let creator = parent.process();
     let process = child.process();
@@ -30,10 +53,10 @@ pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
     }
     // While tracking starts the creator may not have been visited yet.
     if is_learning() && LINEAGE.get_ptr(creator).is_none() && !parent.is_kernel_thread() {
-        let _ = lineage::seed(parent.leader(), &creator);
+        let _ = lineage::seed(parent.leader(), &creator, Hook::SeedByFork);
     }
     let Some(Scratch { event, record }) = scratch(Hook::Fork) else {
-        return 0;
+        return;
     };
     lineage::describe(record, child, creator);
     events::begin(event, EVENT_FORK, process);
@@ -44,6 +67,5 @@ pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
     event.cgroup_id = record.cgroup_id;
     let is_followed = lineage::insert_child(&creator, &process, record);
     members::inherit(&creator, &process, event, is_followed);
-    debug!(&ctx, "fork {} -> {}", creator.pid, process.pid);
-    0
+    debug!(ctx, "fork {} -> {}", creator.pid, process.pid);
 }

@@ -14,9 +14,7 @@ use lifemon_ebpf::{
 
 use crate::{
     atomic,
-    maps::{
-        ALIVE, HAS_GROUP_DEAD, Hook, LINEAGE, ROOTS, Scratch, host, is_learning, scratch, tree,
-    },
+    maps::{ALIVE, CLAIMS_EXITS, Hook, LINEAGE, ROOTS, Scratch, host, is_learning, scratch, tree},
     task::Task,
 };
 
@@ -120,7 +118,7 @@ pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mu
         // It did not fit, or the seed pass has seen the child already.
         Map.unreference(creator);
     }
-    HAS_GROUP_DEAD.load() != 0 || matches!(inserted, Ok(()) | Err(EEXIST))
+    CLAIMS_EXITS.load() == 0 || matches!(inserted, Ok(()) | Err(EEXIST))
 }
 
 /// Inserts a record unless there is one; counts it when it does not fit. Where the living are kept
@@ -129,7 +127,7 @@ pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mu
 #[inline(always)]
 pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
     let mut inserted = LINEAGE.insert(process, record, u64::from(BPF_NOEXIST));
-    if HAS_GROUP_DEAD.load() == 0
+    if CLAIMS_EXITS.load() != 0
         && inserted.is_ok()
         && let Err(code) = ALIVE.insert(process, 1, u64::from(BPF_ANY))
     {
@@ -145,16 +143,16 @@ pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
 }
 
 /// Inserts the record of a process that is older than tracking, with its present parent as
-/// creator, not held yet: the link pass does that when every record is there.
+/// creator, not held yet: the link pass does that when every record is there. `room` is the caller's.
 #[inline(never)]
-pub(crate) fn seed(leader: Task, process: &ProcessId) -> Result<(), i32> {
+pub(crate) fn seed(leader: Task, process: &ProcessId, room: Hook) -> Result<(), i32> {
     let parent = leader.real_parent();
     let creator = if parent.pid() == 0 {
         ProcessId::NONE
     } else {
         parent.process()
     };
-    let Some(Scratch { record, .. }) = scratch(Hook::Seed) else {
+    let Some(Scratch { record, .. }) = scratch(room) else {
         return Err(0);
     };
     describe(record, leader, creator);
@@ -163,11 +161,11 @@ pub(crate) fn seed(leader: Task, process: &ProcessId) -> Result<(), i32> {
 }
 
 /// Whether this caller is the one that handles the exit of `process` (I2). Where the kernel says
-/// which thread is the last one it is; elsewhere two threads may both find that no other is left,
-/// and the delete that succeeds decides.
+/// which thread is the last one, and one hook sees it, it is; elsewhere two threads may both find that
+/// no other is left, or two hooks may see the same exit, and the delete that succeeds decides.
 #[inline(always)]
 pub(crate) fn claim_exit(process: &ProcessId) -> bool {
-    HAS_GROUP_DEAD.load() != 0 || ALIVE.remove(process).is_ok()
+    CLAIMS_EXITS.load() == 0 || ALIVE.remove(process).is_ok()
 }
 
 /// Writes how a process died into its record and marks it dead; its creator if it was alive until

@@ -24,7 +24,8 @@ pub(crate) static MEMBERS: HashMap<MemberKey, Membership, { limits::MEMBERSHIPS 
     HashMap::new();
 
 /// Processes that have not been seen to exit. Only for kernels that do not say which thread is
-/// the last: the delete that succeeds is the one exit. Elsewhere it has a single, unused entry.
+/// the last, or where two hooks see each exit: the delete that succeeds is the one exit. Elsewhere it
+/// has a single, unused entry.
 #[btf_map]
 pub(crate) static ALIVE: HashMap<ProcessId, u64, { limits::LINEAGE_RECORDS as usize }> =
     HashMap::new();
@@ -69,10 +70,11 @@ pub(crate) struct Scratch {
     pub(crate) record: Record,
 }
 
-/// One room for each hook, and one for the seed (which the fork hook calls as well): a hook never interrupts itself on its CPU (the kernel skips such a run
-/// and counts it), but one hook can interrupt another.
+/// One room for each hook, and two for seeds: by a pass, and by the fork hook, which can run while a
+/// pass waits for the processor. A hook never interrupts itself on its CPU (the kernel skips such a
+/// run and counts it), but one hook can interrupt another.
 #[btf_map]
-static SCRATCH: PerCpuArray<Scratch, 5> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, 7> = PerCpuArray::new();
 
 /// Whose room.
 #[derive(Clone, Copy)]
@@ -82,6 +84,8 @@ pub(crate) enum Hook {
     Exit = 2,
     Signal = 3,
     Seed = 4,
+    ExitGuarded = 5,
+    SeedByFork = 6,
 }
 
 /// The room of `hook` on this CPU, with what its last run left there.
@@ -100,6 +104,10 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets::UNKNOWN);
 /// 1 where the exit tracepoint says which thread is the last of its group (6.16 and later).
 #[unsafe(no_mangle)]
 pub(crate) static HAS_GROUP_DEAD: Global<u32> = Global::new(0);
+
+/// 1 where an exit must be claimed through `ALIVE`.
+#[unsafe(no_mangle)]
+pub(crate) static CLAIMS_EXITS: Global<u32> = Global::new(0);
 
 /// 1 where the tracepoint of the out-of-memory killer passes a task (6.8 and later), not a pid.
 #[unsafe(no_mangle)]

@@ -83,4 +83,6 @@ offsets! {
     kernfs_id: "kernfs_node"."id",
     /// Where a signal comes from.
     siginfo_code: "kernel_siginfo"."si_code",
+    /// Whether the last thread exits, in what the tracing files show of an exit.
+    exit_group_dead: "trace_event_raw_sched_process_exit"."group_dead",
 }

@@ -14,7 +14,7 @@ use lifemon_ebpf::{
 use crate::{
     atomic,
     lineage::{self, Map},
-    maps::{LINEAGE, MEMBERS, PASS},
+    maps::{Hook, LINEAGE, MEMBERS, PASS},
     members::{self, Joined},
     task::Task,
 };
@@ -80,7 +80,7 @@ fn insert_one(pass: &mut Pass, task: Task, process: ProcessId) {
     if LINEAGE.get_ptr(process).is_some() {
         return;
     }
-    match lineage::seed(task, &process) {
+    match lineage::seed(task, &process, Hook::Seed) {
         Ok(()) => pass.inserted += 1,
         Err(-17) => return,
         Err(_) => {

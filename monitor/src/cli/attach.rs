@@ -58,6 +58,9 @@ pub struct Args {
     /// Work as on kernels before 6.16 (for tests)
     #[arg(long, hide = true)]
     without_group_dead: bool,
+    /// Work as on kernels from 7.0 on (for tests)
+    #[arg(long, hide = true)]
+    preemptible: bool,
 }
 
 /// GPU memory of the dead, followed where this host has GPUs.
@@ -144,6 +147,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         max_processes: args.max_processes,
         debug: verbose >= 2,
         without_group_dead: args.without_group_dead,
+        preemptible: args.preemptible,
     };
     let tracker = Tracker::open_or_load(&options)?;
     let is_pinned = tracker.is_pinned();

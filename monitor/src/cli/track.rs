@@ -40,6 +40,9 @@ enum Action {
         /// Work as on kernels before 6.16 (for tests)
         #[arg(long, hide = true)]
         without_group_dead: bool,
+        /// Work as on kernels from 7.0 on (for tests)
+        #[arg(long, hide = true)]
+        preemptible: bool,
     },
     /// Remove the tracker: no program, map or pin remains
     #[command(after_help = "Example:\n  sudo lifemon track off")]
@@ -54,11 +57,13 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         Action::On {
             max_processes,
             without_group_dead,
+            preemptible,
         } => {
             let options = LoadOptions {
                 max_processes,
                 debug: verbose >= 2,
                 without_group_dead,
+                preemptible,
             };
             on(&options, output)
         }

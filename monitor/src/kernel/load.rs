@@ -7,29 +7,20 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::Ordering;
 
 use aya::maps::{Map, MapData};
-use aya::programs::tp_btf::BtfTracePointLinkId;
-use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint};
+use aya::programs::links::FdLink;
+use aya::programs::{Iter, Program, ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lifemon_ebpf::offsets::{MISSING, Offsets};
 use lifemon_ebpf::{DEAD, Host, PASS_INSERT, PASS_LINK, Pass, ProcessId, Record, limits};
 
 use super::btf::{Btf, BtfError};
+use super::hooks::{self, Hook, Role};
 use super::preflight::{self, Refusal};
 use super::shared::{Shared, word64};
 use super::{Error, clock, sys};
 
 /// The compiled kernel half.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker"));
-
-/// The hooks in the order in which they are attached: deaths first, so that no process can be
-/// learnt and then die unseen; with the tracepoint of each.
-pub(super) const HOOKS: [(&str, &str); 5] = [
-    ("exit", "sched_process_exit"),
-    ("fork", "sched_process_fork"),
-    ("exec", "sched_process_exec"),
-    ("signal", "signal_generate"),
-    ("oom", "mark_victim"),
-];
 
 /// Every map, by its name in the kernel half.
 pub(super) const MAPS: [&str; 10] = [
@@ -58,6 +49,9 @@ pub struct LoadOptions {
     /// Works as on a kernel before 6.16, whose exit event does not say which thread is the last.
     /// For tests of that path on a newer kernel.
     pub without_group_dead: bool,
+    /// Works as on a kernel from 7.0 on, whose tracepoints can be preempted. For tests of that path on an
+    /// older kernel.
+    pub preemptible: bool,
 }
 
 impl Default for LoadOptions {
@@ -66,6 +60,7 @@ impl Default for LoadOptions {
             max_processes: limits::LINEAGE_RECORDS,
             debug: false,
             without_group_dead: false,
+            preemptible: false,
         }
     }
 }
@@ -74,7 +69,9 @@ impl Default for LoadOptions {
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
-    pub(super) links: Vec<(&'static str, BtfTracePointLinkId)>,
+    pub(super) hooks: Vec<Hook>,
+    /// What keeps the hooks attached.
+    pub(super) links: Vec<(Role, FdLink)>,
     /// Whether the exit event says which thread is the last of its process.
     pub(super) has_group_dead: bool,
 }
@@ -83,6 +80,7 @@ pub(super) struct Loaded {
 struct Layout {
     offsets: Offsets,
     has_group_dead: u32,
+    claims_exits: u32,
     oom_arg_is_task: u32,
 }
 
@@ -105,6 +103,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, Error> {
     let has_group_dead = layout.has_group_dead != 0;
     let mut loaded = Loaded {
         ebpf,
+        hooks: hooks::hooks(is_preemptible(options)),
         links: Vec::new(),
         has_group_dead,
     };
@@ -127,7 +126,7 @@ fn create(
     } else {
         VerifierLogLevel::STATS
     };
-    let alive = if layout.has_group_dead == 0 {
+    let alive = if layout.claims_exits != 0 {
         options.max_processes
     } else {
         1
@@ -140,6 +139,7 @@ fn create(
         .verifier_log_level(verifier)
         .override_global("OFFSETS", &offsets, true)
         .override_global("HAS_GROUP_DEAD", &layout.has_group_dead, true)
+        .override_global("CLAIMS_EXITS", &layout.claims_exits, true)
         .override_global("OOM_ARG_IS_TASK", &layout.oom_arg_is_task, true)
         .override_global("AYA_LOG_LEVEL", &level, true)
         .map_max_entries("LINEAGE", options.max_processes)
@@ -172,6 +172,10 @@ struct PodOffsets(Offsets);
 // SAFETY: 32-bit integers only, `repr(C)`, no padding.
 unsafe impl aya::Pod for PodOffsets {}
 
+fn is_preemptible(options: &LoadOptions) -> bool {
+    options.preemptible || hooks::is_preemptible()
+}
+
 /// Asks the kernel's types where everything is.
 fn layout(options: &LoadOptions) -> Result<Layout, Error> {
     let bad = |error: BtfError| Refusal::BadBtf(error.to_string());
@@ -190,10 +194,13 @@ fn layout(options: &LoadOptions) -> Result<Layout, Error> {
     check_offsets(&offsets)?;
     let args = |tracepoint| btf.tracepoint_args(tracepoint).map_err(bad);
     let group_dead = args("sched_process_exit")? == Some(2) && !options.without_group_dead;
+    // Two threads may both find that they are the last, or two hooks see each exit.
+    let claims_exits = !group_dead || is_preemptible(options);
     let oom_task = args("mark_victim")? == Some(2);
     Ok(Layout {
         offsets,
         has_group_dead: u32::from(group_dead),
+        claims_exits: u32::from(claims_exits),
         oom_arg_is_task: u32::from(oom_task),
     })
 }
@@ -256,10 +263,9 @@ impl Loaded {
     }
 
     fn load_programs(&mut self, btf: &aya::Btf) -> Result<(), Error> {
-        for (name, tracepoint) in HOOKS {
-            self.program::<BtfTracePoint>(name)?
-                .load(tracepoint, btf)
-                .map_err(|error| Error::load(name, &error))?;
+        for hook in &self.hooks {
+            let program = self.ebpf.program_mut(hook.program);
+            hook.load(program.ok_or(Error::NoProgram(hook.program))?, btf)?;
         }
         for name in ["seed", "label"] {
             self.program::<Iter>(name)?
@@ -287,10 +293,10 @@ impl Loaded {
             )
         };
         learning.store(1, Ordering::SeqCst);
-        for (name, _) in HOOKS {
-            let link = self.program::<BtfTracePoint>(name)?.attach();
-            self.links
-                .push((name, link.map_err(|error| Error::load(name, &error))?));
+        for hook in &self.hooks {
+            let program = self.ebpf.program_mut(hook.program);
+            let link = hook.attach(program.ok_or(Error::NoProgram(hook.program))?)?;
+            self.links.push((hook.role, link));
         }
         self.seed(PASS_INSERT)?;
         self.seed(PASS_LINK)?;

@@ -4,11 +4,12 @@ use std::os::fd::AsFd as _;
 
 use lifemon_ebpf::{LIVE, ProcessId, Record};
 
+use super::hooks::STAND_IN;
 use super::{Error, Tracker, sys};
 use crate::proc;
 
 impl Tracker {
-    /// Hook runs that the kernel skipped because the hook was running on that CPU already.
+    /// Forks and exits that may have gone unseen, because the kernel skipped the hook.
     #[must_use]
     pub fn missed_runs(&self) -> u64 {
         self.missed_forks() + self.missed_exits()
@@ -20,14 +21,21 @@ impl Tracker {
         self.missed("fork")
     }
 
-    /// Exits that were skipped: made good by [`Tracker::settle`].
+    /// Exits that were skipped, at most: made good by [`Tracker::settle`]. Where a stand-in is attached as
+    /// well, an exit went unseen only if both were skipped.
     #[must_use]
     pub fn missed_exits(&self) -> u64 {
-        self.missed("exit")
+        let exit = self.missed("exit");
+        let is_attached = self.hooks.iter().any(|(role, _)| *role == STAND_IN);
+        if is_attached {
+            exit.min(self.missed(STAND_IN))
+        } else {
+            exit
+        }
     }
 
-    fn missed(&self, hook: &str) -> u64 {
-        let hook = self.hooks.iter().find(|(name, _)| *name == hook);
+    fn missed(&self, role: &str) -> u64 {
+        let hook = self.hooks.iter().find(|(found, _)| *found == role);
         hook.and_then(|(_, fd)| sys::program_info(fd.as_fd()).ok())
             .map_or(0, |info| info.recursion_misses)
     }

@@ -1,12 +1,13 @@
 //! The kernel half as userspace sees it: the only module that names aya or calls `bpf(2)`.
 //!
-//! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`load`],
-//! [`pins`] (the tracker that stays), [`tracker`] (open maps, passes), [`snapshot`], `slots` and [`watcher`] (one watched tree).
+//! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`hooks`] (which
+//! programs stand where), [`load`], [`pins`] (the tracker that stays), [`tracker`] (open maps, passes), [`snapshot`], `slots` and [`watcher`] (one watched tree).
 
 use std::io;
 
 pub mod btf;
 pub mod clock;
+mod hooks;
 pub mod load;
 mod missed;
 pub mod pins;
@@ -46,6 +47,11 @@ pub enum Error {
     /// The BPF file system could not be used.
     #[error("cannot use the BPF file system {path}: {0}; is it mounted, and is this root?", path = pins::BPF_FS)]
     Pin(#[source] io::Error),
+    /// The tracing files could not be mounted.
+    #[error(
+        "cannot see the kernel's tracepoints: {0}; mount them (mount -t tracefs tracefs /sys/kernel/tracing)"
+    )]
+    NoTraceFs(#[source] io::Error),
     /// Every slot of a watched tree is taken.
     #[error("all {} slots are taken by other watchers; end one of them first", lifemon_ebpf::limits::TREE_SLOTS - 1)]
     NoSlot,

@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::MapData;
 use aya::programs::links::FdLink;
-use aya::programs::{BtfTracePoint, Iter, ProgramInfo};
+use aya::programs::{Iter, ProgramInfo};
 use lifemon_ebpf::ABI;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::load::{HOOKS, Loaded, MAPS, map_data};
+use super::hooks::{ROLES, Role, STAND_IN};
+use super::load::{Loaded, MAPS, map_data};
 use super::{Error, Refusal};
 
 /// Where the kernel keeps pinned objects.
@@ -115,13 +116,14 @@ pub(super) fn versions() -> Vec<String> {
         .collect()
 }
 
-/// Every pin of a complete tracker.
+/// Every pin of a complete tracker. The stand-in of the exit hook is not among them: most kernels need
+/// none, and where it is missing, exits that were skipped are seen as such.
 fn expected() -> Vec<PathBuf> {
     let directory = directory();
     let maps = MAPS.iter().map(|name| directory.join("maps").join(name));
-    let links = HOOKS.iter().map(|(name, _)| *name).chain(["label"]);
+    let links = ROLES.into_iter().chain(["label"]);
     let links = links.map(|name| directory.join("links").join(name));
-    let programs = HOOKS.iter().map(|(name, _)| *name).chain(EXTRA_PROGRAMS);
+    let programs = ROLES.into_iter().chain(EXTRA_PROGRAMS);
     let programs = programs.map(|name| directory.join("programs").join(name));
     maps.chain(links).chain(programs).collect()
 }
@@ -132,6 +134,15 @@ pub(super) fn open_map(name: &str) -> Result<OwnedFd, Error> {
     let map = MapData::from_pin(directory().join("maps").join(name))
         .map_err(|error| Error::Pin(io::Error::other(error)))?;
     map.fd().as_fd().try_clone_to_owned().map_err(Error::Pin)
+}
+
+/// The pinned programs of the hooks.
+pub(super) fn open_hooks() -> Result<Vec<(Role, OwnedFd)>, Error> {
+    let stand_in = directory().join("programs").join(STAND_IN);
+    let roles = ROLES
+        .into_iter()
+        .chain(stand_in.exists().then_some(STAND_IN));
+    roles.map(|role| Ok((role, open_program(role)?))).collect()
 }
 
 /// A pinned program.
@@ -216,19 +227,22 @@ fn build(building: &Path, loaded: &mut Loaded) -> Result<(), Error> {
         map.pin(building.join("maps").join(name))
             .map_err(|error| pin_error(&error))?;
     }
-    let programs = HOOKS.iter().map(|(name, _)| *name).chain(EXTRA_PROGRAMS);
-    for name in programs {
+    let hooks = loaded.hooks.iter().map(|hook| (hook.role, hook.program));
+    let programs: Vec<_> = hooks
+        .chain(EXTRA_PROGRAMS.map(|name| (name, name)))
+        .collect();
+    for (pin, name) in programs {
         let program = loaded
             .ebpf
             .program_mut(name)
             .ok_or(Error::NoProgram(name))?;
         program
-            .pin(building.join("programs").join(name))
+            .pin(building.join("programs").join(pin))
             .map_err(|error| pin_error(&error))?;
     }
     let links = building.join("links");
-    for (name, link) in loaded.take_hook_links()? {
-        link.pin(links.join(name))
+    for (role, link) in loaded.links.drain(..) {
+        link.pin(links.join(role))
             .map_err(|error| pin_error(&error))?;
     }
     let label = loaded.label_link()?;
@@ -241,8 +255,9 @@ fn build(building: &Path, loaded: &mut Loaded) -> Result<(), Error> {
 /// Removes one version: links first, the exit hook last of them, then the rest.
 pub(super) fn remove_version(name: &str) -> Result<(), Error> {
     let directory = root().join(name);
-    for (hook, _) in HOOKS.iter().rev() {
-        match fs::remove_file(directory.join("links").join(hook)) {
+    let roles = [STAND_IN].into_iter().chain(ROLES.into_iter().rev());
+    for role in roles {
+        match fs::remove_file(directory.join("links").join(role)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::Pin(error)),
             _ => {}
         }
@@ -270,22 +285,6 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
 }
 
 impl Loaded {
-    /// The links of the hooks, taken from the programs: they live on their own from now on.
-    fn take_hook_links(&mut self) -> Result<Vec<(&'static str, FdLink)>, Error> {
-        let mut links = Vec::new();
-        for (name, link) in self.links.drain(..) {
-            let program = self.ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
-            let program: &mut BtfTracePoint = program
-                .try_into()
-                .map_err(|error| Error::load(name, &error))?;
-            let link = program
-                .take_link(link)
-                .map_err(|error| Error::load(name, &error))?;
-            links.push((name, FdLink::from(link)));
-        }
-        Ok(links)
-    }
-
     /// A link of the label pass: opening it where it is pinned runs one.
     fn label_link(&mut self) -> Result<FdLink, Error> {
         let program = self

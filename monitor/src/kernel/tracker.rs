@@ -10,7 +10,8 @@ use lifemon_ebpf::{
     Host, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
 };
 
-use super::load::{self, HOOKS, LoadOptions, Loaded};
+use super::hooks::Role;
+use super::load::{self, LoadOptions, Loaded};
 use super::pins::{self, Found};
 use super::shared::{Shared, word64};
 use super::snapshot::Snapshot;
@@ -27,7 +28,7 @@ pub struct Tracker {
     pub(super) trees: Shared<Tree>,
     pub(super) host: Shared<Host>,
     pub(super) pass: Shared<Pass>,
-    pub(super) hooks: Vec<(&'static str, OwnedFd)>,
+    pub(super) hooks: Vec<(Role, OwnedFd)>,
     sweep: OwnedFd,
     pub(super) settle: OwnedFd,
     /// The loaded kernel half of a private tracker; `None` for the pinned one.
@@ -134,10 +135,6 @@ impl Tracker {
 
     fn open_pins() -> Result<Self, Error> {
         let shared = |name| pins::open_map(name);
-        let hooks = HOOKS
-            .iter()
-            .map(|(name, _)| Ok((*name, pins::open_program(name)?)))
-            .collect::<Result<_, Error>>()?;
         Ok(Self {
             lineage: pins::open_map("LINEAGE")?,
             members: pins::open_map("MEMBERS")?,
@@ -149,7 +146,7 @@ impl Tracker {
                 .map_err(Error::Map)?,
             host: Shared::new(shared("HOST")?, 1).map_err(Error::Map)?,
             pass: Shared::new(shared("PASS")?, 1).map_err(Error::Map)?,
-            hooks,
+            hooks: pins::open_hooks()?,
             sweep: pins::open_program("sweep")?,
             settle: pins::open_program("settle")?,
             private: None,
@@ -457,10 +454,10 @@ impl Loaded {
         fd.as_fd().try_clone_to_owned().map_err(Error::Map)
     }
 
-    fn hook_programs(&self) -> Result<Vec<(&'static str, OwnedFd)>, Error> {
-        HOOKS
+    fn hook_programs(&self) -> Result<Vec<(Role, OwnedFd)>, Error> {
+        self.hooks
             .iter()
-            .map(|&(name, _)| Ok((name, self.program_fd(name)?)))
+            .map(|hook| Ok((hook.role, self.program_fd(hook.program)?)))
             .collect()
     }
 }
