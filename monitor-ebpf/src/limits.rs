@@ -37,12 +37,14 @@ pub const GHOSTS_IN_A_ROW: u32 = 8;
 /// would cost every start of a tracker: the verifier walks through each of them.
 pub const SPLICES: u32 = 4;
 
-/// Records that one death may remove, itself and the ghosts that nobody needs any more. What is
-/// left over has no references and is found by the sweep of the next command.
-pub const RELEASE_STEPS: u32 = 64;
+/// Records that one death may remove, itself and the ghosts that nobody needs any more: twice as many
+/// as stand in a row as a rule. What is left over has no references and is found by the sweep of the
+/// next command. The verifier walks through every step, at every start of a tracker.
+pub const RELEASE_STEPS: u32 = 16;
 
-/// Creators that the label pass climbs for one task. A deeper tree takes more passes.
-pub const CLIMB_STEPS: u32 = 64;
+/// Creators that the label pass climbs for one task. It ends at the first that is a member already,
+/// and creators come first as a rule; where they do not, a deeper tree takes more passes.
+pub const CLIMB_STEPS: u32 = 16;
 
 /// A fork or exec event wakes the watcher only when its ring is fuller than one part in this.
 pub const WAKE_AT_RING_FRACTION: u64 = 4;

@@ -70,6 +70,8 @@ impl Default for LoadOptions {
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) hooks: Vec<Hook>,
+    /// Whether the kernel may skip hooks.
+    pub(super) is_preemptible: bool,
     /// What keeps the hooks attached.
     pub(super) links: Vec<(Role, FdLink)>,
     /// Whether the exit event says which thread is the last of its process.
@@ -79,6 +81,7 @@ pub(super) struct Loaded {
 /// What the running kernel's types say.
 struct Layout {
     offsets: Offsets,
+    is_preemptible: bool,
     has_group_dead: u32,
     claims_exits: u32,
     oom_arg_is_task: u32,
@@ -103,7 +106,8 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, Error> {
     let has_group_dead = layout.has_group_dead != 0;
     let mut loaded = Loaded {
         ebpf,
-        hooks: hooks::hooks(is_preemptible(options)),
+        hooks: hooks::hooks(layout.is_preemptible),
+        is_preemptible: layout.is_preemptible,
         links: Vec::new(),
         has_group_dead,
     };
@@ -172,10 +176,6 @@ struct PodOffsets(Offsets);
 // SAFETY: 32-bit integers only, `repr(C)`, no padding.
 unsafe impl aya::Pod for PodOffsets {}
 
-fn is_preemptible(options: &LoadOptions) -> bool {
-    options.preemptible || hooks::is_preemptible()
-}
-
 /// Asks the kernel's types where everything is.
 fn layout(options: &LoadOptions) -> Result<Layout, Error> {
     let bad = |error: BtfError| Refusal::BadBtf(error.to_string());
@@ -195,10 +195,12 @@ fn layout(options: &LoadOptions) -> Result<Layout, Error> {
     let args = |tracepoint| btf.tracepoint_args(tracepoint).map_err(bad);
     let group_dead = args("sched_process_exit")? == Some(2) && !options.without_group_dead;
     // Two threads may both find that they are the last, or two hooks see each exit.
-    let claims_exits = !group_dead || is_preemptible(options);
+    let is_preemptible = options.preemptible || hooks::is_preemptible();
+    let claims_exits = !group_dead || is_preemptible;
     let oom_task = args("mark_victim")? == Some(2);
     Ok(Layout {
         offsets,
+        is_preemptible,
         has_group_dead: u32::from(group_dead),
         claims_exits: u32::from(claims_exits),
         oom_arg_is_task: u32::from(oom_task),
@@ -272,7 +274,9 @@ impl Loaded {
                 .load("task", btf)
                 .map_err(|error| Error::load(name, &error))?;
         }
-        for name in ["sweep", "settle", "closer"] {
+        // Elsewhere no exit is skipped.
+        let settle = self.is_preemptible.then_some("settle");
+        for name in ["sweep", "closer"].into_iter().chain(settle) {
             self.program::<RawTracePoint>(name)?
                 .load()
                 .map_err(|error| Error::load(name, &error))?;

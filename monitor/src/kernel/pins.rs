@@ -32,7 +32,10 @@ const LOCKED: &str = "/sys/fs";
 const OUR_MOUNT: &str = "lifemon";
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 4] = ["label", "sweep", "settle", "closer"];
+const EXTRA_PROGRAMS: [&str; 3] = ["label", "sweep", "closer"];
+
+/// Pinned as well where tracepoints can be preempted.
+const SETTLE: &str = "settle";
 
 /// Directory of all versions.
 #[must_use]
@@ -116,8 +119,8 @@ pub(super) fn versions() -> Vec<String> {
         .collect()
 }
 
-/// Every pin of a complete tracker. The stand-in of the exit hook is not among them: most kernels need
-/// none, and where it is missing, exits that were skipped are seen as such.
+/// Every pin of a complete tracker, without what only preemptible tracepoints need: where that is
+/// missing, exits that were skipped are seen as such.
 fn expected() -> Vec<PathBuf> {
     let directory = directory();
     let maps = MAPS.iter().map(|name| directory.join("maps").join(name));
@@ -138,11 +141,18 @@ pub(super) fn open_map(name: &str) -> Result<OwnedFd, Error> {
 
 /// The pinned programs of the hooks.
 pub(super) fn open_hooks() -> Result<Vec<(Role, OwnedFd)>, Error> {
-    let stand_in = directory().join("programs").join(STAND_IN);
-    let roles = ROLES
-        .into_iter()
-        .chain(stand_in.exists().then_some(STAND_IN));
+    let stand_in = is_pinned(STAND_IN).then_some(STAND_IN);
+    let roles = ROLES.into_iter().chain(stand_in);
     roles.map(|role| Ok((role, open_program(role)?))).collect()
+}
+
+/// The pinned program that settles exits that were skipped, where there is one.
+pub(super) fn open_settle() -> Result<Option<OwnedFd>, Error> {
+    is_pinned(SETTLE).then(|| open_program(SETTLE)).transpose()
+}
+
+fn is_pinned(program: &str) -> bool {
+    directory().join("programs").join(program).exists()
 }
 
 /// A pinned program.
@@ -228,9 +238,9 @@ fn build(building: &Path, loaded: &mut Loaded) -> Result<(), Error> {
             .map_err(|error| pin_error(&error))?;
     }
     let hooks = loaded.hooks.iter().map(|hook| (hook.role, hook.program));
-    let programs: Vec<_> = hooks
-        .chain(EXTRA_PROGRAMS.map(|name| (name, name)))
-        .collect();
+    let settle = loaded.is_preemptible.then_some(SETTLE);
+    let extra = EXTRA_PROGRAMS.into_iter().chain(settle);
+    let programs: Vec<_> = hooks.chain(extra.map(|name| (name, name))).collect();
     for (pin, name) in programs {
         let program = loaded
             .ebpf

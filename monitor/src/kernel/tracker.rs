@@ -30,7 +30,8 @@ pub struct Tracker {
     pub(super) pass: Shared<Pass>,
     pub(super) hooks: Vec<(Role, OwnedFd)>,
     sweep: OwnedFd,
-    pub(super) settle: OwnedFd,
+    /// Where the kernel may skip exits.
+    pub(super) settle: Option<OwnedFd>,
     /// The loaded kernel half of a private tracker; `None` for the pinned one.
     pub(super) private: Option<Loaded>,
 }
@@ -100,7 +101,10 @@ impl Tracker {
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let hooks = loaded.hook_programs()?;
         let sweep = loaded.program_fd("sweep")?;
-        let settle = loaded.program_fd("settle")?;
+        let settle = loaded
+            .is_preemptible
+            .then(|| loaded.program_fd("settle"))
+            .transpose()?;
         Ok(Self {
             lineage,
             members,
@@ -148,7 +152,7 @@ impl Tracker {
             pass: Shared::new(shared("PASS")?, 1).map_err(Error::Map)?,
             hooks: pins::open_hooks()?,
             sweep: pins::open_program("sweep")?,
-            settle: pins::open_program("settle")?,
+            settle: pins::open_settle()?,
             private: None,
         })
     }
