@@ -4,11 +4,14 @@
 //! Every return from a system call passes here, the first return of a new child among them: so a
 //! child that a condemned process has created dies before its first instruction. What never calls
 //! the kernel is met by the killing passes.
+//!
+//! One of two programs is attached: from Linux 7.0 on [`closer_guarded`], which the kernel runs with
+//! preemption off, for the reason that [`crate::exit`] gives.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_task_btf, bpf_send_signal},
-    macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    macros::{raw_tracepoint, tracepoint},
+    programs::{RawTracePointContext, TracePointContext},
 };
 
 use crate::{maps::host, members, task::Task};
@@ -18,11 +21,24 @@ const SIGKILL: u32 = 9;
 /// `sys_exit`, in the context of the task that returns.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn closer(_ctx: RawTracePointContext) -> i32 {
-    let Some(host) = host() else { return 0 };
+    close();
+    0
+}
+
+/// The same event in the form of the tracing files.
+#[tracepoint]
+pub(crate) fn closer_guarded(_ctx: TracePointContext) -> i32 {
+    close();
+    0
+}
+
+#[inline(always)]
+fn close() {
+    let Some(host) = host() else { return };
     // SAFETY: an array element is always there; userspace writes the word, so it is read once.
     let layers = unsafe { (&raw const (*host).condemned_layers).read_volatile() };
     if layers == 0 {
-        return 0;
+        return;
     }
     // SAFETY: the helper has no preconditions; the task is the current one.
     let task = Task::new(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
@@ -30,5 +46,4 @@ pub(crate) fn closer(_ctx: RawTracePointContext) -> i32 {
         // SAFETY: the helper has no preconditions. A signal that is pending already does no harm.
         unsafe { bpf_send_signal(SIGKILL) };
     }
-    0
 }

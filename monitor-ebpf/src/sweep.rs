@@ -29,7 +29,7 @@ pub(crate) fn sweep(ctx: RawTracePointContext) -> i32 {
 ///
 /// From Linux 7 on a hook can be preempted, and the kernel skips it for whoever dies on that CPU
 /// meanwhile. The record still holds its own reference then, so it cannot vanish; one caller at a
-/// time settles (it holds the lock of the tracker).
+/// time settles (it holds the lock of the tracker). Returns 1 when the exit had gone unseen.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub(crate) fn settle(ctx: RawTracePointContext) -> i32 {
     let process = argument(&ctx);
@@ -45,7 +45,7 @@ pub(crate) fn settle(ctx: RawTracePointContext) -> i32 {
     if died.is_some() {
         lineage::bury(&process);
     }
-    0
+    1
 }
 
 /// The process that the arguments name.

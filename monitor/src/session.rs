@@ -29,7 +29,6 @@ use crate::proc;
 use crate::process::{Death, Process};
 use crate::watch::{Happening, Watch, What};
 
-use missed::Settling;
 use start::describe;
 use wakeups::WakeupBudget;
 
@@ -89,7 +88,8 @@ pub struct Session {
     /// saying so comes first.
     unfollowed: Vec<ProcessId>,
     tick: tokio::time::Interval,
-    settling: Option<Settling>,
+    /// Until then members may have died unseen.
+    settling_until: Option<Instant>,
     has_missed_forks: bool,
     wakeups: WakeupBudget,
     seen: Seen,
@@ -157,7 +157,7 @@ impl Session {
             polled: Vec::new(),
             unfollowed: Vec::new(),
             tick,
-            settling: None,
+            settling_until: None,
             has_missed_forks: false,
             wakeups: WakeupBudget::new(),
             seen,
@@ -337,7 +337,6 @@ impl Session {
             self.extinct_since = Some(Instant::now());
             // Whatever led to 0 was reported before the count went down: look once more.
             let _ = self.drain();
-            self.end_settling();
             self.ready.push(Update::Extinct);
             return true;
         };

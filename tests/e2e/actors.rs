@@ -376,7 +376,7 @@ fn everything_forked_for_a_while_is_in_the_log() {
         entries.len() as u64,
         created(&mut timed) + created(&mut stopped)
     );
-    assert!(created(&mut timed) > 50);
+    assert!(created(&mut timed) > lifemon_tests::scaled(50));
 }
 
 fn created(actor: &mut lifemon_tests::Actor) -> u64 {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::command::{cargo, check, run_lines};
 use crate::setup::{self, Report};
 
-/// A program or test that cargo built.
+/// A program, a test, or a library to be loaded by one, that cargo built.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Executable {
     /// Name of the target.
@@ -24,6 +24,20 @@ pub(crate) struct Executable {
     pub(crate) package_dir: PathBuf,
     /// Built as a test.
     pub(crate) is_test: bool,
+}
+
+/// The package of the end-to-end tests.
+const TESTS: &str = "tests";
+
+impl Executable {
+    fn is_of(&self, package: &str) -> bool {
+        self.package_dir.ends_with(package)
+    }
+
+    /// Whether it needs root.
+    fn is_end_to_end(&self) -> bool {
+        self.is_test && self.is_of(TESTS)
+    }
 }
 
 /// Builds lifemon for release and says where it is.
@@ -59,6 +73,38 @@ pub(crate) fn lifemon_quietly() -> Result<PathBuf> {
     find(built?, "lifemon")
 }
 
+/// Everything that the tests run, from one build.
+#[derive(Debug)]
+pub(crate) struct ForTests {
+    /// The release build.
+    pub(crate) lifemon: PathBuf,
+    /// Tests that need no privileges.
+    pub(crate) unit: Vec<Executable>,
+    /// Tests that need root.
+    pub(crate) end_to_end: Vec<Executable>,
+    /// What the end-to-end tests start besides: the actors, an example, a library.
+    pub(crate) helpers: Vec<PathBuf>,
+}
+
+/// Builds all of it at once, as it is released: what several of them need is built once.
+pub(crate) fn for_tests() -> Result<ForTests> {
+    let mut command = cargo();
+    command.args(["build", "--release", "--workspace", "--all-targets"]);
+    command.args(["--features", "lifemon-tests/privileged"]);
+    let built = executables(command)?;
+    let (tests, others): (Vec<_>, Vec<_>) = built.into_iter().partition(|built| built.is_test);
+    let (end_to_end, unit) = tests.into_iter().partition(Executable::is_end_to_end);
+    let of_tests = others.iter().filter(|other| other.is_of(TESTS));
+    let helpers = of_tests.map(|helper| helper.path.clone()).collect();
+    let lifemon = find(others, "lifemon")?;
+    Ok(ForTests {
+        lifemon,
+        unit,
+        end_to_end,
+        helpers,
+    })
+}
+
 /// Builds the actors and the benchmarks.
 pub(crate) fn test_programs() -> Result<Vec<Executable>> {
     let mut command = cargo();
@@ -88,9 +134,14 @@ pub(crate) fn find(executables: Vec<Executable>, name: &str) -> Result<PathBuf> 
 fn parse(line: &str) -> Option<Executable> {
     let message: Value = serde_json::from_str(line).ok()?;
     let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+    let target = &message["target"];
+    // A library that a test puts in the way of lifemon is loaded, not run.
+    let is_example = target["kind"][0] == "example";
+    let loaded = is_example.then(|| message["filenames"][0].as_str());
+    let path = message["executable"].as_str().or(loaded.flatten())?;
     Some(Executable {
-        name: message["target"]["name"].as_str()?.to_owned(),
-        path: message["executable"].as_str()?.into(),
+        name: target["name"].as_str()?.to_owned(),
+        path: path.into(),
         package_dir: manifest.parent()?.to_owned(),
         is_test: message["profile"]["test"].as_bool()?,
     })
@@ -112,6 +163,15 @@ mod tests {
             is_test: true,
         };
         assert_eq!(parse(line), Some(expected));
+    }
+
+    #[test]
+    fn a_library_to_be_loaded_counts() {
+        let line = r#"{"reason":"compiler-artifact","manifest_path":"/src/tests/Cargo.toml",
+            "target":{"name":"double","kind":["example"]},"profile":{"test":false},
+            "filenames":["/target/release/examples/libdouble.so"],"executable":null}"#;
+        let path = parse(line).map(|built| built.path);
+        assert_eq!(path, Some("/target/release/examples/libdouble.so".into()));
     }
 
     #[test]

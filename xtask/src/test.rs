@@ -1,5 +1,5 @@
-//! `cargo xtask test`: format, lints, unit and doc tests without privileges, then the end-to-end
-//! tests as root. They are built by the caller and only run as root.
+//! `cargo xtask test`: format, lints, unit tests without privileges, then the end-to-end tests as root.
+//! All are built by the caller, at once and as lifemon is released, and only run as root.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::build::{self, Executable, executables};
+use crate::build::{self, Executable};
 use crate::command::{self, cargo, check, run_lines};
 use crate::libtest::Counts;
 use crate::privilege::as_root;
@@ -41,24 +41,15 @@ pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> R
             "clippy --workspace --all-targets --features lifemon-tests/privileged -- -D warnings",
         )
     })?;
-    stages.stage("unit tests", |counts| unit_tests(args, counts))?;
-    let (actor, lifemon) = stages.stage("release build", |_| {
-        let actor = build::find(build::test_programs()?, "actor")?;
-        Ok((actor, build::lifemon()?))
-    })?;
-    let tests = stages.stage("end-to-end build", |_| end_to_end_tests())?;
+    let built = stages.stage("build", |_| build::for_tests())?;
+    stages.stage("unit tests", |counts| unit_tests(&built.unit, args, counts))?;
     stages.stage("end-to-end tests", |counts| {
-        run_all(&tests, &lifemon, args, counts)
+        end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)
     })?;
     if kernels == Kernels::Running {
         println!("left out, as asked: the tests on other kernels");
         return Ok(());
     }
-    let built = vmtest::Built {
-        lifemon,
-        actor,
-        tests,
-    };
     let words = args.iter().map(|arg| arg.to_string_lossy().into_owned());
     let words: Vec<String> = words.collect();
     stages.stage("other kernels", |counts| {
@@ -72,38 +63,42 @@ fn run_cargo(line: &str) -> Result<()> {
     command::run(command)
 }
 
-fn unit_tests(args: &[OsString], counts: &mut Counts) -> Result<()> {
-    let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast", "--"]);
-    command.args(args);
-    run_counted(&mut command, counts)
+fn unit_tests(tests: &[Executable], args: &[OsString], counts: &mut Counts) -> Result<()> {
+    let command = |test: &Executable| {
+        eprintln!("running the unit tests of {}", test.name);
+        let mut command = Command::new(&test.path);
+        command.env("CARGO_MANIFEST_DIR", &test.package_dir);
+        command.current_dir(&test.package_dir);
+        Ok(command)
+    };
+    run_each(tests, command, args, counts)
 }
 
-/// Builds the tests that need root.
-pub(crate) fn end_to_end_tests() -> Result<Vec<Executable>> {
-    let mut command = cargo();
-    let line = "test --no-run --release --package lifemon-tests --features privileged";
-    command.args(line.split(' '));
-    let mut tests = executables(command)?;
-    tests.retain(|executable| executable.is_test);
-    ensure!(
-        !tests.is_empty(),
-        "lifemon-tests has no tests: look at its Cargo.toml"
-    );
-    Ok(tests)
-}
-
-/// Runs them all, also when one has failed.
-fn run_all(
+/// Runs the tests that need root.
+fn end_to_end_tests(
     tests: &[Executable],
     lifemon: &Path,
     args: &[OsString],
     counts: &mut Counts,
 ) -> Result<()> {
+    let command = |test: &Executable| {
+        eprintln!("running {} as root", test.name);
+        end_to_end(test, lifemon)
+    };
+    run_each(tests, command, args, counts)
+}
+
+/// Runs them all, also when one has failed.
+fn run_each(
+    tests: &[Executable],
+    command: impl Fn(&Executable) -> Result<Command>,
+    args: &[OsString],
+    counts: &mut Counts,
+) -> Result<()> {
+    ensure!(!tests.is_empty(), "no tests were built");
     let mut failed = Vec::new();
     for test in tests {
-        eprintln!("running {} as root", test.name);
-        let mut command = end_to_end(test, lifemon)?;
+        let mut command = command(test)?;
         command.args(args);
         if let Err(error) = run_counted(&mut command, counts) {
             eprintln!("{error:#}");

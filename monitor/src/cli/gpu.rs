@@ -49,7 +49,11 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    super::raise_descriptor_limit();
+    if args.kill_orphans {
+        super::prepare_for_kill();
+    } else {
+        super::raise_descriptor_limit();
+    }
     let files = args.gpus.files()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -78,7 +78,7 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    super::raise_descriptor_limit();
+    super::prepare_for_kill();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -229,6 +229,12 @@ fn code_of_kernel(error: &kernel::Error) -> u8 {
     }
 }
 
+/// Prepares this process to kill a tree of any size.
+fn prepare_for_kill() {
+    raise_descriptor_limit();
+    crate::kill::go_first();
+}
+
 /// Every dying member costs a descriptor until it is gone.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};

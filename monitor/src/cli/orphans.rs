@@ -71,7 +71,11 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    super::raise_descriptor_limit();
+    if args.kill {
+        super::prepare_for_kill();
+    } else {
+        super::raise_descriptor_limit();
+    }
     let patterns =
         RegexSet::new(&args.patterns).map_err(|error| super::Usage(regex_error(&error)))?;
     let files = args.gpus.files()?;

@@ -231,10 +231,12 @@ fn status(output: Output) -> anyhow::Result<Code> {
 fn read_state(tracker: &Tracker) -> anyhow::Result<StateJson> {
     tracker.reclaim_locked()?;
     tracker.sweep()?;
+    tracker.settle_all()?;
     let cost = tracker.measure(MEASURE)?;
     let snapshot = tracker.snapshot()?;
     let host = tracker.host_counters();
-    let missed_runs = tracker.missed_runs();
+    // Exits that were missed have been made good.
+    let missed_runs = tracker.missed_forks();
     let forest = Forest::new(snapshot.records);
     Ok(StateJson {
         since: WallClock::now().rfc3339(tracker.since_ns()),

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::thread;
 
 use aya::programs::links::FdLink;
-use aya::programs::{BtfTracePoint, Program, TracePoint};
+use aya::programs::{
+    BtfTracePoint, Program, ProgramError, ProgramInfo, ProgramType, RawTracePoint, TracePoint,
+};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -122,6 +124,62 @@ impl Hook {
                 FdLink::try_from(link).map_err(|error| Error::load(self.program, &error))
             }
         }
+    }
+}
+
+/// The name of the closer in the kernel half.
+pub(super) fn closer(preemptible: bool) -> &'static str {
+    if preemptible {
+        "closer_guarded"
+    } else {
+        "closer"
+    }
+}
+
+/// Loads the closer.
+pub(super) fn load_closer(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::TracePoint(program) => program.load(),
+        program => <&mut RawTracePoint>::try_from(program)?.load(),
+    }
+}
+
+/// The program that lets no condemned process back to user code. Detached when it is dropped, and
+/// by the kernel when this process ends.
+#[derive(Debug)]
+pub struct Closer(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Raw(RawTracePoint),
+    Traced(TracePoint),
+}
+
+impl Closer {
+    /// The loaded program, opened for itself.
+    pub(super) fn open(info: ProgramInfo) -> Result<Self, ProgramError> {
+        let name = info.name_as_str().unwrap_or("closer").to_owned();
+        let is_raw = info.program_type() == ProgramType::RawTracePoint.into();
+        Ok(Self(if is_raw {
+            Kind::Raw(RawTracePoint::from_program_info(info, name.into())?)
+        } else {
+            Kind::Traced(TracePoint::from_program_info(info, name.into())?)
+        }))
+    }
+
+    /// Attaches it. Takes a millisecond, but can take seconds on an overloaded host: call it
+    /// beside the killing, not before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(&mut self) -> Result<(), Error> {
+        let attached = match &mut self.0 {
+            Kind::Raw(program) => program.attach("sys_exit").map(drop),
+            Kind::Traced(program) => {
+                with_trace_fs(|| program.attach("raw_syscalls", "sys_exit"))?.map(drop)
+            }
+        };
+        attached.map_err(|error| Error::load("closer", &error))
     }
 }
 

@@ -276,12 +276,19 @@ impl Loaded {
         }
         // Elsewhere no exit is skipped.
         let settle = self.is_preemptible.then_some("settle");
-        for name in ["sweep", "closer"].into_iter().chain(settle) {
+        self.load_closer()?;
+        for name in ["sweep"].into_iter().chain(settle) {
             self.program::<RawTracePoint>(name)?
                 .load()
                 .map_err(|error| Error::load(name, &error))?;
         }
         Ok(())
+    }
+
+    fn load_closer(&mut self) -> Result<(), Error> {
+        let name = hooks::closer(self.is_preemptible);
+        let program = self.ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
+        hooks::load_closer(program).map_err(|error| Error::load(name, &error))
     }
 
     /// Attaches, learns, and only then lets records go. A death that saw the flag of learning set

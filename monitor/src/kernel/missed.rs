@@ -9,20 +9,15 @@ use super::{Error, Tracker, sys};
 use crate::proc;
 
 impl Tracker {
-    /// Forks and exits that may have gone unseen, because the kernel skipped the hook.
-    #[must_use]
-    pub fn missed_runs(&self) -> u64 {
-        self.missed_forks() + self.missed_exits()
-    }
-
     /// Forks that were skipped: processes that nobody knows of.
     #[must_use]
     pub fn missed_forks(&self) -> u64 {
         self.missed("fork")
     }
 
-    /// Exits that were skipped, at most: made good by [`Tracker::settle`]. Where a stand-in is attached as
-    /// well, an exit went unseen only if both were skipped.
+    /// Exits that may have gone unseen: no more than this, and mostly none of them. [`Tracker::settle`]
+    /// tells, and makes good. Where a stand-in is attached as well, an exit went unseen only if both
+    /// were skipped for it.
     #[must_use]
     pub fn missed_exits(&self) -> u64 {
         let exit = self.missed("exit");
@@ -41,11 +36,11 @@ impl Tracker {
     }
 
     /// Marks those of `processes` dead that are over although their records say that they live: the
-    /// kernel skipped the hook that should have seen them die. How many were asked for.
+    /// kernel skipped the hook that should have seen them die. How many there were.
     ///
     /// # Errors
     /// When the lock cannot be taken or the program cannot run.
-    pub fn settle(&self, processes: &[ProcessId]) -> Result<usize, Error> {
+    pub fn settle(&self, processes: &[ProcessId]) -> Result<u64, Error> {
         let Some(settle) = &self.settle else {
             return Ok(0);
         };
@@ -54,18 +49,19 @@ impl Tracker {
             return Ok(0);
         }
         let _lock = self.lock()?;
+        let mut unseen = 0;
         for id in &over {
             let args = [u64::from(id.pid), id.start_ns];
-            sys::test_run(settle.as_fd(), &args).map_err(Error::Map)?;
+            unseen += sys::test_run(settle.as_fd(), &args).map_err(Error::Map)?;
         }
-        Ok(over.len())
+        Ok(u64::from(unseen))
     }
 
     /// The same for every process of the host, when there is a reason to.
     ///
     /// # Errors
     /// As [`Tracker::settle`], and when the map cannot be read.
-    pub fn settle_all(&self) -> Result<usize, Error> {
+    pub fn settle_all(&self) -> Result<u64, Error> {
         if self.missed_exits() == 0 {
             return Ok(0);
         }

@@ -19,10 +19,11 @@ mod sys;
 pub mod tracker;
 pub mod watcher;
 
+pub use hooks::Closer;
 pub use load::LoadOptions;
 pub use preflight::Refusal;
 pub use tracker::Tracker;
-pub use watcher::{Closer, WatchOptions, Watcher};
+pub use watcher::{WatchOptions, Watcher};
 
 /// What can go wrong with the kernel half.
 #[derive(Debug, thiserror::Error)]

@@ -18,7 +18,7 @@ use lifemon_ebpf::ABI;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::hooks::{ROLES, Role, STAND_IN};
+use super::hooks::{self, ROLES, Role, STAND_IN};
 use super::load::{Loaded, MAPS, map_data};
 use super::{Error, Refusal};
 
@@ -32,7 +32,8 @@ const LOCKED: &str = "/sys/fs";
 const OUR_MOUNT: &str = "lifemon";
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 3] = ["label", "sweep", "closer"];
+const EXTRA_PROGRAMS: [&str; 3] = ["label", "sweep", CLOSER];
+const CLOSER: &str = "closer";
 
 /// Pinned as well where tracepoints can be preempted.
 const SETTLE: &str = "settle";
@@ -239,8 +240,12 @@ fn build(building: &Path, loaded: &mut Loaded) -> Result<(), Error> {
     }
     let hooks = loaded.hooks.iter().map(|hook| (hook.role, hook.program));
     let settle = loaded.is_preemptible.then_some(SETTLE);
-    let extra = EXTRA_PROGRAMS.into_iter().chain(settle);
-    let programs: Vec<_> = hooks.chain(extra.map(|name| (name, name))).collect();
+    let closer = hooks::closer(loaded.is_preemptible);
+    let extra = EXTRA_PROGRAMS.into_iter().chain(settle).map(|pin| {
+        let name = if pin == CLOSER { closer } else { pin };
+        (pin, name)
+    });
+    let programs: Vec<_> = hooks.chain(extra).collect();
     for (pin, name) in programs {
         let program = loaded
             .ebpf

@@ -231,14 +231,15 @@ pub(super) fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Ve
 }
 
 /// Runs a raw tracepoint program once, with these arguments.
-pub(super) fn test_run(program: BorrowedFd<'_>, args: &[u64; 2]) -> io::Result<()> {
+pub(super) fn test_run(program: BorrowedFd<'_>, args: &[u64; 2]) -> io::Result<u32> {
     let mut attr = TestRunAttr {
         prog_fd: raw(program),
         ctx_size_in: size_of_val(args) as u32,
         ctx_in: args.as_ptr() as u64,
         ..TestRunAttr::default()
     };
-    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(drop)
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.retval)
 }
 
 /// What the kernel knows and counts about a program.

@@ -5,12 +5,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aya::programs::{ProgramError, RawTracePoint};
+use aya::programs::{ProgramError, ProgramInfo};
 use lifemon_ebpf::{
     Host, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
 };
 
-use super::hooks::Role;
+use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
 use super::pins::{self, Found};
 use super::shared::{Shared, word64};
@@ -378,18 +378,17 @@ impl Tracker {
     }
 
     /// The closer program, opened for itself.
-    pub(super) fn closer(&mut self) -> Result<RawTracePoint, Error> {
+    pub(super) fn closer(&mut self) -> Result<Closer, Error> {
         let failed = |error: ProgramError| Error::load("closer", &error);
-        let Some(loaded) = &mut self.private else {
-            let path = pins::directory().join("programs").join("closer");
-            return RawTracePoint::from_pin(path).map_err(failed);
+        let info = match &self.private {
+            None => ProgramInfo::from_pin(pins::directory().join("programs").join("closer")),
+            Some(loaded) => {
+                let name = hooks::closer(loaded.is_preemptible);
+                let program = loaded.ebpf.program(name);
+                program.ok_or(Error::NoProgram(name))?.info()
+            }
         };
-        let program = loaded
-            .ebpf
-            .program("closer")
-            .ok_or(Error::NoProgram("closer"))?;
-        let info = program.info().map_err(failed)?;
-        RawTracePoint::from_program_info(info, "closer".into()).map_err(failed)
+        Closer::open(info.map_err(failed)?).map_err(failed)
     }
 
     /// Runs one label pass over all processes.

@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 
 use aya::maps::{MapData, RingBuf};
-use aya::programs::RawTracePoint;
 use lifemon_ebpf::{Event, MemberKey, ProcessId, limits};
 
+use super::hooks::Closer;
 use super::shared::word64;
 use super::tracker::{Counters, Tracker};
 use super::{Error, sys};
@@ -64,25 +64,6 @@ impl fmt::Debug for Watcher {
             .field("root", &self.root)
             .field("slot", &self.slot)
             .finish_non_exhaustive()
-    }
-}
-
-/// The program that lets no condemned process back to user code. Detached when it is dropped, and
-/// by the kernel when this process ends.
-#[derive(Debug)]
-pub struct Closer(RawTracePoint);
-
-impl Closer {
-    /// Attaches it. Takes a millisecond, but can take seconds on an overloaded host: call it
-    /// beside the killing, not before.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach(&mut self) -> Result<(), Error> {
-        let attached = self.0.attach("sys_exit");
-        attached
-            .map(drop)
-            .map_err(|error| Error::load("closer", &error))
     }
 }
 
@@ -194,7 +175,7 @@ impl Watcher {
     /// # Errors
     /// When the program cannot be opened.
     pub fn closer(&mut self) -> Result<Closer, Error> {
-        self.tracker.closer().map(Closer)
+        self.tracker.closer()
     }
 
     /// Whether the tracker was switched off under this watcher: no more events will come.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::message::Order;
 use super::signals::check;
 use crate::kernel::{LoadOptions, Tracker};
-use crate::kill::{KillOptions, kill_tree};
+use crate::kill::{KillOptions, go_first, kill_tree};
 use crate::report;
 
 /// How long the killer goes on killing after the grace.
@@ -99,6 +99,7 @@ impl Killer {
 
 /// Kills what is below `root`, the parent of this process; the report as JSON.
 fn kill_below(root: u32, order: Order) -> anyhow::Result<String> {
+    go_first();
     let tracker = Tracker::open_or_load(&LoadOptions::default())?;
     let snapshot = tracker.snapshot()?;
     let root = snapshot.live(root).map(|(id, _)| *id);

@@ -25,8 +25,7 @@ pub(super) const ALL_BUDGET: Duration = Duration::from_mins(10);
 /// seconds, are less than [`ALL_BUDGET`].
 pub(super) const GUEST_BUDGET: Duration = Duration::from_secs(285);
 
-/// Guests side by side at most. Each has processors enough to keep two of the host's busy, and they
-/// wait for each other's locks less than for their own clocks.
+/// Guests side by side at most.
 const SIDE_BY_SIDE_MAX: usize = 2;
 
 /// What is the same for every guest of a run.
@@ -102,11 +101,6 @@ fn side_by_side() -> usize {
     processors_here().min(SIDE_BY_SIDE_MAX)
 }
 
-/// Two find races that one does not; more only wait for each other when emulated.
-fn processors() -> u32 {
-    if processors_here() > 1 { 2 } else { 1 }
-}
-
 /// Boots one kernel.
 fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
     let suite = kernel.suite;
@@ -130,7 +124,6 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
         image: &kernel.image,
         initramfs: &initramfs,
         console: &consoles.join(format!("{}.txt", suite.name)),
-        processors: processors(),
         deadline,
     };
     let start = Instant::now();

@@ -12,6 +12,7 @@ mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 chmod 1777 /tmp
 mount -t securityfs securityfs /sys/kernel/security
+mount -t tracefs tracefs /sys/kernel/tracing
 # The BPF file system is left out: lifemon mounts it where it is missing.
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo '+pids +memory' > /sys/fs/cgroup/cgroup.subtree_control

@@ -26,8 +26,8 @@ pub(super) struct Load {
     pub(super) busybox: PathBuf,
     /// The release build.
     pub(super) lifemon: PathBuf,
-    /// The program with all behaviours.
-    pub(super) actor: PathBuf,
+    /// What the tests start or load besides.
+    pub(super) helpers: Vec<PathBuf>,
     /// The end-to-end tests.
     pub(super) tests: Vec<Executable>,
 }
@@ -59,10 +59,11 @@ pub(super) fn build(load: &Load, run: &Run, expected: Expected) -> Result<Vec<u8
         archive.link(&Path::new("/bin").join(applet), "busybox");
     }
     let tests = load.tests.iter().map(|test| &test.path);
-    let programs: Vec<&PathBuf> = [&load.lifemon, &load.actor]
+    let programs = [&load.lifemon]
         .into_iter()
-        .chain(tests)
-        .collect();
+        .chain(&load.helpers)
+        .chain(tests);
+    let programs: Vec<&PathBuf> = programs.collect();
     for program in &programs {
         archive.copy(program, program)?;
     }
@@ -172,7 +173,7 @@ mod tests {
         let load = Load {
             busybox: "/busybox".into(),
             lifemon: "/lifemon".into(),
-            actor: "/actor".into(),
+            helpers: vec!["/actor".into()],
             tests: vec![Executable {
                 name: "deaths".to_owned(),
                 path: "/deaths-1".into(),

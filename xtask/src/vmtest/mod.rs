@@ -19,12 +19,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::build::{self, Executable};
+use crate::build::{self, ForTests};
 use crate::command::{self, shown};
 use crate::libtest::Counts;
 use crate::privilege::as_root;
 use crate::setup::{self, Report as Say};
-use crate::test::end_to_end_tests;
 use crate::toolchain::on_path;
 use apt::Apt;
 use guests::{ALL_BUDGET, GUEST_BUDGET, Plan, boot_all};
@@ -69,30 +68,15 @@ pub(crate) struct Options {
     args: Vec<String>,
 }
 
-/// What was built already.
-#[derive(Debug)]
-pub(crate) struct Built {
-    /// The release build.
-    pub(crate) lifemon: PathBuf,
-    /// The program with all behaviours of the tests' processes.
-    pub(crate) actor: PathBuf,
-    /// The end-to-end tests.
-    pub(crate) tests: Vec<Executable>,
-}
-
 /// Boots each kernel, and fails when one did not do what it has to.
 pub(crate) fn vmtest(options: &Options) -> Result<()> {
     let suites = chosen(&options.kernel)?;
     setup::setup(Say::Changes)?;
     let host = Host::prepare()?;
-    let actor = build::find(build::test_programs()?, "actor")?;
-    let mut tests = end_to_end_tests()?;
-    tests.retain(|test| options.test.is_empty() || options.test.contains(&test.name));
-    let load = host.load(Built {
-        lifemon: build::lifemon()?,
-        actor,
-        tests,
-    })?;
+    let mut built = build::for_tests()?;
+    let is_wanted = |name: &String| options.test.is_empty() || options.test.contains(name);
+    built.end_to_end.retain(|test| is_wanted(&test.name));
+    let load = host.load(built)?;
     let (kernels, mut reports) = host.kernels(&suites);
     let limited = (GUEST_BUDGET, ALL_BUDGET);
     let (budget, all) = options.deadline.map_or(limited, |seconds| {
@@ -119,7 +103,7 @@ pub(crate) fn vmtest(options: &Options) -> Result<()> {
 
 /// The same as the last stage of the tests: with what they have built, on every kernel. Where the
 /// guests cannot be had that is said, and is an error only in continuous integration.
-pub(crate) fn stage(built: Built, args: &[String], counts: &mut Counts) -> Result<()> {
+pub(crate) fn stage(built: ForTests, args: &[String], counts: &mut Counts) -> Result<()> {
     let host = match Host::prepare().and_then(|host| Ok((host.load(built)?, host))) {
         Ok(host) => host,
         Err(error) if is_ci() => return Err(error),
@@ -184,18 +168,14 @@ impl Host {
     }
 
     /// What travels, with the tools of a guest.
-    fn load(&self, built: Built) -> Result<Load> {
-        let Built {
-            lifemon,
-            actor,
-            mut tests,
-        } = built;
+    fn load(&self, built: ForTests) -> Result<Load> {
+        let mut tests = built.end_to_end;
         // Cargo names them as their builds end.
         tests.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(Load {
             busybox: self.packages.busybox(TOOLS_SUITE)?,
-            lifemon,
-            actor,
+            lifemon: built.lifemon,
+            helpers: built.helpers,
             tests,
         })
     }
