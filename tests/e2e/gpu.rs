@@ -9,7 +9,7 @@ use lifemon_tests::left_behind::{entry, find, kill_and_wait};
 use lifemon_tests::nvml::NvmlDouble;
 use lifemon_tests::story::is_about;
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Output, Process, Sandbox, actor, private_lock,
+    Actor, DEADLINE, HostTracker, Lifemon, Output, Process, Sandbox, actor, private_lock, stretched,
 };
 use serde_json::{Value, json};
 
@@ -211,7 +211,7 @@ fn memory_of_the_dead_is_released() {
         stream.wait_for("gone", |line| is_event(line, "gone", *worker));
     }
     // Dead, gone, reaped, and the driver accounts memory to it all the same.
-    std::thread::sleep(Duration::from_millis(60));
+    std::thread::sleep(stretched(Duration::from_millis(60)));
     assert!(
         !stream
             .events()

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use lifemon_tests::story::{is_about, process, processes};
-use lifemon_tests::{Actor, HostTracker, Lifemon, Process, Sandbox, actor, on_both_paths};
+use lifemon_tests::{Actor, HostTracker, Lifemon, Process, Sandbox, actor, on_every_path};
 use serde_json::Value;
 
 /// Ghosts and processes of others on this host that may come and go during a test.
@@ -104,7 +104,7 @@ fn a_whole_chain_of_dead_creators_is_remembered(options: &[&str]) {
     assert!(is_about(&at["creator"], actor.process()), "{at}");
 }
 
-on_both_paths! {
+on_every_path! {
     a_dead_creator_is_remembered,
     who_killed_a_ghost_is_remembered,
     a_whole_chain_of_dead_creators_is_remembered,

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use lifemon_tests::story::{self, exited, is_about, time};
-use lifemon_tests::{Lifemon, Sandbox, Watching, actor, on_both_paths, private_lock};
+use lifemon_tests::{Lifemon, Sandbox, Watching, actor, on_every_path, private_lock};
 use serde_json::{Value, json};
 
-on_both_paths!(
+on_every_path!(
     forked_children_are_told_with_their_creator_and_their_code,
     an_exec_by_a_thread_is_one_exec_and_no_death,
     a_process_whose_leader_exits_first_dies_once_and_at_its_true_end,

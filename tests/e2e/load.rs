@@ -7,11 +7,11 @@ use std::path::Path;
 
 use lifemon_tests::story::{self, is_about};
 use lifemon_tests::{
-    DEADLINE, Process, Sandbox, Story, Watching, actor, on_both_paths, private_lock, wait_until,
+    DEADLINE, Process, Sandbox, Story, Watching, actor, on_every_path, private_lock, wait_until,
 };
 use serde_json::json;
 
-on_both_paths!(a_short_burst_is_told_to_the_last);
+on_every_path!(a_short_burst_is_told_to_the_last);
 
 fn a_short_burst_is_told_to_the_last(options: &[&str]) {
     burst(lifemon_tests::scaled(2_000).max(400), options);

@@ -9,7 +9,7 @@ use std::path::Path;
 use lifemon_tests::story::{is_about, process, processes};
 use lifemon_tests::{
     Actor, DEADLINE, Finished, HostLock, HostTracker, Lifemon, Process, Sandbox, Stream, actor,
-    on_both_paths, private_lock, proc,
+    on_every_path, private_lock, proc,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -153,7 +153,7 @@ fn assert_lost_and_recovered(finished: &Finished, truth: &BTreeSet<Process>) {
     );
 }
 
-on_both_paths! {
+on_every_path! {
     a_stopped_reader_of_a_small_ring_recovers,
     forks_of_survivors_that_were_lost_are_found,
     a_reader_that_is_too_slow_recovers,

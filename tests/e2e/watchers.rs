@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lifemon_tests::story::{is_about, process, processes};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, on_both_paths, scaled,
+    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, on_every_path, scaled,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -93,7 +93,7 @@ fn five_watchers_each_see_their_own_tree(options: &[&str]) {
     }
 }
 
-on_both_paths!(five_watchers_each_see_their_own_tree);
+on_every_path!(five_watchers_each_see_their_own_tree);
 
 #[test]
 fn the_ninth_on_one_tree_is_refused() {

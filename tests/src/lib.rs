@@ -31,13 +31,13 @@ pub use lifemon::{Lifemon, Output, Running};
 pub use lock::{HostLock, host_lock, private_lock};
 pub use pidfd::Pidfd;
 pub use sandbox::Sandbox;
-pub use scale::scaled;
+pub use scale::{scaled, stretched};
 pub use story::Story;
 pub use stream::{Finished, Stream};
 pub use toll::{HeldUp, Toll};
 pub use tracker::{HostTracker, run_alone};
 pub use wait::wait_until;
-pub use watching::{Watching, says_who_is_last};
+pub use watching::{Watching, can_preempt_tracepoints, has_other_hooks, says_who_is_last};
 
 use std::time::Duration;
 

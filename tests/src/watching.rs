@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::utsname::uname;
 use serde_json::Value;
 
-use crate::{Actor, HostLock, Lifemon, Process, Story, Stream, private_lock, story};
+use crate::{Actor, HostLock, Lifemon, Process, Story, Stream, private_lock, scaled, story};
 
 /// Since then the exit event has an argument that is true for exactly one thread.
 const SAYS_WHO_IS_LAST: (u32, u32) = (6, 16);
@@ -20,10 +20,11 @@ pub struct Watching {
     _lock: HostLock,
 }
 
-/// Makes two tests of each function: with the exit hook as it is since Linux 6.16, and with what
-/// older kernels get, which do not say which thread is the last.
+/// Makes three tests of each function: with the exit hook as it is since Linux 6.16, with what
+/// older kernels get, which do not say which thread is the last, and with the hooks of kernels whose
+/// tracepoints can be preempted.
 #[macro_export]
-macro_rules! on_both_paths {
+macro_rules! on_every_path {
     ($($name:ident),+ $(,)?) => {
         mod with_group_dead {
             $(#[test] fn $name() {
@@ -34,6 +35,13 @@ macro_rules! on_both_paths {
         }
         mod without_group_dead {
             $(#[test] fn $name() { super::$name(&["--without-group-dead"]); })+
+        }
+        mod preemptible {
+            $(#[test] fn $name() {
+                if $crate::has_other_hooks() {
+                    super::$name(&["--preemptible"]);
+                }
+            })+
         }
     };
 }
@@ -52,6 +60,32 @@ pub fn says_who_is_last() -> bool {
         println!("skipped: before Linux 6.16 the exit event does not say which thread is the last");
     }
     says
+}
+
+/// Whether the hooks for preemptible tracepoints are others than this kernel's own, and the machine is
+/// fast enough to run every test with them as well. Where not, the reason is printed.
+#[must_use]
+pub fn has_other_hooks() -> bool {
+    let reason = if can_preempt_tracepoints() {
+        "the hooks of this kernel are these"
+    } else if scaled(2) == 1 {
+        "on a slow machine these hooks are tested on kernels that need them"
+    } else {
+        return true;
+    };
+    println!("skipped: {reason}");
+    false
+}
+
+/// Whether tracepoints can be preempted on this kernel.
+///
+/// # Panics
+/// When the kernel does not tell its release.
+#[must_use]
+pub fn can_preempt_tracepoints() -> bool {
+    let kernel = uname().expect("the kernel's names");
+    let release = kernel.release().to_string_lossy();
+    release_of(&release).expect("two numbers") >= (7, 0)
 }
 
 /// The first two numbers of a kernel's release.

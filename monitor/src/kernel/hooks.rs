@@ -17,7 +17,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::Error;
-use super::preflight::{kernel_release, parse_release};
+use super::preflight::{Refusal, kernel_release, parse_release};
 
 /// Tracepoints can be preempted from this kernel on.
 const PREEMPTIBLE: (u32, u32) = (7, 0);
@@ -119,10 +119,28 @@ impl Hook {
             }
             Point::Traced(category, name) => {
                 let program: &mut TracePoint = program.try_into().map_err(failed)?;
-                let link = with_trace_fs(|| program.attach(category, name))?.map_err(failed)?;
+                let link = with_trace_fs(|| program.attach(category, name))?;
+                let link = link.map_err(|error| self.refused(&error))?;
                 let link = program.take_link(link).map_err(failed)?;
                 FdLink::try_from(link).map_err(|error| Error::load(self.program, &error))
             }
+        }
+    }
+}
+
+impl Hook {
+    fn refused(&self, error: &ProgramError) -> Error {
+        let is_denied = match error {
+            ProgramError::SyscallError(error) => matches!(
+                error.io_error.raw_os_error(),
+                Some(libc::EACCES | libc::EPERM)
+            ),
+            _ => false,
+        };
+        if is_denied {
+            Refusal::NoTracepoints.into()
+        } else {
+            Error::load(self.program, error)
         }
     }
 }

@@ -48,6 +48,12 @@ pub enum Refusal {
         /// Names of what is missing.
         missing: String,
     },
+    /// The kernel lets only administrators open tracepoints, and this one's can be preempted.
+    #[error(
+        "not permitted to open a tracepoint: CAP_SYS_ADMIN is missing; run as root (sudo lifemon ...), \
+         or set kernel.perf_event_paranoid to 2, where CAP_BPF and CAP_PERFMON are enough"
+    )]
+    NoTracepoints,
     /// Lockdown forbids BPF programs to read kernel memory.
     #[error(
         "the kernel is locked down for confidentiality, so no program may read kernel memory; \

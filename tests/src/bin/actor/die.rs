@@ -1,4 +1,4 @@
-//! Deaths by signals that nobody else sends: `core-dump DIR`, `fault` and `signal-itself N`. The
+//! Deaths by signals that nobody else sends: `core-dump DIR`, `fault`, `signal-itself N` and `die-by N`. The
 //! first aborts in DIR, so a plain `core` pattern puts the file where the test removes it.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -56,6 +56,18 @@ pub(crate) fn signal_itself(args: &mut Args) -> i32 {
     report(worker, "worker");
     reap(worker);
     commands()
+}
+
+/// The actor itself dies by signal N, whatever it inherited; no core.
+pub(crate) fn die_by(args: &mut Args) -> i32 {
+    let number = args.count("signal", 64).cast_signed();
+    without_core();
+    // SAFETY: no handler of ours is installed, and no memory is passed.
+    unsafe {
+        libc::signal(number, libc::SIG_DFL);
+        libc::raise(number);
+    }
+    4
 }
 
 fn without_core() {

@@ -55,6 +55,7 @@ fn main() {
         "core-dump" => die::core_dump(&mut args),
         "fault" => die::fault(),
         "signal-itself" => die::signal_itself(&mut args),
+        "die-by" => die::die_by(&mut args),
         "oom" => memory::oom(&mut args),
         "worker-memory" => memory::worker_memory(&mut args),
         "sqpoll" => io_uring::sqpoll(),
