@@ -15,7 +15,7 @@ use lifemon_ebpf::EVENT_FORK;
 
 use crate::{
     atomic, events, lineage,
-    maps::{Hook, LINEAGE, Scratch, is_learning, scratch, tree},
+    maps::{Hook, Scratch, is_learning, scratch, tree},
     members,
     task::Task,
 };
@@ -52,8 +52,8 @@ fn created(ctx: &impl EbpfContext, parent: Task, child: Task) {
         unsafe { atomic::increment(&raw mut (*all).forks) };
     }
     // While tracking starts the creator may not have been visited yet.
-    if is_learning() && LINEAGE.get_ptr(creator).is_none() && !parent.is_kernel_thread() {
-        let _ = lineage::seed(parent.leader(), &creator, Hook::SeedByFork);
+    if is_learning() {
+        lineage::seed_line(parent.leader(), Hook::SeedByFork);
     }
     let Some(Scratch { event, record }) = scratch(Hook::Fork) else {
         return;

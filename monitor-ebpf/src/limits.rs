@@ -42,6 +42,10 @@ pub const SPLICES: u32 = 4;
 /// next command. The verifier walks through every step, at every start of a tracker.
 pub const RELEASE_STEPS: u32 = 16;
 
+/// Creators without a record that are learnt together with a process that is older than tracking. What
+/// is above them is learnt when the pass comes to it.
+pub const SEED_STEPS: u32 = 8;
+
 /// Creators that the label pass climbs for one task. It ends at the first that is a member already,
 /// and creators come first as a rule; where they do not, a deeper tree takes more passes.
 pub const CLIMB_STEPS: u32 = 16;

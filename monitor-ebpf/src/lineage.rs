@@ -6,9 +6,12 @@
 //! (its creator's). Everybody else's record is copied, and the copy counts only if the same
 //! element is still there under the same identity afterwards; an identity never comes back.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::bpf_ktime_get_boot_ns,
+};
 use lifemon_ebpf::{
-    DEAD, INFERRED, LIVE, ProcessId, Record,
+    DEAD, EXIT_UNSEEN, INFERRED, LIVE, ProcessId, Record, limits,
     rules::{self, Lineage, Link},
 };
 
@@ -142,10 +145,58 @@ pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
     inserted
 }
 
-/// Inserts the record of a process that is older than tracking, with its present parent as
-/// creator, not held yet: the link pass does that when every record is there. `room` is the caller's.
+/// Inserts the record of a process that is older than tracking, and of its creators up to the first
+/// that has one: any of them can be gone, and its children adopted by another, before the pass comes to
+/// it. `room` is the caller's. How many were inserted, and in the upper half how many did not fit.
 #[inline(never)]
-pub(crate) fn seed(leader: Task, process: &ProcessId, room: Hook) -> Result<(), i32> {
+pub(crate) fn seed_line(leader: Task, room: Hook) -> u64 {
+    let mut seeded = 0;
+    let mut at = leader;
+    for _ in 0..limits::SEED_STEPS {
+        if at.pid() == 0 || at.is_kernel_thread() {
+            break;
+        }
+        let process = at.process();
+        if LINEAGE.get_ptr(process).is_some() {
+            break;
+        }
+        match seed(at, &process, room) {
+            Ok(()) => seeded += 1,
+            Err(EEXIST) => break,
+            Err(_) => {
+                seeded |= 1 << 32;
+                break;
+            }
+        }
+        end_if_dead(at, &process);
+        at = at.real_parent().leader();
+    }
+    seeded
+}
+
+/// A process that dies at this moment may have missed its record: whoever of the two marks it dead drops
+/// its reference. It may have children that are not adopted yet, so it counts as a creator.
+#[inline(always)]
+fn end_if_dead(task: Task, process: &ProcessId) {
+    if task.live_threads() != 0 || !claim_exit(process) {
+        return;
+    }
+    if let Some(record) = LINEAGE.get_ptr_mut(process) {
+        // SAFETY: no record is removed while tracking starts.
+        unsafe {
+            (*record).exit_ns = bpf_ktime_get_boot_ns();
+            (*record).exit_flags = EXIT_UNSEEN;
+            if atomic::exchange(&raw mut (*record).state, DEAD) == LIVE {
+                Map.unreference(process);
+            }
+        }
+    }
+}
+
+/// Inserts the record of a process that is older than tracking, with its present parent as
+/// creator, not held yet: the link pass does that when every record is there.
+#[inline(always)]
+fn seed(leader: Task, process: &ProcessId, room: Hook) -> Result<(), i32> {
     let parent = leader.real_parent();
     let creator = if parent.pid() == 0 {
         ProcessId::NONE

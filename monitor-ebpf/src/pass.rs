@@ -6,9 +6,8 @@
 use core::ffi::c_void;
 
 use lifemon_ebpf::{
-    DEAD, INFERRED, LIVE, MemberKey, Membership, PASS_INSERT, PASS_LABEL, PASS_LINK, Pass,
-    ProcessId,
-    rules::{self, Descent, Lineage},
+    INFERRED, MemberKey, Membership, PASS_INSERT, PASS_LABEL, PASS_LINK, Pass, ProcessId,
+    rules::{self, Descent},
 };
 
 use crate::{
@@ -26,9 +25,10 @@ struct Visit {
     task: *const u8,
 }
 
-/// Visits one process. The last call comes without a task.
+/// Visits one process. The last call comes without a task. `dying` says whether those count that are on
+/// their way out: until their children are adopted, these are known only through them.
 #[inline(always)]
-fn visit(ctx: *mut c_void, each: impl FnOnce(*mut Pass, Task, ProcessId)) {
+fn visit(ctx: *mut c_void, dying: bool, each: impl FnOnce(*mut Pass, Task, ProcessId)) {
     // SAFETY: the kernel passes the context of a task iterator.
     let task = unsafe { (*ctx.cast::<Visit>()).task };
     let Some(pass) = PASS.get_ptr_mut(0) else {
@@ -38,7 +38,7 @@ fn visit(ctx: *mut c_void, each: impl FnOnce(*mut Pass, Task, ProcessId)) {
         return;
     }
     let task = Task::new(task);
-    if !task.is_leader() || task.is_kernel_thread() || task.live_threads() == 0 {
+    if !task.is_leader() || task.is_kernel_thread() || !(dying || task.live_threads() != 0) {
         return;
     }
     // SAFETY: an array element is always there; one pass runs at a time.
@@ -50,59 +50,31 @@ fn visit(ctx: *mut c_void, each: impl FnOnce(*mut Pass, Task, ProcessId)) {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub(crate) extern "C" fn seed(ctx: *mut c_void) -> i32 {
-    visit(ctx, |pass, task, process| {
+    visit(ctx, true, |pass, task, process| {
         // SAFETY: an array element is always there; one pass runs at a time.
         let pass = unsafe { &mut *pass };
         match pass.kind {
-            PASS_INSERT => insert(pass, task, process),
-            PASS_LINK => link(pass, process),
+            PASS_INSERT => insert(pass, task),
+            PASS_LINK => link(pass, task, process),
             _ => {}
         }
     });
     0
 }
 
-/// Inserts the record of a process, and that of its parent: iterators have been seen to begin after
+/// Inserts the record of a process, and those of its creators: iterators have been seen to begin after
 /// process 1 (Linux 6.18 in a small virtual machine).
 #[inline(always)]
-fn insert(pass: &mut Pass, task: Task, process: ProcessId) {
-    insert_one(pass, task, process);
-    let parent = task.real_parent().leader();
-    if !parent.is_kernel_thread() && parent.pid() != 0 && parent.live_threads() != 0 {
-        insert_one(pass, parent, parent.process());
-    }
-}
-
-/// Inserts a record, unless there is one. A process that dies at this moment may have missed its
-/// record: whoever of the two marks it dead drops its reference.
-#[inline(never)]
-fn insert_one(pass: &mut Pass, task: Task, process: ProcessId) {
-    if LINEAGE.get_ptr(process).is_some() {
-        return;
-    }
-    match lineage::seed(task, &process, Hook::Seed) {
-        Ok(()) => pass.inserted += 1,
-        Err(-17) => return,
-        Err(_) => {
-            pass.failed += 1;
-            return;
-        }
-    }
-    if task.live_threads() != 0 || !lineage::claim_exit(&process) {
-        return;
-    }
-    if let Some(record) = LINEAGE.get_ptr_mut(process) {
-        // SAFETY: no record is removed while tracking starts.
-        if unsafe { atomic::exchange(&raw mut (*record).state, DEAD) } == LIVE {
-            Map.unreference(&process);
-        }
-    }
+fn insert(pass: &mut Pass, task: Task) {
+    let seeded = lineage::seed_line(task, Hook::Seed);
+    pass.inserted += u64::from(seeded as u32);
+    pass.failed += seeded >> 32;
 }
 
 /// Lets an inferred record hold its creator. No record is removed while tracking starts, so the
 /// pointers stay good although these are the records of others.
 #[inline(always)]
-fn link(pass: &mut Pass, process: ProcessId) {
+fn link(pass: &mut Pass, task: Task, process: ProcessId) {
     let Some(record) = LINEAGE.get_ptr_mut(process) else {
         pass.unrecorded += 1;
         return;
@@ -111,6 +83,11 @@ fn link(pass: &mut Pass, process: ProcessId) {
     unsafe {
         if (*record).origin & INFERRED == 0 || (*record).holds_creator != 0 {
             return;
+        }
+        // Who was its parent when it was learnt is gone, and nobody knew that one: then its present
+        // parent counts.
+        if LINEAGE.get_ptr((*record).creator).is_none() {
+            (*record).creator = task.real_parent().process();
         }
         if let Some(creator) = LINEAGE.get_ptr_mut((*record).creator) {
             atomic::increment(&raw mut (*creator).references);
@@ -124,7 +101,7 @@ fn link(pass: &mut Pass, process: ProcessId) {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
-    visit(ctx, |pass, task, process| {
+    visit(ctx, false, |pass, task, process| {
         // SAFETY: an array element is always there; one pass runs at a time.
         let pass = unsafe { &mut *pass };
         if pass.kind != PASS_LABEL {

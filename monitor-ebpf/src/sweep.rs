@@ -2,6 +2,8 @@
 //! (`sweep`), or to do what the exit hook would have done (`settle`). Never attached: both are run
 //! through the test-run call.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext, helpers::bpf_ktime_get_boot_ns, macros::raw_tracepoint,
     programs::RawTracePointContext,
@@ -30,9 +32,10 @@ pub(crate) fn sweep(ctx: RawTracePointContext) -> i32 {
 /// From Linux 7 on a hook can be preempted, and the kernel skips it for whoever dies on that CPU
 /// meanwhile. The record still holds its own reference then, so it cannot vanish; one caller at a
 /// time settles (it holds the lock of the tracker). Returns 1 when the exit had gone unseen.
-#[raw_tracepoint(tracepoint = "sys_enter")]
-pub(crate) fn settle(ctx: RawTracePointContext) -> i32 {
-    let process = argument(&ctx);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/sys_enter")]
+pub(crate) extern "C" fn settle(ctx: *mut c_void) -> i32 {
+    let process = argument(&RawTracePointContext::new(ctx));
     if is_learning() || !lineage::claim_exit(&process) {
         return 0;
     }

@@ -133,7 +133,17 @@ impl Story {
                 .rposition(|event| event["event"] == "exit");
             assert!(last_exit < Some(end), "extinct, and then an exit");
             states.retain(|_, state| *state != "gone");
-            assert!(states.is_empty(), "not gone at the end: {states:?}");
+            let is_told = |event: &&Value| {
+                event["event"] == "lost"
+                    || event
+                        .get("process")
+                        .is_some_and(|it| states.contains_key(&key(it)))
+            };
+            let told: Vec<_> = self.events.iter().filter(is_told).collect();
+            assert!(
+                states.is_empty(),
+                "not gone at the end: {states:?} {told:?}"
+            );
         }
     }
 

@@ -50,7 +50,7 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     if args.kill_orphans {
-        super::prepare_for_kill();
+        super::go_first();
     } else {
         super::raise_descriptor_limit();
     }

@@ -229,8 +229,8 @@ fn code_of_kernel(error: &kernel::Error) -> u8 {
     }
 }
 
-/// Prepares this process to kill a tree of any size.
-fn prepare_for_kill() {
+/// Prepares this process to follow or to kill a tree of any size, however busy that is.
+fn go_first() {
     raise_descriptor_limit();
     crate::kill::go_first();
 }
