@@ -205,7 +205,7 @@ impl Closer {
 /// mount namespace of one thread, which ends with it: this host's mounts stay as they are.
 fn with_trace_fs<T: Send>(attach: impl FnOnce() -> T + Send) -> Result<T, Error> {
     let is_mounted = |root: &&str| Path::new(root).join("events/sched").is_dir();
-    if TRACE_FS.iter().any(|root| is_mounted(&root)) {
+    if TRACE_FS.iter().any(is_mounted) {
         return Ok(attach());
     }
     let attached = thread::scope(|scope| {

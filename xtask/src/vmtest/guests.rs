@@ -17,6 +17,7 @@ use super::kernels::{Expected, SUITES};
 use super::packages::Kernel;
 use super::qemu::{self, Machine};
 use super::report::{Outcome, Ran, Report};
+use super::shares::is_shared;
 
 /// All guests together. What still runs then is ended and has failed.
 pub(super) const ALL_BUDGET: Duration = Duration::from_mins(10);
@@ -41,6 +42,8 @@ pub(super) struct Plan<'a> {
     pub(super) budget: Duration,
     /// When everything ends.
     pub(super) end: Instant,
+    /// Whether each kernel gets its share of the tests, or all of them.
+    pub(super) shares: bool,
     /// Whether the guests' file systems are kept.
     pub(super) keep: bool,
     /// Arguments for every test executable.
@@ -113,6 +116,7 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
         // So that one that hangs leaves time for others.
         limit: deadline / 2,
         args: plan.args.to_vec(),
+        is_wanted: &|test| !plan.shares || is_shared(suite, test),
     };
     let initramfs = plan.cache.join(format!("{}.cpio", suite.name));
     let archive = initramfs::build(plan.load, &run, suite.expected)?;
@@ -140,6 +144,9 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
         fs::remove_file(&initramfs)?;
     }
     let mut ran = Ran::judge(suite.expected, &console, end?);
+    let left_out = plan.load.tests.iter().map(|test| test.name.as_str());
+    let left_out = left_out.filter(|test| !(run.is_wanted)(test));
+    ran.left_out = left_out.map(str::to_owned).collect();
     ran.took = start.elapsed();
     ran.console = machine.console.to_path_buf();
     Ok(ran)

@@ -33,18 +33,19 @@ pub(super) struct Load {
 }
 
 /// How the tests are run.
-#[derive(Clone, Debug)]
-pub(super) struct Run {
+pub(super) struct Run<'a> {
     /// Loads are divided by this.
     pub(super) scale: u32,
     /// For each test executable.
     pub(super) limit: Duration,
     /// Arguments for every test executable.
     pub(super) args: Vec<String>,
+    /// Whether a test executable runs at all.
+    pub(super) is_wanted: &'a dyn Fn(&str) -> bool,
 }
 
 /// The file system of a guest, as an archive.
-pub(super) fn build(load: &Load, run: &Run, expected: Expected) -> Result<Vec<u8>> {
+pub(super) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["/proc", "/sys", "/dev", "/tmp"] {
         archive.directory(Path::new(directory));
@@ -103,7 +104,7 @@ fn needed(list: &str) -> impl Iterator<Item = PathBuf> {
 }
 
 /// A shell script: the sections in order.
-fn plan(load: &Load, run: &Run, expected: Expected) -> String {
+fn plan(load: &Load, run: &Run<'_>, expected: Expected) -> String {
     let lifemon = quoted(&load.lifemon.to_string_lossy());
     let seconds = COMMAND_LIMIT.as_secs();
     let mut plan = format!(
@@ -116,7 +117,8 @@ fn plan(load: &Load, run: &Run, expected: Expected) -> String {
             plan.push_str(&format!("section refusal {seconds} {lifemon} attach 1\n"));
         }
         Expected::Works => {
-            for test in &load.tests {
+            let tests = load.tests.iter();
+            for test in tests.filter(|test| (run.is_wanted)(&test.name)) {
                 plan.push_str(&test_section(test, run));
             }
         }
@@ -126,7 +128,7 @@ fn plan(load: &Load, run: &Run, expected: Expected) -> String {
 
 /// One test executable, where cargo would run it. All its output is wanted: reasons of skipped
 /// tests are in that of passed ones.
-fn test_section(test: &Executable, run: &Run) -> String {
+fn test_section(test: &Executable, run: &Run<'_>) -> String {
     let directory = quoted(&test.package_dir.to_string_lossy());
     let mut line = format!(
         "cd {directory}\nexport CARGO_MANIFEST_DIR={directory}\n\
@@ -174,17 +176,20 @@ mod tests {
             busybox: "/busybox".into(),
             lifemon: "/lifemon".into(),
             helpers: vec!["/actor".into()],
-            tests: vec![Executable {
-                name: "deaths".to_owned(),
-                path: "/deaths-1".into(),
-                package_dir: "/tests".into(),
-                is_test: true,
-            }],
+            tests: ["deaths", "load"]
+                .map(|name| Executable {
+                    name: name.to_owned(),
+                    path: format!("/{name}-1").into(),
+                    package_dir: "/tests".into(),
+                    is_test: true,
+                })
+                .into(),
         };
         let run = Run {
             scale: 10,
             limit: Duration::from_secs(9),
             args: vec!["orphans".to_owned()],
+            is_wanted: &|test| test != "load",
         };
         let plan = |expected| super::plan(&load, &run, expected);
         assert!(plan(Expected::Refuses).contains("section refusal 60 '/lifemon' attach 1"));
@@ -192,5 +197,6 @@ mod tests {
         let works = plan(Expected::Works);
         let section = "section test-deaths 9 '/deaths-1' --show-output --color never 'orphans'";
         assert!(works.contains(section), "{works}");
+        assert!(!works.contains("test-load"), "{works}");
     }
 }

@@ -11,6 +11,7 @@ mod packages;
 mod qemu;
 mod readme;
 mod report;
+mod shares;
 
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -42,6 +43,9 @@ const TOOLS_SUITE: &str = "bookworm";
 /// The loads of the heaviest tests are divided by this in a guest.
 const SCALE: u32 = 10;
 
+/// One guest with every test.
+const EVERYTHING_BUDGET: Duration = Duration::from_mins(40);
+
 /// What was typed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -51,6 +55,9 @@ pub(crate) struct Options {
     /// Only this test executable, as `lifecycle` (repeatable)
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
+    /// Every test on every kernel, which takes an hour: without it, or --test, each kernel gets a share
+    #[arg(long)]
+    everything: bool,
     /// Keeps the guests' file systems
     #[arg(long)]
     keep: bool,
@@ -79,7 +86,8 @@ pub(crate) fn vmtest(options: &Options) -> Result<()> {
     let load = host.load(built)?;
     let (kernels, mut reports) = host.kernels(&suites);
     let limited = (GUEST_BUDGET, ALL_BUDGET);
-    let (budget, all) = options.deadline.map_or(limited, |seconds| {
+    let deadline = options.everything.then_some(EVERYTHING_BUDGET.as_secs());
+    let (budget, all) = options.deadline.or(deadline).map_or(limited, |seconds| {
         let budget = Duration::from_secs(seconds);
         (budget, budget * u32::try_from(SUITES.len()).unwrap_or(1))
     });
@@ -90,6 +98,7 @@ pub(crate) fn vmtest(options: &Options) -> Result<()> {
             scale: options.scale,
             budget,
             end: Instant::now() + all,
+            shares: !options.everything && options.test.is_empty(),
             keep: options.keep,
             args: &options.args,
         },
@@ -121,6 +130,7 @@ pub(crate) fn stage(built: ForTests, args: &[String], counts: &mut Counts) -> Re
             scale: SCALE,
             budget: GUEST_BUDGET,
             end: Instant::now() + ALL_BUDGET,
+            shares: true,
             keep: false,
             args,
         },

@@ -78,7 +78,14 @@ fn notes(reports: &[Report]) -> Vec<String> {
             .collect();
         format!("- Tests skipped, {}: {why}.\n", kernels.join(", "))
     });
-    degraded.chain(skipped).collect()
+    let left_out = reports.iter().filter_map(|report| match &report.outcome {
+        Outcome::Ran(ran) if ran.refusal.is_none() && !ran.left_out.is_empty() => {
+            let names = ran.left_out.join(", ");
+            Some(format!("- Left out on {}: {names}.\n", ran.release))
+        }
+        _ => None,
+    });
+    degraded.chain(skipped).chain(left_out).collect()
 }
 
 fn cells(ran: &Ran) -> String {

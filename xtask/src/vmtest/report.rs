@@ -38,6 +38,8 @@ pub(super) struct Ran {
     pub(super) checks: Vec<Check>,
     /// What lifemon said where it refuses to run.
     pub(super) refusal: Option<String>,
+    /// Test executables that did not run there, because others have their share.
+    pub(super) left_out: Vec<String>,
     /// What is wrong besides failed tests.
     pub(super) problems: Vec<String>,
     /// What the kernel complained of.
@@ -173,6 +175,10 @@ fn show(ran: &Ran, suite: Suite, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     for (test, why) in &ran.tests.skipped {
         writeln!(f, "        skipped {test}: {why}")?;
+    }
+    if !ran.left_out.is_empty() && ran.refusal.is_none() {
+        let names = ran.left_out.join(", ");
+        writeln!(f, "        left out, too long for every kernel: {names}")?;
     }
     for (test, why) in &ran.tests.failed {
         writeln!(f, "        failed {test}: {why}")?;

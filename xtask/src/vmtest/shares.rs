@@ -1,0 +1,81 @@
+//! Which test executables run on which kernel. All of them on every kernel take an hour and more when
+//! emulated; so, unless everything is asked for, those whose outcome hangs most on the kernel run on
+//! each, the others on one or two, and what only needs Linux, or much of it, on none. What is left out
+//! is said, by name.
+
+use super::kernels::Suite;
+
+/// The hooks, the lineage and the words of the stream.
+const EVERYWHERE: [&str; 2] = ["deaths", "lifecycle"];
+
+/// By suite.
+const SHARES: [(&str, &[&str]); 4] = [
+    (
+        "bookworm",
+        &["history", "kill", "lineage", "loss", "orphans", "refusals"],
+    ),
+    (
+        "trixie",
+        &[
+            "actors",
+            "kill_refused",
+            "run_lives",
+            "run_signals",
+            "run_terminal",
+            "tracker",
+            "tree",
+            "watchers",
+        ],
+    ),
+    ("sid", &["kill_exact", "kill_survivors", "loss", "tree"]),
+    ("trixie-backports", &["history", "lineage", "orphans"]),
+];
+
+/// What takes minutes on a single processor that is emulated, or asks little of the kernel.
+const NOWHERE: [&str; 11] = [
+    "commands",
+    "gpu",
+    "kill_bombs",
+    "kill_interrupted",
+    "kill_on_root_exit",
+    "load",
+    "manager",
+    "manager_wire",
+    "python_servers",
+    "run",
+    "run_many",
+];
+
+/// Whether this executable runs on the kernel of this suite. One that is not named above does.
+pub(super) fn is_shared(suite: Suite, test: &str) -> bool {
+    let is_elsewhere = SHARES.iter().any(|(_, share)| share.contains(&test));
+    let own = SHARES.iter().find(|(name, _)| *name == suite.name);
+    let is_own = own.is_some_and(|(_, share)| share.contains(&test));
+    EVERYWHERE.contains(&test) || is_own || !(is_elsewhere || NOWHERE.contains(&test))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmtest::kernels::SUITES;
+
+    #[test]
+    fn each_runs_where_it_is_named_and_a_new_one_everywhere() {
+        let on = |test: &str| {
+            let suites = SUITES.iter().filter(|suite| is_shared(**suite, test));
+            suites.map(|suite| suite.name).collect::<Vec<_>>()
+        };
+        assert_eq!(on("loss"), ["bookworm", "sid"]);
+        assert_eq!(on("deaths").len(), SUITES.len());
+        assert_eq!(on("one_that_is_new").len(), SUITES.len());
+        assert!(on("load").is_empty());
+    }
+
+    #[test]
+    fn every_suite_has_its_share() {
+        for (name, share) in SHARES {
+            assert!(SUITES.iter().any(|suite| suite.name == name), "{name}");
+            assert!(share.iter().all(|test| !NOWHERE.contains(test)), "{name}");
+        }
+    }
+}
