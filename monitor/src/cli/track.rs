@@ -289,7 +289,7 @@ fn describe(state: &StateJson) -> String {
                 )
             },
         );
-        text.push_str(&format!("cost         {:<7} {time}\n", cost.hook));
+        text.push_str(&format!("cost         {:<13} {time}\n", cost.hook));
     }
     text
 }
