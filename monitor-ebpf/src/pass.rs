@@ -86,7 +86,8 @@ fn link(pass: &mut Pass, task: Task, process: ProcessId) {
         }
         // Who was its parent when it was learnt is gone, and nobody knew that one: then its present
         // parent counts.
-        if LINEAGE.get_ptr((*record).creator).is_none() {
+        let creator = (*record).creator;
+        if !creator.is_none() && LINEAGE.get_ptr(creator).is_none() {
             (*record).creator = task.real_parent().process();
         }
         if let Some(creator) = LINEAGE.get_ptr_mut((*record).creator) {

@@ -12,7 +12,7 @@ const EVERYWHERE: [&str; 2] = ["deaths", "lifecycle"];
 const SHARES: [(&str, &[&str]); 4] = [
     (
         "bookworm",
-        &["history", "kill", "lineage", "loss", "orphans", "refusals"],
+        &["history", "kill", "lineage", "loss", "refusals"],
     ),
     (
         "trixie",
@@ -27,8 +27,8 @@ const SHARES: [(&str, &[&str]); 4] = [
             "watchers",
         ],
     ),
-    ("sid", &["kill_exact", "kill_survivors", "loss", "tree"]),
-    ("trixie-backports", &["history", "lineage", "orphans"]),
+    ("sid", &["kill_exact", "kill_survivors", "loss"]),
+    ("trixie-backports", &["kill", "lineage", "orphans", "tree"]),
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
