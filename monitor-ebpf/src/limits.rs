@@ -44,7 +44,7 @@ pub const RELEASE_STEPS: u32 = 16;
 
 /// Creators without a record that are learnt together with a process that is older than tracking. What
 /// is above them is learnt when the pass comes to it.
-pub const SEED_STEPS: u32 = 8;
+pub const SEED_STEPS: u32 = 3;
 
 /// Creators that the label pass climbs for one task. It ends at the first that is a member already,
 /// and creators come first as a rule; where they do not, a deeper tree takes more passes.

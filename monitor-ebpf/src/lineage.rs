@@ -110,11 +110,8 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
 /// before the child can run (I1). Whether the death of the child will be seen.
 #[inline(never)]
 pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mut Record) -> bool {
-    // SAFETY: the creator is alive (it is in fork), so its record cannot vanish.
-    let held = LINEAGE
-        .get_ptr_mut(creator)
-        .map(|record| unsafe { atomic::increment(&raw mut (*record).references) })
-        .is_some();
+    // The creator is alive: it is in fork.
+    let held = hold(creator);
     record.holds_creator = u32::from(held);
     let inserted = insert(process, record);
     if inserted.is_err() && held {
@@ -145,31 +142,48 @@ pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
     inserted
 }
 
-/// Inserts the record of a process that is older than tracking, and of its creators up to the first
-/// that has one: any of them can be gone, and its children adopted by another, before the pass comes to
-/// it. `room` is the caller's. How many were inserted, and in the upper half how many did not fit.
+/// Inserts the record of a process that is older than tracking, and those of its creators up to the
+/// first that has one, each holding its own: any of them can be gone before a pass comes to it, and
+/// its children adopted by another. `room` is the caller's. How many were inserted, and in the upper half
+/// how many did not fit.
 #[inline(never)]
 pub(crate) fn seed_line(leader: Task, room: Hook) -> u64 {
-    let mut seeded = 0;
+    const STEPS: usize = limits::SEED_STEPS as usize;
+    // Filled from its end, so that creators come first.
+    let mut line = [leader; STEPS];
+    let mut first = STEPS;
     let mut at = leader;
-    for _ in 0..limits::SEED_STEPS {
-        if at.pid() == 0 || at.is_kernel_thread() {
+    while first > 0 {
+        if at.pid() == 0 || at.is_kernel_thread() || LINEAGE.get_ptr(at.process()).is_some() {
             break;
         }
-        let process = at.process();
-        if LINEAGE.get_ptr(process).is_some() {
-            break;
-        }
-        match seed(at, &process, room) {
-            Ok(()) => seeded += 1,
-            Err(EEXIST) => break,
-            Err(_) => {
-                seeded |= 1 << 32;
-                break;
-            }
-        }
-        end_if_dead(at, &process);
+        first -= 1;
+        // SAFETY: below the length.
+        unsafe { (&raw mut line).cast::<Task>().add(first).write_volatile(at) };
         at = at.real_parent().leader();
+    }
+    let mut creator = if at.pid() == 0 {
+        ProcessId::NONE
+    } else {
+        at.process()
+    };
+    let mut seeded = 0;
+    for step in 0..STEPS {
+        if step < first {
+            continue;
+        }
+        // SAFETY: below the length.
+        let task = unsafe { (&raw const line).cast::<Task>().add(step).read_volatile() };
+        let process = task.process();
+        match seed(task, &process, creator, room) {
+            Ok(()) => {
+                seeded += 1;
+                end_if_dead(task, &process);
+            }
+            Err(EEXIST) => {}
+            Err(_) => seeded |= 1 << 32,
+        }
+        creator = process;
     }
     seeded
 }
@@ -193,22 +207,33 @@ fn end_if_dead(task: Task, process: &ProcessId) {
     }
 }
 
-/// Inserts the record of a process that is older than tracking, with its present parent as
-/// creator, not held yet: the link pass does that when every record is there.
+/// Inserts the record of a process that is older than tracking. One whose creator has no record is
+/// connected by the link pass.
 #[inline(always)]
-fn seed(leader: Task, process: &ProcessId, room: Hook) -> Result<(), i32> {
-    let parent = leader.real_parent();
-    let creator = if parent.pid() == 0 {
-        ProcessId::NONE
-    } else {
-        parent.process()
-    };
+fn seed(leader: Task, process: &ProcessId, creator: ProcessId, room: Hook) -> Result<(), i32> {
     let Some(Scratch { record, .. }) = scratch(room) else {
         return Err(0);
     };
     describe(record, leader, creator);
     record.origin = INFERRED;
-    insert(process, record)
+    let held = hold(&creator);
+    record.holds_creator = u32::from(held);
+    let inserted = insert(process, record);
+    if inserted.is_err() && held {
+        Map.unreference(&creator);
+    }
+    inserted
+}
+
+/// Takes a reference on a record that cannot vanish: that of the current process, or any while
+/// tracking starts. Whether there is one.
+#[inline(always)]
+fn hold(creator: &ProcessId) -> bool {
+    LINEAGE
+        .get_ptr_mut(creator)
+        // SAFETY: the caller promises that it cannot vanish.
+        .map(|record| unsafe { atomic::increment(&raw mut (*record).references) })
+        .is_some()
 }
 
 /// Whether this caller is the one that handles the exit of `process` (I2). Where the kernel says

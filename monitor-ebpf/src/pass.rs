@@ -38,7 +38,10 @@ fn visit(ctx: *mut c_void, dying: bool, each: impl FnOnce(*mut Pass, Task, Proce
         return;
     }
     let task = Task::new(task);
-    if !task.is_leader() || task.is_kernel_thread() || !(dying || task.live_threads() != 0) {
+    if !task.is_leader() || task.is_kernel_thread() {
+        return;
+    }
+    if task.live_threads() == 0 && (!dying || task.has_left()) {
         return;
     }
     // SAFETY: an array element is always there; one pass runs at a time.

@@ -99,6 +99,12 @@ impl Task {
             .read(offset!(signal_live))
     }
 
+    /// Whether the kernel has handed over its children: it is a zombie, or less.
+    #[inline(always)]
+    pub(crate) fn has_left(self) -> bool {
+        self.0.read::<u32>(offset!(task_exit_state)) != 0
+    }
+
     /// Status of the process as `wait(2)` gives it. `task->exit_code` of the last thread would be
     /// wrong: another thread's code, or without the core bit.
     #[inline(always)]
