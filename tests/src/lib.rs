@@ -36,7 +36,7 @@ pub use story::Story;
 pub use stream::{Finished, Stream};
 pub use toll::{HeldUp, Toll};
 pub use tracker::{HostTracker, run_alone};
-pub use wait::wait_until;
+pub use wait::{poll, wait_until};
 pub use watching::{Watching, can_preempt_tracepoints, has_other_hooks, says_who_is_last};
 
 use std::time::Duration;
