@@ -93,9 +93,13 @@ pub(crate) fn for_tests() -> Result<ForTests> {
     command.args(["--features", "lifemon-tests/privileged"]);
     let built = executables(command)?;
     let (tests, others): (Vec<_>, Vec<_>) = built.into_iter().partition(|built| built.is_test);
-    let (end_to_end, unit) = tests.into_iter().partition(Executable::is_end_to_end);
-    let of_tests = others.iter().filter(|other| other.is_of(TESTS));
-    let helpers = of_tests.map(|helper| helper.path.clone()).collect();
+    let (mut end_to_end, unit): (Vec<_>, Vec<_>) =
+        tests.into_iter().partition(Executable::is_end_to_end);
+    let helpers = others.iter().filter(|other| other.is_of(TESTS));
+    // Cargo makes a test of each program as well, and in these there is none.
+    let is_helper = |name: &String| helpers.clone().any(|helper| helper.name == *name);
+    end_to_end.retain(|test| !is_helper(&test.name));
+    let helpers = helpers.map(|helper| helper.path.clone()).collect();
     let lifemon = find(others, "lifemon")?;
     Ok(ForTests {
         lifemon,

@@ -28,7 +28,7 @@ const SHARES: [(&str, &[&str]); 4] = [
         ],
     ),
     ("sid", &["kill_exact", "kill_survivors", "loss"]),
-    ("trixie-backports", &["kill", "lineage", "orphans", "tree"]),
+    ("trixie-backports", &["kill", "lineage", "orphans"]),
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
