@@ -53,7 +53,7 @@ fn created(ctx: &impl EbpfContext, parent: Task, child: Task) {
     }
     // While tracking starts the creator may not have been visited yet.
     if is_learning() {
-        lineage::seed_line(parent.leader(), Hook::SeedByFork);
+        lineage::seed(parent.leader(), Hook::SeedByFork);
     }
     let Some(Scratch { event, record }) = scratch(Hook::Fork) else {
         return;

@@ -42,11 +42,6 @@ pub const SPLICES: u32 = 4;
 /// next command. The verifier walks through every step, at every start of a tracker.
 pub const RELEASE_STEPS: u32 = 16;
 
-/// Processes of one line that are learnt at once: the one that is older than tracking, and so many less
-/// one of its creators. What is above them is learnt when the pass comes to it. The verifier of Linux
-/// 6.1 gives up at 3.
-pub const SEED_STEPS: u32 = 1;
-
 /// Creators that the label pass climbs for one task. It ends at the first that is a member already,
 /// and creators come first as a rule; where they do not, a deeper tree takes more passes.
 pub const CLIMB_STEPS: u32 = 16;

@@ -11,7 +11,7 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_boot_ns,
 };
 use lifemon_ebpf::{
-    DEAD, EXIT_UNSEEN, INFERRED, LIVE, ProcessId, Record, limits,
+    DEAD, EXIT_UNSEEN, INFERRED, LIVE, ProcessId, Record,
     rules::{self, Lineage, Link},
 };
 
@@ -142,50 +142,35 @@ pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
     inserted
 }
 
-/// Inserts the record of a process that is older than tracking, and those of its creators up to the
-/// first that has one, each holding its own: any of them can be gone before a pass comes to it, and
-/// its children adopted by another. `room` is the caller's. How many were inserted, and in the upper half
-/// how many did not fit.
+/// Inserts the record of a process that is older than tracking, and before it that of its creator, so
+/// that it holds that one at once: its creator can be gone before a pass comes to it, and it can be
+/// adopted by another. `room` is the caller's. How many were inserted, and in the upper half how many
+/// did not fit.
+#[inline(always)]
+pub(crate) fn seed(leader: Task, room: Hook) -> u64 {
+    seed_one(leader.real_parent().leader(), room) + seed_one(leader, room)
+}
+
 #[inline(never)]
-pub(crate) fn seed_line(leader: Task, room: Hook) -> u64 {
-    const STEPS: usize = limits::SEED_STEPS as usize;
-    // Filled from its end, so that creators come first.
-    let mut line = [leader; STEPS];
-    let mut first = STEPS;
-    let mut at = leader;
-    while first > 0 {
-        if at.pid() == 0 || at.is_kernel_thread() || LINEAGE.get_ptr(at.process()).is_some() {
-            break;
-        }
-        first -= 1;
-        // SAFETY: below the length.
-        unsafe { (&raw mut line).cast::<Task>().add(first).write_volatile(at) };
-        at = at.real_parent().leader();
+fn seed_one(leader: Task, room: Hook) -> u64 {
+    let process = leader.process();
+    if leader.pid() == 0 || leader.is_kernel_thread() || LINEAGE.get_ptr(process).is_some() {
+        return 0;
     }
-    let mut creator = if at.pid() == 0 {
+    let parent = leader.real_parent();
+    let creator = if parent.pid() == 0 {
         ProcessId::NONE
     } else {
-        at.process()
+        parent.process()
     };
-    let mut seeded = 0;
-    for step in 0..STEPS {
-        if step < first {
-            continue;
+    match insert_older(leader, &process, creator, room) {
+        Ok(()) => {
+            end_if_dead(leader, &process);
+            1
         }
-        // SAFETY: below the length.
-        let task = unsafe { (&raw const line).cast::<Task>().add(step).read_volatile() };
-        let process = task.process();
-        match seed(task, &process, creator, room) {
-            Ok(()) => {
-                seeded += 1;
-                end_if_dead(task, &process);
-            }
-            Err(EEXIST) => {}
-            Err(_) => seeded |= 1 << 32,
-        }
-        creator = process;
+        Err(EEXIST) => 0,
+        Err(_) => 1 << 32,
     }
-    seeded
 }
 
 /// A process that dies at this moment may have missed its record: whoever of the two marks it dead drops
@@ -210,7 +195,12 @@ fn end_if_dead(task: Task, process: &ProcessId) {
 /// Inserts the record of a process that is older than tracking. One whose creator has no record is
 /// connected by the link pass.
 #[inline(always)]
-fn seed(leader: Task, process: &ProcessId, creator: ProcessId, room: Hook) -> Result<(), i32> {
+fn insert_older(
+    leader: Task,
+    process: &ProcessId,
+    creator: ProcessId,
+    room: Hook,
+) -> Result<(), i32> {
     let Some(Scratch { record, .. }) = scratch(room) else {
         return Err(0);
     };

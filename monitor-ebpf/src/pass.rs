@@ -65,11 +65,11 @@ pub(crate) extern "C" fn seed(ctx: *mut c_void) -> i32 {
     0
 }
 
-/// Inserts the record of a process, and those of its creators: iterators have been seen to begin after
+/// Inserts the record of a process, and that of its creator: iterators have been seen to begin after
 /// process 1 (Linux 6.18 in a small virtual machine).
 #[inline(always)]
 fn insert(pass: &mut Pass, task: Task) {
-    let seeded = lineage::seed_line(task, Hook::Seed);
+    let seeded = lineage::seed(task, Hook::Seed);
     pass.inserted += u64::from(seeded as u32);
     pass.failed += seeded >> 32;
 }
