@@ -9,7 +9,7 @@
 //! preemption off, for the reason that [`crate::exit`] gives.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_task_btf, bpf_send_signal},
+    helpers::bpf_send_signal,
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
@@ -40,9 +40,7 @@ fn close() {
     if layers == 0 {
         return;
     }
-    // SAFETY: the helper has no preconditions; the task is the current one.
-    let task = Task::new(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
-    if members::is_condemned(&task.process(), layers) {
+    if members::is_condemned(&Task::current().process(), layers) {
         // SAFETY: the helper has no preconditions. A signal that is pending already does no harm.
         unsafe { bpf_send_signal(SIGKILL) };
     }

@@ -6,7 +6,6 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_get_current_task_btf,
     macros::{btf_tracepoint, tracepoint},
     programs::{BtfTracePointContext, TracePointContext},
 };
@@ -30,9 +29,7 @@ pub(crate) fn exec(ctx: BtfTracePointContext) -> i32 {
 /// The same event in the form of the tracing files, which runs with preemption off.
 #[tracepoint]
 pub(crate) fn exec_guarded(ctx: TracePointContext) -> i32 {
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task_btf() };
-    executes(&ctx, Task::new(task.cast::<u8>()));
+    executes(&ctx, Task::current());
     0
 }
 

@@ -10,7 +10,6 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_get_current_task_btf,
     macros::{btf_tracepoint, tracepoint},
     programs::{BtfTracePointContext, TracePointContext},
 };
@@ -30,13 +29,7 @@ const SIGKILL: u32 = 9;
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::new(ctx.arg::<*const u8>(0));
-    let is_last = if HAS_GROUP_DEAD.load() != 0 {
-        // True for exactly one thread of the group.
-        ctx.arg::<u8>(1) != 0
-    } else {
-        task.live_threads() == 0
-    };
-    if is_last {
+    if is_last(task, || ctx.arg::<u8>(1)) {
         died(&ctx, task, Hook::Exit);
     }
     0
@@ -45,18 +38,23 @@ pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
 /// The same event in the form of the tracing files, for the current task.
 #[tracepoint]
 pub(crate) fn exit_guarded(ctx: TracePointContext) -> i32 {
-    // SAFETY: the helper has no preconditions.
-    let task = Task::new(unsafe { bpf_get_current_task_btf() }.cast::<u8>());
-    let is_last = if HAS_GROUP_DEAD.load() != 0 {
-        let record = Kernel(ctx.as_ptr().cast::<u8>());
-        record.read::<u8>(offset!(exit_group_dead)) != 0
-    } else {
-        task.live_threads() == 0
-    };
-    if is_last {
+    let task = Task::current();
+    let record = Kernel(ctx.as_ptr().cast::<u8>());
+    if is_last(task, || record.read(offset!(exit_group_dead))) {
         died(&ctx, task, Hook::ExitGuarded);
     }
     0
+}
+
+/// Whether no other thread of the group is left: as the kernel says, which is true for exactly one of
+/// them, or where it does not, by their number.
+#[inline(always)]
+fn is_last(task: Task, group_dead: impl FnOnce() -> u8) -> bool {
+    if HAS_GROUP_DEAD.load() != 0 {
+        group_dead() != 0
+    } else {
+        task.live_threads() == 0
+    }
 }
 
 #[inline(always)]

@@ -6,10 +6,7 @@
 //! [`fork_waking`] runs a moment later, under the lock of the run queue that the child is put on: with
 //! interrupts off, so nobody comes between.
 
-use aya_ebpf::{
-    EbpfContext, helpers::bpf_get_current_task_btf, macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
 use lifemon_ebpf::EVENT_FORK;
 
@@ -33,9 +30,7 @@ pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
 /// makes for a process come here as well, and are no processes.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub(crate) fn fork_waking(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: the helper has no preconditions.
-    let parent = Task::new(unsafe { bpf_get_current_task_btf() }.cast::<u8>());
-    created(&ctx, parent, Task::new(ctx.arg::<*const u8>(0)));
+    created(&ctx, Task::current(), Task::new(ctx.arg::<*const u8>(0)));
     0
 }
 

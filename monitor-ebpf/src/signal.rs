@@ -1,10 +1,7 @@
 //! Who sent the signal that ends a process. A hot hook: the first test throws out SIGCHLD and all
 //! that timers and I/O send all the time.
 
-use aya_ebpf::{
-    bindings::BPF_ANY, helpers::bpf_get_current_task_btf, macros::btf_tracepoint,
-    programs::BtfTracePointContext,
-};
+use aya_ebpf::{bindings::BPF_ANY, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact};
 
@@ -76,8 +73,7 @@ fn fact(signal: u32, info: usize) -> SignalFact {
             ..SignalFact::default()
         };
     }
-    // SAFETY: the helper has no preconditions; the task is the current one.
-    let sender = Task::new(unsafe { bpf_get_current_task_btf() }.cast_const().cast());
+    let sender = Task::current();
     SignalFact {
         sender: sender.process(),
         // The name of the process; the sending thread may have another.

@@ -1,7 +1,7 @@
 //! All reads of kernel structures: a task as the hooks see it. A field that this kernel does not
 //! have reads as 0.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel};
 use lifemon_ebpf::{ProcessId, offsets::MISSING};
 
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -49,6 +49,13 @@ impl Task {
     #[inline(always)]
     pub(crate) fn new(task: *const u8) -> Self {
         Self(Kernel(task))
+    }
+
+    /// The one that runs now.
+    #[inline(always)]
+    pub(crate) fn current() -> Self {
+        // SAFETY: the helper has no preconditions.
+        Self::new(unsafe { bpf_get_current_task_btf() }.cast_const().cast())
     }
 
     #[inline(always)]

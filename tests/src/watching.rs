@@ -53,9 +53,7 @@ macro_rules! on_every_path {
 /// When the kernel does not tell its release.
 #[must_use]
 pub fn says_who_is_last() -> bool {
-    let kernel = uname().expect("the kernel's names");
-    let release = kernel.release().to_string_lossy();
-    let says = release_of(&release).expect("two numbers") >= SAYS_WHO_IS_LAST;
+    let says = release() >= SAYS_WHO_IS_LAST;
     if !says {
         println!("skipped: before Linux 6.16 the exit event does not say which thread is the last");
     }
@@ -83,9 +81,13 @@ pub fn has_other_hooks() -> bool {
 /// When the kernel does not tell its release.
 #[must_use]
 pub fn can_preempt_tracepoints() -> bool {
+    release() >= (7, 0)
+}
+
+/// The first two numbers of this kernel's release.
+fn release() -> (u32, u32) {
     let kernel = uname().expect("the kernel's names");
-    let release = kernel.release().to_string_lossy();
-    release_of(&release).expect("two numbers") >= (7, 0)
+    release_of(&kernel.release().to_string_lossy()).expect("two numbers")
 }
 
 /// The first two numbers of a kernel's release.

@@ -126,9 +126,7 @@ impl Hook {
             }
         }
     }
-}
 
-impl Hook {
     fn refused(&self, error: &ProgramError) -> Error {
         let is_denied = match error {
             ProgramError::SyscallError(error) => matches!(
