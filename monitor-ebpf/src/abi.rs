@@ -3,7 +3,7 @@
 
 /// Version of the layout and meaning of every map. It is part of the pin path, so that a binary
 /// never opens the maps of another version.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// A process (a thread group), for ever: the pid alone is reused, the pair is not.
 #[repr(C)]
@@ -49,6 +49,16 @@ pub const DEAD: u64 = 2;
 /// [`Record::origin`]: older than tracking, so its creator is the parent that was found.
 pub const INFERRED: u32 = 1;
 
+/// [`Record::holds_creator`]: it does not: there is no creator, or none that has a record.
+pub const NOT_HELD: u64 = 0;
+/// [`Record::holds_creator`]: it counts in its creator's references.
+pub const HELD: u64 = 1;
+/// [`Record::holds_creator`]: not yet: its creator is older than tracking and will be learnt. Where that
+/// is left over when learning ends, the line above is not known.
+pub const CREATOR_DUE: u64 = 2;
+/// [`Record::holds_creator`]: the same, of who stands for the creator of a process that is itself older.
+pub const ANCESTOR_DUE: u64 = 3;
+
 /// [`Record::exit_flags`], [`Event::flags`]: the out-of-memory killer chose it.
 pub const OOM_KILLED: u32 = 1;
 /// [`Record::exit_flags`], [`Event::flags`]: `sender` names the process that sent the signal.
@@ -69,6 +79,9 @@ pub struct Record {
     pub references: u64,
     /// [`LIVE`] or [`DEAD`]. Atomic.
     pub state: u64,
+    /// [`HELD`] and so on. Written by the inserter and the splice; what is due is given once, by an
+    /// atomic exchange.
+    pub holds_creator: u64,
     /// When it died, ns since boot; 0 while it lives.
     pub exit_ns: u64,
     /// Its cgroup v2 when it was created, last called exec, or died.
@@ -85,17 +98,12 @@ pub struct Record {
     pub exit_flags: u32,
     /// [`INFERRED`]; written by whoever inserted the record.
     pub origin: u32,
-    /// 1 when this record counts in its creator's `references`; written by the inserter, the seed
-    /// pass and the splice.
-    pub holds_creator: u32,
     /// Ghosts that were spliced out between this record and `creator`.
     pub elided: u32,
     /// Real user id.
     pub uid: u32,
     /// Its pid in its own pid namespace.
     pub ns_pid: u32,
-    /// Always 0.
-    pub reserved: u32,
 }
 
 /// Key of the membership map: a process is in at most one tree of each layer.
@@ -172,8 +180,11 @@ pub struct Host {
     /// Bit n: some tree uses layer n. Set before a tree is labelled, cleared after its last
     /// membership is gone.
     pub layers: u64,
-    /// 1 while the processes that existed before are being learnt: records are not removed then.
+    /// Not 0 while the processes that existed before are being learnt: records are not removed then.
+    /// [`LEARNING`], and at last [`LEARNING_ENDS`].
     pub learning: u64,
+    /// Deaths that are being learnt at this moment.
+    pub learners: u64,
     /// When every process had been learnt, ns since boot; 0 before.
     pub since_ns: u64,
     /// Deaths that had more ghosts to remove than they may; the sweep finds those.
@@ -182,12 +193,17 @@ pub struct Host {
     pub condemned_layers: u64,
 }
 
-/// What the label and seed passes are asked for and what they found, in shared memory.
+/// [`Host::learning`]: whoever dies is learnt.
+pub const LEARNING: u64 = 1;
+/// [`Host::learning`]: nobody begins to learn. Those who have begun can still ask for any record.
+pub const LEARNING_ENDS: u64 = 2;
+
+/// What the passes are asked for and what they found, in shared memory.
 /// One pass runs at a time: who runs it holds the lock of the tracker.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// [`PASS_INSERT`], [`PASS_LINK`] or [`PASS_LABEL`].
+    /// [`PASS_LEARN`] or [`PASS_LABEL`].
     pub kind: u32,
     /// Slot to label.
     pub slot: u32,
@@ -199,7 +215,7 @@ pub struct Pass {
     pub root: ProcessId,
     /// Processes visited.
     pub seen: u64,
-    /// Records or memberships inserted, or links made.
+    /// Records or memberships inserted, or creators held.
     pub inserted: u64,
     /// Living processes without a record.
     pub unrecorded: u64,
@@ -211,12 +227,10 @@ pub struct Pass {
     pub failed: u64,
 }
 
-/// Insert a record for every process that has none.
-pub const PASS_INSERT: u32 = 1;
-/// Let every inferred record hold its creator.
-pub const PASS_LINK: u32 = 2;
+/// Learn every process that is older than tracking.
+pub const PASS_LEARN: u32 = 1;
 /// Make every living descendant of the root a member.
-pub const PASS_LABEL: u32 = 3;
+pub const PASS_LABEL: u32 = 2;
 
 /// Who sent the last signal that can end a process.
 #[repr(C)]

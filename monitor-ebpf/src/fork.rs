@@ -12,7 +12,7 @@ use lifemon_ebpf::EVENT_FORK;
 
 use crate::{
     atomic, events, lineage,
-    maps::{Hook, Scratch, is_learning, scratch, tree},
+    maps::{Hook, Scratch, scratch, tree},
     members,
     task::Task,
 };
@@ -45,10 +45,6 @@ fn created(ctx: &impl EbpfContext, parent: Task, child: Task) {
     if let Some(all) = tree(0) {
         // SAFETY: an array element is always there.
         unsafe { atomic::increment(&raw mut (*all).forks) };
-    }
-    // While tracking starts the creator may not have been visited yet.
-    if is_learning() {
-        lineage::seed(parent.leader(), Hook::SeedByFork);
     }
     let Some(Scratch { event, record }) = scratch(Hook::Fork) else {
         return;

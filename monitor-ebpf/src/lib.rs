@@ -14,6 +14,7 @@
 extern crate std;
 
 mod abi;
+pub mod learning;
 pub mod limits;
 pub mod offsets;
 pub mod rules;

@@ -46,5 +46,10 @@ pub const RELEASE_STEPS: u32 = 16;
 /// and creators come first as a rule; where they do not, a deeper tree takes more passes.
 pub const CLIMB_STEPS: u32 = 16;
 
+/// Dying parents in a row that learning passes over: those that were on their way out before the first
+/// hook was attached and have not handed over their children yet, of one line. Where there are more,
+/// the next pass looks again; a line that stays open is told as unsettled.
+pub const DYING_PARENTS: u32 = 16;
+
 /// A fork or exec event wakes the watcher only when its ring is fuller than one part in this.
 pub const WAKE_AT_RING_FRACTION: u64 = 4;

@@ -6,22 +6,20 @@
 //! (its creator's). Everybody else's record is copied, and the copy counts only if the same
 //! element is still there under the same identity afterwards; an identity never comes back.
 
-use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::bpf_ktime_get_boot_ns,
-};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lifemon_ebpf::{
-    DEAD, EXIT_UNSEEN, INFERRED, LIVE, ProcessId, Record,
+    CREATOR_DUE, DEAD, HELD, LIVE, NOT_HELD, ProcessId, Record,
     rules::{self, Lineage, Link},
 };
 
 use crate::{
     atomic,
-    maps::{ALIVE, CLAIMS_EXITS, Hook, LINEAGE, ROOTS, Scratch, host, is_learning, scratch, tree},
+    maps::{ALIVE, CLAIMS_EXITS, LINEAGE, ROOTS, host, is_learning, tree},
     task::Task,
 };
 
-const EEXIST: i32 = -17;
+/// What a map says of a key that it has.
+pub(crate) const EEXIST: i32 = -17;
 
 /// The lineage map as the store of the rules.
 pub(crate) struct Map;
@@ -37,7 +35,7 @@ impl Lineage for Map {
                 creator: (&raw const (*record).creator).read_volatile(),
                 references: (&raw const (*record).references).read_volatile(),
                 state: (&raw const (*record).state).read_volatile(),
-                holds_creator: u64::from((&raw const (*record).holds_creator).read_volatile()),
+                holds_creator: (&raw const (*record).holds_creator).read_volatile(),
                 elided: u64::from((&raw const (*record).elided).read_volatile()),
             }
         };
@@ -52,7 +50,7 @@ impl Lineage for Map {
             // reader that sees the creator half written finds no such record and looks again.
             unsafe {
                 (*record).creator = link.creator;
-                (*record).holds_creator = link.holds_creator as u32;
+                (*record).holds_creator = link.holds_creator;
                 (*record).elided = link.elided as u32;
             }
         }
@@ -99,11 +97,10 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
     record.status = 0;
     record.exit_flags = 0;
     record.origin = 0;
-    record.holds_creator = 0;
+    record.holds_creator = NOT_HELD;
     record.elided = 0;
     record.uid = task.uid();
     record.ns_pid = task.namespace_pid();
-    record.reserved = 0;
 }
 
 /// Inserts the record of a process that `creator` is creating at this moment, in its context and
@@ -112,10 +109,15 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
 pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mut Record) -> bool {
     // The creator is alive: it is in fork.
     let held = hold(creator);
-    record.holds_creator = u32::from(held);
+    record.holds_creator = match held {
+        true => HELD,
+        // Its creator is older than tracking and will be learnt.
+        false if is_learning() => CREATOR_DUE,
+        false => NOT_HELD,
+    };
     let inserted = insert(process, record);
     if inserted.is_err() && held {
-        // It did not fit, or the seed pass has seen the child already.
+        // It did not fit, or the pass that learns has seen the child already.
         Map.unreference(creator);
     }
     CLAIMS_EXITS.load() == 0 || matches!(inserted, Ok(()) | Err(EEXIST))
@@ -142,83 +144,10 @@ pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
     inserted
 }
 
-/// Inserts the record of a process that is older than tracking, and before it that of its creator, so
-/// that it holds that one at once: its creator can be gone before a pass comes to it, and it can be
-/// adopted by another. `room` is the caller's. How many were inserted, and in the upper half how many
-/// did not fit.
-#[inline(always)]
-pub(crate) fn seed(leader: Task, room: Hook) -> u64 {
-    seed_one(leader.real_parent().leader(), room) + seed_one(leader, room)
-}
-
-#[inline(never)]
-fn seed_one(leader: Task, room: Hook) -> u64 {
-    let process = leader.process();
-    if leader.pid() == 0 || leader.is_kernel_thread() || LINEAGE.get_ptr(process).is_some() {
-        return 0;
-    }
-    let parent = leader.real_parent();
-    let creator = if parent.pid() == 0 {
-        ProcessId::NONE
-    } else {
-        parent.process()
-    };
-    match insert_older(leader, &process, creator, room) {
-        Ok(()) => {
-            end_if_dead(leader, &process);
-            1
-        }
-        Err(EEXIST) => 0,
-        Err(_) => 1 << 32,
-    }
-}
-
-/// A process that dies at this moment may have missed its record: whoever of the two marks it dead drops
-/// its reference. It may have children that are not adopted yet, so it counts as a creator.
-#[inline(always)]
-fn end_if_dead(task: Task, process: &ProcessId) {
-    if task.live_threads() != 0 || !claim_exit(process) {
-        return;
-    }
-    if let Some(record) = LINEAGE.get_ptr_mut(process) {
-        // SAFETY: no record is removed while tracking starts.
-        unsafe {
-            (*record).exit_ns = bpf_ktime_get_boot_ns();
-            (*record).exit_flags = EXIT_UNSEEN;
-            if atomic::exchange(&raw mut (*record).state, DEAD) == LIVE {
-                Map.unreference(process);
-            }
-        }
-    }
-}
-
-/// Inserts the record of a process that is older than tracking. One whose creator has no record is
-/// connected by the link pass.
-#[inline(always)]
-fn insert_older(
-    leader: Task,
-    process: &ProcessId,
-    creator: ProcessId,
-    room: Hook,
-) -> Result<(), i32> {
-    let Some(Scratch { record, .. }) = scratch(room) else {
-        return Err(0);
-    };
-    describe(record, leader, creator);
-    record.origin = INFERRED;
-    let held = hold(&creator);
-    record.holds_creator = u32::from(held);
-    let inserted = insert(process, record);
-    if inserted.is_err() && held {
-        Map.unreference(&creator);
-    }
-    inserted
-}
-
 /// Takes a reference on a record that cannot vanish: that of the current process, or any while
 /// tracking starts. Whether there is one.
 #[inline(always)]
-fn hold(creator: &ProcessId) -> bool {
+pub(crate) fn hold(creator: &ProcessId) -> bool {
     LINEAGE
         .get_ptr_mut(creator)
         // SAFETY: the caller promises that it cannot vanish.
@@ -251,8 +180,8 @@ pub(crate) fn mark_dead(process: &ProcessId, fill: impl FnOnce(&mut Record)) -> 
 
 /// Lets go of the record of a process that is marked dead.
 ///
-/// While tracking starts nothing is removed: the link pass may be about to count a reference on
-/// this very record. What is left over then is swept when everything has been learnt.
+/// While tracking starts nothing is removed: somebody may be about to count a reference on this very
+/// record. What is left over then is swept when everything has been learnt.
 #[inline(never)]
 pub(crate) fn bury(process: &ProcessId) {
     if is_learning() {

@@ -18,6 +18,8 @@ mod exit;
 #[cfg(target_arch = "bpf")]
 mod fork;
 #[cfg(target_arch = "bpf")]
+mod learn;
+#[cfg(target_arch = "bpf")]
 mod lineage;
 #[cfg(target_arch = "bpf")]
 mod maps;

@@ -70,8 +70,7 @@ pub(crate) struct Scratch {
     pub(crate) record: Record,
 }
 
-/// One room for each hook, and two for seeds: by a pass, and by the fork hook, which can run while a
-/// pass waits for the processor. A hook never interrupts itself on its CPU (the kernel skips such a
+/// One room for each program that needs one and can be attached beside others. A hook never interrupts itself on its CPU (the kernel skips such a
 /// run and counts it), but one hook can interrupt another.
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 7> = PerCpuArray::new();
@@ -83,9 +82,9 @@ pub(crate) enum Hook {
     Exec = 1,
     Exit = 2,
     Signal = 3,
-    Seed = 4,
-    ExitGuarded = 5,
-    SeedByFork = 6,
+    ExitGuarded = 4,
+    LearnByPass = 5,
+    LearnByExit = 6,
 }
 
 /// The room of `hook` on this CPU, with what its last run left there.

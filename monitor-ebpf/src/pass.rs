@@ -6,14 +6,14 @@
 use core::ffi::c_void;
 
 use lifemon_ebpf::{
-    INFERRED, MemberKey, Membership, PASS_INSERT, PASS_LABEL, PASS_LINK, Pass, ProcessId,
+    MemberKey, Membership, PASS_LABEL, PASS_LEARN, Pass, ProcessId,
     rules::{self, Descent},
 };
 
 use crate::{
-    atomic,
-    lineage::{self, Map},
-    maps::{Hook, LINEAGE, MEMBERS, PASS},
+    learn,
+    lineage::Map,
+    maps::{MEMBERS, PASS},
     members::{self, Joined},
     task::Task,
 };
@@ -25,10 +25,9 @@ struct Visit {
     task: *const u8,
 }
 
-/// Visits one process. The last call comes without a task. `dying` says whether those count that are on
-/// their way out: until their children are adopted, these are known only through them.
+/// Visits one process. The last call comes without a task.
 #[inline(always)]
-fn visit(ctx: *mut c_void, dying: bool, each: impl FnOnce(*mut Pass, Task, ProcessId)) {
+fn visit(ctx: *mut c_void, kind: u32, each: impl FnOnce(&mut Pass, Task)) {
     // SAFETY: the kernel passes the context of a task iterator.
     let task = unsafe { (*ctx.cast::<Visit>()).task };
     let Some(pass) = PASS.get_ptr_mut(0) else {
@@ -41,76 +40,32 @@ fn visit(ctx: *mut c_void, dying: bool, each: impl FnOnce(*mut Pass, Task, Proce
     if !task.is_leader() || task.is_kernel_thread() {
         return;
     }
-    if task.live_threads() == 0 && (!dying || task.has_left()) {
-        return;
-    }
     // SAFETY: an array element is always there; one pass runs at a time.
-    unsafe { (*pass).seen += 1 };
-    each(pass, task, task.process());
+    let pass = unsafe { &mut *pass };
+    if pass.kind == kind {
+        pass.seen += 1;
+        each(pass, task);
+    }
 }
 
-/// Learns the processes that are older than tracking.
+/// Learns the processes that are older than tracking. Iterators have been seen to begin after process
+/// 1 (Linux 6.18 in a small virtual machine): that one is learnt as the creator of others.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-pub(crate) extern "C" fn seed(ctx: *mut c_void) -> i32 {
-    visit(ctx, true, |pass, task, process| {
-        // SAFETY: an array element is always there; one pass runs at a time.
-        let pass = unsafe { &mut *pass };
-        match pass.kind {
-            PASS_INSERT => insert(pass, task),
-            PASS_LINK => link(pass, task, process),
-            _ => {}
-        }
-    });
+pub(crate) extern "C" fn learn(ctx: *mut c_void) -> i32 {
+    visit(ctx, PASS_LEARN, |_, task| learn::visit(task));
     0
-}
-
-/// Inserts the record of a process, and that of its creator: iterators have been seen to begin after
-/// process 1 (Linux 6.18 in a small virtual machine).
-#[inline(always)]
-fn insert(pass: &mut Pass, task: Task) {
-    let seeded = lineage::seed(task, Hook::Seed);
-    pass.inserted += u64::from(seeded as u32);
-    pass.failed += seeded >> 32;
-}
-
-/// Lets an inferred record hold its creator. No record is removed while tracking starts, so the
-/// pointers stay good although these are the records of others.
-#[inline(always)]
-fn link(pass: &mut Pass, task: Task, process: ProcessId) {
-    let Some(record) = LINEAGE.get_ptr_mut(process) else {
-        pass.unrecorded += 1;
-        return;
-    };
-    // SAFETY: see above.
-    unsafe {
-        if (*record).origin & INFERRED == 0 || (*record).holds_creator != 0 {
-            return;
-        }
-        // Who was its parent when it was learnt is gone, and nobody knew that one: then its present
-        // parent counts.
-        let creator = (*record).creator;
-        if !creator.is_none() && LINEAGE.get_ptr(creator).is_none() {
-            (*record).creator = task.real_parent().process();
-        }
-        if let Some(creator) = LINEAGE.get_ptr_mut((*record).creator) {
-            atomic::increment(&raw mut (*creator).references);
-            (*record).holds_creator = 1;
-            pass.inserted += 1;
-        }
-    }
 }
 
 /// Makes every living descendant of the root a member.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
-    visit(ctx, false, |pass, task, process| {
-        // SAFETY: an array element is always there; one pass runs at a time.
-        let pass = unsafe { &mut *pass };
-        if pass.kind != PASS_LABEL {
+    visit(ctx, PASS_LABEL, |pass, task| {
+        if task.live_threads() == 0 {
             return;
         }
+        let process = task.process();
         let wanted = Membership {
             slot: pass.slot,
             generation: pass.generation,

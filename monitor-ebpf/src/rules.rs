@@ -6,7 +6,7 @@
 //! living create processes. And an identity never comes back, so **the delete that succeeds owns
 //! what follows from it**: the drop of the reference on the creator happens exactly once.
 
-use crate::{DEAD, LIVE, ProcessId, limits};
+use crate::{DEAD, HELD, LIVE, NOT_HELD, ProcessId, limits};
 
 /// The part of a record that the rules look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +17,7 @@ pub struct Link {
     pub references: u64,
     /// [`LIVE`] or [`DEAD`].
     pub state: u64,
-    /// Not 0 when it counts in its creator's references. A word and no `bool`: the compiler would
-    /// pack the field below beside it, with arithmetic that the verifier does not follow.
+    /// [`HELD`], [`NOT_HELD`], or due where learning did not come to the creator.
     pub holds_creator: u64,
     /// Ghosts spliced out between it and its creator.
     pub elided: u64,
@@ -99,7 +98,7 @@ pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
 /// The creator of the record with link `below`, if that is a ghost that only this record holds.
 #[inline(always)]
 fn ghost_held_by<L: Lineage>(lineage: &L, below: &Link) -> Option<Link> {
-    if below.holds_creator == 0 {
+    if below.holds_creator != HELD {
         return None;
     }
     let above = lineage.link(&below.creator)?;
@@ -146,7 +145,7 @@ pub fn sweep<L: Lineage>(lineage: &L, id: &ProcessId) {
 fn take_out<L: Lineage>(lineage: &L, id: &ProcessId) -> Option<ProcessId> {
     // Read before the delete: the delete that succeeds proves that it was there to be read.
     let link = lineage.link(id)?;
-    (lineage.remove(id) && link.holds_creator != 0).then_some(link.creator)
+    (lineage.remove(id) && link.holds_creator == HELD).then_some(link.creator)
 }
 
 /// What climbing from a process found.
@@ -156,7 +155,7 @@ pub enum Descent {
     Inside,
     /// It does not.
     Outside,
-    /// A record on the way was removed meanwhile, or the way is longer than
+    /// A record on the way was removed meanwhile or never learnt, or the way is longer than
     /// [`limits::CLIMB_STEPS`]: look again in the next pass.
     Unsettled,
     /// The process itself has no record: its fork hook is still under way, or the map was full.
@@ -192,7 +191,7 @@ pub fn climb<L: Lineage>(
             Some(above) => link = above,
             // The last known ancestor may be the root itself.
             None if is_inside(&at) => return Descent::Inside,
-            None if link.holds_creator != 0 => return Descent::Unsettled,
+            None if link.holds_creator != NOT_HELD => return Descent::Unsettled,
             None => return Descent::Outside,
         }
     }

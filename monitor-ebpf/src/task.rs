@@ -1,7 +1,7 @@
 //! All reads of kernel structures: a task as the hooks see it. A field that this kernel does not
 //! have reads as 0.
 
-use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{bpf_get_current_task_btf, generated::bpf_probe_read_kernel};
 use lifemon_ebpf::{ProcessId, offsets::MISSING};
 
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -29,9 +29,17 @@ impl Kernel {
         if offset == MISSING {
             return T::default();
         }
-        // SAFETY: the helper checks the address and returns an error for a bad one.
-        unsafe { bpf_probe_read_kernel(self.0.add(offset as usize).cast::<T>()) }
-            .unwrap_or_default()
+        let mut value = T::default();
+        // SAFETY: the helper checks the address and fills the value with zeros for a bad one. What it
+        // returns says the same once more, at the price of a branch for the verifier to follow.
+        unsafe {
+            bpf_probe_read_kernel(
+                (&raw mut value).cast(),
+                size_of::<T>() as u32,
+                self.0.add(offset as usize).cast(),
+            );
+        }
+        value
     }
 
     /// The pointer at `offset`.
@@ -104,12 +112,6 @@ impl Task {
         self.0
             .follow(offset!(task_signal))
             .read(offset!(signal_live))
-    }
-
-    /// Whether the kernel has handed over its children: it is a zombie, or less.
-    #[inline(always)]
-    pub(crate) fn has_left(self) -> bool {
-        self.0.read::<u32>(offset!(task_exit_state)) != 0
     }
 
     /// Status of the process as `wait(2)` gives it. `task->exit_code` of the last thread would be

@@ -92,6 +92,14 @@ pub(super) fn hooks(preemptible: bool) -> Vec<Hook> {
     hooks
 }
 
+/// Learns what is older than tracking and dies while that starts. It is attached between the hooks for
+/// deaths, so that no process can be learnt and then die unseen, and the one for forks.
+pub(super) const LEARNER: Hook = Hook {
+    role: "learn",
+    program: "learn_by_exit",
+    point: Point::Typed("sched_process_exit"),
+};
+
 impl Hook {
     /// Loads the program.
     pub(super) fn load(&self, program: &mut Program, btf: &aya::Btf) -> Result<(), Error> {

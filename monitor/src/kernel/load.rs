@@ -5,16 +5,20 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
 
 use aya::maps::{Map, MapData};
 use aya::programs::links::FdLink;
 use aya::programs::{Iter, Program, ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lifemon_ebpf::offsets::{MISSING, Offsets};
-use lifemon_ebpf::{DEAD, Host, PASS_INSERT, PASS_LINK, Pass, ProcessId, Record, limits};
+use lifemon_ebpf::{
+    DEAD, Host, LEARNING, LEARNING_ENDS, PASS_LEARN, Pass, ProcessId, Record, limits,
+};
 
 use super::btf::{Btf, BtfError};
-use super::hooks::{self, Hook, Role};
+use super::hooks::{self, Hook, LEARNER, Role};
 use super::preflight::{self, Refusal};
 use super::shared::{Shared, word64};
 use super::{Error, clock, sys};
@@ -36,8 +40,11 @@ pub(super) const MAPS: [&str; 10] = [
     "OOM_VICTIMS",
 ];
 
-/// Passes over all processes until a new one finds nothing to do.
-const SEED_PASSES: u32 = 8;
+/// Passes over all processes until one finds nothing to learn.
+const LEARN_PASSES: u32 = 8;
+
+/// Between two looks whether a death is still being learnt, which takes microseconds.
+const LEARNER_PAUSE: Duration = Duration::from_micros(50);
 
 /// How a tracker is loaded.
 #[derive(Debug, Clone)]
@@ -93,7 +100,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, Error> {
     raise_memlock();
     // Reading the kernel's types is most of the time that this takes: the loader's own reading
     // beside the two that follow.
-    let (settings, layout, btf) = std::thread::scope(|scope| {
+    let (settings, layout, btf) = thread::scope(|scope| {
         let settings = scope.spawn(EbpfLoader::new);
         let layout = layout(options);
         let btf = aya::Btf::from_sys_fs();
@@ -265,11 +272,11 @@ impl Loaded {
     }
 
     fn load_programs(&mut self, btf: &aya::Btf) -> Result<(), Error> {
-        for hook in &self.hooks {
+        for hook in self.hooks.iter().chain([&LEARNER]) {
             let program = self.ebpf.program_mut(hook.program);
             hook.load(program.ok_or(Error::NoProgram(hook.program))?, btf)?;
         }
-        for name in ["seed", "label"] {
+        for name in ["learn", "label"] {
             self.program::<Iter>(name)?
                 .load("task", btf)
                 .map_err(|error| Error::load(name, &error))?;
@@ -297,37 +304,51 @@ impl Loaded {
         let host = Shared::<Host>::new(self.map("HOST")?, 1).map_err(Error::Map)?;
         let host = host.at(0);
         // SAFETY: `host` lives in the mapping above until the end of this function.
-        let (learning, since) = unsafe {
+        let (learning, learners, since) = unsafe {
             (
                 word64(&raw mut (*host).learning),
+                word64(&raw mut (*host).learners),
                 word64(&raw mut (*host).since_ns),
             )
         };
-        learning.store(1, Ordering::SeqCst);
-        for hook in &self.hooks {
-            let program = self.ebpf.program_mut(hook.program);
-            let link = hook.attach(program.ok_or(Error::NoProgram(hook.program))?)?;
+        learning.store(LEARNING, Ordering::SeqCst);
+        let mut learner = None;
+        for hook in self.hooks.clone() {
+            if hook.role == "fork" {
+                learner = Some(self.attach(&LEARNER)?);
+            }
+            let link = self.attach(&hook)?;
             self.links.push((hook.role, link));
         }
-        self.seed(PASS_INSERT)?;
-        self.seed(PASS_LINK)?;
+        self.learn()?;
+        drop(learner);
+        // Whoever is still learning as it dies may be about to hold a record: none goes before.
+        learning.store(LEARNING_ENDS, Ordering::SeqCst);
+        while learners.load(Ordering::SeqCst) != 0 {
+            thread::sleep(LEARNER_PAUSE);
+        }
         learning.store(0, Ordering::SeqCst);
         since.store(clock::boot_ns(), Ordering::SeqCst);
         Ok(())
     }
 
-    /// Runs the seed pass of `kind` until one finds nothing more to do.
-    fn seed(&mut self, kind: u32) -> Result<(), Error> {
+    fn attach(&mut self, hook: &Hook) -> Result<FdLink, Error> {
+        let program = self.ebpf.program_mut(hook.program);
+        hook.attach(program.ok_or(Error::NoProgram(hook.program))?)
+    }
+
+    /// Runs the pass that learns until one finds nothing more to do.
+    fn learn(&mut self) -> Result<(), Error> {
         let pass = Shared::<Pass>::new(self.map("PASS")?, 1).map_err(Error::Map)?;
-        for _ in 0..SEED_PASSES {
+        for _ in 0..LEARN_PASSES {
             // SAFETY: one pass runs at a time, and none runs now.
             unsafe {
                 *pass.at(0) = Pass {
-                    kind,
+                    kind: PASS_LEARN,
                     ..Pass::default()
                 }
             };
-            run_iterator(self.program::<Iter>("seed")?)?;
+            run_iterator(self.program::<Iter>("learn")?)?;
             // SAFETY: the pass has ended: the iterator was read to its end.
             if unsafe { (*pass.at(0)).inserted } == 0 {
                 return Ok(());

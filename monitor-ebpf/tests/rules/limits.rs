@@ -1,0 +1,149 @@
+//! The limits of the rules, one by one.
+
+use lifemon_ebpf::limits::{CLIMB_STEPS, GHOSTS_IN_A_ROW, RELEASE_STEPS, SPLICES};
+use lifemon_ebpf::rules::{self, Descent};
+use lifemon_ebpf::{ANCESTOR_DUE, CREATOR_DUE, NOT_HELD, ProcessId};
+
+use crate::history::Host;
+use crate::model::row_above;
+use crate::store::{Caller, Records, locked};
+
+#[test]
+fn a_chain_of_ten_thousand_generations_keeps_few_ghosts_and_the_oldest() {
+    let mut host = Host::default();
+    let mut last = host.first();
+    for _ in 0..10_000 {
+        let next = host.fork(last);
+        host.exit(last);
+        last = next;
+        assert!(host.ghosts() <= GHOSTS_IN_A_ROW as usize + 1);
+    }
+    host.check();
+    let oldest: Vec<_> = locked(&host.store.records)
+        .keys()
+        .take(8)
+        .map(|id| id.pid)
+        .collect();
+    assert_eq!(oldest, [1, 2, 3, 4, 5, 6, 7, 8]);
+    host.all_die();
+}
+
+#[test]
+fn a_watched_root_in_a_long_chain_stays_at_its_place() {
+    let mut host = Host::default();
+    let mut last = host.first();
+    for generation in 0..1_000 {
+        let next = host.fork(last);
+        if generation == 500 {
+            locked(&host.store.roots).insert(last);
+        }
+        host.exit_checked(last);
+        last = next;
+    }
+    let root = *host.roots().first().expect("one is watched");
+    assert!(host.store.records().contains_key(&root));
+    // The oldest, the root, and the last one that died.
+    assert_eq!(host.ghosts(), GHOSTS_IN_A_ROW as usize + 2);
+    host.check();
+    host.check_climbs();
+}
+
+#[test]
+fn a_row_left_by_deaths_from_below_is_finished_by_later_deaths() {
+    let mut host = Host::default();
+    let chain = host.chain(200);
+    let (last, above) = chain.split_last().expect("it is long");
+    for id in above.iter().rev() {
+        host.exit_checked(*id);
+    }
+    assert_eq!(row_above(&host.store.records(), last).len(), 199);
+    let mut last = *last;
+    for row in (0..199)
+        .step_by(SPLICES as usize - 1)
+        .skip(1)
+        .map(|less| 199 - less)
+    {
+        let next = host.fork(last);
+        host.exit_checked(last);
+        last = next;
+        assert_eq!(host.ghosts(), row.max(GHOSTS_IN_A_ROW as usize + 1));
+    }
+    assert_eq!(host.ghosts(), GHOSTS_IN_A_ROW as usize + 1);
+    host.check();
+}
+
+#[test]
+fn a_row_ends_where_a_creator_is_not_held() {
+    let mut host = Host::default();
+    let first = host.first();
+    host.fork(first);
+    host.exit_checked(first);
+    // Learnt when its creator was dead.
+    let mut last = host.world.create(first);
+    host.store.insert(last, first, NOT_HELD);
+    for _ in 0..4 * GHOSTS_IN_A_ROW {
+        let next = host.fork(last);
+        host.exit_checked(last);
+        last = next;
+        host.check();
+    }
+    host.all_die();
+}
+
+#[test]
+fn a_climb_settles_within_its_limit() {
+    let mut host = Host::default();
+    let stranger = host.first();
+    let chain = host.chain(CLIMB_STEPS as usize + 3);
+    locked(&host.store.roots).extend([stranger, chain[0], chain[1], chain[2], chain[3]]);
+    host.check_climbs();
+}
+
+#[test]
+fn a_climb_does_not_end_where_a_creator_is_due() {
+    let mut host = Host::default();
+    let root = host.first();
+    let gone = ProcessId::new(u32::MAX, 1);
+    for due in [CREATOR_DUE, ANCESTOR_DUE] {
+        let older = host.world.create(root);
+        host.store.insert(older, gone, due);
+        let id = host.fork(older);
+        let climbed = |caller: &Caller<'_>| rules::climb(caller, &id, |at| *at == root);
+        let found = host.store.run(None, &|| {}, climbed);
+        assert_eq!(found, Descent::Unsettled);
+    }
+}
+
+/// A row of `ghosts` dead creators above one living process, which then dies.
+fn release_of(ghosts: usize) -> Host {
+    let mut host = Host::default();
+    let chain = host.chain(ghosts + 1);
+    for id in chain.iter().rev().skip(1) {
+        host.exit(*id);
+    }
+    host.exit(chain[ghosts]);
+    host
+}
+
+#[test]
+fn a_death_may_remove_as_many_records_as_its_limit() {
+    let host = release_of(RELEASE_STEPS as usize - 1);
+    assert_eq!(*locked(&host.store.overruns), 0);
+    assert_eq!(host.store.records(), Records::new());
+}
+
+#[test]
+fn what_an_overrun_leaves_is_found_by_the_sweep() {
+    for ghosts in [RELEASE_STEPS, RELEASE_STEPS + 1, 3 * RELEASE_STEPS, 1_000] {
+        let host = release_of(ghosts as usize);
+        assert_eq!(*locked(&host.store.overruns), 1);
+        let left = ghosts + 1 - RELEASE_STEPS;
+        assert_eq!(host.store.records().len(), left as usize);
+        let runs = host.store.sweep_all();
+        assert!(
+            runs <= left.div_ceil(RELEASE_STEPS) as usize,
+            "{runs} sweeps"
+        );
+        assert_eq!(host.store.records(), Records::new(), "{ghosts} ghosts");
+    }
+}

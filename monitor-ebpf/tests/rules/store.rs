@@ -1,0 +1,196 @@
+//! A store of records that checks what its callers owe to it.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lifemon_ebpf::rules::{self, Lineage, Link};
+use lifemon_ebpf::{DEAD, HELD, LIVE, ProcessId};
+
+pub(crate) type Records = BTreeMap<ProcessId, Link>;
+
+#[derive(Default)]
+pub(crate) struct Store {
+    pub(crate) records: Mutex<Records>,
+    pub(crate) roots: Mutex<BTreeSet<ProcessId>>,
+    pub(crate) overruns: Mutex<u64>,
+}
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One run of a rule: a dying process, or a sweep. Each access to the store waits for its turn.
+pub(crate) struct Caller<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) dying: Option<ProcessId>,
+    /// References that this run has to drop, each exactly once.
+    pub(crate) owed: RefCell<Vec<ProcessId>>,
+    pub(crate) turn: &'a dyn Fn(),
+}
+
+impl Lineage for Caller<'_> {
+    fn link(&self, id: &ProcessId) -> Option<Link> {
+        (self.turn)();
+        locked(&self.store.records).get(id).copied()
+    }
+
+    fn relink(&self, id: &ProcessId, link: &Link) {
+        (self.turn)();
+        assert_eq!(
+            Some(*id),
+            self.dying,
+            "only the dying process relinks itself"
+        );
+        assert!(
+            self.owed.borrow().contains(id),
+            "relinked without its own reference"
+        );
+        let mut records = locked(&self.store.records);
+        let record = records
+            .get_mut(id)
+            .expect("the record of the dying process vanished");
+        record.creator = link.creator;
+        record.holds_creator = link.holds_creator;
+        record.elided = link.elided;
+    }
+
+    fn unreference(&self, id: &ProcessId) -> Option<u64> {
+        (self.turn)();
+        let mut owed = self.owed.borrow_mut();
+        let at = owed
+            .iter()
+            .position(|held| held == id)
+            .expect("dropped what it does not hold");
+        owed.swap_remove(at);
+        let mut records = locked(&self.store.records);
+        let record = records
+            .get_mut(id)
+            .expect("a record that was held vanished");
+        record.references = record
+            .references
+            .checked_sub(1)
+            .expect("references below zero");
+        Some(record.references)
+    }
+
+    fn remove(&self, id: &ProcessId) -> bool {
+        (self.turn)();
+        let mut records = locked(&self.store.records);
+        let Some(record) = records.remove(id) else {
+            return false;
+        };
+        assert_eq!(record.state, DEAD, "removed a living process");
+        assert_eq!(
+            holders(&records, id),
+            0,
+            "removed a record that another one holds"
+        );
+        if record.references == 0 {
+            self.owed
+                .borrow_mut()
+                .extend((record.holds_creator == HELD).then_some(record.creator));
+        } else {
+            // Spliced: its reference on its creator has passed to the dying process.
+            assert!(
+                record.references == 1 && self.dying.is_some(),
+                "removed while needed"
+            );
+            assert!(
+                !locked(&self.store.roots).contains(id),
+                "spliced a watched root"
+            );
+        }
+        true
+    }
+
+    fn is_root(&self, id: &ProcessId) -> bool {
+        (self.turn)();
+        locked(&self.store.roots).contains(id)
+    }
+
+    fn overrun(&self) {
+        *locked(&self.store.overruns) += 1;
+    }
+}
+
+impl Store {
+    pub(crate) fn records(&self) -> Records {
+        locked(&self.records).clone()
+    }
+
+    pub(crate) fn insert(&self, id: ProcessId, creator: ProcessId, holds_creator: u64) {
+        let link = Link {
+            creator,
+            references: 1,
+            state: LIVE,
+            holds_creator,
+            elided: 0,
+        };
+        assert!(
+            locked(&self.records).insert(id, link).is_none(),
+            "an identity came back"
+        );
+    }
+
+    pub(crate) fn reference(&self, id: &ProcessId) {
+        locked(&self.records)
+            .get_mut(id)
+            .expect("no such record")
+            .references += 1;
+    }
+
+    pub(crate) fn mark_dead(&self, id: &ProcessId) {
+        locked(&self.records)
+            .get_mut(id)
+            .expect("a living process has a record")
+            .state = DEAD;
+    }
+
+    /// Runs a rule for `dying`, or for nobody, and sees that it pays what it owes.
+    pub(crate) fn run<T>(
+        &self,
+        dying: Option<ProcessId>,
+        turn: &dyn Fn(),
+        rule: impl FnOnce(&Caller<'_>) -> T,
+    ) -> T {
+        let owed = RefCell::new(dying.into_iter().collect());
+        let caller = Caller {
+            store: self,
+            dying,
+            owed,
+            turn,
+        };
+        let result = rule(&caller);
+        let owed = caller.owed.into_inner();
+        assert!(
+            owed.is_empty(),
+            "references that nobody drops any more: {owed:?}"
+        );
+        result
+    }
+
+    /// What the sweeps of the next commands do, until nothing is left to do; how many runs.
+    pub(crate) fn sweep_all(&self) -> usize {
+        let mut runs = 0;
+        loop {
+            let records = self.records();
+            let idle = |link: &Link| link.state == DEAD && link.references == 0;
+            let found: Vec<_> = records.iter().filter(|(_, link)| idle(link)).collect();
+            if found.is_empty() {
+                return runs;
+            }
+            for (id, _) in found {
+                self.run(None, &|| {}, |caller| rules::sweep(caller, id));
+                runs += 1;
+            }
+        }
+    }
+}
+
+pub(crate) fn holders(records: &Records, id: &ProcessId) -> u64 {
+    records
+        .values()
+        .filter(|link| link.holds_creator == HELD && link.creator == *id)
+        .count() as u64
+}
