@@ -42,9 +42,11 @@ pub const SPLICES: u32 = 4;
 /// next command. The verifier walks through every step, at every start of a tracker.
 pub const RELEASE_STEPS: u32 = 16;
 
-/// Creators that the label pass climbs for one task. It ends at the first that is a member already,
-/// and creators come first as a rule; where they do not, a deeper tree takes more passes.
-pub const CLIMB_STEPS: u32 = 16;
+/// Records that the label pass climbs through for one task, ghosts included. Inside the tree it ends at
+/// the first that is a member already, and creators come first as a rule; where they do not, a deeper
+/// tree takes more passes. Outside it ends at the first process of all: who has more above it is told as
+/// unsettled.
+pub const CLIMB_STEPS: u32 = 32;
 
 /// Dying parents in a row that learning passes over: those that were on their way out before the first
 /// hook was attached and have not handed over their children yet, of one line. Where there are more,

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 
 use lifemon_ebpf::{
     MemberKey, Membership, PASS_LABEL, PASS_LEARN, Pass, ProcessId,
-    rules::{self, Descent},
+    rules::{self, Descent, Step},
 };
 
 use crate::{
@@ -71,8 +71,10 @@ pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
             generation: pass.generation,
         };
         let (root, layer) = (pass.root, pass.layer);
-        let found = rules::climb(&Map, &process, |id| {
-            *id == root || is_member(id, layer, wanted)
+        let found = rules::climb(&process, |at| match look(at, &root, layer, wanted) {
+            INSIDE => Step::Inside,
+            UNRECORDED => Step::Unrecorded,
+            holds => Step::Up(holds),
         });
         match found {
             Descent::Inside => add(pass, task, &process, wanted),
@@ -82,6 +84,21 @@ pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
         }
     });
     0
+}
+
+/// What [`look`] says instead of how a creator is held.
+const INSIDE: u64 = u64::MAX;
+const UNRECORDED: u64 = u64::MAX - 1;
+
+/// One step of the climb: in one word and not inlined, so that the verifier forgets on which way it came
+/// to the answer, and many steps cost it little.
+#[inline(never)]
+fn look(at: &mut ProcessId, root: &ProcessId, layer: u32, wanted: Membership) -> u64 {
+    match rules::step(&Map, at, |id| *id == *root || is_member(id, layer, wanted)) {
+        Step::Inside => INSIDE,
+        Step::Unrecorded => UNRECORDED,
+        Step::Up(holds) => holds,
+    }
 }
 
 /// Whether `process` is a member by exactly this membership. An ancestor may die now and its entry

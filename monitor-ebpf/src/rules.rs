@@ -162,37 +162,52 @@ pub enum Descent {
     Unrecorded,
 }
 
-/// Climbs from `id` over its creators, through ghosts, until `is_inside` says of one of them that
-/// it belongs.
+/// One step of a climb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The process belongs.
+    Inside,
+    /// It has no record.
+    Unrecorded,
+    /// On to its creator, which it holds or not: [`Link::holds_creator`].
+    Up(u64),
+}
+
+/// Looks at `at` and goes on to its creator.
+#[inline(always)]
+pub fn step<L: Lineage>(
+    lineage: &L,
+    at: &mut ProcessId,
+    is_inside: impl Fn(&ProcessId) -> bool,
+) -> Step {
+    if is_inside(at) {
+        return Step::Inside;
+    }
+    let Some(link) = lineage.link(at) else {
+        return Step::Unrecorded;
+    };
+    *at = link.creator;
+    Step::Up(link.holds_creator)
+}
+
+/// Climbs from `id` over its creators, through ghosts, until one of them belongs. `step` is [`step`].
 ///
 /// While the process lives it holds its creator, that one holds its own, and so on up: none can
 /// vanish. So an answer is exact if the process is still alive *after* the climb, which the caller
 /// checks. A splice above it can take one ghost out of the way: then a held creator is missing,
 /// and the answer is [`Descent::Unsettled`].
 #[inline(always)]
-pub fn climb<L: Lineage>(
-    lineage: &L,
-    id: &ProcessId,
-    is_inside: impl Fn(&ProcessId) -> bool,
-) -> Descent {
+pub fn climb(id: &ProcessId, mut step: impl FnMut(&mut ProcessId) -> Step) -> Descent {
     let mut at = *id;
-    let Some(mut link) = lineage.link(&at) else {
-        return Descent::Unrecorded;
-    };
+    let mut held = None;
     for _ in 0..limits::CLIMB_STEPS {
-        if is_inside(&at) {
-            return Descent::Inside;
-        }
-        if link.creator.is_none() {
-            return Descent::Outside;
-        }
-        at = link.creator;
-        match lineage.link(&at) {
-            Some(above) => link = above,
-            // The last known ancestor may be the root itself.
-            None if is_inside(&at) => return Descent::Inside,
-            None if link.holds_creator != NOT_HELD => return Descent::Unsettled,
-            None => return Descent::Outside,
+        match (step(&mut at), held) {
+            (Step::Inside, _) => return Descent::Inside,
+            (Step::Unrecorded, None) => return Descent::Unrecorded,
+            (Step::Unrecorded, Some(NOT_HELD)) => return Descent::Outside,
+            (Step::Unrecorded, Some(_)) => return Descent::Unsettled,
+            (Step::Up(_), _) if at.is_none() => return Descent::Outside,
+            (Step::Up(holds), _) => held = Some(holds),
         }
     }
     Descent::Unsettled

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::model::{World, after_death, tidy};
-use crate::store::{Caller, Records, Store, locked};
+use crate::store::{Caller, Records, Store, climb, locked};
 
 /// Living processes in a random history: enough to outgrow every limit of the rules.
 const LIVING_LIMIT: usize = 100;
@@ -213,7 +213,7 @@ impl Host {
         let records = self.store.records();
         for root in self.roots() {
             for id in &self.world.alive {
-                let climbed = |caller: &Caller<'_>| rules::climb(caller, id, |at| *at == root);
+                let climbed = |caller: &Caller<'_>| climb(caller, id, root);
                 let found = self.store.run(None, &|| {}, climbed);
                 let above = |at: &ProcessId| records.get(at).map(|link| link.creator);
                 let path = std::iter::successors(Some(*id), above).filter(|id| !id.is_none());

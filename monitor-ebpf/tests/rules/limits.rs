@@ -1,12 +1,12 @@
 //! The limits of the rules, one by one.
 
 use lifemon_ebpf::limits::{CLIMB_STEPS, GHOSTS_IN_A_ROW, RELEASE_STEPS, SPLICES};
-use lifemon_ebpf::rules::{self, Descent};
+use lifemon_ebpf::rules::Descent;
 use lifemon_ebpf::{ANCESTOR_DUE, CREATOR_DUE, NOT_HELD, ProcessId};
 
 use crate::history::Host;
 use crate::model::row_above;
-use crate::store::{Caller, Records, locked};
+use crate::store::{Caller, Records, climb, locked};
 
 #[test]
 fn a_chain_of_ten_thousand_generations_keeps_few_ghosts_and_the_oldest() {
@@ -108,7 +108,7 @@ fn a_climb_does_not_end_where_a_creator_is_due() {
         let older = host.world.create(root);
         host.store.insert(older, gone, due);
         let id = host.fork(older);
-        let climbed = |caller: &Caller<'_>| rules::climb(caller, &id, |at| *at == root);
+        let climbed = |caller: &Caller<'_>| climb(caller, &id, root);
         let found = host.store.run(None, &|| {}, climbed);
         assert_eq!(found, Descent::Unsettled);
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::history::{Host, config};
-use crate::store::{Caller, locked};
+use crate::store::{Caller, climb, locked};
 
 /// Lets one thread at a time do one access, in the order of a schedule.
 struct Turns {
@@ -161,7 +161,7 @@ fn at_once(host: &Host, victims: &BTreeSet<ProcessId>, survivor: Option<ProcessI
             let turn = || turns.wait(climbing);
             let Some(id) = survivor else { return };
             for _ in 0..8 {
-                let climbed = |caller: &Caller<'_>| rules::climb(caller, &id, |at| *at == root);
+                let climbed = |caller: &Caller<'_>| climb(caller, &id, root);
                 let found = store.run(None, &turn, climbed);
                 assert!(
                     matches!(found, Descent::Inside | Descent::Unsettled),

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lifemon_ebpf::rules::{self, Lineage, Link};
+use lifemon_ebpf::rules::{self, Descent, Lineage, Link};
 use lifemon_ebpf::{DEAD, HELD, LIVE, ProcessId};
 
 pub(crate) type Records = BTreeMap<ProcessId, Link>;
@@ -193,4 +193,9 @@ pub(crate) fn holders(records: &Records, id: &ProcessId) -> u64 {
         .values()
         .filter(|link| link.holds_creator == HELD && link.creator == *id)
         .count() as u64
+}
+
+/// Climbs from `id` to `root`.
+pub(crate) fn climb(caller: &Caller<'_>, id: &ProcessId, root: ProcessId) -> Descent {
+    rules::climb(id, |at| rules::step(caller, at, |at| *at == root))
 }
