@@ -305,6 +305,18 @@ fn what_lives_beside_the_tree_is_not_told() {
 }
 
 #[test]
+fn a_stranger_with_many_ancestors_leaves_no_doubt() {
+    let sandbox = Sandbox::new();
+    let actor = actor!(sandbox, "pause");
+    let mut stranger = actor!(sandbox, "deep", 24);
+    stranger.step();
+    stranger.child("last");
+    let root = actor.process();
+    let watching = Watching::of(&actor);
+    assert_members(watching.attached(), &[(root, None)]);
+}
+
+#[test]
 fn a_root_that_nobody_reaps_is_gone_all_the_same() {
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "pause");

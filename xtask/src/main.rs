@@ -44,15 +44,16 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Format, lints, unit tests, and as root the end-to-end tests
+    /// Format, lints, unit tests, and as root the end-to-end tests, here and on other kernels
     #[command(after_help = "Examples:\n  cargo xtask test\n  \
                             cargo xtask test -- orphans\n  \
-                            cargo xtask test --other-kernels")]
+                            cargo xtask test --this-kernel")]
     Test {
-        /// The end-to-end tests on other kernels as well, in emulated machines, which takes minutes
+        /// Only on the running kernel: not in emulated machines, which takes minutes
         #[arg(long)]
-        other_kernels: bool,
-        /// Arguments for every test executable: a filter, or an option of libtest
+        this_kernel: bool,
+        /// Arguments for every test executable: a filter, or an option of libtest. Then only on the
+        /// running kernel as well
         #[arg(last = true)]
         args: Vec<OsString>,
     },
@@ -77,14 +78,11 @@ fn main() -> ExitCode {
         Task::Setup => setup::setup(setup::Report::Everything),
         Task::Build => build::build(),
         Task::Run { args } => run::run(&args),
-        Task::Test {
-            other_kernels,
-            args,
-        } => {
-            let kernels = if other_kernels {
-                Kernels::All
-            } else {
+        Task::Test { this_kernel, args } => {
+            let kernels = if this_kernel || !args.is_empty() {
                 Kernels::Running
+            } else {
+                Kernels::All
             };
             test::test(&args, kernels)
         }

@@ -2,12 +2,14 @@
 //! All are built by the caller, at once and as lifemon is released, and only run as root.
 
 use std::ffi::{OsStr, OsString};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::build::{self, Executable};
+use crate::build::{self, Executable, ForTests};
 use crate::command::{self, cargo, check, run_lines};
 use crate::libtest::Counts;
 use crate::privilege::as_root;
@@ -35,6 +37,24 @@ pub(crate) fn test(args: &[OsString], kernels: Kernels) -> Result<()> {
 /// The stages of a test run, without the closing lines.
 pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> Result<()> {
     stages.stage("set-up", |_| setup::setup(Report::Everything))?;
+    if kernels == Kernels::Running {
+        on_this_kernel(stages, args)?;
+        println!("left out, as asked: the tests on other kernels");
+        return Ok(());
+    }
+    thread::scope(|scope| {
+        // The network is slow, and the processors have enough to do meanwhile.
+        let fetched = scope.spawn(vmtest::fetch);
+        let built = on_this_kernel(stages, args)?;
+        stages.stage("other kernels", |counts| {
+            let fetched = fetched.join().unwrap_or_else(|panic| resume_unwind(panic));
+            vmtest::stage(fetched, built, counts)
+        })
+    })
+}
+
+/// All that needs no other machine.
+fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
     stages.stage("format", |_| run_cargo("fmt --all --check"))?;
     stages.stage("lints", |_| {
         run_cargo(
@@ -46,15 +66,7 @@ pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> R
     stages.stage("end-to-end tests", |counts| {
         end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)
     })?;
-    if kernels == Kernels::Running {
-        println!("left out, as asked: the tests on other kernels");
-        return Ok(());
-    }
-    let words = args.iter().map(|arg| arg.to_string_lossy().into_owned());
-    let words: Vec<String> = words.collect();
-    stages.stage("other kernels", |counts| {
-        vmtest::stage(built, &words, counts)
-    })
+    Ok(built)
 }
 
 fn run_cargo(line: &str) -> Result<()> {

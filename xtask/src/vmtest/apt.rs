@@ -16,6 +16,12 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Lists younger than this are not fetched again.
 const FRESH: Duration = Duration::from_hours(24);
 
+/// What apt makes of the lists it keeps.
+const CACHES: [&str; 2] = [
+    "Dir::Cache::pkgcache=pkgcache.bin",
+    "Dir::Cache::srcpkgcache=srcpkgcache.bin",
+];
+
 /// apt, kept away from the host's lists.
 #[derive(Debug)]
 pub(super) struct Apt {
@@ -102,6 +108,11 @@ impl Apt {
 
     fn tool(&self, name: &str) -> Command {
         let mut command = Command::new(name);
+        // On the command line, which has the last word: the images of containers switch these off, and
+        // every call would read all lists again, for seconds.
+        for option in CACHES {
+            command.args(["-o", option]);
+        }
         command.env("APT_CONFIG", self.directory.join("apt.conf"));
         command.env("LC_ALL", "C");
         command

@@ -79,12 +79,15 @@ pub(crate) struct Options {
 pub(crate) fn vmtest(options: &Options) -> Result<()> {
     let suites = chosen(&options.kernel)?;
     setup::setup(Say::Changes)?;
-    let host = Host::prepare()?;
+    let Fetched {
+        host,
+        kernels,
+        mut reports,
+    } = Fetched::of(&suites)?;
     let mut built = build::for_tests()?;
     let is_wanted = |name: &String| options.test.is_empty() || options.test.contains(name);
     built.end_to_end.retain(|test| is_wanted(&test.name));
     let load = host.load(built)?;
-    let (kernels, mut reports) = host.kernels(&suites);
     let limited = (GUEST_BUDGET, ALL_BUDGET);
     let deadline = options.everything.then_some(EVERYTHING_BUDGET.as_secs());
     let (budget, all) = options.deadline.or(deadline).map_or(limited, |seconds| {
@@ -110,19 +113,28 @@ pub(crate) fn vmtest(options: &Options) -> Result<()> {
     verdict(&reports, is_ci())
 }
 
+/// What guests need, of all kernels: for [`stage`], while other things are done.
+pub(crate) fn fetch() -> Result<Fetched> {
+    Fetched::of(&SUITES)
+}
+
 /// The same as the last stage of the tests: with what they have built, on every kernel. Where the
 /// guests cannot be had that is said, and is an error only in continuous integration.
-pub(crate) fn stage(built: ForTests, args: &[String], counts: &mut Counts) -> Result<()> {
-    let host = match Host::prepare().and_then(|host| Ok((host.load(built)?, host))) {
-        Ok(host) => host,
+pub(crate) fn stage(fetched: Result<Fetched>, built: ForTests, counts: &mut Counts) -> Result<()> {
+    let ready = fetched.and_then(|fetched| Ok((fetched.host.load(built)?, fetched)));
+    let (load, fetched) = match ready {
+        Ok(ready) => ready,
         Err(error) if is_ci() => return Err(error),
         Err(error) => {
             println!("skipped: the tests on other kernels: {error:#}");
             return Ok(());
         }
     };
-    let (load, host) = host;
-    let (kernels, mut reports) = host.kernels(&SUITES);
+    let Fetched {
+        host,
+        kernels,
+        mut reports,
+    } = fetched;
     reports.extend(boot_all(
         &Plan {
             cache: &host.cache,
@@ -132,7 +144,7 @@ pub(crate) fn stage(built: ForTests, args: &[String], counts: &mut Counts) -> Re
             end: Instant::now() + ALL_BUDGET,
             shares: true,
             keep: false,
-            args,
+            args: &[],
         },
         &kernels,
     )?);
@@ -144,6 +156,27 @@ pub(crate) fn stage(built: ForTests, args: &[String], counts: &mut Counts) -> Re
 
 fn is_ci() -> bool {
     env::var_os("CI").is_some_and(|ci| ci == "true")
+}
+
+/// This machine, and the kernels that could be had.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    host: Host,
+    kernels: Vec<Kernel>,
+    /// On those that could not.
+    reports: Vec<Report>,
+}
+
+impl Fetched {
+    fn of(suites: &[Suite]) -> Result<Self> {
+        let host = Host::prepare()?;
+        let (kernels, reports) = host.kernels(suites);
+        Ok(Self {
+            host,
+            kernels,
+            reports,
+        })
+    }
 }
 
 /// This machine with all that guests need.

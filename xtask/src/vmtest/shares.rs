@@ -27,7 +27,7 @@ const SHARES: [(&str, &[&str]); 4] = [
             "watchers",
         ],
     ),
-    ("sid", &["kill_exact", "kill_survivors", "loss"]),
+    ("sid", &["kill_exact", "kill_survivors"]),
     ("trixie-backports", &["kill", "lineage", "orphans"]),
 ];
 
@@ -65,7 +65,7 @@ mod tests {
             let suites = SUITES.iter().filter(|suite| is_shared(**suite, test));
             suites.map(|suite| suite.name).collect::<Vec<_>>()
         };
-        assert_eq!(on("loss"), ["bookworm", "sid"]);
+        assert_eq!(on("lineage"), ["bookworm", "trixie-backports"]);
         assert_eq!(on("deaths").len(), SUITES.len());
         assert_eq!(on("one_that_is_new").len(), SUITES.len());
         assert!(on("load").is_empty());

@@ -46,6 +46,7 @@ fn main() {
         "subreaper" => reparent::subreaper(),
         "double-fork" => orphans::double_fork(),
         "chain" => orphans::chain(&mut args),
+        "deep" => orphans::deep(&mut args),
         "three-children" => orphans::three_children(&mut args),
         "nested" => orphans::nested(),
         "threads" => threads::come_and_go(&mut args),

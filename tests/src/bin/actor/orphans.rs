@@ -1,5 +1,5 @@
 //! Processes that outlive what created them: `double-fork`, `chain N`, `three-children CODE`, and
-//! the three living generations of `nested`.
+//! living generations: the three of `nested`, and the orphaned line of `deep N`.
 
 use nix::unistd::{Pid, getpid, getppid, setsid};
 
@@ -54,6 +54,29 @@ fn generation(left: u32, creator: Pid, up: &Pipe) -> i32 {
     }
     until(|| getppid() != creator);
     up.send(getpid().as_raw());
+    hold()
+}
+
+/// N generations (2 at least) that all stay, the first of them an orphan; the `last` reports itself.
+pub(crate) fn deep(args: &mut Args) -> i32 {
+    let generations = args.count("generations", 100).max(2);
+    begin();
+    let up = Pipe::new();
+    let middle = spawn(|| {
+        spawn(|| deeper(generations, &up));
+        0
+    });
+    reap(middle);
+    report(up.receive_pid(), "last");
+    commands()
+}
+
+fn deeper(left: u32, up: &Pipe) -> i32 {
+    if left > 1 {
+        spawn(|| deeper(left - 1, up));
+    } else {
+        up.send(getpid().as_raw());
+    }
     hold()
 }
 
