@@ -86,11 +86,13 @@ pub(crate) struct ForTests {
     pub(crate) helpers: Vec<PathBuf>,
 }
 
-/// Builds all of it at once, as it is released: what several of them need is built once.
-pub(crate) fn for_tests() -> Result<ForTests> {
+/// Builds all of it at once, as it is released: what several of them need is built once. `adapt` may
+/// make it a build for another machine.
+pub(crate) fn for_tests(adapt: impl FnOnce(&mut Command)) -> Result<ForTests> {
     let mut command = cargo();
     command.args(["build", "--release", "--workspace", "--all-targets"]);
     command.args(["--features", "lifemon-tests/privileged"]);
+    adapt(&mut command);
     let built = executables(command)?;
     let (tests, others): (Vec<_>, Vec<_>) = built.into_iter().partition(|built| built.is_test);
     let (mut end_to_end, unit): (Vec<_>, Vec<_>) =

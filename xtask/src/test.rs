@@ -61,7 +61,7 @@ fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
             "clippy --workspace --all-targets --features lifemon-tests/privileged -- -D warnings",
         )
     })?;
-    let built = stages.stage("build", |_| build::for_tests())?;
+    let built = stages.stage("build", |_| build::for_tests(|_| {}))?;
     stages.stage("unit tests", |counts| unit_tests(&built.unit, args, counts))?;
     stages.stage("end-to-end tests", |counts| {
         end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::kernels::SUITES;
+use super::architecture::Architecture;
 use crate::command::{output, shown};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -29,8 +29,12 @@ pub(super) struct Apt {
 }
 
 impl Apt {
-    /// Writes the private configuration below `directory`.
-    pub(super) fn prepare(directory: PathBuf) -> Result<Self> {
+    /// Writes the private configuration below `directory`, for these suites of one architecture.
+    pub(super) fn prepare(
+        directory: PathBuf,
+        architecture: Architecture,
+        suites: &[&str],
+    ) -> Result<Self> {
         ensure!(
             Path::new(KEYRING).is_file(),
             "{KEYRING} is missing: install debian-archive-keyring"
@@ -39,9 +43,15 @@ impl Apt {
             fs::create_dir_all(directory.join(inner))?;
         }
         let mirror = mirror().context("apt has no mirror of Debian: look at its sources")?;
-        fs::write(directory.join("sources.list"), sources(&mirror))?;
+        fs::write(
+            directory.join("sources.list"),
+            sources(&mirror, architecture, suites),
+        )?;
         fs::write(directory.join("status"), "")?;
-        fs::write(directory.join("apt.conf"), configuration(&directory))?;
+        fs::write(
+            directory.join("apt.conf"),
+            configuration(&directory, architecture),
+        )?;
         Ok(Self { directory })
     }
 
@@ -142,15 +152,17 @@ fn mirror_of(targets: &str) -> Option<String> {
     Some(uri.to_owned())
 }
 
-fn sources(mirror: &str) -> String {
-    let line = |suite: &str| {
-        format!("deb [arch=amd64 target=Packages signed-by={KEYRING}] {mirror} {suite} main\n")
+fn sources(mirror: &str, architecture: Architecture, suites: &[&str]) -> String {
+    let name = architecture.debian();
+    let line = |suite: &&str| {
+        format!("deb [arch={name} target=Packages signed-by={KEYRING}] {mirror} {suite} main\n")
     };
-    SUITES.iter().map(|suite| line(suite.name)).collect()
+    suites.iter().map(line).collect()
 }
 
-fn configuration(directory: &Path) -> String {
+fn configuration(directory: &Path, architecture: Architecture) -> String {
     let root = directory.display();
+    let name = architecture.debian();
     format!(
         "Dir::State \"{root}\";\n\
          Dir::State::lists \"{root}/lists\";\n\
@@ -162,7 +174,7 @@ fn configuration(directory: &Path) -> String {
          Dir::Etc::preferences \"/dev/null\";\n\
          Dir::Etc::preferencesparts \"/dev/null\";\n\
          Acquire::Languages \"none\";\n\
-         APT::Architecture \"amd64\";\n\
+         APT::Architecture \"{name}\";\n\
          APT::Sandbox::User \"\";\n"
     )
 }
@@ -188,8 +200,9 @@ mod tests {
 
     #[test]
     fn every_suite_is_a_source() {
-        let text = sources("http://mirror/");
-        assert_eq!(text.lines().count(), SUITES.len());
+        let text = sources("http://mirror/", Architecture::Arm64, &["bookworm", "sid"]);
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.starts_with("deb [arch=arm64 "), "{text}");
         assert!(text.contains("http://mirror/ bookworm main\n"), "{text}");
     }
 }

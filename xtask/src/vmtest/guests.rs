@@ -118,16 +118,18 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
         args: plan.args.to_vec(),
         is_wanted: &|test| !plan.shares || is_shared(suite, test),
     };
-    let initramfs = plan.cache.join(format!("{}.cpio", suite.name));
+    let name = format!("{}-{}", suite.name, suite.architecture.debian());
+    let initramfs = plan.cache.join(format!("{name}.cpio"));
     let archive = initramfs::build(plan.load, &run, suite.expected)?;
     fs::write(&initramfs, archive)
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
     let consoles = plan.cache.join("consoles");
     fs::create_dir_all(&consoles)?;
     let machine = Machine {
+        architecture: suite.architecture,
         image: &kernel.image,
         initramfs: &initramfs,
-        console: &consoles.join(format!("{}.txt", suite.name)),
+        console: &consoles.join(format!("{name}.txt")),
         deadline,
     };
     let start = Instant::now();

@@ -4,7 +4,8 @@
 
 export PATH=/bin:/usr/bin HOME=/ TERM=dumb NO_COLOR=1
 
-mount -t proc proc /proc
+busybox mount -t proc proc /proc
+busybox --install -s /bin
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/shm

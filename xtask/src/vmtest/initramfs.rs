@@ -1,17 +1,15 @@
 //! What a guest consists of: busybox, lifemon, the actors and the end-to-end tests, each at the
 //! path that it has here (the tests know the actors by it), the libraries they need, and the plan.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
+use super::architecture::Architecture;
 use super::cpio::Archive;
 use super::kernels::Expected;
 use crate::build::Executable;
-use crate::command::output;
 
 const INIT: &str = include_str!("init.sh");
 const INSTALL: &str = include_str!("install.sh");
@@ -22,6 +20,8 @@ const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 /// What travels into every guest.
 #[derive(Debug)]
 pub(super) struct Load {
+    /// What all of it is built for.
+    pub(super) architecture: Architecture,
     /// A static busybox.
     pub(super) busybox: PathBuf,
     /// The release build.
@@ -54,11 +54,9 @@ pub(super) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Ve
     let plan = plan(load, run, expected);
     archive.file(Path::new("/plan"), 0o644, plan.as_bytes());
     archive.file(Path::new("/bin/install"), 0o755, INSTALL.as_bytes());
-    let busybox = Path::new("/bin/busybox");
-    archive.copy(busybox, &load.busybox)?;
-    for applet in applets(&load.busybox)? {
-        archive.link(&Path::new("/bin").join(applet), "busybox");
-    }
+    archive.copy(Path::new("/bin/busybox"), &load.busybox)?;
+    // The first process is a script, and installs the rest.
+    archive.link(Path::new("/bin/sh"), "busybox");
     let tests = load.tests.iter().map(|test| &test.path);
     let programs = [&load.lifemon]
         .into_iter()
@@ -68,39 +66,13 @@ pub(super) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Ve
     for program in &programs {
         archive.copy(program, program)?;
     }
-    for library in libraries(&programs)? {
-        archive.copy(&library, &library)?;
+    for (path, from) in load.architecture.libraries(&programs)? {
+        archive.copy(&path, &from)?;
     }
     for test in &load.tests {
         archive.directory(&test.package_dir);
     }
     Ok(archive.finish())
-}
-
-/// The names that busybox answers to, without its own.
-fn applets(busybox: &Path) -> Result<Vec<String>> {
-    let list = output(Command::new(busybox).arg("--list")).context("busybox does not run here")?;
-    let names = list.lines().filter(|name| *name != "busybox");
-    Ok(names.map(str::to_owned).collect())
-}
-
-/// Every shared library that one of the programs needs, the loader included.
-fn libraries(programs: &[&PathBuf]) -> Result<BTreeSet<PathBuf>> {
-    let mut libraries = BTreeSet::new();
-    for program in programs {
-        let list = output(Command::new("ldd").arg(program))
-            .with_context(|| format!("ldd cannot read {}", program.display()))?;
-        libraries.extend(needed(&list));
-    }
-    Ok(libraries)
-}
-
-/// The paths in what ldd prints: `name => /path (address)` or `/path (address)`.
-fn needed(list: &str) -> impl Iterator<Item = PathBuf> {
-    let words = list.split_whitespace();
-    words
-        .filter(|word| word.starts_with('/'))
-        .map(PathBuf::from)
 }
 
 /// A shell script: the sections in order.
@@ -152,15 +124,10 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::process::Command;
 
-    #[test]
-    fn libraries_are_read_from_ldd() {
-        let list = "\tlinux-vdso.so.1 (0x00007f)\n\tlibc.so.6 => /lib/libc.so.6 (0x00007f)\n\
-                    \t/lib64/ld.so.2 (0x00007f)\n";
-        let expected = ["/lib/libc.so.6", "/lib64/ld.so.2"].map(PathBuf::from);
-        assert!(needed(list).eq(expected));
-    }
+    use super::*;
+    use crate::command::output;
 
     #[test]
     fn words_survive_the_shell() {
@@ -173,6 +140,7 @@ mod tests {
     #[test]
     fn a_kernel_to_be_refused_gets_no_tests() {
         let load = Load {
+            architecture: Architecture::Amd64,
             busybox: "/busybox".into(),
             lifemon: "/lifemon".into(),
             helpers: vec!["/actor".into()],

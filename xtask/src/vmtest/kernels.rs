@@ -3,6 +3,8 @@
 
 use anyhow::{Result, ensure};
 
+use super::architecture::Architecture;
+
 /// What lifemon has to do on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
@@ -19,6 +21,8 @@ pub(super) struct Suite {
     pub(super) name: &'static str,
     /// The kernel in it: two numbers, or less where it moves.
     pub(super) series: &'static str,
+    /// The processor.
+    pub(super) architecture: Architecture,
     /// What lifemon has to do there.
     pub(super) expected: Expected,
 }
@@ -27,6 +31,7 @@ const fn works(name: &'static str, series: &'static str) -> Suite {
     Suite {
         name,
         series,
+        architecture: Architecture::Amd64,
         expected: Expected::Works,
     }
 }
@@ -40,25 +45,36 @@ pub(super) const SUITES: [Suite; 5] = [
     Suite {
         name: "bullseye",
         series: "5.10",
+        architecture: Architecture::Amd64,
         expected: Expected::Refuses,
     },
 ];
 
-/// Those asked for by suite or by series; all when nothing is asked for.
+/// Only when it is asked for: everything is built once more for it.
+pub(super) const ARM64: Suite = Suite {
+    name: "trixie",
+    series: "arm64",
+    architecture: Architecture::Arm64,
+    expected: Expected::Works,
+};
+
+/// Those asked for by suite or by series.
 pub(super) fn chosen(asked: &[String]) -> Result<Vec<Suite>> {
-    let is_meant = |suite: &Suite, word: &str| suite.name == word || suite.series == word;
+    let is_meant =
+        |suite: &Suite, word: &str| suite.series == word || suite.name == word && *suite != ARM64;
+    let known = || SUITES.into_iter().chain([ARM64]);
     for word in asked {
         ensure!(
-            SUITES.iter().any(|suite| is_meant(suite, word)),
+            known().any(|suite| is_meant(&suite, word)),
             "no kernel `{word}`: there are {}",
-            SUITES.map(|suite| suite.to_string()).join(", ")
+            known()
+                .map(|suite| suite.to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
         );
     }
     let is_asked = |suite: &Suite| asked.iter().any(|word| is_meant(suite, word));
-    let suites = SUITES.into_iter();
-    Ok(suites
-        .filter(|suite| asked.is_empty() || is_asked(suite))
-        .collect())
+    Ok(known().filter(is_asked).collect())
 }
 
 impl std::fmt::Display for Suite {
@@ -81,7 +97,8 @@ mod tests {
     fn kernels_are_named_by_series_or_suite() {
         assert_eq!(names(&["6.12"]), ["trixie"]);
         assert_eq!(names(&["sid", "6.1"]), ["bookworm", "sid"]);
-        assert_eq!(names(&[]).len(), SUITES.len());
+        assert_eq!(names(&["trixie", "arm64"]), ["trixie", "trixie"]);
+        assert_eq!(chosen(&["arm64".to_owned()]).expect("known"), [ARM64]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! the order of things: what is needed, which kernels, the guests, the verdict.
 
 mod apt;
+mod architecture;
 mod console;
 mod cpio;
 mod guests;
@@ -21,17 +22,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::build::{self, ForTests};
-use crate::command::{self, shown};
 use crate::libtest::Counts;
-use crate::privilege::as_root;
 use crate::setup::{self, Report as Say};
 use crate::toolchain::on_path;
 use apt::Apt;
+use architecture::Architecture;
 use guests::{ALL_BUDGET, GUEST_BUDGET, Plan, boot_all};
 use initramfs::Load;
-use kernels::{SUITES, Suite, chosen};
+use kernels::{ARM64, SUITES, Suite, chosen};
 use packages::{Kernel, Packages};
-use qemu::EMULATOR;
 use report::{Outcome, Report};
 
 /// Continuous integration wants at least so many kernels.
@@ -49,7 +48,8 @@ const EVERYTHING_BUDGET: Duration = Duration::from_mins(40);
 /// What was typed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Only this kernel, by series or by suite: 6.1, 6.12, 7, 5.10, trixie-backports (repeatable)
+    /// Only this kernel, by series or by suite: 6.1, 6.12, 7, 5.10, trixie-backports, or arm64, which is
+    /// built for first (repeatable)
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
     /// Only this test executable, as `lifecycle` (repeatable)
@@ -61,7 +61,7 @@ pub(crate) struct Options {
     /// Keeps the guests' file systems
     #[arg(long)]
     keep: bool,
-    /// Writes the table of kernels into the README
+    /// Writes the table of kernels into the README, that of arm64 included
     #[arg(long, conflicts_with_all = ["kernel", "test", "args"])]
     update_readme: bool,
     /// Divides the load of the heaviest tests (`LIFEMON_TEST_SCALE` in the guest)
@@ -77,23 +77,34 @@ pub(crate) struct Options {
 
 /// Boots each kernel, and fails when one did not do what it has to.
 pub(crate) fn vmtest(options: &Options) -> Result<()> {
-    let suites = chosen(&options.kernel)?;
+    let suites = options.suites()?;
     setup::setup(Say::Changes)?;
+    let mut reports = Vec::new();
+    for architecture in [Architecture::Amd64, Architecture::Arm64] {
+        let of_it = |suite: &Suite| suite.architecture == architecture;
+        let suites: Vec<Suite> = suites.iter().copied().filter(of_it).collect();
+        if !suites.is_empty() {
+            reports.extend(of_one(options, architecture, &suites)?);
+        }
+    }
+    if options.update_readme {
+        readme::update(&root()?.join("README.md"), &in_order(reports.clone()))?;
+    }
+    verdict(&reports, is_ci())
+}
+
+/// The kernels of one architecture.
+fn of_one(options: &Options, architecture: Architecture, suites: &[Suite]) -> Result<Vec<Report>> {
     let Fetched {
         host,
         kernels,
         mut reports,
-    } = Fetched::of(&suites)?;
-    let mut built = build::for_tests()?;
+    } = Fetched::of(architecture, suites)?;
+    let mut built = build::for_tests(|command| architecture.build(command))?;
     let is_wanted = |name: &String| options.test.is_empty() || options.test.contains(name);
     built.end_to_end.retain(|test| is_wanted(&test.name));
     let load = host.load(built)?;
-    let limited = (GUEST_BUDGET, ALL_BUDGET);
-    let deadline = options.everything.then_some(EVERYTHING_BUDGET.as_secs());
-    let (budget, all) = options.deadline.or(deadline).map_or(limited, |seconds| {
-        let budget = Duration::from_secs(seconds);
-        (budget, budget * u32::try_from(SUITES.len()).unwrap_or(1))
-    });
+    let (budget, all) = options.budgets();
     reports.extend(boot_all(
         &Plan {
             cache: &host.cache,
@@ -107,15 +118,35 @@ pub(crate) fn vmtest(options: &Options) -> Result<()> {
         },
         &kernels,
     )?);
-    if options.update_readme {
-        readme::update(&root()?.join("README.md"), &in_order(reports.clone()))?;
+    Ok(reports)
+}
+
+impl Options {
+    /// Without a wish all of this architecture, and for the README the other one as well.
+    fn suites(&self) -> Result<Vec<Suite>> {
+        if !self.kernel.is_empty() {
+            return chosen(&self.kernel);
+        }
+        let besides = self.update_readme.then_some(ARM64);
+        Ok(SUITES.into_iter().chain(besides).collect())
     }
-    verdict(&reports, is_ci())
+
+    /// For one guest, and for all of an architecture.
+    fn budgets(&self) -> (Duration, Duration) {
+        let everything = self.everything.then_some(EVERYTHING_BUDGET.as_secs());
+        match self.deadline.or(everything) {
+            None => (GUEST_BUDGET, ALL_BUDGET),
+            Some(seconds) => {
+                let budget = Duration::from_secs(seconds);
+                (budget, budget * u32::try_from(SUITES.len()).unwrap_or(1))
+            }
+        }
+    }
 }
 
 /// What guests need, of all kernels: for [`stage`], while other things are done.
 pub(crate) fn fetch() -> Result<Fetched> {
-    Fetched::of(&SUITES)
+    Fetched::of(Architecture::Amd64, &SUITES)
 }
 
 /// The same as the last stage of the tests: with what they have built, on every kernel. Where the
@@ -168,8 +199,8 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    fn of(suites: &[Suite]) -> Result<Self> {
-        let host = Host::prepare()?;
+    fn of(architecture: Architecture, suites: &[Suite]) -> Result<Self> {
+        let host = Host::prepare(architecture, suites)?;
         let (kernels, reports) = host.kernels(suites);
         Ok(Self {
             host,
@@ -182,16 +213,17 @@ impl Fetched {
 /// This machine with all that guests need.
 #[derive(Debug)]
 struct Host {
+    architecture: Architecture,
     cache: PathBuf,
     packages: Packages,
     _alone: File,
 }
 
 impl Host {
-    fn prepare() -> Result<Self> {
+    fn prepare(architecture: Architecture, suites: &[Suite]) -> Result<Self> {
         ensure!(
             env::consts::ARCH == "x86_64",
-            "the guests are x86-64 machines, and run only what is built on one"
+            "the guests are made on x86-64 machines only"
         );
         for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
             ensure!(
@@ -199,11 +231,12 @@ impl Host {
                 "there is no {tool} here: the kernels come by Debian's own tools"
             );
         }
-        install_emulator()?;
+        architecture.set_up()?;
         let cache = cache()?;
         let alone = lock(&cache)?;
-        let packages = packages(&cache)?;
+        let packages = packages(&cache, architecture, suites)?;
         Ok(Self {
+            architecture,
             cache,
             packages,
             _alone: alone,
@@ -216,6 +249,7 @@ impl Host {
         // Cargo names them as their builds end.
         tests.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(Load {
+            architecture: self.architecture,
             busybox: self.packages.busybox(TOOLS_SUITE)?,
             lifemon: built.lifemon,
             helpers: built.helpers,
@@ -241,23 +275,6 @@ impl Host {
         }
         (kernels, reports)
     }
-}
-
-fn install_emulator() -> Result<()> {
-    if on_path(EMULATOR).is_some() {
-        return Ok(());
-    }
-    let package = "qemu-system-x86";
-    for words in [
-        &["update"][..],
-        &["install", "-y", "--no-install-recommends", package],
-    ] {
-        let mut command = as_root(Path::new("apt-get"), &[])?;
-        command.args(words);
-        eprintln!("install {package}: {}", shown(&command));
-        command::run(command).with_context(|| format!("cannot install {package}"))?;
-    }
-    Ok(())
 }
 
 /// Outside the repository: what is fetched serves every checkout.
@@ -288,8 +305,18 @@ fn lock(cache: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn packages(cache: &Path) -> Result<Packages> {
-    let apt = Apt::prepare(cache.join("apt"))?;
+fn packages(cache: &Path, architecture: Architecture, suites: &[Suite]) -> Result<Packages> {
+    // The lists of all suites of an architecture, whichever are wanted today: they stay fresh together.
+    let names = match architecture {
+        Architecture::Amd64 => SUITES.map(|suite| suite.name).to_vec(),
+        Architecture::Arm64 => suites
+            .iter()
+            .map(|suite| suite.name)
+            .chain([TOOLS_SUITE])
+            .collect(),
+    };
+    let directory = cache.join(format!("apt-{}", architecture.debian()));
+    let apt = Apt::prepare(directory, architecture, &names)?;
     if let Some(trouble) = apt.refresh()? {
         eprintln!("apt could not fetch every list:\n{}", trouble.trim_end());
     }

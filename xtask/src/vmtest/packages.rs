@@ -35,14 +35,14 @@ impl Packages {
 
     /// The kernel that a suite has now for virtual machines.
     pub(super) fn kernel(&self, suite: Suite) -> Result<Kernel> {
-        let newest = "linux-image-cloud-amd64";
+        let newest = format!("linux-image-cloud-{}", suite.architecture.debian());
         let dependency = |of: &str, prefix: &str| {
             let dependencies = self.apt.dependencies(of, suite.name);
             dependencies
                 .into_iter()
                 .find(|name| name.starts_with(prefix))
         };
-        let image = dependency(newest, "linux-image-")
+        let image = dependency(&newest, "linux-image-")
             .with_context(|| format!("{} has no package {newest}", suite.name))?;
         // Since Linux 6.19 the image is in a package of its own.
         let package = dependency(&image, "linux-binary-").unwrap_or(image);

@@ -13,14 +13,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-/// The program.
-pub(super) const EMULATOR: &str = "qemu-system-x86_64";
-
-/// As little as Linux needs: what it would use of a newer processor (string instructions for copying
-/// and clearing, protection of user memory) costs more than it gains when emulated. Without 16-byte
-/// compare-and-exchange: with it, QEMU 7.2 gives the kernel's allocator wrong results on Linux
-/// 6.12, and the guest dies with nothing of ours loaded.
-const PROCESSOR: &str = "qemu64,-cx16";
+use super::architecture::Architecture;
 
 /// One. With two, QEMU 7.2 lets one of them run code that the other is changing: Linux 7.2 died of that
 /// in two starts out of five, once before anything of ours ran. What two processors are needed for
@@ -30,10 +23,10 @@ const PROCESSORS: &str = "1";
 /// The guest has no swap, and one test fills memory up to a limit of its own.
 const MEMORY: &str = "2G";
 
-/// Console on the serial line, errors only, and a panic ends the guest. Mitigations cost most of
+/// Errors only on the console, and a panic ends the guest. Mitigations cost most of
 /// the time in an emulated processor and change nothing that is tested, and so do checks of the
 /// kernel's own memory.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=3 panic=-1 mitigations=off nokaslr \
+const KERNEL_ARGUMENTS: &str = "loglevel=3 panic=-1 mitigations=off nokaslr \
                                 init_on_alloc=0 kfence.sample_interval=0 audit=0 tsc=reliable no_timer_check";
 
 /// How often the deadline is looked at.
@@ -42,6 +35,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// What is booted, and for how long at most.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
+    /// Its processor.
+    pub(super) architecture: Architecture,
     /// The kernel.
     pub(super) image: &'a Path,
     /// Its file system.
@@ -71,7 +66,7 @@ pub(super) fn boot(machine: &Machine<'_>, each_line: impl FnMut(&str) + Send) ->
     command.stderr(file.try_clone()?);
     let child = command
         .spawn()
-        .with_context(|| format!("cannot start {EMULATOR}"))?;
+        .with_context(|| format!("cannot start {}", machine.architecture.emulator()))?;
     let mut guest = Guest(child);
     let stdout = guest.0.stdout.take().context("the console is a pipe")?;
     thread::scope(|scope| {
@@ -88,11 +83,11 @@ pub(super) fn boot(machine: &Machine<'_>, each_line: impl FnMut(&str) + Send) ->
 }
 
 fn command(machine: &Machine<'_>) -> Command {
-    let mut command = Command::new(EMULATOR);
+    let architecture = machine.architecture;
+    let mut command = Command::new(architecture.emulator());
+    command.args(architecture.machine());
     let words = [
-        "-machine q35 -accel tcg -cpu",
-        PROCESSOR,
-        "-m",
+        "-accel tcg -m",
         MEMORY,
         "-nodefaults -no-user-config -no-reboot -display none -monitor none -serial stdio",
     ];
@@ -100,7 +95,9 @@ fn command(machine: &Machine<'_>) -> Command {
     command.arg("-smp").arg(PROCESSORS);
     command.arg("-kernel").arg(machine.image);
     command.arg("-initrd").arg(machine.initramfs);
-    command.arg("-append").arg(KERNEL_ARGUMENTS);
+    let console = architecture.console();
+    command.arg("-append");
+    command.arg(format!("console={console} {KERNEL_ARGUMENTS}"));
     let with_us = || Ok(set_pdeathsig(Signal::SIGKILL)?);
     // SAFETY: between fork and exec it makes one system call that touches no memory.
     unsafe { command.pre_exec(with_us) };
