@@ -22,6 +22,15 @@ use super::preflight::{Refusal, kernel_release, parse_release};
 /// Tracepoints can be preempted from this kernel on.
 const PREEMPTIBLE: (u32, u32) = (7, 0);
 
+/// Where the closer stands. On x86-64 a new process passes the end of a system call before its first
+/// instruction. On arm64 it does not: there the beginnings are closed as well, because the kernel creates
+/// no process for a caller who is about to be killed.
+const CLOSED: &[&str] = if cfg!(target_arch = "x86_64") {
+    &["sys_exit"]
+} else {
+    &["sys_exit", "sys_enter"]
+};
+
 /// Where the kernel shows its tracepoints.
 const TRACE_FS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
@@ -197,13 +206,16 @@ impl Closer {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(&mut self) -> Result<(), Error> {
-        let attached = match &mut self.0 {
-            Kind::Raw(program) => program.attach("sys_exit").map(drop),
-            Kind::Traced(program) => {
-                with_trace_fs(|| program.attach("raw_syscalls", "sys_exit"))?.map(drop)
-            }
-        };
-        attached.map_err(|error| Error::load("closer", &error))
+        for point in CLOSED {
+            let attached = match &mut self.0 {
+                Kind::Raw(program) => program.attach(point).map(drop),
+                Kind::Traced(program) => {
+                    with_trace_fs(|| program.attach("raw_syscalls", point))?.map(drop)
+                }
+            };
+            attached.map_err(|error| Error::load("closer", &error))?;
+        }
+        Ok(())
     }
 }
 

@@ -29,7 +29,7 @@ use apt::Apt;
 use architecture::Architecture;
 use guests::{ALL_BUDGET, GUEST_BUDGET, Plan, boot_all};
 use initramfs::Load;
-use kernels::{ARM64, SUITES, Suite, chosen};
+use kernels::{SUITES, Suite, chosen};
 use packages::{Kernel, Packages};
 use report::{Outcome, Report};
 
@@ -61,7 +61,7 @@ pub(crate) struct Options {
     /// Keeps the guests' file systems
     #[arg(long)]
     keep: bool,
-    /// Writes the table of kernels into the README, that of arm64 included
+    /// Writes the table of kernels into the README
     #[arg(long, conflicts_with_all = ["kernel", "test", "args"])]
     update_readme: bool,
     /// Divides the load of the heaviest tests (`LIFEMON_TEST_SCALE` in the guest)
@@ -122,13 +122,12 @@ fn of_one(options: &Options, architecture: Architecture, suites: &[Suite]) -> Re
 }
 
 impl Options {
-    /// Without a wish all of this architecture, and for the README the other one as well.
+    /// Without a wish all of this architecture.
     fn suites(&self) -> Result<Vec<Suite>> {
-        if !self.kernel.is_empty() {
-            return chosen(&self.kernel);
+        if self.kernel.is_empty() {
+            return Ok(SUITES.to_vec());
         }
-        let besides = self.update_readme.then_some(ARM64);
-        Ok(SUITES.into_iter().chain(besides).collect())
+        chosen(&self.kernel)
     }
 
     /// For one guest, and for all of an architecture.

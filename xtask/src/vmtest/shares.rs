@@ -18,6 +18,7 @@ const SHARES: [(&str, &[&str]); 4] = [
         "trixie",
         &[
             "actors",
+            "kill_bombs",
             "kill_refused",
             "run_lives",
             "run_signals",
@@ -32,10 +33,9 @@ const SHARES: [(&str, &[&str]); 4] = [
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
-const NOWHERE: [&str; 11] = [
+const NOWHERE: [&str; 10] = [
     "commands",
     "gpu",
-    "kill_bombs",
     "kill_interrupted",
     "kill_on_root_exit",
     "load",
