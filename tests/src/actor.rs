@@ -52,6 +52,8 @@ impl Actor {
         let mut command = Command::new(program);
         command
             .args(words)
+            // What one that is killed leaves there goes with the sandbox.
+            .env("TMPDIR", sandbox.directory())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         sandbox.enter(&mut command);
