@@ -96,7 +96,7 @@ pub struct Record {
     pub status: u32,
     /// [`OOM_KILLED`] and so on; written by the exit hook alone.
     pub exit_flags: u32,
-    /// [`INFERRED`]; written by whoever inserted the record.
+    /// [`INFERRED`]; written by whoever inserted the record, or gave it the creator that was due.
     pub origin: u32,
     /// Ghosts that were spliced out between this record and `creator`.
     pub elided: u32,

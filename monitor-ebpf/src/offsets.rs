@@ -54,7 +54,6 @@ offsets! {
     /// Wait status of a single thread.
     task_exit_code: "task_struct"."exit_code",
     /// 0 until its children have been handed over.
-    task_exit_state: "task_struct"."exit_state",
     /// Name, 16 bytes.
     task_comm: "task_struct"."comm",
     /// Objective credentials.
