@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lifemon_run::{Rights, command, read_report, report_path, run};
+use lifemon_run::{Rights, command, read_report, report_path, run, writable_file};
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{
     DEADLINE, HostTracker, Lifemon, Output, Pidfd, Sandbox, private_lock, proc, wait_until,
@@ -210,12 +210,57 @@ fn orphans_are_kept_on_request_and_named() {
         assert_eq!(output.code, Some(0), "{output:?}");
         let left = daemons(&output);
         let report = read_report(&report);
+        assert_eq!(report["complete"], true, "{report}");
         for pid in left {
             assert!(proc::is_running(i32::try_from(pid).expect("a pid")));
             let listed = report["survivors"].as_array().expect("a list");
             assert!(listed.iter().any(|kept| kept["pid"] == pid), "{report}");
         }
         assert!(output.stderr.contains("left behind, kept"), "{output:?}");
+    }
+}
+
+/// Its leader is a zombie, and its other thread waits.
+#[test]
+fn who_lives_on_without_its_leader_is_named_and_killed() {
+    let _lock = private_lock();
+    for (rights, keep) in [
+        (Rights::Root, true),
+        (Rights::Nobody, true),
+        (Rights::Root, false),
+        (Rights::Nobody, false),
+    ] {
+        let sandbox = Sandbox::new();
+        let report = report_path(&sandbox);
+        let said = writable_file(&sandbox, "said");
+        let script = format!(
+            "exec 2>/dev/null; (echo; exec sleep 100) | setsid {ACTOR} leader-exits-first 0 >{said} &
+             until grep -q leader_exited {said}; do sleep 0.01; done"
+        );
+        let what = if keep { "--keep-orphans" } else { "--grace=0" };
+        let words = [what, "--json", &report, "--", "sh", "-c", &script];
+        let begun = Instant::now();
+        let output = run(&sandbox, rights, &words);
+        assert!(begun.elapsed() < Duration::from_secs(15), "{output:?}");
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let said = fs::read_to_string(said).expect("what the actor said");
+        let ready: Value =
+            serde_json::from_str(said.lines().next().expect("a line")).expect("JSON");
+        let report = read_report(&report);
+        assert_eq!(report["complete"], true, "{report}");
+        let (list, other) = match keep {
+            true => ("survivors", "killed"),
+            false => ("killed", "survivors"),
+        };
+        let listed = report[list].as_array().expect("a list");
+        assert!(
+            listed.iter().any(|process| process["pid"] == ready["pid"]),
+            "{report}"
+        );
+        assert_eq!(report[other], serde_json::json!([]), "{report}");
+        if !keep {
+            assert_nobody(&sandbox);
+        }
     }
 }
 

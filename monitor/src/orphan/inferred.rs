@@ -92,7 +92,7 @@ fn is_init(search: &Search<'_>, pid: u32) -> bool {
 
 /// Whether this pid is that of the leader of the session that is named after it.
 fn leads(session: u32) -> bool {
-    proc::stat(session).is_some_and(|leader| leader.session == session && leader.state != 'Z')
+    proc::stat(session).is_some_and(|leader| leader.session == session && !leader.is_dead())
 }
 
 /// What the living members of the tree of `root` have.

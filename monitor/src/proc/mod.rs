@@ -39,6 +39,15 @@ pub struct Stat {
     pub threads: u32,
 }
 
+impl Stat {
+    /// Whether the process that this task leads is dead. A leader can be a zombie while other threads of
+    /// its process run.
+    #[must_use]
+    pub const fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
+}
+
 /// Reads `/proc/<pid>/stat`; `None` when there is no such task.
 #[must_use]
 pub fn stat(pid: u32) -> Option<Stat> {
@@ -89,19 +98,16 @@ pub fn identify(pid: u32) -> Option<ProcessId> {
 /// Whether this very process is there, a zombie not counted; exact to a clock tick.
 #[must_use]
 pub fn is_alive(id: ProcessId) -> bool {
-    stat(id.pid).is_some_and(|stat| {
-        stat.start_ticks == id.start_ns / tick_ns() && !matches!(stat.state, 'Z' | 'X')
-    })
+    stat(id.pid).is_some_and(|stat| stat.start_ticks == id.start_ns / tick_ns() && !stat.is_dead())
 }
 
-/// Whether this very process has ended for certain: gone, or dead with every thread. A leader can be
-/// a zombie while other threads of its process run.
+/// Whether this very process has ended for certain: gone, or dead with every thread.
 #[must_use]
 pub fn is_over(id: ProcessId) -> bool {
     match stat(id.pid) {
         None => is_nobody(id.pid),
         Some(stat) if stat.start_ticks != id.start_ns / tick_ns() => true,
-        Some(stat) => matches!(stat.state, 'Z' | 'X') && stat.threads <= 1,
+        Some(stat) => stat.is_dead(),
     }
 }
 
@@ -162,7 +168,7 @@ pub fn kind(pid: u32) -> Kind {
     let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
     match group.and_then(|group| group.trim().parse().ok()) {
         Some(group) if group != pid => Kind::ThreadOf(group),
-        _ if stat.state == 'Z' => Kind::Zombie,
+        _ if stat.is_dead() => Kind::Zombie,
         _ => Kind::Process,
     }
 }

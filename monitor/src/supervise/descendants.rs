@@ -30,6 +30,13 @@ pub(crate) struct Descendant {
 }
 
 impl Descendant {
+    /// The process that has this pid now. Fails when nobody has it.
+    pub(super) fn open(pid: u32) -> io::Result<Self> {
+        let pidfd = open_pidfd(pid)?;
+        let id = proc::identify(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        Ok(Self { id, pidfd })
+    }
+
     /// Sends a signal to exactly this process; whether there was somebody to send it to.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<bool> {
         match send_signal(&self.pidfd, signal) {
@@ -46,7 +53,9 @@ impl Descendant {
         Some(name.trim_end_matches('\n').to_owned())
     }
 
-    fn is_there(&self) -> bool {
+    /// Whether any thread of it is alive. The letter in its `stat` is that of its leader, which can be
+    /// a zombie long before the others end.
+    pub(super) fn is_there(&self) -> bool {
         let mut poll_fd = [PollFd::new(
             std::os::fd::AsFd::as_fd(&self.pidfd),
             PollFlags::POLLIN,
@@ -55,27 +64,28 @@ impl Descendant {
     }
 }
 
-/// Everything below this process that is alive, each parent before its children. `except` and what
-/// is below it are left out.
+/// What is alive below this process, each parent before its children; for signals. Who is orphaned
+/// meanwhile may be missed, and is met by the next walk; for a list there is [`super::census`].
+/// `except` and what is below it are left out.
 pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
     let own = std::process::id();
     let mut table = Children::default();
     let mut found: Vec<Descendant> = Vec::new();
     for pid in table.of(own) {
         if Some(pid) != except {
-            found.extend(verified(pid, own).map(|(id, pidfd)| Descendant { id, pidfd }));
+            found.extend(verified(pid, own));
         }
     }
     let mut at = 0;
     while at < found.len() && found.len() < WALK_MAX {
         let parent = found[at].id.pid;
         for pid in table.of(parent) {
-            let Some((id, pidfd)) = verified(pid, parent) else {
+            let Some(child) = verified(pid, parent) else {
                 continue;
             };
             // The parent was there after its child was verified: the number was its own.
             if found[at].is_there() {
-                found.push(Descendant { id, pidfd });
+                found.push(child);
             }
         }
         at += 1;
@@ -84,12 +94,10 @@ pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
 }
 
 /// The living process with this pid, if `parent` is its parent.
-fn verified(pid: u32, parent: u32) -> Option<(ProcessId, OwnedFd)> {
-    let pidfd = open_pidfd(pid).ok()?;
-    let stat = proc::stat(pid)?;
-    let is_alive = !matches!(stat.state, 'Z' | 'X');
-    let id = proc::identify(pid)?;
-    (is_alive && stat.parent == parent).then_some((id, pidfd))
+fn verified(pid: u32, parent: u32) -> Option<Descendant> {
+    let descendant = Descendant::open(pid).ok()?;
+    let is_child = proc::stat(pid)?.parent == parent;
+    (is_child && descendant.is_there()).then_some(descendant)
 }
 
 /// Pids of the children of a process: by the kernel's list, or by a look at all processes where

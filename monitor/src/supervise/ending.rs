@@ -2,12 +2,14 @@
 //! of each. Driven by the loop of its process, which waits and reaps.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::census;
 use super::descendants::{self, Descendant};
 use super::killer::{Killer, TIMEOUT};
 use super::message::Order;
@@ -196,9 +198,7 @@ impl Ending {
     /// Does what is to do now; the result once it is over.
     pub(crate) fn step(&mut self) -> Option<Rest> {
         if self.order.keep {
-            let left = descendants::of_this_process(None);
-            let left = left.iter().map(|left| process(left.id, left.name()));
-            return Some(self.rest(left.collect()));
+            return Some(self.kept());
         }
         match &self.stage {
             Stage::Killer(killer) => {
@@ -219,7 +219,7 @@ impl Ending {
             Stage::Grace | Stage::Killing => {}
         }
         if !descendants::has_children() {
-            return Some(self.rest(Vec::new()));
+            return Some(self.rest(Vec::new(), None));
         }
         if matches!(self.stage, Stage::Killing) {
             return self.kill();
@@ -253,26 +253,41 @@ impl Ending {
     fn kill(&mut self) -> Option<Rest> {
         let since = *self.killing_since.get_or_insert_with(Instant::now);
         let denied = self.strike(libc::SIGKILL);
-        if since.elapsed() < TIMEOUT && denied.is_none() {
+        let is_late = since.elapsed() >= TIMEOUT;
+        if denied.is_none() && !is_late {
             return None;
         }
-        let survivors = denied.unwrap_or_else(|| {
-            let left = descendants::of_this_process(self.killer);
-            left.iter().map(|left| survivor(left, None)).collect()
-        });
-        // What is dead and not reaped yet is no survivor.
-        if survivors.is_empty() && since.elapsed() < TIMEOUT {
+        let denied = denied.unwrap_or_default();
+        let census = census::take(self.killer);
+        let is_denied = |left: &Descendant| denied.contains_key(&left.id);
+        // Whom the walk has missed the next one kills, and what is dead and not reaped yet is no
+        // survivor.
+        let is_stuck = !census.members.is_empty() && census.members.iter().all(is_denied);
+        if !is_stuck && !is_late {
             return None;
         }
-        Some(self.rest(survivors))
+        let survivors = census.members.iter();
+        let survivors = survivors.map(|left| survivor(left, denied.get(&left.id)));
+        Some(self.rest(survivors.collect(), census.doubt))
     }
 
-    /// Sends a signal to everything below; those that may not be signalled, where nobody else is
-    /// left.
-    fn strike(&mut self, signal: i32) -> Option<Vec<Value>> {
+    /// Everything that is left, untouched.
+    fn kept(&mut self) -> Rest {
+        if !descendants::has_children() {
+            return self.rest(Vec::new(), None);
+        }
+        let census = census::take(None);
+        let left = census.members.iter();
+        let left = left.map(|left| process(left.id, left.name())).collect();
+        self.rest(left, census.doubt)
+    }
+
+    /// Sends a signal to everything below; those that may not be signalled, where nobody else was
+    /// found.
+    fn strike(&mut self, signal: i32) -> Option<HashMap<ProcessId, io::Error>> {
         self.found_new = false;
         let all = descendants::of_this_process(self.killer);
-        let mut denied = Vec::new();
+        let mut denied = HashMap::new();
         for descendant in &all {
             let name = || descendant.name();
             self.found
@@ -280,7 +295,7 @@ impl Ending {
                 .or_insert_with(|| (descendant.id, name()));
             match descendant.signal(signal) {
                 Ok(_) => {}
-                Err(error) => denied.push(survivor(descendant, Some(&error))),
+                Err(error) => _ = denied.insert(descendant.id, error),
             }
             if signal == libc::SIGKILL {
                 self.found_new |= self.struck.insert(descendant.id);
@@ -289,7 +304,7 @@ impl Ending {
         (!all.is_empty() && denied.len() == all.len()).then_some(denied)
     }
 
-    fn rest(&mut self, survivors: Vec<Value>) -> Rest {
+    fn rest(&mut self, survivors: Vec<Value>, doubt: Option<String>) -> Rest {
         let way = if self.report.is_some() {
             Way::Ebpf
         } else {
@@ -308,6 +323,7 @@ impl Ending {
                 .filter_map(|reason| reason.as_str().map(str::to_owned))
                 .collect();
         }
+        incomplete.extend(doubt);
         Rest {
             way,
             why_not_ebpf: self.why_not_ebpf.take(),
@@ -329,7 +345,7 @@ pub(crate) fn process(id: ProcessId, name: Option<String>) -> Value {
     process
 }
 
-fn survivor(descendant: &Descendant, error: Option<&std::io::Error>) -> Value {
+fn survivor(descendant: &Descendant, error: Option<&io::Error>) -> Value {
     let mut process = process(descendant.id, descendant.name());
     let reason = match (error, proc::stat(descendant.id.pid)) {
         (Some(error), _) => format!("cannot be signalled: {error}"),

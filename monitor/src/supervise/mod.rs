@@ -7,9 +7,11 @@
 //! notices and kills the rest: only who kills both at the same time leaves something behind.
 //!
 //! Reading order: [`signals`], [`descendants`] (exact signals to what is below this process),
-//! [`killer`] (the tree kill with eBPF), [`ending`] (how the rest dies), [`frame`] and [`message`],
-//! [`spawn`], [`nursery`], [`terminal`], [`owner`] (the user's side), [`report`].
+//! [`census`] (who that is, for a list), [`killer`] (the tree kill with eBPF), [`ending`] (how the
+//! rest dies), [`frame`] and [`message`], [`spawn`], [`nursery`], [`terminal`], [`owner`] (the user's
+//! side), [`report`].
 
+mod census;
 pub(crate) mod descendants;
 pub(crate) mod ending;
 pub mod frame;

@@ -47,10 +47,15 @@ pub(crate) fn run(sandbox: &Sandbox, rights: Rights, words: &[&str]) -> Output {
 
 /// A place for a report that everybody may write to.
 pub(crate) fn report_path(sandbox: &Sandbox) -> String {
-    let path = sandbox.directory().join("report.json");
-    fs::write(&path, "").expect("an empty report");
+    writable_file(sandbox, "report.json")
+}
+
+/// An empty file that everybody may write to.
+pub(crate) fn writable_file(sandbox: &Sandbox, name: &str) -> String {
+    let path = sandbox.directory().join(name);
+    fs::write(&path, "").expect("an empty file");
     let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    fs::set_permissions(&path, everybody).expect("permissions of the report");
+    fs::set_permissions(&path, everybody).expect("permissions of the file");
     path.to_str().expect("a path in UTF-8").to_owned()
 }
 
