@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod command;
 mod libtest;
+mod packages;
 mod privilege;
 mod run;
 mod setup;

@@ -4,13 +4,12 @@
 mod decide;
 mod facts;
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::command::{self, cargo, shown};
-use crate::privilege::as_root;
+use crate::packages;
 use crate::toolchain::LINKED;
 use decide::{Step, decide};
 use facts::Facts;
@@ -54,17 +53,8 @@ pub(crate) fn setup(report: Report) -> Result<()> {
 fn install(step: &Step) -> Result<(String, Command)> {
     Ok(match step {
         Step::Have(what) => (what.clone(), Command::new("true")),
-        Step::UpdatePackageLists => {
-            let mut command = as_root(Path::new("apt-get"), &[])?;
-            command.arg("update");
-            ("package lists".to_owned(), command)
-        }
-        Step::InstallPackages(packages) => {
-            let mut command = as_root(Path::new("apt-get"), &[])?;
-            command.args(["install", "-y", "--no-install-recommends"]);
-            command.args(packages);
-            ("packages".to_owned(), command)
-        }
+        Step::UpdatePackageLists => ("package lists".to_owned(), packages::update()?),
+        Step::InstallPackages(wanted) => ("packages".to_owned(), packages::install(wanted)?),
         Step::InstallLinker { llvm_major, prefix } => {
             let mut command = cargo();
             if let Some(prefix) = prefix {

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::command::{self, output, shown};
-use crate::privilege::as_root;
+use crate::packages;
 use crate::toolchain::on_path;
 
 /// The processor of a guest.
@@ -130,20 +130,12 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
     let missing = wanted
         .iter()
         .filter(|(program, _)| on_path(program).is_none());
-    let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
-    if packages.is_empty() {
+    let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if missing.is_empty() {
         return Ok(());
     }
-    for words in [
-        &["update"][..],
-        &["install", "-y", "--no-install-recommends"],
-    ] {
-        let mut command = as_root(Path::new("apt-get"), &[])?;
-        command.args(words);
-        if words.len() > 1 {
-            command.args(&packages);
-        }
-        let what = packages.join(", ");
+    let what = missing.join(", ");
+    for command in [packages::update()?, packages::install(&missing)?] {
         eprintln!("install {what}: {}", shown(&command));
         command::run(command).with_context(|| format!("cannot install {what}"))?;
     }

@@ -24,6 +24,8 @@ pub(super) struct Console {
     pub(super) release: Option<String>,
     /// In the order in which they ran.
     pub(super) sections: Vec<Section>,
+    /// Those that did not begin, because there was no time left.
+    pub(super) late: Vec<String>,
     /// Whether the plan was carried out to its end.
     pub(super) is_done: bool,
     /// Why the kernel died, when it did.
@@ -60,6 +62,7 @@ impl Console {
                     return Some(section);
                 }
             }
+            ["late", name] => self.late.push(name.to_owned()),
             ["done"] => self.is_done = true,
             _ => {}
         }
@@ -232,6 +235,14 @@ mod tests {
             (&["running".to_owned()][..], None)
         );
         assert!(!console.is_done);
+    }
+
+    #[test]
+    fn what_there_was_no_time_for_is_named() {
+        let console =
+            console("@@vmtest begin test-a\n@@vmtest end test-a 0\n@@vmtest late test-b\n");
+        assert_eq!(console.late, ["test-b"]);
+        assert_eq!(console.sections.len(), 1);
     }
 
     #[test]

@@ -113,8 +113,7 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
     eprintln!("booting {suite}, for {} s at most", deadline.as_secs());
     let run = Run {
         scale: plan.scale,
-        // So that one that hangs leaves time for others.
-        limit: deadline / 2,
+        budget: deadline,
         args: plan.args.to_vec(),
         is_wanted: &|test| !plan.shares || is_shared(suite, test),
     };

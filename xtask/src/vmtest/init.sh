@@ -34,6 +34,20 @@ section() {
     mark "end $name $?"
 }
 
+# test_executable NAME SECONDS PROGRAM [ARGUMENT...]: a section that begins only while there is time
+# for it, and ends with the time of the guest.
+test_executable() {
+    read -r up _ < /proc/uptime
+    left=$((guest_seconds - ${up%.*}))
+    if [ "$left" -lt "$start_seconds" ]; then
+        mark "late $1"
+        return
+    fi
+    name=$1 seconds=$(($2 < left ? $2 : left))
+    shift 2
+    section "$name" "$seconds" "$@"
+}
+
 mark "kernel $(uname -r)"
 . /plan
 section complaints 10 sh -c "dmesg | grep -E 'WARNING:|BUG:|Oops|blocked for more|lockup|rcu.*stall'"

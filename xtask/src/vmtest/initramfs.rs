@@ -17,6 +17,17 @@ const INSTALL: &str = include_str!("install.sh");
 /// How long one of the short commands may take in a guest.
 const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 
+/// What a guest keeps of its time to start, and to end by itself.
+const ENDS: Duration = Duration::from_secs(10);
+
+/// A test executable may take this part of a guest's time, so that one that hangs leaves time for
+/// others.
+const LIMIT_DIVISOR: u32 = 2;
+
+/// With less than this part of its time left, a guest begins no more test executables: a slow machine
+/// leaves some out, by name, rather than breaks off in the middle of one.
+const START_DIVISOR: u32 = 3;
+
 /// What travels into every guest.
 #[derive(Debug)]
 pub(super) struct Load {
@@ -36,8 +47,8 @@ pub(super) struct Load {
 pub(super) struct Run<'a> {
     /// Loads are divided by this.
     pub(super) scale: u32,
-    /// For each test executable.
-    pub(super) limit: Duration,
+    /// For the whole guest.
+    pub(super) budget: Duration,
     /// Arguments for every test executable.
     pub(super) args: Vec<String>,
     /// Whether a test executable runs at all.
@@ -89,6 +100,11 @@ fn plan(load: &Load, run: &Run<'_>, expected: Expected) -> String {
             plan.push_str(&format!("section refusal {seconds} {lifemon} attach 1\n"));
         }
         Expected::Works => {
+            plan.push_str(&format!(
+                "guest_seconds={} start_seconds={}\n",
+                run.budget.saturating_sub(ENDS).as_secs(),
+                (run.budget / START_DIVISOR).as_secs(),
+            ));
             let tests = load.tests.iter();
             for test in tests.filter(|test| (run.is_wanted)(&test.name)) {
                 plan.push_str(&test_section(test, run));
@@ -104,9 +120,9 @@ fn test_section(test: &Executable, run: &Run<'_>) -> String {
     let directory = quoted(&test.package_dir.to_string_lossy());
     let mut line = format!(
         "cd {directory}\nexport CARGO_MANIFEST_DIR={directory}\n\
-         section test-{} {} {} --show-output --color never",
+         test_executable test-{} {} {} --show-output --color never",
         test.name,
-        run.limit.as_secs(),
+        (run.budget / LIMIT_DIVISOR).as_secs(),
         quoted(&test.path.to_string_lossy()),
     );
     for arg in &run.args {
@@ -155,7 +171,7 @@ mod tests {
         };
         let run = Run {
             scale: 10,
-            limit: Duration::from_secs(9),
+            budget: Duration::from_mins(5),
             args: vec!["orphans".to_owned()],
             is_wanted: &|test| test != "load",
         };
@@ -163,7 +179,12 @@ mod tests {
         assert!(plan(Expected::Refuses).contains("section refusal 60 '/lifemon' attach 1"));
         assert!(!plan(Expected::Refuses).contains("test-"));
         let works = plan(Expected::Works);
-        let section = "section test-deaths 9 '/deaths-1' --show-output --color never 'orphans'";
+        assert!(
+            works.contains("\nguest_seconds=290 start_seconds=100\n"),
+            "{works}"
+        );
+        let section =
+            "test_executable test-deaths 150 '/deaths-1' --show-output --color never 'orphans'";
         assert!(works.contains(section), "{works}");
         assert!(!works.contains("test-load"), "{works}");
     }

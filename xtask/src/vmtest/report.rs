@@ -40,6 +40,8 @@ pub(super) struct Ran {
     pub(super) refusal: Option<String>,
     /// Test executables that did not run there, because others have their share.
     pub(super) left_out: Vec<String>,
+    /// Test executables that did not run there, because the machine was too slow.
+    pub(super) late: Vec<String>,
     /// What is wrong besides failed tests.
     pub(super) problems: Vec<String>,
     /// What the kernel complained of.
@@ -86,12 +88,12 @@ impl Ran {
         let failed = self.checks.iter().filter(|check| check.state == "failed");
         let failed = failed.map(|check| format!("doctor: {}: {}", check.name, check.detail));
         self.problems.extend(failed);
-        let mut have_run = false;
+        let mut have_run = 0;
         for section in &console.sections {
             let Some(name) = section.name.strip_prefix("test-") else {
                 continue;
             };
-            have_run = true;
+            have_run += 1;
             let full = |(test, why): (String, String)| (format!("{name}::{test}"), why);
             let tests = Tests::read(section);
             self.tests.counts += tests.counts;
@@ -100,9 +102,15 @@ impl Ran {
                 .skipped
                 .extend(tests.skipped.into_iter().map(full));
         }
+        let late = console.late.iter();
+        let late = late.map(|name| name.strip_prefix("test-").unwrap_or(name));
+        self.late = late.map(str::to_owned).collect();
         // Each of them that ran has a verdict, or counts as failed.
-        if !have_run {
+        if have_run == 0 {
             self.problems.push("no test has run".to_owned());
+        } else if self.late.len() > have_run {
+            self.problems
+                .push("there was no time for most of the tests".to_owned());
         }
     }
 
@@ -132,6 +140,11 @@ impl Ran {
 }
 
 impl Report {
+    /// Whether nothing was left out for want of time.
+    pub(super) fn is_whole(&self) -> bool {
+        !matches!(&self.outcome, Outcome::Ran(ran) if !ran.late.is_empty())
+    }
+
     /// The tests that ran there; what is wrong besides counts as one that failed.
     pub(super) fn counts(&self) -> Counts {
         let Outcome::Ran(ran) = &self.outcome else {
@@ -179,6 +192,10 @@ fn show(ran: &Ran, suite: Suite, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if !ran.left_out.is_empty() && ran.refusal.is_none() {
         let names = ran.left_out.join(", ");
         writeln!(f, "        left out, too long for every kernel: {names}")?;
+    }
+    if !ran.late.is_empty() {
+        let names = ran.late.join(", ");
+        writeln!(f, "        left out, no time was left: {names}")?;
     }
     for (test, why) in &ran.tests.failed {
         writeln!(f, "        failed {test}: {why}")?;
@@ -243,6 +260,17 @@ test result: ok. 3 passed; 0 failed; 0 ignored
         assert!(!judged(Expected::Works, cut, End::Itself).is_good());
         assert!(!judged(Expected::Works, GOOD, End::Deadline).is_good());
         assert!(!judged(Expected::Works, "", End::Itself).is_good());
+    }
+
+    #[test]
+    fn a_slow_guest_names_what_it_left_out_and_most_is_too_much() {
+        let late = |times: usize| {
+            GOOD.replace("@@vmtest done", &"@@vmtest late test-kill\n".repeat(times))
+        };
+        let good = judged(Expected::Works, &(late(1) + "@@vmtest done"), End::Itself);
+        assert!(good.is_good() && good.late == ["kill"], "{good:?}");
+        let bad = judged(Expected::Works, &(late(2) + "@@vmtest done"), End::Itself);
+        assert!(!bad.is_good(), "{bad:?}");
     }
 
     #[test]

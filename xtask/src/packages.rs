@@ -1,0 +1,26 @@
+//! Debian's packages, for what the build and the guests need: the commands that install them.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::privilege::as_root;
+
+/// Fetches the lists of packages.
+pub(crate) fn update() -> Result<Command> {
+    apt_get(&["update"])
+}
+
+/// Installs packages and what they need, without asking.
+pub(crate) fn install(packages: &[impl AsRef<str>]) -> Result<Command> {
+    let mut command = apt_get(&["install", "-y", "--no-install-recommends"])?;
+    command.args(packages.iter().map(AsRef::as_ref));
+    Ok(command)
+}
+
+fn apt_get(words: &[&str]) -> Result<Command> {
+    let mut command = as_root(Path::new("apt-get"), &[])?;
+    command.args(words);
+    Ok(command)
+}
