@@ -104,11 +104,16 @@ impl ProcessManager {
         }
         if scope == Scope::DeadServers {
             for mut orphan in dead_servers_orphans()? {
-                if fits(&orphan.command_line) {
-                    let report = kill_exactly(orphan.id).await.map_err(io::Error::other)?;
-                    orphan.killed = report.killed.len();
-                    cleaned.push(orphan);
+                if !fits(&orphan.command_line) {
+                    continue;
                 }
+                match kill_exactly(orphan.id).await {
+                    Ok(report) => orphan.killed = report.killed.len(),
+                    // It ended by itself, or was below one that has just been killed.
+                    Err(KillError::Kernel(crate::kernel::Error::NoProcess(_))) => continue,
+                    Err(error) => return Err(io::Error::other(error)),
+                }
+                cleaned.push(orphan);
             }
         }
         Ok(cleaned)

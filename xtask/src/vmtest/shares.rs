@@ -33,13 +33,14 @@ const SHARES: [(&str, &[&str]); 4] = [
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
-const NOWHERE: [&str; 10] = [
+const NOWHERE: [&str; 11] = [
     "commands",
     "gpu",
     "kill_interrupted",
     "kill_on_root_exit",
     "load",
     "manager",
+    "manager_direct",
     "manager_wire",
     "python_servers",
     "run",
