@@ -11,7 +11,7 @@ mod start;
 mod wakeups;
 
 pub use loss::Loss;
-pub(crate) use pidfd::{gone, open_pidfd, send_signal};
+pub(crate) use pidfd::{gone, open_pidfd, raise_descriptor_limit, send_signal};
 pub use start::Start;
 
 use std::io;

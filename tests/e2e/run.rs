@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lifemon_run::{Rights, command, read_report, report_path, run, writable_file};
+use lifemon_tests::handicap::{as_nobody, ignoring_children, readable_copy, with_hidden_processes};
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{
     DEADLINE, HostTracker, Lifemon, Output, Pidfd, Sandbox, private_lock, proc, wait_until,
@@ -220,6 +221,94 @@ fn orphans_are_kept_on_request_and_named() {
     }
 }
 
+/// Each generation dies at once, and the next one lives: two looks never see the same.
+#[test]
+fn who_is_kept_and_never_stands_still_is_in_doubt() {
+    for rights in Rights::BOTH {
+        let sandbox = Sandbox::new();
+        let report = report_path(&sandbox);
+        // It ends by itself.
+        let next = r#"test $N = 0 || N=$(($N - 1)) sh -c "$NEXT" &"#;
+        let script = format!(
+            "exec 2>/dev/null; export N=5000 NEXT='{next}'; setsid sh -c \"$NEXT\" & sleep 0.1"
+        );
+        let words = [
+            "--keep-orphans",
+            "--json",
+            &report,
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ];
+        let output = run(&sandbox, rights, &words);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        let report = read_report(&report);
+        // On a busy machine one generation can last for as long as it is looked for.
+        if report["complete"] == true {
+            assert_ne!(
+                report["survivors"],
+                serde_json::json!([]),
+                "{:?} {output:?}",
+                sandbox.pids()
+            );
+            continue;
+        }
+        let reason = report["incomplete"][0].as_str().expect("a reason");
+        assert!(reason.contains("came and went"), "{report}");
+        assert!(
+            output.stderr.contains("somebody may be missing"),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn where_proc_hides_processes_that_is_a_doubt() {
+    let sandbox = Sandbox::new();
+    let report = report_path(&sandbox);
+    let lifemon = Lifemon::at(readable_copy(&sandbox)).inside(&sandbox);
+    let keep = |script: &str| {
+        let words = ["run", "--keep-orphans", "--json", &report, "--"];
+        let mut command = lifemon.command(words.iter().chain(&["sh", "-c", script]));
+        with_hidden_processes(&mut command);
+        as_nobody(&mut command);
+        let output = Lifemon::find().start(command).finish(DEADLINE);
+        assert_eq!(output.code, Some(3), "{output:?}");
+        read_report(&report)
+    };
+    // That nothing is left the kernel says itself.
+    assert_eq!(keep("exit 3")["complete"], true);
+    let report = keep("exec >/dev/null 2>&1; sleep 100 & exit 3");
+    assert_eq!(report["complete"], false, "{report}");
+    let reason = report["incomplete"][0].as_str().expect("a reason");
+    assert!(reason.contains("hides"), "{report}");
+}
+
+/// Who starts lifemon may ignore SIGCHLD, and that is inherited.
+#[test]
+fn where_dead_children_are_ignored_the_end_is_known_all_the_same() {
+    let _lock = private_lock();
+    for rights in Rights::BOTH {
+        let sandbox = Sandbox::new();
+        let output = |words: &[&str]| {
+            let words = [&["--grace", "0", "--"], words].concat();
+            let mut command = command(&sandbox, rights, &words);
+            ignoring_children(&mut command);
+            let output = Lifemon::find().start(command).finish(DEADLINE);
+            assert_nobody(&sandbox);
+            output
+        };
+        let left = output(&["sh", "-c", "(setsid sleep 100 &); exit 3"]);
+        assert_eq!(left.code, Some(3), "{left:?}");
+        // The command finds it as it was.
+        let found = output(&["grep", "SigIgn", "/proc/self/status"]);
+        let mask = found.stdout.split_whitespace().nth(1).expect("a mask");
+        let mask = u64::from_str_radix(mask, 16).expect("a mask");
+        assert_eq!(mask >> (libc::SIGCHLD - 1) & 1, 1, "{found:?}");
+    }
+}
+
 /// Its leader is a zombie, and its other thread waits.
 #[test]
 fn who_lives_on_without_its_leader_is_named_and_killed() {
@@ -248,9 +337,10 @@ fn who_lives_on_without_its_leader_is_named_and_killed() {
             serde_json::from_str(said.lines().next().expect("a line")).expect("JSON");
         let report = read_report(&report);
         assert_eq!(report["complete"], true, "{report}");
-        let (list, other) = match keep {
-            true => ("survivors", "killed"),
-            false => ("killed", "survivors"),
+        let (list, other) = if keep {
+            ("survivors", "killed")
+        } else {
+            ("killed", "survivors")
         };
         let listed = report[list].as_array().expect("a list");
         assert!(

@@ -66,6 +66,39 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
 }
 
 #[test]
+fn what_is_to_be_kept_outlives_the_nursery() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let report = report_path(&sandbox);
+    let words = [
+        "--keep-orphans",
+        "--json",
+        &report,
+        "--",
+        "sh",
+        "-c",
+        FAMILY,
+    ];
+    let running = Lifemon::find().start(command(&sandbox, Rights::Root, &words));
+    wait_for_family(&sandbox);
+    let nursery = nursery_of(&sandbox, running.pid());
+    Pidfd::open(nursery).expect("it runs").kill();
+    let output = running.finish(DEADLINE);
+    assert_eq!(output.code, Some(137), "{output:?}");
+    let report = read_report(&report);
+    assert_eq!(report["killed"], serde_json::json!([]), "{report}");
+    let kept = report["survivors"].as_array().expect("a list").iter();
+    let kept = kept.map(|kept| kept["pid"].as_i64().expect("a pid"));
+    assert!(kept.clone().count() >= 2, "{report}");
+    for pid in kept {
+        assert!(
+            proc::is_running(i32::try_from(pid).expect("a pid")),
+            "{report}"
+        );
+    }
+}
+
+#[test]
 fn nested_runs_each_answer_for_their_own() {
     let _lock = private_lock();
     let lifemon = Lifemon::find();

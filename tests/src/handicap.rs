@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, setgroups, setresgid, setresuid};
 
@@ -60,6 +60,15 @@ pub fn readable_copy(sandbox: &Sandbox) -> PathBuf {
     let copied = install.arg(&copy).status().expect("install");
     assert!(copied.success(), "{install:?}");
     copy
+}
+
+/// With SIGCHLD ignored, as some programs start others.
+pub fn ignoring_children(command: &mut Command) {
+    before_exec(command, || {
+        // SAFETY: no handler is installed.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+        Ok(())
+    });
 }
 
 /// As root with these capabilities alone: exec gives root what is in the bounding set.

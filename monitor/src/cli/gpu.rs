@@ -52,7 +52,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     if args.kill_orphans {
         super::go_first();
     } else {
-        super::raise_descriptor_limit();
+        crate::session::raise_descriptor_limit();
     }
     let files = args.gpus.files()?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -231,16 +231,8 @@ fn code_of_kernel(error: &kernel::Error) -> u8 {
 
 /// Prepares this process to follow or to kill a tree of any size, however busy that is.
 fn go_first() {
-    raise_descriptor_limit();
+    crate::session::raise_descriptor_limit();
     crate::kill::go_first();
-}
-
-/// Every dying member costs a descriptor until it is gone.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 /// `10s`, `500ms`, `5m`, `1h`, or seconds.

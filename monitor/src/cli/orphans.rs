@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     if args.kill {
         super::go_first();
     } else {
-        super::raise_descriptor_limit();
+        crate::session::raise_descriptor_limit();
     }
     let patterns =
         RegexSet::new(&args.patterns).map_err(|error| super::Usage(regex_error(&error)))?;

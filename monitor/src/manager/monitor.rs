@@ -219,7 +219,11 @@ impl Monitor {
             Some(Ask::Guardian(request)) => self.send(&request).await,
             Some(Ask::Kill(pid, answer)) => {
                 self.kills.push((pid, answer));
-                self.send(&Request::Kill { pid }).await;
+                self.send(&Request::Kill {
+                    pid,
+                    start_ns: None,
+                })
+                .await;
             }
             // The manager was dropped.
             None => {

@@ -13,6 +13,7 @@ pub(crate) use command::command_line_of;
 pub(crate) use placement::placement_of;
 
 use std::fs;
+use std::path::Path;
 
 use lifemon_ebpf::ProcessId;
 
@@ -31,6 +32,8 @@ pub struct Stat {
     pub terminal: i32,
     /// `PF_*` flags of the task.
     pub flags: u64,
+    /// Page faults of the children that it has waited for: they change when it reaps one.
+    pub children_faults: u64,
     /// Start, in clock ticks since boot.
     pub start_ticks: u64,
     /// State letter, as `ps` shows it.
@@ -41,10 +44,11 @@ pub struct Stat {
 
 impl Stat {
     /// Whether the process that this task leads is dead. A leader can be a zombie while other threads of
-    /// its process run.
+    /// its process run; and one without any thread has just handed its pid to a thread that executes a
+    /// program, or is gone at the next look.
     #[must_use]
     pub const fn is_dead(&self) -> bool {
-        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+        matches!(self.state, 'Z' | 'X') && self.threads == 1
     }
 }
 
@@ -62,13 +66,14 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, starttime 22. Leaders
+    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, cminflt 11, starttime 22. Leaders
     // outside the pid namespace of this `/proc` read as 0, or as -1 where there is no group.
     let group = fields.next()?.parse().unwrap_or(0);
     let session = fields.next()?.parse().unwrap_or(0);
     let terminal = fields.next()?.parse().ok()?;
     let flags = fields.nth(9 - 7 - 1)?.parse().ok()?;
-    let threads = fields.nth(20 - 9 - 1)?.parse().ok()?;
+    let children_faults = fields.nth(11 - 9 - 1)?.parse().ok()?;
+    let threads = fields.nth(20 - 11 - 1)?.parse().ok()?;
     let start_ticks = fields.nth(22 - 20 - 1)?.parse().ok()?;
     Some(Stat {
         parent,
@@ -76,10 +81,29 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
         session,
         terminal,
         flags,
+        children_faults,
         start_ticks,
         state,
         threads,
     })
+}
+
+/// Whether `/proc` is that of this process's pid namespace: its numbers are those of system calls.
+#[must_use]
+pub fn is_ours() -> bool {
+    let own = std::process::id().to_string();
+    fs::read_link("/proc/self").is_ok_and(|link| link == Path::new(&own))
+}
+
+/// Why `/proc` may not show every process of this pid namespace; `None` where it does.
+#[must_use]
+pub fn trouble() -> Option<&'static str> {
+    if !is_ours() {
+        return Some("/proc is not that of this pid namespace");
+    }
+    // The first process exists as long as anybody does.
+    let hides = stat(1).is_none();
+    hides.then_some("/proc hides the processes of other users")
 }
 
 /// Length of a clock tick, in ns.
@@ -187,7 +211,11 @@ mod tests {
             (42, 123_456, 'S')
         );
         assert_eq!((stat.group, stat.session, stat.terminal), (77, 77, 0));
-        assert_eq!(stat.flags, 4_194_304);
+        assert_eq!(
+            (stat.flags, stat.children_faults, stat.threads),
+            (4_194_304, 2, 1)
+        );
+        assert_eq!(trouble(), None);
     }
 
     #[test]

@@ -17,6 +17,15 @@ pub(crate) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Lets this process have as many descriptors as it may: each process that is followed, or that is to be
+/// hit, costs one.
+pub(crate) fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 /// Sends a signal, by number, through a descriptor: to that process or to nobody.
 pub(crate) fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     // SAFETY: no siginfo is passed; the descriptor is open.

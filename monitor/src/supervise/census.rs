@@ -10,9 +10,10 @@
 //!   table, or is younger there than its child, has died since, and the child's link is read again.
 //!
 //! Who lives as long as one look takes is in it. Whether the tree stood still meanwhile is told by a
-//! second look that sees the same.
+//! second look that sees the same: the same alive, who still are at its end, and the same dead. Whoever
+//! was born and not seen was born of one that was seen alive and has died since, so there is a difference.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::thread::sleep;
@@ -39,51 +40,95 @@ pub(crate) struct Census {
     pub(crate) doubt: Option<String>,
 }
 
+/// Whatever comes and goes below changes one of these, or adds one.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    is_alive: bool,
+    /// Page faults of those whom it has reaped.
+    reaped_faults: u64,
+}
+
+/// What one look has seen.
+#[derive(Debug, Default)]
+struct Look {
+    members: Vec<Descendant>,
+    /// Everybody below, by pid and start. Our own dead are not reaped meanwhile.
+    seen: BTreeMap<(u32, u64), State>,
+    /// Whether somebody was gone before a descriptor was opened.
+    is_torn: bool,
+}
+
 /// Looks until the tree below this process stands still. `except` and what is below it are left out.
 pub(crate) fn take(except: Option<u32>) -> Census {
     let begun = Instant::now();
-    let mut before = None;
+    let mut before: Option<Look> = None;
     loop {
-        let members = match look(except) {
-            Ok(members) => members,
+        let look = match look(except) {
+            Ok(look) => look,
             Err(error) => {
                 return Census {
-                    members: Vec::new(),
+                    members: before.map(|look| look.members).unwrap_or_default(),
                     doubt: Some(format!("processes cannot be listed: {error}")),
                 };
             }
         };
-        let ids: BTreeSet<_> = members.iter().map(|member| member.id).collect();
-        let is_settled = before.as_ref() == Some(&ids) && members.iter().all(Descendant::is_there);
-        if is_settled || begun.elapsed() > SETTLE {
-            let doubt =
-                (!is_settled).then(|| "processes came and went while they were listed".to_owned());
-            return Census { members, doubt };
+        let is_same = before.as_ref().is_some_and(|it| it.seen == look.seen);
+        let is_settled = is_same && !look.is_torn && look.members.iter().all(Descendant::is_there);
+        if is_settled || (before.is_some() && begun.elapsed() > SETTLE) {
+            let moved = (!is_settled).then_some("processes came and went while they were listed");
+            return Census {
+                members: look.members,
+                doubt: proc::trouble().or(moved).map(str::to_owned),
+            };
         }
         if before.is_some() {
             sleep(PAUSE);
         }
-        before = Some(ids);
+        before = Some(look);
     }
 }
 
-/// One look.
-fn look(except: Option<u32>) -> io::Result<Vec<Descendant>> {
+/// Fails when a directory cannot be read, or no descriptor is left.
+fn look(except: Option<u32>) -> io::Result<Look> {
     let own = std::process::id();
     let mut links = Links::read()?;
     let pids: Vec<u32> = links.table.keys().copied().collect();
-    let below: Vec<_> = pids
-        .into_iter()
-        .filter(|pid| links.lead_to(own, *pid, except))
-        .collect();
-    let members = below.into_iter().filter_map(|pid| {
-        let seen = links.get(pid)?;
-        let member = Descendant::open(pid).ok()?;
+    let mut look = Look::default();
+    for pid in pids {
+        if !links.lead_to(own, pid, except) {
+            continue;
+        }
+        let Some(link) = links.get(pid) else {
+            look.is_torn = true;
+            continue;
+        };
+        let member = match Descendant::open(pid) {
+            Ok(member) => member,
+            Err(error) if is_nobody(&error) => {
+                look.is_torn = true;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         // The start is read once more after the descriptor was opened: it is no heir's.
-        let is_same = links.renew(pid)?.start == seen.start;
-        (is_same && member.is_there()).then_some(member)
-    });
-    Ok(members.collect())
+        if links.renew(pid).is_none_or(|now| now.start != link.start) {
+            look.is_torn = true;
+            continue;
+        }
+        let state = State {
+            is_alive: member.is_there(),
+            reaped_faults: link.reaped_faults,
+        };
+        if state.is_alive {
+            look.members.push(member);
+        }
+        look.seen.insert((pid, link.start), state);
+    }
+    Ok(look)
+}
+
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EINVAL))
 }
 
 /// A process and its parent, as read at some moment.
@@ -92,6 +137,8 @@ struct Link {
     parent: u32,
     /// In clock ticks since boot.
     start: u64,
+    /// Page faults of those whom it has reaped.
+    reaped_faults: u64,
 }
 
 /// The links of a host, read again where they turn out to be old.
@@ -110,6 +157,7 @@ impl Links<fn(u32) -> Option<Link>> {
                 Some(Link {
                     parent: stat.parent,
                     start: stat.start_ticks,
+                    reaped_faults: stat.children_faults,
                 })
             },
         };
@@ -165,7 +213,7 @@ impl<Read: Fn(u32) -> Option<Link>> Links<Read> {
                 continue;
             }
             // That parent is dead and reaped, so this one has another parent by now, if it lives. A
-            // parent that stays is hidden from us: not one of those that we have started.
+            // parent that stays is hidden from us, and that is in doubt anyway.
             let gone = link.parent;
             match self.renew(at) {
                 Some(new) if new.start == link.start && new.parent != gone => link = new,
@@ -183,7 +231,11 @@ mod tests {
     use super::*;
 
     fn link(parent: u32, start: u64) -> Link {
-        Link { parent, start }
+        Link {
+            parent,
+            start,
+            reaped_faults: 0,
+        }
     }
 
     /// A host that is described as it was when it was read, and as it is now.

@@ -3,7 +3,8 @@
 //! A child of ours that we have not reaped keeps its pid: a signal to it is exact. Deeper down the
 //! race is settled like this: the pidfd is opened, *then* `/proc` says that this pid's parent is one
 //! that we have verified, *then* that parent is still there. If the pid had changed hands before,
-//! the pidfd is a dead process's and the signal hits nobody.
+//! the pidfd is a dead process's and the signal hits nobody. All of it stands on `/proc` being that of
+//! our own pid namespace: where it is not, nothing is found.
 
 use std::collections::HashMap;
 use std::fs;
@@ -70,12 +71,11 @@ impl Descendant {
 pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
     let own = std::process::id();
     let mut table = Children::default();
-    let mut found: Vec<Descendant> = Vec::new();
-    for pid in table.of(own) {
-        if Some(pid) != except {
-            found.extend(verified(pid, own));
-        }
-    }
+    let children = table.of(own).into_iter();
+    let mut found: Vec<Descendant> = children
+        .filter(|pid| Some(*pid) != except)
+        .filter_map(|pid| own_child(pid, own))
+        .collect();
     let mut at = 0;
     while at < found.len() && found.len() < WALK_MAX {
         let parent = found[at].id.pid;
@@ -93,6 +93,19 @@ pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
     found
 }
 
+/// A living child of this process. It is not reaped, so its pid is its own even where `/proc` hides it;
+/// its start is 0 then.
+fn own_child(pid: u32, own: u32) -> Option<Descendant> {
+    let pidfd = open_pidfd(pid).ok()?;
+    let stat = proc::stat(pid);
+    if stat.is_some_and(|stat| stat.parent != own) {
+        return None;
+    }
+    let id = proc::identify(pid).unwrap_or_else(|| ProcessId::new(pid, 0));
+    let child = Descendant { id, pidfd };
+    child.is_there().then_some(child)
+}
+
 /// The living process with this pid, if `parent` is its parent.
 fn verified(pid: u32, parent: u32) -> Option<Descendant> {
     let descendant = Descendant::open(pid).ok()?;
@@ -100,15 +113,30 @@ fn verified(pid: u32, parent: u32) -> Option<Descendant> {
     (is_child && descendant.is_there()).then_some(descendant)
 }
 
+/// Whether this process has no child but this one, the dead counted: then nothing else is below it.
+/// False as well where the kernel keeps no lists of children.
+pub(crate) fn has_only(child: Option<u32>) -> bool {
+    let listed = listed(std::process::id());
+    listed.is_some_and(|pids| pids.into_iter().all(|pid| Some(pid) == child))
+}
+
 /// Pids of the children of a process: by the kernel's list, or by a look at all processes where
 /// the kernel keeps none.
 #[derive(Default)]
 struct Children {
     all: Option<HashMap<u32, Vec<u32>>>,
+    is_ours: Option<bool>,
 }
 
 impl Children {
+    fn is_ours(&mut self) -> bool {
+        *self.is_ours.get_or_insert_with(proc::is_ours)
+    }
+
     fn of(&mut self, parent: u32) -> Vec<u32> {
+        if !self.is_ours() {
+            return Vec::new();
+        }
         if self.all.is_none() {
             if let Some(listed) = listed(parent) {
                 return listed;

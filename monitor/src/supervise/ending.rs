@@ -56,7 +56,8 @@ pub struct Rest {
     /// Why eBPF was not used, where it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_not_ebpf: Option<String>,
-    /// Processes that were left behind and died, each with `pid`, `start_ns`, `name` and `exit`.
+    /// Processes that were left behind and died, each with `pid`, `start_ns`, `name` and, where it is
+    /// known, `exit`.
     pub killed: Vec<Value>,
     /// Processes that are still alive, each with `pid`, `start_ns`, `name` and `reason`.
     pub survivors: Vec<Value>,
@@ -84,6 +85,8 @@ enum Stage {
 pub(crate) struct Ending {
     order: Order,
     begun: Instant,
+    /// When the first signal was sent.
+    asked: Instant,
     /// When this process began to kill.
     killing_since: Option<Instant>,
     stage: Stage,
@@ -105,6 +108,7 @@ impl Ending {
         let mut ending = Self {
             order,
             begun: Instant::now(),
+            asked: Instant::now(),
             killing_since: None,
             stage: Stage::Killing,
             killer: None,
@@ -159,7 +163,7 @@ impl Ending {
     }
 
     fn grace_left(&self) -> Duration {
-        self.order.grace.saturating_sub(self.begun.elapsed())
+        self.order.grace.saturating_sub(self.asked.elapsed())
     }
 
     /// No more grace.
@@ -232,7 +236,7 @@ impl Ending {
     fn strike_beside_killer(&mut self) {
         self.strike(libc::SIGKILL);
         if let Stage::Killer(killer) = &self.stage
-            && descendants::of_this_process(self.killer).is_empty()
+            && descendants::has_only(self.killer)
         {
             killer.stop();
             self.stage = Stage::Reported;
@@ -243,6 +247,7 @@ impl Ending {
     fn go_alone(&mut self, why: String) {
         self.why_not_ebpf = Some(why);
         self.stage = Stage::Grace;
+        self.asked = Instant::now();
         if let Some(signal) = self.order.signal {
             self.strike(signal);
         } else {
@@ -253,7 +258,8 @@ impl Ending {
     fn kill(&mut self) -> Option<Rest> {
         let since = *self.killing_since.get_or_insert_with(Instant::now);
         let denied = self.strike(libc::SIGKILL);
-        let is_late = since.elapsed() >= TIMEOUT;
+        // Who sees nobody does not find anybody later either.
+        let is_late = since.elapsed() >= TIMEOUT || !proc::is_ours();
         if denied.is_none() && !is_late {
             return None;
         }
@@ -262,7 +268,9 @@ impl Ending {
         let is_denied = |left: &Descendant| denied.contains_key(&left.id);
         // Whom the walk has missed the next one kills, and what is dead and not reaped yet is no
         // survivor.
-        let is_stuck = !census.members.is_empty() && census.members.iter().all(is_denied);
+        let is_stuck = !census.members.is_empty()
+            && census.doubt.is_none()
+            && census.members.iter().all(is_denied);
         if !is_stuck && !is_late {
             return None;
         }
@@ -289,10 +297,7 @@ impl Ending {
         let all = descendants::of_this_process(self.killer);
         let mut denied = HashMap::new();
         for descendant in &all {
-            let name = || descendant.name();
-            self.found
-                .entry(descendant.id.pid)
-                .or_insert_with(|| (descendant.id, name()));
+            self.note(descendant);
             match descendant.signal(signal) {
                 Ok(_) => {}
                 Err(error) => _ = denied.insert(descendant.id, error),
@@ -304,6 +309,22 @@ impl Ending {
         (!all.is_empty() && denied.len() == all.len()).then_some(denied)
     }
 
+    /// Remembers who was found. Whoever had this pid before was reaped by its own parent.
+    fn note(&mut self, descendant: &Descendant) {
+        let id = descendant.id;
+        if self
+            .found
+            .get(&id.pid)
+            .is_some_and(|(known, _)| *known == id)
+        {
+            return;
+        }
+        let found = (id, descendant.name());
+        if let Some((id, name)) = self.found.insert(id.pid, found) {
+            self.dead.push(process(id, name));
+        }
+    }
+
     fn rest(&mut self, survivors: Vec<Value>, doubt: Option<String>) -> Rest {
         let way = if self.report.is_some() {
             Way::Ebpf
@@ -311,6 +332,10 @@ impl Ending {
             Way::Subreaper
         };
         let mut killed = std::mem::take(&mut self.dead);
+        // Those whom their own parents have reaped: how they ended is not known here.
+        let found = std::mem::take(&mut self.found).into_values();
+        let over = found.filter(|(id, _)| proc::is_over(*id));
+        killed.extend(over.map(|(id, name)| process(id, name)));
         let mut incomplete = Vec::new();
         if let Some(report) = &self.report {
             let list = |field: &str| report[field].as_array().cloned().unwrap_or_default();
@@ -338,7 +363,11 @@ impl Ending {
 
 /// A process as the output has it.
 pub(crate) fn process(id: ProcessId, name: Option<String>) -> Value {
-    let mut process = json!({ "pid": id.pid, "start_ns": id.start_ns });
+    let mut process = json!({ "pid": id.pid });
+    // It is 0 where /proc hides the process.
+    if id.start_ns != 0 {
+        process["start_ns"] = id.start_ns.into();
+    }
     if let Some(name) = name {
         process["name"] = name.into();
     }

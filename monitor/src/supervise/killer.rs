@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
@@ -49,6 +49,7 @@ impl Killer {
             }
             ForkResult::Child => {
                 drop(read);
+                let write = leave_open(write);
                 set_name(c"lifemon-killer");
                 let report = match kill_below(root, order) {
                     Ok(report) => report,
@@ -95,6 +96,23 @@ impl Killer {
         // SAFETY: an unreaped child of ours: its pid is nobody else's.
         let _ = check(unsafe { libc::kill(self.pid.cast_signed(), libc::SIGKILL) }.into());
     }
+}
+
+/// Closes every descriptor but this one and the first three: that the process which this is a copy of is
+/// dead is told by the end of its channels.
+fn leave_open(fd: OwnedFd) -> OwnedFd {
+    const ONLY: i32 = libc::STDERR_FILENO + 1;
+    let fd = fd.into_raw_fd();
+    // SAFETY: no memory is passed. Whatever had this number belongs to the process that was copied: this
+    // copy does not use it, and ends without destructors.
+    let is_moved = fd == ONLY || unsafe { libc::dup3(fd, ONLY, libc::O_CLOEXEC) } == ONLY;
+    if is_moved {
+        let rest = ONLY.cast_unsigned() + 1;
+        // SAFETY: no memory is passed; the same holds. A kernel without it leaves them open.
+        unsafe { libc::syscall(libc::SYS_close_range, rest, libc::c_uint::MAX, 0) };
+    }
+    // SAFETY: it is open, and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(if is_moved { ONLY } else { fd }) }
 }
 
 /// Kills what is below `root`, the parent of this process; the report as JSON.

@@ -2,7 +2,8 @@
 //! owner asks for it, or is dead, it ends everything below itself. It has one thread, its own
 //! process group, and all signals blocked: Ctrl-C and signals to groups do not take it along.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -16,8 +17,9 @@ use super::killer::set_name;
 use super::message::{Channel, Notice, Order, Request, Spec};
 use super::signals::{Signals, check, wait_for};
 use super::spawn::{Group, Place, spawn};
+use crate::ProcessId;
 use crate::proc;
-use crate::session::open_pidfd;
+use crate::session::{open_pidfd, raise_descriptor_limit};
 
 /// By this first argument the program is asked to be a nursery.
 const ASKED: &str = "lifemon-nursery";
@@ -75,7 +77,7 @@ fn executed(fd: i32) -> io::Result<()> {
     }
     let place = Place {
         group: Group::Own,
-        mask: before,
+        before,
     };
     serve(channel, &brief.specs, place)
 }
@@ -125,6 +127,8 @@ pub(crate) fn serve(channel: Channel, specs: &[Spec], place: Place) -> io::Resul
     for (worker, spec) in specs.iter().enumerate() {
         nursery.start(worker, spec, place);
     }
+    // After the commands, which have the limits of whoever started this.
+    raise_descriptor_limit();
     nursery.run()
 }
 
@@ -218,7 +222,7 @@ impl Nursery {
                     signal,
                     group,
                 } => self.signal(worker, signal, group),
-                Request::Kill { pid } => self.kill(pid),
+                Request::Kill { pid, start_ns } => self.kill(pid, start_ns),
                 Request::End(order) => {
                     self.ending.get_or_insert_with(|| Ending::begin(order));
                 }
@@ -259,32 +263,35 @@ impl Nursery {
     }
 
     /// Kills one process below this one, and what is below it. First all of it is stopped, so that
-    /// what has a parent keeps it, and none is missed; then all of it is killed.
-    fn kill(&mut self, pid: u32) {
-        let mut hit = HashSet::new();
+    /// what has a parent keeps it, and none is missed; then all of it is killed, through the descriptors
+    /// by which it was stopped.
+    fn kill(&mut self, pid: u32, start_ns: Option<u64>) {
+        let is_meant = |id: ProcessId| {
+            id.pid == pid
+                && start_ns.is_none_or(|start_ns| proc::is_same(ProcessId::new(pid, start_ns)))
+        };
+        let mut hit = HashMap::new();
         for _ in 0..KILL_ROUNDS {
-            let mut below = HashSet::from([pid]);
+            let mut below = HashSet::new();
             let mut found_new = false;
             for descendant in descendants::of_this_process(None) {
-                let parent = proc::parent(descendant.id);
-                let is_below = parent.is_some_and(|parent| below.contains(&parent));
-                if is_below || descendant.id.pid == pid {
-                    below.insert(descendant.id.pid);
-                    if hit.insert(descendant.id) {
-                        found_new |= descendant.signal(libc::SIGSTOP).is_ok();
-                    }
+                let id = descendant.id;
+                let parent = proc::parent(id);
+                if !is_meant(id) && !parent.is_some_and(|parent| below.contains(&parent)) {
+                    continue;
+                }
+                below.insert(id.pid);
+                if let Entry::Vacant(place) = hit.entry(id) {
+                    found_new |= descendant.signal(libc::SIGSTOP).is_ok();
+                    place.insert(descendant);
                 }
             }
             if !found_new {
                 break;
             }
         }
-        for descendant in descendants::of_this_process(None) {
-            if hit.contains(&descendant.id) {
-                let _ = descendant.signal(libc::SIGKILL);
-            }
-        }
-        let count = hit.len();
+        let killed = hit.values().map(|hit| hit.signal(libc::SIGKILL));
+        let count = killed.filter(|killed| matches!(killed, Ok(true))).count();
         self.say(&Notice::Killed { pid, count });
     }
 

@@ -17,6 +17,7 @@ use super::signals::{Mask, Signals, is_forwarded, stop_self, wait_for};
 use super::spawn::Place;
 use super::terminal::Terminal;
 use crate::ProcessId;
+use crate::session::raise_descriptor_limit;
 
 /// What to run, and what becomes of what it leaves.
 #[derive(Debug, Clone)]
@@ -115,7 +116,7 @@ pub fn run(options: &RunOptions) -> Result<Ended, RunError> {
     };
     let place = Place {
         group: terminal.group(),
-        mask: before,
+        before,
     };
     let (nursery, channel) = fork_nursery(&spec, place)?;
     let mut owner = Owner {
@@ -249,7 +250,11 @@ impl Owner<'_> {
         // SAFETY: `status` lives until the call returns.
         unsafe { libc::waitpid(self.nursery, &raw mut status, 0) };
         if self.rest.is_none() && self.failed.is_none() {
-            let mut ending = Ending::begin(Order::default());
+            raise_descriptor_limit();
+            let mut ending = Ending::begin(Order {
+                keep: self.options.keep_orphans,
+                ..Order::default()
+            });
             ending.hurry();
             self.ending = Some(ending);
         }

@@ -87,6 +87,13 @@ fn text(options: &RunOptions, rest: &Rest) -> String {
             }),
         );
     }
+    for reason in &rest.incomplete {
+        let _ = writeln!(
+            text,
+            "lifemon: somebody may be missing: {}",
+            printable(reason)
+        );
+    }
     text
 }
 

@@ -47,6 +47,36 @@ impl Mask {
     }
 }
 
+/// What a command is to find as the user's process had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Before {
+    mask: Mask,
+    /// Whether SIGCHLD was ignored.
+    ignores_children: bool,
+}
+
+impl Before {
+    /// Makes it so again. Safe between fork and exec.
+    pub(crate) fn restore(self) -> io::Result<()> {
+        if self.ignores_children {
+            ignore_children(true)?;
+        }
+        self.mask.set().map(drop)
+    }
+}
+
+/// Whether dead children are forgotten at once; whether they were. Who ignores SIGCHLD, which is
+/// inherited, is never told of a death, and the pids of its children are free before it has looked.
+fn ignore_children(ignore: bool) -> io::Result<bool> {
+    let handler = if ignore { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: no handler is installed.
+    let before = unsafe { libc::signal(libc::SIGCHLD, handler) };
+    if before == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(before == libc::SIG_IGN)
+}
+
 /// One signal that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Signal {
@@ -61,9 +91,13 @@ pub(crate) struct Signal {
 pub(crate) struct Signals(OwnedFd);
 
 impl Signals {
-    /// Blocks all signals of this thread; how to read them, and the mask before.
-    pub(crate) fn block() -> io::Result<(Self, Mask)> {
-        let before = Mask::ALL.set()?;
+    /// Blocks all signals of this thread, and sees to it that dead children wait to be reaped; how to
+    /// read the signals, and what was before.
+    pub(crate) fn block() -> io::Result<(Self, Before)> {
+        let before = Before {
+            mask: Mask::ALL.set()?,
+            ignores_children: ignore_children(false)?,
+        };
         Ok((Self::open()?, before))
     }
 

@@ -1,12 +1,12 @@
-//! Starts a command as a child of the nursery: in the process group it belongs to, with the signal
-//! mask that the user's process had, and not outliving its parent.
+//! Starts a command as a child of the nursery: in the process group it belongs to, with the signals
+//! as the user's process had them, and not outliving its parent.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use super::message::Spec;
-use super::signals::{Mask, check};
+use super::signals::{Before, Mask, check};
 
 /// Which process group a command runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub(crate) enum Group {
 pub(crate) struct Place {
     /// Their process group.
     pub(crate) group: Group,
-    /// Their signal mask.
-    pub(crate) mask: Mask,
+    /// Their signals.
+    pub(crate) before: Before,
 }
 
 /// Starts it; its pid, which is not reaped here.
@@ -68,7 +68,7 @@ fn prepare(place: Place, inherited: Option<i32>, nursery: u32) -> io::Result<()>
         // SAFETY: no memory is passed.
         check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }.into())?;
     }
-    place.mask.set().map(drop)
+    place.before.restore()
 }
 
 /// SIGKILL when the nursery, whose only thread has forked this, is dead. It may be dead already.

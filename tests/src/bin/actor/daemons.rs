@@ -65,23 +65,27 @@ fn ignore(signals: &[Signal]) {
     }
 }
 
+/// The second stays, once the first is dead.
 fn twice(stay: &impl Fn() -> i32) -> i32 {
-    spawn(stay);
+    let me = getpid();
+    spawn(|| {
+        until(|| getppid() != me);
+        stay()
+    });
     0
 }
 
-/// The last one stays, once its creator is dead.
+/// Each begins once its creator is dead, and the last one stays.
 fn generation(left: u32, stay: &impl Fn() -> i32) -> i32 {
-    if left > 0 {
-        let me = getpid();
-        spawn(|| {
-            let code = generation(left - 1, stay);
-            until(|| getppid() != me);
-            code
-        });
-        return 0;
+    if left == 0 {
+        return stay();
     }
-    stay()
+    let me = getpid();
+    spawn(|| {
+        until(|| getppid() != me);
+        generation(left - 1, stay)
+    });
+    0
 }
 
 /// Keeps the orphan of its child to itself.
