@@ -184,11 +184,19 @@ impl Owner<'_> {
                 }
             }
             self.reap();
-            if let Some(rest) = self.ending.as_mut().and_then(Ending::step) {
-                self.rest = Some(rest);
-            }
+            self.go_on_with_ending();
         }
         Ok(())
+    }
+
+    fn go_on_with_ending(&mut self) {
+        // The command dies with the nursery, a little later: what is kept is what it leaves.
+        let is_dead = self.command.is_none() || self.status.is_some();
+        if (is_dead || !self.options.keep_orphans)
+            && let Some(rest) = self.ending.as_mut().and_then(Ending::step)
+        {
+            self.rest = Some(rest);
+        }
     }
 
     fn is_over(&self) -> bool {
