@@ -21,6 +21,7 @@ pub(crate) fn install(packages: &[impl AsRef<str>]) -> Result<Command> {
 
 fn apt_get(words: &[&str]) -> Result<Command> {
     let mut command = as_root(Path::new("apt-get"), &[])?;
-    command.args(words);
+    // A new machine may be updating itself.
+    command.args(["-o", "DPkg::Lock::Timeout=300"]).args(words);
     Ok(command)
 }

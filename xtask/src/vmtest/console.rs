@@ -26,6 +26,8 @@ pub(super) struct Console {
     pub(super) sections: Vec<Section>,
     /// Those that did not begin, because there was no time left.
     pub(super) late: Vec<String>,
+    /// Those that were ended in the middle, because there was no more time.
+    pub(super) cut: Vec<String>,
     /// Whether the plan was carried out to its end.
     pub(super) is_done: bool,
     /// Why the kernel died, when it did.
@@ -62,6 +64,7 @@ impl Console {
                     return Some(section);
                 }
             }
+            ["cut", name] => self.cut.push(name.to_owned()),
             ["late", name] => self.late.push(name.to_owned()),
             ["done"] => self.is_done = true,
             _ => {}
@@ -87,8 +90,9 @@ pub(super) struct Tests {
 }
 
 impl Tests {
-    /// Reads a section of a test executable. One that ended without a verdict has failed.
-    pub(super) fn read(section: &Section) -> Self {
+    /// Reads a section of a test executable. One that ended without a verdict has failed, unless it was
+    /// cut off.
+    pub(super) fn read(section: &Section, is_cut: bool) -> Self {
         let mut tests = Self::default();
         for line in &section.lines {
             tests.result(line);
@@ -99,7 +103,9 @@ impl Tests {
             tests.counts = counts;
         }
         // The verdict may be there and the end not, and the other way round.
-        if verdict.is_none() || (section.code != Some(0) && tests.counts.failed == 0) {
+        if is_cut {
+            // What had ended by then is counted.
+        } else if verdict.is_none() || (section.code != Some(0) && tests.counts.failed == 0) {
             tests.counts.failed += 1;
             let why = stopped(section);
             tests.failed.push(("(not at its end)".to_owned(), why));
@@ -286,7 +292,7 @@ failures:
     b
 
 test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s";
-        let tests = Tests::read(&section(text, Some(101)));
+        let tests = Tests::read(&section(text, Some(101)), false);
         assert_eq!(tests.failed, [("b".to_owned(), "no exit came".to_owned())]);
         assert_eq!(tests.skipped, [("c".to_owned(), "no io_uring".to_owned())]);
         assert_eq!(tests.counts.to_string(), "2 passed, 1 failed");
@@ -295,12 +301,17 @@ test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
     #[test]
     fn one_that_hung_has_failed_and_what_passed_before_counts() {
         let text = "running 3 tests\ntest a ... ok\ntest b ... ";
-        let tests = Tests::read(&section(text, Some(137)));
+        let tests = Tests::read(&section(text, Some(137)), false);
         assert_eq!(tests.counts.to_string(), "1 passed, 1 failed");
         let (_, reason) = &tests.failed[0];
         assert_eq!(reason, "ended at its time limit, after `test b ...`");
-        let tests = Tests::read(&section(text, None));
+        let tests = Tests::read(&section(text, None), false);
         assert!(tests.failed[0].1.starts_with("the guest ended first"));
+        let tests = Tests::read(&section(text, Some(137)), true);
+        assert_eq!(tests.counts.to_string(), "1 passed, 0 failed");
+        let bad = text.replace("test a ... ok", "test a ... FAILED");
+        let tests = Tests::read(&section(&bad, Some(137)), true);
+        assert_eq!(tests.counts.to_string(), "0 passed, 1 failed");
     }
 
     #[test]

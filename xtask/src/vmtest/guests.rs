@@ -26,6 +26,9 @@ pub(super) const ALL_BUDGET: Duration = Duration::from_mins(10);
 /// after it.
 pub(super) const GUEST_BUDGET: Duration = Duration::from_secs(400);
 
+/// Kept for the kernels that only refuse.
+const SHORT_BUDGET: Duration = Duration::from_secs(30);
+
 /// Guests side by side at most.
 const SIDE_BY_SIDE_MAX: usize = 2;
 
@@ -55,14 +58,16 @@ pub(super) fn boot_all(plan: &Plan<'_>, kernels: &[Kernel]) -> Result<Vec<Report
     let left = Mutex::new(VecDeque::from(in_order(kernels)));
     let next = || {
         let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.pop_front()
+        let time = plan.end.saturating_duration_since(Instant::now());
+        let time = plan.budget.min(part(time, &left, side_by_side()));
+        left.pop_front().map(|kernel| (kernel, time))
     };
     let work = || -> Result<Vec<Report>> {
         let mut reports = Vec::new();
-        while let Some(kernel) = next() {
+        while let Some((kernel, time)) = next() {
             let report = Report {
                 suite: kernel.suite,
-                outcome: Outcome::Ran(Box::new(boot(plan, kernel)?)),
+                outcome: Outcome::Ran(Box::new(boot(plan, kernel, time)?)),
             };
             // At once: the next guest takes minutes.
             print!("{report}");
@@ -96,6 +101,21 @@ fn in_order(kernels: &[Kernel]) -> Vec<&Kernel> {
     order
 }
 
+/// What the next guest may take of the time that is left, so that those after it have as much, and the
+/// short ones at the end theirs.
+fn part(left: Duration, kernels: &VecDeque<&Kernel>, side_by_side: usize) -> Duration {
+    let is_long = |kernel: &&&Kernel| kernel.suite.expected == Expected::Works;
+    let rounds = kernels
+        .iter()
+        .filter(is_long)
+        .count()
+        .div_ceil(side_by_side);
+    match u32::try_from(rounds) {
+        Ok(0) | Err(_) => left,
+        Ok(rounds) => left.saturating_sub(SHORT_BUDGET) / rounds,
+    }
+}
+
 fn processors_here() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
@@ -104,12 +124,9 @@ fn side_by_side() -> usize {
     processors_here().min(SIDE_BY_SIDE_MAX)
 }
 
-/// Boots one kernel.
-fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
+/// Boots one kernel, which may take until the deadline.
+fn boot(plan: &Plan<'_>, kernel: &Kernel, deadline: Duration) -> Result<Ran> {
     let suite = kernel.suite;
-    let deadline = plan
-        .budget
-        .min(plan.end.saturating_duration_since(Instant::now()));
     eprintln!("booting {suite}, for {} s at most", deadline.as_secs());
     let run = Run {
         scale: plan.scale,
@@ -156,6 +173,23 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel) -> Result<Ran> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_guest_leaves_time_to_those_after_it() {
+        let kernels = SUITES.map(|suite| Kernel {
+            suite,
+            image: "/image".into(),
+        });
+        let mut left = VecDeque::from(in_order(&kernels));
+        let second = Duration::from_secs(1);
+        let all = 600 * second;
+        assert_eq!(part(all, &left, 2), 285 * second);
+        assert_eq!(part(all, &left, 1), all.saturating_sub(SHORT_BUDGET) / 4);
+        left.drain(..2);
+        assert_eq!(part(430 * second, &left, 2), 400 * second);
+        left.drain(..2);
+        assert_eq!(part(31 * second, &left, 2), 31 * second);
+    }
 
     #[test]
     fn the_longest_start_first_and_the_shortest_last() {

@@ -31,21 +31,26 @@ section() {
     shift 2
     mark "begin $name"
     timeout -s KILL "$seconds" "$@" < /dev/null 2>&1
-    mark "end $name $?"
+    code=$?
+    mark "end $name $code"
 }
 
-# test_executable NAME SECONDS PROGRAM [ARGUMENT...]: a section that begins only while there is time
-# for it, and ends with the time of the guest.
+# test_executable NAME PROGRAM [ARGUMENT...]: a section that begins only while there is time for it,
+# and ends with the time of the guest. What hangs is told from what only had too little time.
 test_executable() {
+    test=$1
+    shift
     read -r up _ < /proc/uptime
     left=$((guest_seconds - ${up%.*}))
     if [ "$left" -lt "$start_seconds" ]; then
-        mark "late $1"
+        mark "late $test"
         return
     fi
-    name=$1 seconds=$(($2 < left ? $2 : left))
-    shift 2
-    section "$name" "$seconds" "$@"
+    limit=$((hang_seconds < left ? hang_seconds : left))
+    section "$test" "$limit" "$@"
+    if [ "$code" = 137 ] && [ "$limit" -lt "$hang_seconds" ]; then
+        mark "cut $test"
+    fi
 }
 
 mark "kernel $(uname -r)"

@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::architecture::Architecture;
 use super::cpio::Archive;
 use super::kernels::Expected;
+use super::shares::place;
 use crate::build::Executable;
 
 const INIT: &str = include_str!("init.sh");
@@ -18,15 +19,17 @@ const INSTALL: &str = include_str!("install.sh");
 const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 
 /// What a guest keeps of its time to start, and to end by itself.
-const ENDS: Duration = Duration::from_secs(10);
+const ENDS: Duration = Duration::from_secs(20);
 
-/// A test executable may take this part of a guest's time, so that one that hangs leaves time for
-/// others.
-const LIMIT_DIVISOR: u32 = 2;
+/// A test executable that takes longer than this hangs.
+const HANGS: Duration = Duration::from_mins(4);
 
-/// With less than this part of its time left, a guest begins no more test executables: a slow machine
-/// leaves some out, by name, rather than breaks off in the middle of one.
-const START_DIVISOR: u32 = 3;
+/// Or, where a guest has much time, longer than this part of it.
+const HANGS_DIVISOR: u32 = 4;
+
+/// With less than this left, a guest begins no more test executables: a slow machine leaves some out,
+/// by name, rather than breaks off in the middle of one.
+const STARTS: Duration = Duration::from_secs(40);
 
 /// What travels into every guest.
 #[derive(Debug)]
@@ -101,12 +104,15 @@ fn plan(load: &Load, run: &Run<'_>, expected: Expected) -> String {
         }
         Expected::Works => {
             plan.push_str(&format!(
-                "guest_seconds={} start_seconds={}\n",
+                "guest_seconds={} start_seconds={} hang_seconds={}\n",
                 run.budget.saturating_sub(ENDS).as_secs(),
-                (run.budget / START_DIVISOR).as_secs(),
+                STARTS.as_secs(),
+                HANGS.max(run.budget / HANGS_DIVISOR).as_secs(),
             ));
             let tests = load.tests.iter();
-            for test in tests.filter(|test| (run.is_wanted)(&test.name)) {
+            let mut tests: Vec<_> = tests.filter(|test| (run.is_wanted)(&test.name)).collect();
+            tests.sort_by_key(|test| place(&test.name));
+            for test in tests {
                 plan.push_str(&test_section(test, run));
             }
         }
@@ -120,9 +126,8 @@ fn test_section(test: &Executable, run: &Run<'_>) -> String {
     let directory = quoted(&test.package_dir.to_string_lossy());
     let mut line = format!(
         "cd {directory}\nexport CARGO_MANIFEST_DIR={directory}\n\
-         test_executable test-{} {} {} --show-output --color never",
+         test_executable test-{} {} --show-output --color never",
         test.name,
-        (run.budget / LIMIT_DIVISOR).as_secs(),
         quoted(&test.path.to_string_lossy()),
     );
     for arg in &run.args {
@@ -180,11 +185,11 @@ mod tests {
         assert!(!plan(Expected::Refuses).contains("test-"));
         let works = plan(Expected::Works);
         assert!(
-            works.contains("\nguest_seconds=290 start_seconds=100\n"),
+            works.contains("\nguest_seconds=280 start_seconds=40 hang_seconds=240\n"),
             "{works}"
         );
         let section =
-            "test_executable test-deaths 150 '/deaths-1' --show-output --color never 'orphans'";
+            "test_executable test-deaths '/deaths-1' --show-output --color never 'orphans'";
         assert!(works.contains(section), "{works}");
         assert!(!works.contains("test-load"), "{works}");
     }

@@ -47,6 +47,33 @@ const NOWHERE: [&str; 11] = [
     "run_many",
 ];
 
+/// What takes longest in a guest, the longest last: a slow machine leaves these out first.
+const SLOW: [&str; 8] = [
+    "history",
+    "kill_survivors",
+    "orphans",
+    "loss",
+    "tracker",
+    "kill_exact",
+    "kill",
+    "kill_bombs",
+];
+
+/// The place of an executable among those of a guest: what runs everywhere, what is quick, the rest.
+pub(super) fn place(test: &str) -> usize {
+    let slow = SLOW.iter().position(|slow| *slow == test);
+    match slow {
+        _ if EVERYWHERE.contains(&test) => 0,
+        None => 1,
+        Some(position) => position + 2,
+    }
+}
+
+/// Whether every guest must have run this executable, however slow the machine is.
+pub(super) fn is_due(test: &str) -> bool {
+    EVERYWHERE.contains(&test)
+}
+
 /// Whether this executable runs on the kernel of this suite. One that is not named above does.
 pub(super) fn is_shared(suite: Suite, test: &str) -> bool {
     let is_elsewhere = SHARES.iter().any(|(_, share)| share.contains(&test));
@@ -70,6 +97,27 @@ mod tests {
         assert_eq!(on("deaths").len(), SUITES.len());
         assert_eq!(on("one_that_is_new").len(), SUITES.len());
         assert!(on("load").is_empty());
+    }
+
+    #[test]
+    fn what_takes_long_comes_last() {
+        let mut tests = [
+            "kill_bombs",
+            "actors",
+            "lifecycle",
+            "history",
+            "one_that_is_new",
+        ];
+        tests.sort_by_key(|test| place(test));
+        let expected = [
+            "lifecycle",
+            "actors",
+            "one_that_is_new",
+            "history",
+            "kill_bombs",
+        ];
+        assert_eq!(tests, expected);
+        assert!(is_due("deaths") && !is_due("kill"));
     }
 
     #[test]
