@@ -201,7 +201,8 @@ impl Connection {
     /// The end of the stream can be seen before the death is known.
     async fn dead(&self) -> ConnectionError {
         let mut changes = self.shared.changes();
-        let known = changes.wait_for(|_| self.death().is_some());
+        // The look is not inside the channel's lock: whoever changes something has the other one.
+        let known = async { while self.death().is_none() && changes.changed().await.is_ok() {} };
         let _ = timeout(TRAILING, known).await;
         ConnectionError::WorkerDead(self.death().map(Box::new))
     }
@@ -213,5 +214,60 @@ impl Connection {
             }
             _ => ConnectionError::Failed(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::super::state::Report;
+    use super::*;
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(future)
+    }
+
+    /// Workers that close their ends at the same time, and are found dead meanwhile.
+    fn die_together(workers: usize) {
+        let shared = Arc::new(Shared::new(workers, "vLLM".to_owned()));
+        let known = Arc::clone(&shared);
+        let dying = thread::spawn(move || {
+            for worker in 0..workers {
+                known.bury(worker, 5, Report::Fact("a test"));
+            }
+        });
+        run(async {
+            let mut waiting = tokio::task::JoinSet::new();
+            for worker in 0..workers {
+                let (ours, _) = UnixStream::pair().unwrap();
+                let connection = Connection::new(worker, ours, Arc::clone(&shared)).unwrap();
+                waiting.spawn(async move { connection.recv().await });
+            }
+            for error in waiting.join_all().await {
+                assert_eq!(error.unwrap_err().kind(), "worker_dead");
+            }
+        });
+        dying.join().unwrap();
+    }
+
+    #[test]
+    fn workers_that_die_together_block_nobody() {
+        const ROUNDS: usize = 300;
+        const LIMIT: Duration = Duration::from_secs(60);
+        let (done, is_done) = mpsc::channel();
+        // A thread that hangs is left behind, and the test fails.
+        thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                die_together(16);
+            }
+            let _ = done.send(());
+        });
+        assert!(is_done.recv_timeout(LIMIT).is_ok());
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::options::Options;
 use super::rescue;
-use super::state::{Shared, Stop};
+use super::state::{Report, Shared, Stop};
 use crate::ProcessId;
 use crate::kernel::{self, LoadOptions, Tracker, WatchOptions, clock};
 use crate::proc;
@@ -183,7 +183,7 @@ impl Monitor {
             Notice::Failed { worker, errno } => {
                 let error = io::Error::from_raw_os_error(errno);
                 let cause = format!("could not be started: {error}");
-                self.shared.bury_because(worker, now, &cause);
+                self.shared.bury(worker, now, Report::Fact(&cause));
             }
             Notice::Died { worker, status } => {
                 let death = Death {
@@ -192,7 +192,7 @@ impl Monitor {
                     sender: None,
                     unseen: false,
                 };
-                self.shared.bury(worker, now, Some(&death), false);
+                self.shared.bury(worker, now, Report::Status(&death));
             }
             Notice::Killed { pid, count } => {
                 let at = self.kills.iter().position(|(wanted, _)| *wanted == pid);
@@ -292,7 +292,8 @@ impl Monitor {
                         && let Some(worker) = self.worker(happening.process.id)
                     {
                         let at = happening.at_ns.unwrap_or_else(clock::boot_ns);
-                        self.shared.bury(worker, at, death.as_ref(), true);
+                        let report = Report::of_event(death.as_ref());
+                        self.shared.bury(worker, at, report);
                     }
                 }
                 Update::End => has_ended = true,
@@ -339,11 +340,14 @@ impl Monitor {
             alive
                 .filter(|(_, worker)| worker.death.is_none())
                 .filter_map(|(index, worker)| Some((index, worker.id?)))
+                // Without a start nothing proves who has its pid.
+                .filter(|(_, id)| id.start_ns != 0)
                 .collect()
         };
         for (index, id) in workers {
-            if !proc::is_same(id) {
-                self.shared.bury(index, clock::boot_ns(), None, false);
+            if proc::is_over(id) {
+                let report = Report::Fact("not known");
+                self.shared.bury(index, clock::boot_ns(), report);
             }
         }
     }
@@ -353,8 +357,8 @@ impl Monitor {
         let _ = self.guardian.wait();
         let now = clock::boot_ns();
         for worker in 0..self.shared.workers() {
-            self.shared
-                .bury_because(worker, now, "the guardian is gone");
+            let report = Report::Fact("the guardian is gone");
+            self.shared.bury(worker, now, report);
         }
         if self.shared.lock().rest.is_some() {
             return self.shared.end();
