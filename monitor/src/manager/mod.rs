@@ -28,17 +28,17 @@
 
 mod connection;
 mod fatal;
+mod guardian;
 mod monitor;
 mod options;
 mod orphans;
 mod rescue;
+mod signals;
 mod state;
 
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ use tokio::time::timeout;
 
 use crate::supervise::message::{Order, Request, Spec, encode};
 use crate::supervise::nursery::{self, Brief};
+use guardian::Guardian;
 use monitor::{Ask, Monitor};
 use state::Shared;
 
@@ -56,7 +57,7 @@ pub use crate::supervise::{Rest, Way};
 pub use connection::{Connection, ConnectionError, FRAME_BYTES_MAX, SEND_TIMEOUT, WORKER_FD};
 pub use fatal::{FatalRules, is_fatal_worker_error};
 pub use options::{Options, Policy, WorkerCommand};
-pub use orphans::{Cleaned, Scope};
+pub use orphans::{Cleaned, Scope, TreeKillError};
 pub use state::{DeadWorker, HealthStatus, Stop, WorkersDied};
 
 /// How long the workers may take to be started.
@@ -65,8 +66,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker may take to accept the shutdown message.
 const SHUTDOWN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the guardian may take for the tree kill.
-const TREE_KILL_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long the guardian may take for the tree kill: 30 s of its killer and 20 s until that is given
+/// up, 30 s of its own, and the report of who has survived all of it.
+const TREE_KILL_TIMEOUT: Duration = Duration::from_secs(30 + 20 + 30 + 10);
 
 /// Why a manager was not started.
 #[derive(Debug, thiserror::Error)]
@@ -137,26 +139,24 @@ impl ProcessManager {
             ends.push(its);
         }
         let (channel, its) = UnixStream::pair()?;
-        let mut passed: Vec<_> = ends.iter().map(UnixStream::as_raw_fd).collect();
-        passed.push(its.as_raw_fd());
-        let (name, number) = nursery::words(its.as_raw_fd());
-        let mut command = Command::new(&options.guardian);
-        command.arg0(name).arg(number);
-        // SAFETY: system calls only.
-        unsafe { command.pre_exec(move || pass_on(&passed)) };
-        let guardian = command.spawn()?;
+        let brief = encode(&Brief { specs })?;
+        let guardian = Guardian::start(&options.guardian, &its, &ends)?;
         drop((ends, its));
-        shared.lock().guardian = Some(guardian.id());
-        io::Write::write_all(&mut &channel, &encode(&Brief { specs })?)?;
+        shared.lock().guardian = Some(guardian.pid());
         let (asks, asked) = mpsc::unbounded_channel();
-        Monitor::start(&options, Arc::clone(&shared), guardian, channel, asked)?;
+        let known = Arc::clone(&shared);
+        Monitor::start(&options, known, guardian, channel, brief, asked)?;
         let manager = Self {
             shared,
             options,
             connections,
             asks,
         };
-        manager.wait_for_start().await?;
+        if let Err(error) = manager.wait_for_start().await {
+            let _ = manager.asks.send(Ask::GiveUp);
+            manager.over().await;
+            return Err(error);
+        }
         Ok(manager)
     }
 
@@ -264,9 +264,10 @@ impl ProcessManager {
     /// [`Options::kill_timeout`], and then everything that is left is killed. All workers at the same
     /// time, each step only for those that still live.
     pub async fn shutdown(&self) -> Finished {
-        let (dead, workers) = (self.shared.change().dead, self.shared.workers());
-        let code = u8::from(self.options.policy.is_over(dead, workers));
         self.shared.ask_to_stop(Stop::Graceful);
+        // Who dies after that was meant to, whoever else has asked it to.
+        let (dead, workers) = (self.shared.change().dead_before_stop, self.shared.workers());
+        let code = u8::from(self.options.policy.is_over(dead, workers));
         self.say_shutdown().await;
         if !self.all_dead_within(self.options.shutdown_timeout).await {
             for worker in self.alive() {
@@ -331,9 +332,7 @@ impl ProcessManager {
     /// Kills what is left, with the proof, and then the orphans that match.
     async fn end(&self, code: u8) -> Finished {
         self.ask(Request::End(Order::default()));
-        let mut changes = self.shared.changes();
-        let over = changes.wait_for(|change| change.is_over);
-        let _ = timeout(TREE_KILL_TIMEOUT, over).await;
+        self.over().await;
         let mut cleaned = Vec::new();
         // This manager's own are dead by now.
         if self.options.orphan_scope == Scope::DeadServers {
@@ -349,6 +348,13 @@ impl ProcessManager {
             rest: self.shared.lock().rest.clone(),
             cleaned,
         }
+    }
+
+    /// Until the guardian is gone, and what it may have left.
+    async fn over(&self) {
+        let mut changes = self.shared.changes();
+        let over = changes.wait_for(|change| change.is_over);
+        let _ = timeout(TREE_KILL_TIMEOUT, over).await;
     }
 
     /// A monitor that does not hear is one whose work is done.
@@ -379,15 +385,4 @@ impl Lifespan {
     pub async fn finish(self) -> Finished {
         self.0.shutdown().await
     }
-}
-
-/// Between fork and exec: these descriptors stay open.
-fn pass_on(fds: &[i32]) -> io::Result<()> {
-    for fd in fds {
-        // SAFETY: no memory is passed.
-        if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }
