@@ -162,6 +162,35 @@ fn sigterm_is_graceful_and_every_worker_gets_the_message() {
     }
 }
 
+/// As a service manager does it: it asks the server, and all others of its group.
+#[test]
+fn workers_that_are_asked_together_with_the_server_have_not_failed() {
+    if !has_python() {
+        return;
+    }
+    let _lock = private_lock();
+    for options in BOTH_WAYS {
+        let sandbox = Sandbox::new();
+        let server = Server::start(&sandbox, options, &[]);
+        server.wait_for_way(if options.is_empty() {
+            "ebpf"
+        } else {
+            "subreaper"
+        });
+        let others = [server.workers(), server.engines()].concat();
+        let others = others.into_iter().filter_map(Pidfd::open);
+        let others: Vec<_> = others.collect();
+        server.signal(Signal::SIGTERM);
+        for other in others {
+            // It may have ended already.
+            let _ = other.signal(Signal::SIGTERM);
+        }
+        let finished = server.finish();
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        assert_nobody(&sandbox);
+    }
+}
+
 #[test]
 fn a_server_that_is_killed_or_aborts_leaves_nothing() {
     if !has_python() {
