@@ -91,7 +91,7 @@ pub enum StartError {
 /// What came of a server's end.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// 0 after a shutdown that was asked for; 1 when workers had died, or it was cut short.
+    /// 0 after a shutdown that was asked for; 1 when workers had died before, or it was cut short.
     pub code: u8,
     /// What became of everything below the guardian; `None` when the guardian could not say.
     pub rest: Option<Rest>,
@@ -255,9 +255,8 @@ impl ProcessManager {
         let over = |change: &state::Change| {
             change.is_over || (change.stop == Stop::No && policy.is_over(change.dead, workers))
         };
-        let change = changes.wait_for(over).await.map(|change| *change);
-        let code = u8::from(change.map_or(Stop::No, |change| change.stop) == Stop::No);
-        self.end(code).await
+        let _ = changes.wait_for(over).await;
+        self.end().await
     }
 
     /// Ends the workers: the message, [`Options::shutdown_timeout`], SIGTERM,
@@ -265,9 +264,6 @@ impl ProcessManager {
     /// time, each step only for those that still live.
     pub async fn shutdown(&self) -> Finished {
         self.shared.ask_to_stop(Stop::Graceful);
-        // Who dies after that was meant to, whoever else has asked it to.
-        let (dead, workers) = (self.shared.change().dead_before_stop, self.shared.workers());
-        let code = u8::from(self.options.policy.is_over(dead, workers));
         self.say_shutdown().await;
         if !self.all_dead_within(self.options.shutdown_timeout).await {
             for worker in self.alive() {
@@ -280,7 +276,7 @@ impl ProcessManager {
             }
             self.all_dead_within(self.options.kill_timeout).await;
         }
-        self.end(code).await
+        self.end().await
     }
 
     /// A guard around the server's life.
@@ -330,7 +326,7 @@ impl ProcessManager {
     }
 
     /// Kills what is left, with the proof, and then the orphans that match.
-    async fn end(&self, code: u8) -> Finished {
+    async fn end(&self) -> Finished {
         self.ask(Request::End(Order::default()));
         self.over().await;
         let mut cleaned = Vec::new();
@@ -342,11 +338,22 @@ impl ProcessManager {
                 Err(error) => log::warn!("orphans of dead servers were not cleaned up: {error}"),
             }
         }
-        let is_cut_short = self.shared.change().stop == Stop::Now;
         Finished {
-            code: if is_cut_short { 1 } else { code },
+            code: u8::from(self.has_failed()),
             rest: self.shared.lock().rest.clone(),
             cleaned,
+        }
+    }
+
+    /// Judged at the end: the signal that explains a death can come after it.
+    fn has_failed(&self) -> bool {
+        let change = self.shared.change();
+        match change.stop {
+            Stop::No | Stop::Now => true,
+            Stop::Graceful => {
+                let policy = self.options.policy;
+                policy.is_over(change.dead_before_stop, self.shared.workers())
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
@@ -240,7 +240,7 @@ impl Monitor {
     }
 
     async fn take_signal(&mut self, stop: Stop) {
-        self.shared.ask_to_stop(stop);
+        self.shared.take_signal(stop, Instant::now());
         if stop == Stop::Now {
             self.end_now().await;
             self.drain().await;

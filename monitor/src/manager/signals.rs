@@ -7,6 +7,7 @@
 use std::io;
 use std::process::exit;
 use std::sync::LazyLock;
+use std::time::Instant;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -65,7 +66,7 @@ impl Signals {
         let mut newer = self.newer.clone();
         loop {
             tokio::select! {
-                stop = self.recv() => shared.ask_to_stop(stop),
+                stop = self.recv() => shared.take_signal(stop, Instant::now()),
                 _ = newer.changed() => return,
             }
             if shared.change().stop == Stop::Now {

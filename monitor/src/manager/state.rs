@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,6 +15,11 @@ use crate::gpu::holders::{DeviceFiles, scan};
 use crate::kernel::clock::WallClock;
 use crate::process::{Death, Sender, Who, signal_name};
 use crate::supervise::{Rest, Way};
+
+/// Who ends a server with all of its workers (a service manager, a shell) signals one after the other,
+/// and the first of them can be dead before the server has noticed its own signal. So whoever died
+/// this shortly before was asked as well.
+const TOGETHER: Duration = Duration::from_millis(200);
 
 /// How far a shutdown was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -34,8 +40,10 @@ pub(super) struct Change {
     pub(super) dead: usize,
     /// How far a shutdown was asked for.
     pub(super) stop: Stop,
-    /// Those who were dead when it was: the others are meant to end.
+    /// Those who were dead before it was: the others are meant to end.
     pub(super) dead_before_stop: usize,
+    /// Whether a signal has asked for it.
+    is_signalled: bool,
     /// Nothing below this manager is left, or nobody can end it any more.
     pub(super) is_over: bool,
 }
@@ -113,6 +121,8 @@ pub(super) struct Worker {
     pub(super) death: Option<DeadWorker>,
     /// What the death was learned from.
     known: Known,
+    /// When it was.
+    buried: Option<Instant>,
 }
 
 /// How much is known of a death. More replaces less.
@@ -191,6 +201,7 @@ impl Shared {
             id: None,
             death: None,
             known: Known::Nothing,
+            buried: None,
         };
         Self {
             dead: AtomicUsize::new(0),
@@ -250,6 +261,7 @@ impl Shared {
         worker.known = report.known();
         let since = worker.death.take().map(|death| death.since);
         let is_new = since.is_none();
+        worker.buried.get_or_insert_with(Instant::now);
         worker.death = Some(DeadWorker {
             index,
             pid: worker.id.map(|id| id.pid),
@@ -276,6 +288,23 @@ impl Shared {
                 change.dead_before_stop = change.dead;
             }
             change.stop = change.stop.max(stop);
+        });
+    }
+
+    /// The same, by a signal that came now. Only the first one can excuse a death.
+    pub(super) fn take_signal(&self, stop: Stop, now: Instant) {
+        let was_dead = |buried: Instant| now.saturating_duration_since(buried) > TOGETHER;
+        let dead_before = {
+            let inner = self.lock();
+            let buried = inner.workers.iter().filter_map(|worker| worker.buried);
+            buried.filter(|buried| was_dead(*buried)).count()
+        };
+        self.ask_to_stop(stop);
+        self.changes.send_modify(|change| {
+            if !change.is_signalled {
+                change.dead_before_stop = change.dead_before_stop.min(dead_before);
+                change.is_signalled = true;
+            }
         });
     }
 
@@ -430,6 +459,19 @@ mod tests {
         shared.ask_to_stop(Stop::Now);
         let change = shared.change();
         assert_eq!((change.dead_before_stop, change.dead), (1, 2));
+    }
+
+    #[test]
+    fn who_dies_together_with_a_signal_is_meant_to_and_who_died_long_before_is_not() {
+        for (late, dead_before) in [(Duration::ZERO, 0), (Duration::from_secs(60), 1)] {
+            let shared = Shared::new(2, "vLLM".to_owned());
+            shared.bury(0, 5, Report::Status(&killed()));
+            // The server has begun to end by itself.
+            shared.ask_to_stop(Stop::Graceful);
+            shared.bury(1, 5, Report::Status(&killed()));
+            shared.take_signal(Stop::Graceful, Instant::now() + late);
+            assert_eq!(shared.change().dead_before_stop, dead_before);
+        }
     }
 
     #[test]
