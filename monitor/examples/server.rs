@@ -8,21 +8,27 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use lifemon::manager::{Options, Policy, ProcessManager, Scope, WorkerCommand, run_if_asked};
+use lifemon::manager::{
+    Connection, ConnectionError, Options, Policy, ProcessManager, Scope, WorkerCommand,
+    run_if_asked,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 struct Server {
     manager: Arc<ProcessManager>,
     next: AtomicUsize,
-    workers: usize,
+    /// One request at a time for each worker.
+    turns: Vec<Mutex<()>>,
+    next_id: AtomicU64,
     /// How long a worker may take for an answer.
     answer_timeout: Duration,
 }
@@ -66,12 +72,11 @@ fn main() -> ExitCode {
 async fn serve(typed: Typed) -> anyhow::Result<u8> {
     let workers = typed.options.workers.len();
     let manager = Arc::new(ProcessManager::start(typed.options).await?);
-    let mut engines = Vec::new();
-    for worker in 0..workers {
-        if let Some(connection) = manager.connection(worker) {
-            engines.push(connection.safe_recv().await["engine"].clone());
-        }
-    }
+    let engines = tokio::select! {
+        engines = engines(&manager, workers) => engines,
+        // Somebody has asked for the end already, or nobody is left to wait for.
+        _ = manager.stop_asked() => return Ok(manager.shutdown().await.code),
+    };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();
     let (pids, guardian) = (manager.pids(), manager.guardian());
@@ -83,7 +88,8 @@ async fn serve(typed: Typed) -> anyhow::Result<u8> {
     let server = Arc::new(Server {
         manager,
         next: AtomicUsize::new(0),
-        workers,
+        turns: (0..workers).map(|_| Mutex::default()).collect(),
+        next_id: AtomicU64::new(0),
         answer_timeout: typed.answer_timeout,
     });
     let app = Router::new()
@@ -99,6 +105,17 @@ async fn serve(typed: Typed) -> anyhow::Result<u8> {
         println!("{}", serde_json::to_string(rest)?);
     }
     Ok(finished.code)
+}
+
+/// The first message of each worker says that it is ready, and what it has started.
+async fn engines(manager: &ProcessManager, workers: usize) -> Vec<Value> {
+    let mut engines = Vec::new();
+    for worker in 0..workers {
+        if let Some(connection) = manager.connection(worker) {
+            engines.push(connection.safe_recv().await["engine"].clone());
+        }
+    }
+    engines
 }
 
 async fn health(State(server): State<Arc<Server>>) -> (StatusCode, Json<Value>) {
@@ -143,19 +160,21 @@ async fn generate(server: &Server, prompt: Prompt) -> (StatusCode, Json<Value>) 
         let answer = json!({"error": died.to_string(), "dead": died.dead});
         return (StatusCode::SERVICE_UNAVAILABLE, Json(answer));
     }
-    let turn = server.next.fetch_add(1, Ordering::Relaxed) % server.workers;
-    let Some(connection) = server.manager.connection(prompt.worker.unwrap_or(turn)) else {
+    let next = server.next.fetch_add(1, Ordering::Relaxed) % server.turns.len().max(1);
+    let worker = prompt.worker.unwrap_or(next);
+    let connection = server.manager.connection(worker);
+    let (Some(connection), Some(turn)) = (connection, server.turns.get(worker)) else {
         return (
             StatusCode::NOT_FOUND,
             Json(json!({"error": "no such worker"})),
         );
     };
-    let request = json!({"type": "generate", "prompt": prompt.prompt});
+    let id = server.next_id.fetch_add(1, Ordering::Relaxed);
+    let request = json!({"type": "generate", "id": id, "prompt": prompt.prompt});
     let asked = async {
-        match connection.send(&request).await {
-            Ok(()) => connection.safe_recv().await,
-            Err(error) => error.to_value(),
-        }
+        let _turn = turn.lock().await;
+        let answer = ask(connection, &request).await;
+        answer.unwrap_or_else(|error| error.to_value())
     };
     match tokio::time::timeout(server.answer_timeout, asked).await {
         Ok(answer) if answer.get("error").is_some() => {
@@ -166,6 +185,18 @@ async fn generate(server: &Server, prompt: Prompt) -> (StatusCode, Json<Value>) 
             StatusCode::GATEWAY_TIMEOUT,
             Json(json!({"error": "no answer"})),
         ),
+    }
+}
+
+/// The answer to this request. Who has asked before may have gone without waiting for its answer, which
+/// comes first then.
+async fn ask(connection: &Connection, request: &Value) -> Result<Value, ConnectionError> {
+    connection.send(request).await?;
+    loop {
+        let answer = connection.recv().await?;
+        if answer["id"] == request["id"] {
+            return Ok(answer);
+        }
     }
 }
 

@@ -41,6 +41,13 @@ def send(connection, message):
     connection.sendall(len(body).to_bytes(4, "big") + body)
 
 
+def answer(connection, message):
+    """The server tells by the id whose answer it is."""
+    text = message.get("prompt", "")[::-1]
+    generated = {"type": "generated", "id": message.get("id"), "text": text}
+    send(connection, {**generated, "worker": os.getpid()})
+
+
 def start_engine():
     sleep = "import time; time.sleep(600)"
     return subprocess.Popen(
@@ -64,8 +71,7 @@ def main():
             os.write(1, (json.dumps({"worker": os.getpid(), "shutdown": True}) + "\n").encode())
             break
         if message.get("type") == "generate":
-            text = message.get("prompt", "")[::-1]
-            send(connection, {"type": "generated", "text": text, "worker": os.getpid()})
+            answer(connection, message)
     engine.terminate()
     engine.wait()
 

@@ -5,13 +5,14 @@
 #[path = "manager/server.rs"]
 mod server;
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{alive, assert_nobody};
 use lifemon_tests::{DEADLINE, Pidfd, Sandbox, private_lock, proc, scaled, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use server::{Server, has_python};
+use server::{Server, get, has_python};
 
 /// How fast a death must be known, over HTTP.
 const KNOWN: Duration = Duration::from_millis(50);
@@ -158,6 +159,36 @@ fn sigterm_is_graceful_and_every_worker_gets_the_message() {
             let said = json!({"worker": worker, "shutdown": true});
             assert!(finished.events.contains(&said), "{worker}: {finished:?}");
         }
+        assert_nobody(&sandbox);
+    }
+}
+
+/// As a service manager does it: it asks the server, and all others of its group.
+#[test]
+fn workers_that_are_asked_together_with_the_server_have_not_failed() {
+    if !has_python() {
+        return;
+    }
+    let _lock = private_lock();
+    for (way, options) in ["ebpf", "subreaper"].into_iter().zip(BOTH_WAYS) {
+        let sandbox = Sandbox::new();
+        let mut server = Server::start(&sandbox, &[options, &["--any"]].concat(), &[]);
+        server.wait_for_way(way);
+        // The server waits for its client while the workers die.
+        let port = server.port();
+        let asking = thread::spawn(move || get(port, "/generate?worker=0&prompt=never"));
+        server.wait_for("the request taken", |line| line["taken"] == "never");
+        let others = [server.workers(), server.engines()].concat();
+        let others = others.into_iter().filter_map(Pidfd::open);
+        let others: Vec<_> = others.collect();
+        server.signal(Signal::SIGTERM);
+        for other in others {
+            // It may have ended already.
+            let _ = other.signal(Signal::SIGTERM);
+        }
+        assert_eq!(asking.join().expect("an answer").0, 500);
+        let finished = server.finish();
+        assert_eq!(finished.code, Some(0), "{finished:?}");
         assert_nobody(&sandbox);
     }
 }

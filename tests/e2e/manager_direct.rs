@@ -1,6 +1,9 @@
 //! The manager used as a library, without the server around it: the end by its own word, the exact
 //! kill of any tree, and the cleanup of what other servers have left.
 
+#[path = "manager/process.rs"]
+mod process;
+
 use std::fs;
 use std::future::Future;
 use std::os::unix::fs::symlink;
@@ -8,9 +11,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use lifemon::manager::{Options, ProcessManager, Scope, WorkerCommand};
+use lifemon::manager::{Options, ProcessManager, Scope, StartError, WorkerCommand};
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{DEADLINE, HostTracker, Pidfd, Sandbox, private_lock, proc, wait_until};
+use nix::sys::signal::Signal;
+use process::Process;
 
 /// It becomes the guardian: a test does not call what has to come first in `main`.
 const GUARDIAN: &str = env!("CARGO_BIN_EXE_server");
@@ -30,6 +35,18 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 /// Workers that run this shell script in the sandbox.
 fn options(sandbox: &Sandbox, workers: usize, script: &str) -> Options {
+    let worker = WorkerCommand::new("sh")
+        .arg("-c")
+        .arg(enter(sandbox) + script);
+    Options::new(vec![worker; workers])
+        .guardian(GUARDIAN)
+        .signals(false)
+        .shutdown_timeout(PATIENCE)
+        .kill_timeout(PATIENCE)
+}
+
+/// The words with which a shell enters the sandbox.
+fn enter(sandbox: &Sandbox) -> String {
     let groups: Vec<_> = sandbox
         .paths()
         .into_iter()
@@ -37,16 +54,10 @@ fn options(sandbox: &Sandbox, workers: usize, script: &str) -> Options {
         .filter(|procs| procs.exists())
         .map(|procs| procs.display().to_string())
         .collect();
-    let enter = format!(
+    format!(
         "for procs in {}; do echo $$ >$procs; done; ",
         groups.join(" ")
-    );
-    let worker = WorkerCommand::new("sh").arg("-c").arg(enter + script);
-    Options::new(vec![worker; workers])
-        .guardian(GUARDIAN)
-        .signals(false)
-        .shutdown_timeout(PATIENCE)
-        .kill_timeout(PATIENCE)
+    )
 }
 
 /// A shell in the sandbox, of no manager.
@@ -217,4 +228,117 @@ fn without_the_hosts_tracker_nobody_knows_what_other_servers_left() {
         assert_eq!(manager.shutdown().await.code, 0);
     });
     assert_nobody(&sandbox);
+}
+
+#[test]
+fn a_shutdown_cleans_up_what_a_dead_server_left_where_that_is_wanted() {
+    let _tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let engine_path = engine(sandbox.directory(), "engine");
+    let mut dead = shell(&sandbox, &format!("{engine_path} 1005 & wait"));
+    let left = wait_for(&sandbox, &format!("{engine_path}\u{0}1005"), 1);
+    Pidfd::open(dead.id().cast_signed())
+        .expect("it lives")
+        .kill();
+    dead.wait().expect("a zombie");
+    let options = options(&sandbox, 1, "sleep 1001 & wait")
+        .orphan_scope(Scope::DeadServers)
+        .orphan_patterns([engine_path]);
+    let finished = run(async {
+        let manager = ProcessManager::start(options).await.expect("a manager");
+        manager.shutdown().await
+    });
+    let cleaned = finished.cleaned.iter();
+    let cleaned: Vec<_> = cleaned
+        .map(|orphan| (orphan.id.pid.cast_signed(), orphan.killed))
+        .collect();
+    assert_eq!(cleaned, [(left[0], 1)]);
+    assert_nobody(&sandbox);
+}
+
+#[test]
+fn a_worker_that_cannot_be_started_is_dead_for_that_reason() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let mut options = options(&sandbox, 1, "sleep 1001 & wait");
+    let missing = sandbox.directory().join("missing");
+    options.workers.push(WorkerCommand::new(missing));
+    run(async {
+        let manager = ProcessManager::start(options).await.expect("a manager");
+        let cause = || {
+            let causes = manager.health_status().causes;
+            let dead = causes.into_iter().find(|dead| dead.index == 1);
+            dead.expect("it is dead").cause
+        };
+        let before = cause();
+        assert!(
+            before.starts_with("could not be started: No such file"),
+            "{before}"
+        );
+        assert_eq!(manager.shutdown().await.code, 0);
+        assert_eq!(cause(), before);
+    });
+    assert_nobody(&sandbox);
+}
+
+#[test]
+fn a_guardian_that_does_not_answer_is_not_left() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let guardian = sandbox.directory().join("guardian");
+    let script = format!("#!/bin/sh\n{}exec sleep 1009\n", enter(&sandbox));
+    // By a process of its own: who executes a file that is open for writing fails.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"printf %s "$1" >"$0" && chmod 755 "$0""#]);
+    let written = shell.arg(&guardian).arg(script).status();
+    assert!(written.is_ok_and(|status| status.success()));
+    let options = options(&sandbox, 1, "sleep 1001 & wait").guardian(guardian);
+    let started = run(ProcessManager::start(options));
+    assert!(matches!(started, Err(StartError::NoAnswer)), "{started:?}");
+    assert_nobody(&sandbox);
+}
+
+#[test]
+fn a_server_that_panics_leaves_nothing() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let mut server = Process::start(&sandbox, "panics");
+    server.wait_for("started");
+    assert_eq!(server.wait().code(), Some(101));
+    wait_until("nobody", DEADLINE, || sandbox.pids().is_empty());
+}
+
+#[test]
+fn signals_are_served_when_no_worker_is_left_and_no_manager() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let mut server = Process::start(&sandbox, "outlives its workers");
+    server.wait_for("over");
+    server.signal(Signal::SIGTERM);
+    server.wait_for("asked");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(1));
+    assert_nobody(&sandbox);
+}
+
+#[test]
+fn the_first_signal_in_a_shutdown_does_not_cut_it_short() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let mut server = Process::start(&sandbox, "ends by itself");
+    server.wait_for("begun");
+    server.signal(Signal::SIGTERM);
+    server.wait_for("ended with 0");
+    assert_eq!(server.wait().code(), Some(0));
+    wait_until("nobody", DEADLINE, || sandbox.pids().is_empty());
+}
+
+#[test]
+fn a_server_without_free_descriptors_does_not_lose_its_workers() {
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let mut server = Process::start(&sandbox, "has no descriptors");
+    server.wait_for("alive");
+    assert_eq!(server.wait().code(), Some(0));
+    wait_until("nobody", DEADLINE, || sandbox.pids().is_empty());
 }

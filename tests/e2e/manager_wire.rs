@@ -102,12 +102,11 @@ fn a_worker_that_hangs_while_it_receives_blocks_nobody() {
     ];
     let mut server = Server::start(&sandbox, &options, &[]);
     let port = server.port();
-    // More than its socket takes.
-    let ask =
-        |prompt: String| thread::spawn(move || post(port, &json!({"worker": 0, "prompt": prompt})));
-    let hanging = ask("hang".to_owned());
+    assert_eq!(server.get("/generate?worker=0&prompt=hang").0, 200);
     server.wait_for("the request taken", |line| line["taken"] == "hang");
-    let asking: Vec<_> = (0..6).map(|_| ask("y".repeat(200_000))).collect();
+    // More than its socket takes.
+    let large = json!({"worker": 0, "prompt": "y".repeat(1_000_000)});
+    let asking = thread::spawn(move || post(port, &large));
     let begun = Instant::now();
     assert_eq!(server.get("/health").1["status"], "ok");
     assert_eq!(server.get("/generate?worker=1&prompt=ab").1["text"], "ba");
@@ -116,12 +115,42 @@ fn a_worker_that_hangs_while_it_receives_blocks_nobody() {
         "{:?}",
         begun.elapsed()
     );
-    let answers = asking
-        .into_iter()
-        .map(|asking| asking.join().expect("an answer"));
-    let kinds: Vec<_> = answers.map(|(_, answer)| answer["kind"].clone()).collect();
-    assert!(kinds.iter().any(|kind| kind == "stuck"), "{kinds:?}");
-    _ = hanging.join();
+    let (code, answer) = asking.join().expect("an answer");
+    assert_eq!(
+        (code, answer["kind"].as_str()),
+        (500, Some("stuck")),
+        "{answer}"
+    );
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.finish().code, Some(0));
+    assert_nobody(&sandbox);
+}
+
+#[test]
+fn an_answer_that_comes_too_late_is_given_to_nobody_else() {
+    if !has_python() {
+        return;
+    }
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let server = Server::start(&sandbox, &["--answer-ms", "2000"], &[]);
+    assert_eq!(server.get("/generate?worker=0&prompt=late").0, 504);
+    // It comes now, before the answer to this.
+    assert_eq!(server.get("/generate?worker=0&prompt=ab").1["text"], "ba");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.finish().code, Some(0));
+    assert_nobody(&sandbox);
+}
+
+#[test]
+fn a_server_whose_workers_are_not_ready_yet_can_be_asked_to_end() {
+    if !has_python() {
+        return;
+    }
+    let _lock = private_lock();
+    let sandbox = Sandbox::new();
+    let mut server = Server::begin(&sandbox, &["--workers", "1"], &["mute"]);
+    server.wait_for("a worker that says nothing", |line| line["mute"].is_u64());
     server.signal(Signal::SIGTERM);
     assert_eq!(server.finish().code, Some(0));
     assert_nobody(&sandbox);

@@ -19,9 +19,11 @@ def raw(connection, data):
     connection.sendall(data)
 
 
-def misbehave(connection, how):
+def misbehave(connection, message, late):
     """Whether it did."""
+    how = message["prompt"].split("/")[0]
     if how == "hang":
+        example.answer(connection, message)
         say(taken=how)
         time.sleep(600)
     elif how == "too-large":
@@ -33,6 +35,8 @@ def misbehave(connection, how):
         os._exit(3)
     elif how == "never":
         say(taken=how)
+    elif how == "late":
+        late.append(message)
     else:
         return False
     return True
@@ -44,7 +48,11 @@ def main():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = example.socket.socket(fileno=int(os.environ["LIFEMON_WORKER_FD"]))
     engine = example.start_engine()
-    example.send(connection, {"type": "ready", "engine": engine.pid})
+    if sys.argv[1:] == ["mute"]:
+        say(mute=os.getpid())
+    else:
+        example.send(connection, {"type": "ready", "engine": engine.pid})
+    late = []
     while True:
         message = example.receive(connection)
         if message is None:
@@ -55,9 +63,10 @@ def main():
             say(worker=os.getpid(), shutdown=True)
             if not ignores:
                 break
-        elif not misbehave(connection, message["prompt"].split("/")[0]):
-            text = message["prompt"][::-1]
-            example.send(connection, {"type": "generated", "text": text})
+        elif not misbehave(connection, message, late):
+            while late:
+                example.answer(connection, late.pop(0))
+            example.answer(connection, message)
 
 
 main()

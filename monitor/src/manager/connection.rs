@@ -7,7 +7,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -86,15 +85,43 @@ struct Reader {
     frames: Frames,
 }
 
+#[derive(Debug)]
+struct Writer {
+    half: OwnedWriteHalf,
+    /// The message that was begun last. Who sends the next one sends the rest of it first: what
+    /// followed half a message would not be understood.
+    begun: Vec<u8>,
+    /// How many bytes of it were sent.
+    sent: usize,
+}
+
+impl Writer {
+    /// Sends the rest and then this. May be dropped: then all of it goes out with the next message,
+    /// or nothing of it ever.
+    async fn send(&mut self, message: Vec<u8>) -> io::Result<()> {
+        self.flush().await?;
+        self.sent = self.half.write(&message).await?;
+        self.begun = message;
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        while self.sent < self.begun.len() {
+            self.sent += self.half.write(&self.begun[self.sent..]).await?;
+        }
+        self.begun = Vec::new();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
 /// The server's end.
 #[derive(Debug)]
 pub struct Connection {
     index: usize,
     shared: Arc<Shared>,
     reader: Mutex<Reader>,
-    writer: Mutex<OwnedWriteHalf>,
-    /// A message was cut off on the way: what followed it would not be understood.
-    is_spoilt: AtomicBool,
+    writer: Mutex<Writer>,
 }
 
 impl Connection {
@@ -112,12 +139,17 @@ impl Connection {
                 half: read,
                 frames: Frames::default(),
             }),
-            writer: Mutex::new(write),
-            is_spoilt: AtomicBool::new(false),
+            writer: Mutex::new(Writer {
+                half: write,
+                begun: Vec::new(),
+                sent: 0,
+            }),
         })
     }
 
-    /// Sends one message. Never waits longer than [`SEND_TIMEOUT`] for the worker.
+    /// Sends one message. Never waits longer than [`SEND_TIMEOUT`] for the worker. May be dropped. A
+    /// message that was begun by then, or when the time was over, reaches the worker all the same
+    /// with the next one.
     ///
     /// # Errors
     /// [`ConnectionError`].
@@ -136,15 +168,8 @@ impl Connection {
         })?;
         let sending = async {
             let mut writer = self.writer.lock().await;
-            if self.is_spoilt.swap(true, Ordering::AcqRel) {
-                return Err(ConnectionError::Stuck);
-            }
-            writer
-                .write_all(&bytes)
-                .await
-                .map_err(|error| self.failed(&error))?;
-            self.is_spoilt.store(false, Ordering::Release);
-            Ok(())
+            let sent = writer.send(bytes).await;
+            sent.map_err(|error| self.failed(&error))
         };
         let sent = timeout(limit, sending).await;
         sent.unwrap_or(Err(ConnectionError::Stuck))
@@ -201,7 +226,8 @@ impl Connection {
     /// The end of the stream can be seen before the death is known.
     async fn dead(&self) -> ConnectionError {
         let mut changes = self.shared.changes();
-        let known = changes.wait_for(|_| self.death().is_some());
+        // The look is not inside the channel's lock: whoever changes something has the other one.
+        let known = async { while self.death().is_none() && changes.changed().await.is_ok() {} };
         let _ = timeout(TRAILING, known).await;
         ConnectionError::WorkerDead(self.death().map(Box::new))
     }
@@ -213,5 +239,86 @@ impl Connection {
             }
             _ => ConnectionError::Failed(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::super::state::Report;
+    use super::*;
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(future)
+    }
+
+    /// Workers that close their ends at the same time, and are found dead meanwhile.
+    fn die_together(workers: usize) {
+        let shared = Arc::new(Shared::new(workers, "vLLM".to_owned()));
+        let known = Arc::clone(&shared);
+        let dying = thread::spawn(move || {
+            for worker in 0..workers {
+                known.bury(worker, 5, Report::Fact("a test"));
+            }
+        });
+        run(async {
+            let mut waiting = tokio::task::JoinSet::new();
+            for worker in 0..workers {
+                let (ours, _) = UnixStream::pair().unwrap();
+                let connection = Connection::new(worker, ours, Arc::clone(&shared)).unwrap();
+                waiting.spawn(async move { connection.recv().await });
+            }
+            for error in waiting.join_all().await {
+                assert_eq!(error.unwrap_err().kind(), "worker_dead");
+            }
+        });
+        dying.join().unwrap();
+    }
+
+    #[test]
+    fn a_message_that_was_cut_off_is_sent_to_its_end_before_the_next() {
+        let shared = Arc::new(Shared::new(1, "vLLM".to_owned()));
+        let large = "x".repeat(4 << 20);
+        let taken = run(async {
+            let (ours, mut its) = UnixStream::pair().unwrap();
+            let connection = Connection::new(0, ours, shared).unwrap();
+            let sending = connection.send(&large);
+            assert!(timeout(Duration::from_millis(50), sending).await.is_err());
+            // Nothing of this one is sent, so it never will be.
+            let sending = connection.send(&"lost");
+            assert!(timeout(Duration::from_millis(50), sending).await.is_err());
+            let reading = thread::spawn(move || {
+                let mut frames = Frames::default();
+                while frames.read_from(&mut its).unwrap() {}
+                std::iter::from_fn(move || frames.take().unwrap()).collect::<Vec<_>>()
+            });
+            connection.send(&"next").await.unwrap();
+            drop(connection);
+            reading.join().unwrap()
+        });
+        assert_eq!(taken.len(), 2);
+        assert_eq!(taken[0].len(), large.len() + 2);
+        assert_eq!(taken[1], b"\"next\"");
+    }
+
+    #[test]
+    fn workers_that_die_together_block_nobody() {
+        const ROUNDS: usize = 300;
+        const LIMIT: Duration = Duration::from_mins(1);
+        let (done, is_done) = mpsc::channel();
+        // A thread that hangs is left behind, and the test fails.
+        thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                die_together(16);
+            }
+            let _ = done.send(());
+        });
+        assert!(is_done.recv_timeout(LIMIT).is_ok());
     }
 }

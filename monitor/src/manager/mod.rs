@@ -28,17 +28,17 @@
 
 mod connection;
 mod fatal;
+mod guardian;
 mod monitor;
 mod options;
 mod orphans;
 mod rescue;
+mod signals;
 mod state;
 
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ use tokio::time::timeout;
 
 use crate::supervise::message::{Order, Request, Spec, encode};
 use crate::supervise::nursery::{self, Brief};
+use guardian::Guardian;
 use monitor::{Ask, Monitor};
 use state::Shared;
 
@@ -56,7 +57,7 @@ pub use crate::supervise::{Rest, Way};
 pub use connection::{Connection, ConnectionError, FRAME_BYTES_MAX, SEND_TIMEOUT, WORKER_FD};
 pub use fatal::{FatalRules, is_fatal_worker_error};
 pub use options::{Options, Policy, WorkerCommand};
-pub use orphans::{Cleaned, Scope};
+pub use orphans::{Cleaned, Scope, TreeKillError};
 pub use state::{DeadWorker, HealthStatus, Stop, WorkersDied};
 
 /// How long the workers may take to be started.
@@ -65,8 +66,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker may take to accept the shutdown message.
 const SHUTDOWN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the guardian may take for the tree kill.
-const TREE_KILL_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long the guardian may take for the tree kill: 30 s of its killer and 20 s until that is given
+/// up, 30 s of its own, and the report of who has survived all of it.
+const TREE_KILL_TIMEOUT: Duration = Duration::from_secs(30 + 20 + 30 + 10);
 
 /// Why a manager was not started.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +91,7 @@ pub enum StartError {
 /// What came of a server's end.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// 0 after a shutdown that was asked for; 1 when workers had died, or it was cut short.
+    /// 0 after a shutdown that was asked for; 1 when workers had died before, or it was cut short.
     pub code: u8,
     /// What became of everything below the guardian; `None` when the guardian could not say.
     pub rest: Option<Rest>,
@@ -137,26 +139,24 @@ impl ProcessManager {
             ends.push(its);
         }
         let (channel, its) = UnixStream::pair()?;
-        let mut passed: Vec<_> = ends.iter().map(UnixStream::as_raw_fd).collect();
-        passed.push(its.as_raw_fd());
-        let (name, number) = nursery::words(its.as_raw_fd());
-        let mut command = Command::new(&options.guardian);
-        command.arg0(name).arg(number);
-        // SAFETY: system calls only.
-        unsafe { command.pre_exec(move || pass_on(&passed)) };
-        let guardian = command.spawn()?;
+        let brief = encode(&Brief { specs })?;
+        let guardian = Guardian::start(&options.guardian, &its, &ends)?;
         drop((ends, its));
-        shared.lock().guardian = Some(guardian.id());
-        io::Write::write_all(&mut &channel, &encode(&Brief { specs })?)?;
+        shared.lock().guardian = Some(guardian.pid());
         let (asks, asked) = mpsc::unbounded_channel();
-        Monitor::start(&options, Arc::clone(&shared), guardian, channel, asked)?;
+        let known = Arc::clone(&shared);
+        Monitor::start(&options, known, guardian, channel, brief, asked)?;
         let manager = Self {
             shared,
             options,
             connections,
             asks,
         };
-        manager.wait_for_start().await?;
+        if let Err(error) = manager.wait_for_start().await {
+            let _ = manager.asks.send(Ask::GiveUp);
+            manager.over().await;
+            return Err(error);
+        }
         Ok(manager)
     }
 
@@ -255,17 +255,14 @@ impl ProcessManager {
         let over = |change: &state::Change| {
             change.is_over || (change.stop == Stop::No && policy.is_over(change.dead, workers))
         };
-        let change = changes.wait_for(over).await.map(|change| *change);
-        let code = u8::from(change.map_or(Stop::No, |change| change.stop) == Stop::No);
-        self.end(code).await
+        let _ = changes.wait_for(over).await;
+        self.end().await
     }
 
     /// Ends the workers: the message, [`Options::shutdown_timeout`], SIGTERM,
     /// [`Options::kill_timeout`], and then everything that is left is killed. All workers at the same
     /// time, each step only for those that still live.
     pub async fn shutdown(&self) -> Finished {
-        let (dead, workers) = (self.shared.change().dead, self.shared.workers());
-        let code = u8::from(self.options.policy.is_over(dead, workers));
         self.shared.ask_to_stop(Stop::Graceful);
         self.say_shutdown().await;
         if !self.all_dead_within(self.options.shutdown_timeout).await {
@@ -279,7 +276,7 @@ impl ProcessManager {
             }
             self.all_dead_within(self.options.kill_timeout).await;
         }
-        self.end(code).await
+        self.end().await
     }
 
     /// A guard around the server's life.
@@ -329,11 +326,9 @@ impl ProcessManager {
     }
 
     /// Kills what is left, with the proof, and then the orphans that match.
-    async fn end(&self, code: u8) -> Finished {
+    async fn end(&self) -> Finished {
         self.ask(Request::End(Order::default()));
-        let mut changes = self.shared.changes();
-        let over = changes.wait_for(|change| change.is_over);
-        let _ = timeout(TREE_KILL_TIMEOUT, over).await;
+        self.over().await;
         let mut cleaned = Vec::new();
         // This manager's own are dead by now.
         if self.options.orphan_scope == Scope::DeadServers {
@@ -343,12 +338,30 @@ impl ProcessManager {
                 Err(error) => log::warn!("orphans of dead servers were not cleaned up: {error}"),
             }
         }
-        let is_cut_short = self.shared.change().stop == Stop::Now;
         Finished {
-            code: if is_cut_short { 1 } else { code },
+            code: u8::from(self.has_failed()),
             rest: self.shared.lock().rest.clone(),
             cleaned,
         }
+    }
+
+    /// Judged at the end: the signal that explains a death can come after it.
+    fn has_failed(&self) -> bool {
+        let change = self.shared.change();
+        match change.stop {
+            Stop::No | Stop::Now => true,
+            Stop::Graceful => {
+                let policy = self.options.policy;
+                policy.is_over(change.dead_before_stop, self.shared.workers())
+            }
+        }
+    }
+
+    /// Until the guardian is gone, and what it may have left.
+    async fn over(&self) {
+        let mut changes = self.shared.changes();
+        let over = changes.wait_for(|change| change.is_over);
+        let _ = timeout(TREE_KILL_TIMEOUT, over).await;
     }
 
     /// A monitor that does not hear is one whose work is done.
@@ -379,15 +392,4 @@ impl Lifespan {
     pub async fn finish(self) -> Finished {
         self.0.shutdown().await
     }
-}
-
-/// Between fork and exec: these descriptors stay open.
-fn pass_on(fds: &[i32]) -> io::Result<()> {
-    for fd in fds {
-        // SAFETY: no memory is passed.
-        if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }

@@ -3,19 +3,20 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::process::Child;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::START_TIMEOUT;
+use super::guardian::Guardian;
 use super::options::Options;
 use super::rescue;
-use super::state::{Shared, Stop};
+use super::signals::{Signals, end_process};
+use super::state::{Report, Shared, Stop};
 use crate::ProcessId;
 use crate::kernel::{self, LoadOptions, Tracker, WatchOptions, clock};
 use crate::proc;
@@ -32,12 +33,14 @@ pub(super) enum Ask {
     Guardian(Request),
     /// To kill one process below the guardian with what is below it; how many were hit.
     Kill(u32, oneshot::Sender<usize>),
+    /// To kill the guardian, which has not started the workers.
+    GiveUp,
 }
 
 pub(super) struct Monitor {
     shared: Arc<Shared>,
     asks: mpsc::UnboundedReceiver<Ask>,
-    guardian: Child,
+    guardian: Guardian,
     channel: tokio::net::UnixStream,
     frames: Frames,
     session: Option<Session>,
@@ -47,40 +50,18 @@ pub(super) struct Monitor {
     interval: Duration,
     /// Whether the guardian's channel is closed.
     is_alone: bool,
-}
-
-/// Signals that ask for the end.
-struct Signals(Option<(Signal, Signal)>);
-
-impl Signals {
-    fn register(wanted: bool) -> io::Result<Self> {
-        if !wanted {
-            return Ok(Self(None));
-        }
-        let terminate = signal(SignalKind::terminate())?;
-        Ok(Self(Some((terminate, signal(SignalKind::interrupt())?))))
-    }
-
-    async fn recv(&mut self) {
-        match &mut self.0 {
-            Some((terminate, interrupt)) => {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-            }
-            None => std::future::pending().await,
-        }
-    }
+    /// Whether the manager is gone.
+    is_dropped: bool,
 }
 
 impl Monitor {
-    /// Starts the thread. Returns when signals are handled.
+    /// Starts the thread, which sends the brief first. Returns when signals are handled.
     pub(super) fn start(
         options: &Options,
         shared: Arc<Shared>,
-        guardian: Child,
+        guardian: Guardian,
         channel: UnixStream,
+        brief: Vec<u8>,
         asks: mpsc::UnboundedReceiver<Ask>,
     ) -> io::Result<()> {
         channel.set_nonblocking(true)?;
@@ -103,6 +84,7 @@ impl Monitor {
                 Err(error) => return drop(ready.send(Err(error))),
             };
             let _ = ready.send(Ok(()));
+            let kept = Arc::clone(&shared);
             let monitor = Self {
                 shared,
                 asks,
@@ -114,8 +96,10 @@ impl Monitor {
                 kills: Vec::new(),
                 interval: period,
                 is_alone: false,
+                is_dropped: false,
             };
-            runtime.block_on(monitor.run(signals, use_ebpf));
+            let signals = runtime.block_on(monitor.run(signals, brief, use_ebpf));
+            runtime.block_on(signals.outlive(&kept));
         };
         std::thread::Builder::new()
             .name("lifemon-monitor".to_owned())
@@ -125,12 +109,17 @@ impl Monitor {
             .unwrap_or_else(|_| Err(io::Error::other("the monitor has ended")))
     }
 
-    async fn run(mut self, mut signals: Signals, use_ebpf: bool) {
+    /// Until the guardian is gone.
+    async fn run(mut self, mut signals: Signals, brief: Vec<u8>, use_ebpf: bool) -> Signals {
         if use_ebpf {
             let load = || Tracker::open_or_load(&LoadOptions::default());
             self.loading = Some(tokio::task::spawn_blocking(load));
         } else {
             self.shared.lock().incomplete = vec!["switched off by an option".to_owned()];
+        }
+        let sent = timeout(START_TIMEOUT, self.channel.write_all(&brief)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            self.give_up();
         }
         let mut tick = interval(self.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -138,18 +127,25 @@ impl Monitor {
         while !self.is_alone {
             tokio::select! {
                 biased;
+                // First: deaths that were meant come after what was asked for.
+                stop = signals.recv() => self.take_signal(stop).await,
                 updates = next(&mut self.session) => self.take_updates(updates),
                 read = self.channel.read(&mut buffer) => match read {
                     Ok(count @ 1..) => self.hear(&buffer[..count]),
                     _ => self.is_alone = true,
                 },
-                () = signals.recv() => self.take_signal().await,
-                ask = self.asks.recv() => self.take_ask(ask).await,
+                ask = self.asks.recv(), if !self.is_dropped => self.take_ask(ask).await,
                 loaded = loaded(&mut self.loading) => self.begin_session(loaded),
                 _ = tick.tick() => self.look(),
             }
         }
-        self.close();
+        self.close().await;
+        signals
+    }
+
+    fn give_up(&mut self) {
+        self.guardian.kill();
+        self.is_alone = true;
     }
 
     fn hear(&mut self, bytes: &[u8]) {
@@ -183,7 +179,7 @@ impl Monitor {
             Notice::Failed { worker, errno } => {
                 let error = io::Error::from_raw_os_error(errno);
                 let cause = format!("could not be started: {error}");
-                self.shared.bury_because(worker, now, &cause);
+                self.shared.bury(worker, now, Report::Fact(&cause));
             }
             Notice::Died { worker, status } => {
                 let death = Death {
@@ -192,7 +188,7 @@ impl Monitor {
                     sender: None,
                     unseen: false,
                 };
-                self.shared.bury(worker, now, Some(&death), false);
+                self.shared.bury(worker, now, Report::Status(&death));
             }
             Notice::Killed { pid, count } => {
                 let at = self.kills.iter().position(|(wanted, _)| *wanted == pid);
@@ -225,11 +221,10 @@ impl Monitor {
                 })
                 .await;
             }
-            // The manager was dropped.
+            Some(Ask::GiveUp) => self.give_up(),
             None => {
+                self.is_dropped = true;
                 self.end_now().await;
-                self.asks.close();
-                self.drain().await;
             }
         }
     }
@@ -248,23 +243,20 @@ impl Monitor {
         self.send(&Request::Hurry).await;
     }
 
-    /// The first one asks for a shutdown; the second one does not wait for it.
-    async fn take_signal(&mut self) {
-        if self.shared.change().stop == Stop::No {
-            return self.shared.ask_to_stop(Stop::Graceful);
+    async fn take_signal(&mut self, stop: Stop) {
+        self.shared.take_signal(stop, Instant::now());
+        if stop == Stop::Now {
+            self.end_now().await;
+            self.drain().await;
+            self.close().await;
+            end_process();
         }
-        self.shared.ask_to_stop(Stop::Now);
-        self.end_now().await;
-        self.drain().await;
-        self.close();
-        log::error!("asked twice to end: the workers were killed");
-        std::process::exit(1);
     }
 
     fn begin_session(&mut self, loaded: Result<Tracker, kernel::Error>) {
         self.loading = None;
         let started = loaded.and_then(|tracker| {
-            let pid = self.guardian.id();
+            let pid = self.guardian.pid();
             let root = tracker.snapshot()?.live(pid).map(|(id, _)| *id);
             let root = root.ok_or_else(|| kernel::Error::NoProcess(pid.to_string()))?;
             Session::start(tracker, root, &WatchOptions::default())
@@ -296,7 +288,8 @@ impl Monitor {
                         && let Some(worker) = self.worker(happening.process.id)
                     {
                         let at = happening.at_ns.unwrap_or_else(clock::boot_ns);
-                        self.shared.bury(worker, at, death.as_ref(), true);
+                        let report = Report::of_event(death.as_ref());
+                        self.shared.bury(worker, at, report);
                     }
                 }
                 Update::End => has_ended = true,
@@ -343,31 +336,36 @@ impl Monitor {
             alive
                 .filter(|(_, worker)| worker.death.is_none())
                 .filter_map(|(index, worker)| Some((index, worker.id?)))
+                // Without a start nothing proves who has its pid.
+                .filter(|(_, id)| id.start_ns != 0)
                 .collect()
         };
         for (index, id) in workers {
-            if !proc::is_same(id) {
-                self.shared.bury(index, clock::boot_ns(), None, false);
+            if proc::is_over(id) {
+                let report = Report::Fact("not known");
+                self.shared.bury(index, clock::boot_ns(), report);
             }
         }
     }
 
     /// The guardian is gone: it has done its work, or was killed, and then the workers die with it.
-    fn close(&mut self) {
-        let _ = self.guardian.wait();
+    async fn close(&mut self) {
+        self.guardian.wait();
         let now = clock::boot_ns();
         for worker in 0..self.shared.workers() {
-            self.shared
-                .bury_because(worker, now, "the guardian is gone");
+            let report = Report::Fact("the guardian is gone");
+            self.shared.bury(worker, now, report);
         }
         if self.shared.lock().rest.is_some() {
             return self.shared.end();
         }
         self.shared.lock().incomplete = vec!["the guardian was killed".to_owned()];
-        if let Some(session) = &self.session
-            && let Err(error) = rescue::kill_all(session)
-        {
-            log::error!("what the workers have left was not killed: {error}");
+        if let Some(session) = &mut self.session {
+            match rescue::kill_all(session).await {
+                Ok(left) if left.is_empty() => {}
+                Ok(left) => log::error!("the workers have left what cannot be killed: {left:?}"),
+                Err(error) => log::error!("what the workers have left was not killed: {error}"),
+            }
         }
         self.shared.end();
     }

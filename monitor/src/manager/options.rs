@@ -85,7 +85,8 @@ pub struct Options {
     pub kill_timeout: Duration,
     /// When monitoring is over.
     pub policy: Policy,
-    /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end.
+    /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end: for as
+    /// long as the process lives, also when the manager is gone.
     pub signals: bool,
     /// Whether the tracker is used where it can be.
     pub use_ebpf: bool,

@@ -1,5 +1,6 @@
 //! Orphans: what workers have left, and the tree kill for one process.
 
+use std::fmt;
 use std::fs;
 use std::io;
 
@@ -13,6 +14,7 @@ use crate::kernel::{LoadOptions, Tracker};
 use crate::kill::{KillError, KillOptions, KillReport, kill_tree};
 use crate::orphan::{self, Wanted};
 use crate::proc;
+use crate::process::Process;
 use crate::supervise::ending::process;
 
 /// Whose orphans.
@@ -36,6 +38,35 @@ pub struct Cleaned {
     pub command_line: String,
     /// How many processes died: it, and what was below it.
     pub killed: usize,
+}
+
+/// Why a tree was not killed, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeKillError {
+    /// It was not killed.
+    #[error(transparent)]
+    NotKilled(#[from] KillError),
+    /// Some of it cannot die.
+    #[error("killed {killed}, and these are left: {survivors}", survivors = Survivors(.survivors))]
+    Survivors {
+        /// How many have died.
+        killed: usize,
+        /// Who is left, and why.
+        survivors: Vec<(Process, String)>,
+    },
+}
+
+/// `77 python (uninterruptible (state D)), 78 (stopped)`.
+struct Survivors<'a>(&'a [(Process, String)]);
+
+impl fmt::Display for Survivors<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let survivors = self.0.iter().map(|(process, reason)| {
+            let name = process.name.as_deref().unwrap_or("?");
+            format!("{} {name} ({reason})", process.id.pid)
+        });
+        f.write_str(&survivors.collect::<Vec<_>>().join(", "))
+    }
 }
 
 impl Cleaned {
@@ -82,40 +113,35 @@ impl ProcessManager {
     }
 
     /// Kills orphans whose command line contains one of the patterns, each with what is below it.
-    /// Processes that have a living creator are never hit, whatever their name.
+    /// Processes that have a living creator are never hit, whatever their name. Those that cannot be
+    /// killed are in the log, and not in the list.
     ///
     /// # Errors
-    /// For [`Scope::DeadServers`], when the host's tracker is off or a kill fails.
+    /// For [`Scope::DeadServers`], when the host's tracker is off.
     pub async fn cleanup_orphans(
         &self,
         patterns: &[impl AsRef<str>],
         scope: Scope,
     ) -> io::Result<Vec<Cleaned>> {
-        let fits = |line: &str| {
+        let fits = |orphan: &Cleaned| {
             let mut patterns = patterns.iter().map(AsRef::as_ref);
-            patterns.any(|pattern| !pattern.is_empty() && line.contains(pattern))
+            patterns.any(|part| !part.is_empty() && orphan.command_line.contains(part))
         };
-        let mut cleaned = Vec::new();
-        for mut orphan in self.orphans() {
-            if fits(&orphan.command_line) {
-                orphan.killed = self.kill_below(orphan.id.pid).await;
-                cleaned.push(orphan);
-            }
+        // Before anything is killed: an error means that nothing was.
+        let others = match scope {
+            Scope::Own => Vec::new(),
+            Scope::DeadServers => dead_servers_orphans()?,
+        };
+        let mut cleaned = self.orphans();
+        cleaned.retain(fits);
+        for orphan in &mut cleaned {
+            orphan.killed = self.kill_below(orphan.id.pid).await;
         }
-        if scope == Scope::DeadServers {
-            for mut orphan in dead_servers_orphans()? {
-                if !fits(&orphan.command_line) {
-                    continue;
-                }
-                match kill_exactly(orphan.id).await {
-                    Ok(report) => orphan.killed = report.killed.len(),
-                    // It ended by itself, or was below one that has just been killed.
-                    Err(KillError::Kernel(crate::kernel::Error::NoProcess(_))) => continue,
-                    Err(error) => return Err(io::Error::other(error)),
-                }
-                cleaned.push(orphan);
-            }
+        for mut orphan in others.into_iter().filter(fits) {
+            orphan.killed = kill_orphan(&orphan).await;
+            cleaned.push(orphan);
         }
+        cleaned.retain(|orphan| orphan.killed > 0);
         Ok(cleaned)
     }
 
@@ -123,21 +149,54 @@ impl ProcessManager {
     /// privileges any process; without them what is below the guardian.
     ///
     /// # Errors
-    /// [`KillError`]. Without privileges, when nothing with this pid is below the guardian.
-    pub async fn kill_process_tree(&self, pid: u32) -> Result<usize, KillError> {
+    /// [`TreeKillError`]. Without privileges, when nothing with this pid is below the guardian.
+    pub async fn kill_process_tree(&self, pid: u32) -> Result<usize, TreeKillError> {
         let refusal = match crate::kernel::preflight::check() {
             Ok(()) => {
                 let id = proc::identify(pid);
-                let id = id.ok_or_else(|| crate::kernel::Error::NoProcess(pid.to_string()))?;
-                return Ok(kill_exactly(id).await?.killed.len());
+                let id = id.ok_or_else(|| nobody(pid))?;
+                return count(kill_exactly(id).await?);
             }
             Err(refusal) => refusal,
         };
         match self.kill_below(pid).await {
-            0 => Err(KillError::Kernel(refusal.into())),
+            0 => Err(KillError::Kernel(refusal.into()).into()),
             count => Ok(count),
         }
     }
+}
+
+fn nobody(pid: u32) -> KillError {
+    crate::kernel::Error::NoProcess(pid.to_string()).into()
+}
+
+/// How many were killed, if nobody is left.
+fn count(report: KillReport) -> Result<usize, TreeKillError> {
+    let killed = report.killed.len();
+    if report.is_done() {
+        return Ok(killed);
+    }
+    Err(TreeKillError::Survivors {
+        killed,
+        survivors: report.survivors,
+    })
+}
+
+/// How many processes of an orphan's tree were killed. The other orphans do not depend on it.
+async fn kill_orphan(orphan: &Cleaned) -> usize {
+    let killed = match kill_exactly(orphan.id).await {
+        Ok(report) => count(report),
+        // It ended by itself, or was below one that has just been killed.
+        Err(KillError::Kernel(crate::kernel::Error::NoProcess(_))) => Ok(0),
+        Err(error) => Err(error.into()),
+    };
+    killed.unwrap_or_else(|error| {
+        log::warn!("the orphan {} was not cleaned up: {error}", orphan.id.pid);
+        match error {
+            TreeKillError::Survivors { killed, .. } => killed,
+            TreeKillError::NotKilled(_) => 0,
+        }
+    })
 }
 
 /// The exact kill, in a thread of its own: it is not for threads that serve others.
@@ -151,7 +210,7 @@ async fn kill_exactly(id: ProcessId) -> Result<KillReport, KillError> {
         let snapshot = tracker.snapshot()?;
         let root = snapshot.live(id.pid).map(|(id, _)| *id);
         let root = root.filter(|_| proc::is_same(id));
-        let root = root.ok_or_else(|| crate::kernel::Error::NoProcess(id.pid.to_string()))?;
+        let root = root.ok_or_else(|| nobody(id.pid))?;
         runtime.block_on(kill_tree(tracker, root, &KillOptions::default()))
     };
     let done = tokio::task::spawn_blocking(body).await;
@@ -192,4 +251,37 @@ fn children(pid: u32) -> Vec<u32> {
         .split_ascii_whitespace()
         .flat_map(str::parse)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_has_survived_a_kill_is_named() {
+        let process = |pid| Process::unknown(ProcessId::new(pid, 5));
+        let mut report = KillReport {
+            root: process(77),
+            members: Vec::new(),
+            killed: vec![(process(77), None)],
+            already_dying: Vec::new(),
+            survivors: vec![(process(78), "stopped".to_owned())],
+            rejected: 0,
+            extinct: false,
+            losses: Vec::new(),
+            elapsed: Duration::ZERO,
+            gone: None,
+            release: None,
+        };
+        let error = count(report.clone()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "killed 1, and these are left: 78 ? (stopped)"
+        );
+        report.survivors.clear();
+        report.extinct = true;
+        assert_eq!(count(report).unwrap(), 1);
+    }
 }

@@ -1,29 +1,35 @@
 //! When the guardian was killed: everything of its tree is killed from here, by what the tracker
 //! knows.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use tokio::time::{Instant, timeout_at};
 
+use crate::ProcessId;
 use crate::kernel::Error;
-use crate::kill::strike;
-use crate::session::Session;
+use crate::kill::Force;
+use crate::session::{Session, Update};
 
 /// How long to go on.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-const PAUSE: Duration = Duration::from_millis(1);
-
-/// Kills until nothing of the tree can run, or the time is over.
-pub(super) fn kill_all(session: &Session) -> Result<(), Error> {
-    let begun = Instant::now();
-    let watcher = session.watcher();
-    while watcher.counters().live > 0 && begun.elapsed() < TIMEOUT {
-        for id in watcher.live_members()? {
-            // Who is dying needs no signal, and who may not be signalled cannot be.
-            strike(watcher.tracker(), id, Signal::SIGKILL)?;
+/// Kills until nothing of the tree can run, or the time is over; those who are left.
+pub(super) async fn kill_all(session: &mut Session) -> Result<Vec<ProcessId>, Error> {
+    let deadline = Instant::now() + TIMEOUT;
+    let mut force = Force::begin(session.watcher_mut())?;
+    while session.watcher().counters().live > 0 && Instant::now() < deadline {
+        let due = force.advance(session.watcher()).await?;
+        // The server needs its descriptors itself.
+        force.let_go();
+        let Ok(updates) = timeout_at(deadline.min(due), session.next()).await else {
+            continue;
+        };
+        if updates?.iter().any(|update| matches!(update, Update::End)) {
+            break;
         }
-        std::thread::sleep(PAUSE);
     }
-    Ok(())
+    if session.watcher().counters().live == 0 {
+        return Ok(Vec::new());
+    }
+    session.watcher().live_members()
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,6 +15,11 @@ use crate::gpu::holders::{DeviceFiles, scan};
 use crate::kernel::clock::WallClock;
 use crate::process::{Death, Sender, Who, signal_name};
 use crate::supervise::{Rest, Way};
+
+/// Who ends a server with all of its workers (a service manager, a shell) signals one after the other,
+/// and the first of them can be dead before the server has noticed its own signal. So whoever died
+/// this shortly before was asked as well.
+const TOGETHER: Duration = Duration::from_millis(200);
 
 /// How far a shutdown was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -34,6 +40,10 @@ pub(super) struct Change {
     pub(super) dead: usize,
     /// How far a shutdown was asked for.
     pub(super) stop: Stop,
+    /// Those who were dead before it was: the others are meant to end.
+    pub(super) dead_before_stop: usize,
+    /// Whether a signal has asked for it.
+    is_signalled: bool,
     /// Nothing below this manager is left, or nobody can end it any more.
     pub(super) is_over: bool,
 }
@@ -109,6 +119,60 @@ pub struct HealthStatus {
 pub(super) struct Worker {
     pub(super) id: Option<ProcessId>,
     pub(super) death: Option<DeadWorker>,
+    /// What the death was learned from.
+    known: Known,
+    /// When it was.
+    buried: Option<Instant>,
+}
+
+/// How much is known of a death. More replaces less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Known {
+    Nothing,
+    Fact,
+    Status,
+    Event,
+}
+
+/// How a worker's death was learned.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Report<'a> {
+    /// It is dead, and why that is so.
+    Fact(&'a str),
+    /// Its status, from its parent.
+    Status(&'a Death),
+    /// Its event, which also knows who did it.
+    Event(&'a Death),
+}
+
+impl<'a> Report<'a> {
+    /// Of an event without facts only that it came is known.
+    pub(super) fn of_event(death: Option<&'a Death>) -> Self {
+        death.map_or(Self::Fact("not known"), Self::Event)
+    }
+
+    const fn known(self) -> Known {
+        match self {
+            Self::Status(death) | Self::Event(death) if death.unseen => Known::Fact,
+            Self::Fact(_) => Known::Fact,
+            Self::Status(_) => Known::Status,
+            Self::Event(_) => Known::Event,
+        }
+    }
+
+    fn cause(self) -> String {
+        match self {
+            Self::Fact(cause) => cause.to_owned(),
+            Self::Status(death) | Self::Event(death) => how(death),
+        }
+    }
+
+    fn exit(self) -> Option<Value> {
+        match self {
+            Self::Fact(_) => None,
+            Self::Status(death) | Self::Event(death) => Some(exit(death)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -136,6 +200,8 @@ impl Shared {
         let worker = |_| Worker {
             id: None,
             death: None,
+            known: Known::Nothing,
+            buried: None,
         };
         Self {
             dead: AtomicUsize::new(0),
@@ -183,40 +249,30 @@ impl Shared {
         })
     }
 
-    /// A worker is dead. What an event knows is more than what its status tells.
-    pub(super) fn bury(&self, index: usize, at_ns: u64, death: Option<&Death>, is_event: bool) {
+    /// A worker is dead. It dies once, and what is learned later may say more about it.
+    pub(super) fn bury(&self, index: usize, at_ns: u64, report: Report<'_>) {
         let mut inner = self.lock();
         let Some(worker) = inner.workers.get_mut(index) else {
             return;
         };
-        let is_new = worker.death.is_none();
-        if !is_new && !is_event {
+        if report.known() <= worker.known {
             return;
         }
-        let since = worker.death.take().map(|known| known.since);
-        let cause = death.map_or_else(|| "not known".to_owned(), how);
-        let exit = death.map(exit);
+        worker.known = report.known();
+        let since = worker.death.take().map(|death| death.since);
+        let is_new = since.is_none();
+        worker.buried.get_or_insert_with(Instant::now);
         worker.death = Some(DeadWorker {
             index,
             pid: worker.id.map(|id| id.pid),
-            cause,
-            exit,
+            cause: report.cause(),
+            exit: report.exit(),
             since: since.unwrap_or_else(|| self.clock.rfc3339(at_ns)),
         });
+        // Who is woken by the count may hold the channel while it waits for this lock.
+        drop(inner);
         if is_new {
             self.count();
-        }
-    }
-
-    /// A worker that is dead for a reason of its own.
-    pub(super) fn bury_because(&self, index: usize, at_ns: u64, cause: &str) {
-        self.bury(index, at_ns, None, false);
-        let mut inner = self.lock();
-        let worker = inner.workers.get_mut(index);
-        if let Some(death) = worker.and_then(|worker| worker.death.as_mut())
-            && death.exit.is_none()
-        {
-            cause.clone_into(&mut death.cause);
         }
     }
 
@@ -227,8 +283,29 @@ impl Shared {
     }
 
     pub(super) fn ask_to_stop(&self, stop: Stop) {
-        self.changes
-            .send_modify(|change| change.stop = change.stop.max(stop));
+        self.changes.send_modify(|change| {
+            if change.stop == Stop::No {
+                change.dead_before_stop = change.dead;
+            }
+            change.stop = change.stop.max(stop);
+        });
+    }
+
+    /// The same, by a signal that came now. Only the first one can excuse a death.
+    pub(super) fn take_signal(&self, stop: Stop, now: Instant) {
+        let was_dead = |buried: Instant| now.saturating_duration_since(buried) > TOGETHER;
+        let dead_before = {
+            let inner = self.lock();
+            let buried = inner.workers.iter().filter_map(|worker| worker.buried);
+            buried.filter(|buried| was_dead(*buried)).count()
+        };
+        self.ask_to_stop(stop);
+        self.changes.send_modify(|change| {
+            if !change.is_signalled {
+                change.dead_before_stop = change.dead_before_stop.min(dead_before);
+                change.is_signalled = true;
+            }
+        });
     }
 
     pub(super) fn end(&self) {
@@ -334,8 +411,8 @@ mod tests {
     fn the_message_is_that_of_the_module_that_this_replaces() {
         let shared = Shared::new(3, "vLLM".to_owned());
         assert!(shared.check().is_ok());
-        shared.bury(0, 5, Some(&killed()), false);
-        shared.bury(2, 5, Some(&killed()), false);
+        shared.bury(0, 5, Report::Status(&killed()));
+        shared.bury(2, 5, Report::Status(&killed()));
         let error = shared.check().unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -347,16 +424,54 @@ mod tests {
     #[test]
     fn a_worker_dies_once_and_an_event_adds_what_it_knows() {
         let shared = Shared::new(2, "vLLM".to_owned());
-        shared.bury(1, 5, Some(&killed()), false);
+        shared.bury(1, 5, Report::Status(&killed()));
         let oom = Death {
             is_oom: true,
             ..killed()
         };
-        shared.bury(1, 9, Some(&oom), true);
-        shared.bury(1, 9, Some(&killed()), false);
+        shared.bury(1, 9, Report::Event(&oom));
+        shared.bury(1, 9, Report::Status(&killed()));
         assert_eq!(shared.change().dead, 1);
         let health = shared.health();
         assert_eq!(health.causes[0].cause, "out of memory (SIGKILL)");
+    }
+
+    #[test]
+    fn a_status_says_more_than_the_fact_and_another_fact_says_no_more() {
+        let shared = Shared::new(2, "vLLM".to_owned());
+        shared.bury(0, 5, Report::Fact("could not be started"));
+        shared.bury(0, 9, Report::Fact("the guardian is gone"));
+        shared.bury(1, 5, Report::of_event(None));
+        shared.bury(1, 9, Report::Status(&killed()));
+        assert_eq!(shared.change().dead, 2);
+        let causes = shared.health().causes;
+        assert_eq!(causes[0].cause, "could not be started");
+        assert_eq!(causes[1].cause, "SIGKILL");
+        assert!(causes[1].exit.is_some());
+    }
+
+    #[test]
+    fn who_dies_after_the_stop_was_asked_for_is_meant_to() {
+        let shared = Shared::new(2, "vLLM".to_owned());
+        shared.bury(0, 5, Report::Status(&killed()));
+        shared.ask_to_stop(Stop::Graceful);
+        shared.bury(1, 5, Report::Status(&killed()));
+        shared.ask_to_stop(Stop::Now);
+        let change = shared.change();
+        assert_eq!((change.dead_before_stop, change.dead), (1, 2));
+    }
+
+    #[test]
+    fn who_dies_together_with_a_signal_is_meant_to_and_who_died_long_before_is_not() {
+        for (late, dead_before) in [(Duration::ZERO, 0), (Duration::from_mins(1), 1)] {
+            let shared = Shared::new(2, "vLLM".to_owned());
+            shared.bury(0, 5, Report::Status(&killed()));
+            // The server has begun to end by itself.
+            shared.ask_to_stop(Stop::Graceful);
+            shared.bury(1, 5, Report::Status(&killed()));
+            shared.take_signal(Stop::Graceful, Instant::now() + late);
+            assert_eq!(shared.change().dead_before_stop, dead_before);
+        }
     }
 
     #[test]
@@ -365,7 +480,7 @@ mod tests {
         let value = serde_json::to_value(shared.health()).unwrap();
         assert_eq!(value["status"], "ok");
         assert_eq!(value.get("dead_workers"), None);
-        shared.bury(0, 5, None, false);
+        shared.bury(0, 5, Report::Fact("not known"));
         let value = serde_json::to_value(shared.health()).unwrap();
         assert_eq!(value["status"], "unhealthy");
         assert_eq!(value["dead_workers"], serde_json::json!([0]));

@@ -30,6 +30,14 @@ impl Server {
     /// With these options, and these words for its workers.
     #[track_caller]
     pub(crate) fn start(sandbox: &Sandbox, options: &[&str], worker: &[&str]) -> Self {
+        let mut server = Self::begin(sandbox, options, worker);
+        server.wait_until_started();
+        server
+    }
+
+    /// The same, without waiting until it listens.
+    #[track_caller]
+    pub(crate) fn begin(sandbox: &Sandbox, options: &[&str], worker: &[&str]) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_server"));
         Self::run(sandbox, program, options, worker, |_| {})
     }
@@ -38,7 +46,9 @@ impl Server {
     #[track_caller]
     pub(crate) fn start_as_nobody(sandbox: &Sandbox, options: &[&str]) -> Self {
         let program = copy(sandbox, Path::new(env!("CARGO_BIN_EXE_server")), "server");
-        Self::run(sandbox, Path::new(&program), options, &[], as_nobody)
+        let mut server = Self::run(sandbox, Path::new(&program), options, &[], as_nobody);
+        server.wait_until_started();
+        server
     }
 
     #[track_caller]
@@ -60,9 +70,16 @@ impl Server {
         let mut command = lifemon.command(words);
         change(&mut command);
         let child = command.spawn().expect("the server starts");
-        let mut stream = Stream::new(format!("{command:?}"), child);
-        let started = stream.wait_for("the first line", |line| line["port"].is_u64());
-        Self { stream, started }
+        Self {
+            stream: Stream::new(format!("{command:?}"), child),
+            started: Value::Null,
+        }
+    }
+
+    #[track_caller]
+    fn wait_until_started(&mut self) {
+        let started = |line: &Value| line["port"].is_u64();
+        self.started = self.stream.wait_for("the first line", started);
     }
 
     pub(crate) fn port(&self) -> u16 {
