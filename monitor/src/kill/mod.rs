@@ -33,7 +33,7 @@ use tokio::time::{Instant, timeout_at};
 pub(crate) use force::Force;
 pub use refuse::KillRefusal;
 pub(crate) use refuse::{Guard, check};
-pub(crate) use strike::{go_first, strike};
+pub(crate) use strike::go_first;
 
 use crate::gpu::nvml::{ANSWER_TIMEOUT, Server};
 use crate::gpu::release::{News, Releases};

@@ -46,6 +46,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::ProcessId;
 use crate::supervise::message::{Order, Request, Spec, encode};
 use crate::supervise::nursery::{self, Brief};
 use guardian::Guardian;
@@ -370,9 +371,9 @@ impl ProcessManager {
     }
 
     /// Kills one process below the guardian and what is below it.
-    async fn kill_below(&self, pid: u32) -> usize {
+    async fn kill_below(&self, id: ProcessId) -> usize {
         let (answer, answered) = oneshot::channel();
-        let _ = self.asks.send(Ask::Kill(pid, answer));
+        let _ = self.asks.send(Ask::Kill(id, answer));
         let count = timeout(TREE_KILL_TIMEOUT, answered).await;
         count.ok().and_then(Result::ok).unwrap_or(0)
     }

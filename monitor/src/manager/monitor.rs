@@ -31,8 +31,8 @@ use crate::watch::What;
 pub(super) enum Ask {
     /// To hand a request to the guardian.
     Guardian(Request),
-    /// To kill one process below the guardian with what is below it; how many were hit.
-    Kill(u32, oneshot::Sender<usize>),
+    /// To kill one process below the guardian with what is below it; how many were killed.
+    Kill(ProcessId, oneshot::Sender<usize>),
     /// To kill the guardian, which has not started the workers.
     GiveUp,
 }
@@ -213,13 +213,10 @@ impl Monitor {
     async fn take_ask(&mut self, ask: Option<Ask>) {
         match ask {
             Some(Ask::Guardian(request)) => self.send(&request).await,
-            Some(Ask::Kill(pid, answer)) => {
-                self.kills.push((pid, answer));
-                self.send(&Request::Kill {
-                    pid,
-                    start_ns: None,
-                })
-                .await;
+            Some(Ask::Kill(id, answer)) => {
+                self.kills.push((id.pid, answer));
+                let (pid, start_ns) = (id.pid, id.start_ns);
+                self.send(&Request::Kill { pid, start_ns }).await;
             }
             Some(Ask::GiveUp) => self.give_up(),
             None => {

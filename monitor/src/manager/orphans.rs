@@ -135,7 +135,7 @@ impl ProcessManager {
         let mut cleaned = self.orphans();
         cleaned.retain(fits);
         for orphan in &mut cleaned {
-            orphan.killed = self.kill_below(orphan.id.pid).await;
+            orphan.killed = self.kill_below(orphan.id).await;
         }
         for mut orphan in others.into_iter().filter(fits) {
             orphan.killed = kill_orphan(&orphan).await;
@@ -151,15 +151,12 @@ impl ProcessManager {
     /// # Errors
     /// [`TreeKillError`]. Without privileges, when nothing with this pid is below the guardian.
     pub async fn kill_process_tree(&self, pid: u32) -> Result<usize, TreeKillError> {
+        let id = proc::identify(pid).ok_or_else(|| nobody(pid))?;
         let refusal = match crate::kernel::preflight::check() {
-            Ok(()) => {
-                let id = proc::identify(pid);
-                let id = id.ok_or_else(|| nobody(pid))?;
-                return count(kill_exactly(id).await?);
-            }
+            Ok(()) => return count(kill_exactly(id).await?),
             Err(refusal) => refusal,
         };
-        match self.kill_below(pid).await {
+        match self.kill_below(id).await {
             0 => Err(KillError::Kernel(refusal.into()).into()),
             count => Ok(count),
         }

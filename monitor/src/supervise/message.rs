@@ -46,9 +46,8 @@ pub(crate) enum Request {
         signal: i32,
         group: bool,
     },
-    /// Kill a process below the nursery, with what is below it; that process and no heir of its pid,
-    /// where its start is known.
-    Kill { pid: u32, start_ns: Option<u64> },
+    /// Kill a process below the nursery, with what is below it: that process, and no heir of its pid.
+    Kill { pid: u32, start_ns: u64 },
     /// End what is left, say what became of it, and exit.
     End(Order),
     /// The grace is over.

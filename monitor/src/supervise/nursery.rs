@@ -222,7 +222,7 @@ impl Nursery {
                     signal,
                     group,
                 } => self.signal(worker, signal, group),
-                Request::Kill { pid, start_ns } => self.kill(pid, start_ns),
+                Request::Kill { pid, start_ns } => self.kill(ProcessId::new(pid, start_ns)),
                 Request::End(order) => {
                     self.ending.get_or_insert_with(|| Ending::begin(order));
                 }
@@ -265,11 +265,9 @@ impl Nursery {
     /// Kills one process below this one, and what is below it. First all of it is stopped, so that
     /// what has a parent keeps it, and none is missed; then all of it is killed, through the descriptors
     /// by which it was stopped.
-    fn kill(&mut self, pid: u32, start_ns: Option<u64>) {
-        let is_meant = |id: ProcessId| {
-            id.pid == pid
-                && start_ns.is_none_or(|start_ns| proc::is_same(ProcessId::new(pid, start_ns)))
-        };
+    fn kill(&mut self, root: ProcessId) {
+        let pid = root.pid;
+        let is_meant = |id: ProcessId| id.pid == pid && proc::is_same(root);
         let mut hit = HashMap::new();
         for _ in 0..KILL_ROUNDS {
             let mut below = HashSet::new();
