@@ -230,7 +230,7 @@ fn who_is_kept_and_never_stands_still_is_in_doubt() {
         // It ends by itself.
         let next = r#"test $N = 0 || N=$(($N - 1)) sh -c "$NEXT" &"#;
         let script = format!(
-            "exec 2>/dev/null; export N=5000 NEXT='{next}'; setsid sh -c \"$NEXT\" & sleep 0.1"
+            "exec >/dev/null 2>&1; export N=5000 NEXT='{next}'; setsid sh -c \"$NEXT\" & sleep 0.1"
         );
         let words = [
             "--keep-orphans",

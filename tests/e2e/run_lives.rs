@@ -70,6 +70,7 @@ fn what_is_to_be_kept_outlives_the_nursery() {
     let _lock = private_lock();
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
+    let family = format!("exec >/dev/null 2>&1; {FAMILY}");
     let words = [
         "--keep-orphans",
         "--json",
@@ -77,7 +78,7 @@ fn what_is_to_be_kept_outlives_the_nursery() {
         "--",
         "sh",
         "-c",
-        FAMILY,
+        &family,
     ];
     let running = Lifemon::find().start(command(&sandbox, Rights::Root, &words));
     wait_for_family(&sandbox);
