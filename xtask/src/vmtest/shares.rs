@@ -23,13 +23,12 @@ const SHARES: [(&str, &[&str]); 4] = [
             "run_lives",
             "run_signals",
             "run_terminal",
-            "tracker",
             "tree",
             "watchers",
         ],
     ),
     ("sid", &["kill_exact", "kill_survivors", "lineage"]),
-    ("trixie-backports", &["kill", "orphans"]),
+    ("trixie-backports", &["orphans", "tracker"]),
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
