@@ -13,6 +13,7 @@ use lifemon_tests::{DEADLINE, Lifemon, Sandbox, proc, wait_until};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::Mode;
 
 const CTRL_C: &str = "\x03";
@@ -55,6 +56,10 @@ impl Terminal {
         unsafe {
             command.pre_exec(|| {
                 nix::unistd::setsid()?;
+                // A job in the background ignores them, and that is inherited: at a terminal nobody does.
+                for keyboard in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP] {
+                    signal(keyboard, SigHandler::SigDfl)?;
+                }
                 if libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
                     return Err(std::io::Error::last_os_error());
                 }
