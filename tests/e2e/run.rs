@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lifemon_run::{Rights, command, read_report, report_path, run, writable_file};
+use lifemon_run::{Rights, command, keeping, read_report, report_path, run, writable_file};
 use lifemon_tests::handicap::{as_nobody, ignoring_children, readable_copy, with_hidden_processes};
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{
@@ -232,16 +232,7 @@ fn who_is_kept_and_never_stands_still_is_in_doubt() {
         let script = format!(
             "exec >/dev/null 2>&1; export N=5000 NEXT='{next}'; setsid sh -c \"$NEXT\" & sleep 0.1"
         );
-        let words = [
-            "--keep-orphans",
-            "--json",
-            &report,
-            "--",
-            "sh",
-            "-c",
-            &script,
-        ];
-        let output = run(&sandbox, rights, &words);
+        let output = run(&sandbox, rights, &keeping(&report, &script));
         assert_eq!(output.code, Some(0), "{output:?}");
         let report = read_report(&report);
         // On a busy machine one generation can last for as long as it is looked for.

@@ -8,7 +8,7 @@ mod lifemon_run;
 use std::fs;
 use std::process::{Command, Stdio};
 
-use lifemon_run::{Rights, command, read_report, report_path, run};
+use lifemon_run::{Rights, command, keeping, read_report, report_path, run};
 use lifemon_tests::handicap::in_a_pid_namespace;
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, private_lock, proc, wait_until};
@@ -71,15 +71,7 @@ fn what_is_to_be_kept_outlives_the_nursery() {
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
     let family = format!("exec >/dev/null 2>&1; {FAMILY}");
-    let words = [
-        "--keep-orphans",
-        "--json",
-        &report,
-        "--",
-        "sh",
-        "-c",
-        &family,
-    ];
+    let words = keeping(&report, &family);
     let running = Lifemon::find().start(command(&sandbox, Rights::Root, &words));
     wait_for_family(&sandbox);
     let nursery = nursery_of(&sandbox, running.pid());

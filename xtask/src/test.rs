@@ -57,7 +57,7 @@ pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> R
 fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
     stages.stage("format", |_| run_cargo("fmt --all --check"))?;
     stages.stage("lints", |_| {
-        // As the build after it: the kernel half is compiled once.
+        // In the profile of the build after it: what both run is compiled once.
         run_cargo(
             "clippy --release --workspace --all-targets --features lifemon-tests/privileged -- -D \
              warnings",

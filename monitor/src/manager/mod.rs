@@ -47,6 +47,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::ProcessId;
+use crate::supervise::ending::LIMIT;
 use crate::supervise::message::{Order, Request, Spec, encode};
 use crate::supervise::nursery::{self, Brief};
 use guardian::Guardian;
@@ -67,9 +68,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a worker may take to accept the shutdown message.
 const SHUTDOWN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the guardian may take for the tree kill: 30 s of its killer and 20 s until that is given
-/// up, 30 s of its own, and the report of who has survived all of it.
-const TREE_KILL_TIMEOUT: Duration = Duration::from_secs(30 + 20 + 30 + 10);
+/// How long the guardian may take for the tree kill, and the report of who has survived it.
+const TREE_KILL_TIMEOUT: Duration = LIMIT.saturating_add(Duration::from_secs(10));
 
 /// Why a manager was not started.
 #[derive(Debug, thiserror::Error)]

@@ -43,6 +43,12 @@ pub struct Stat {
 }
 
 impl Stat {
+    /// The process that this is of, with its start as exact as `/proc` gives it (a clock tick).
+    #[must_use]
+    pub fn identity(&self, pid: u32) -> ProcessId {
+        ProcessId::new(pid, self.start_ticks * tick_ns())
+    }
+
     /// Whether the process that this task leads is dead. A leader can be a zombie while other threads of
     /// its process run; and one without any thread has just handed its pid to a thread that executes a
     /// program, or is gone at the next look.
@@ -66,8 +72,8 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, cminflt 11, starttime 22. Leaders
-    // outside the pid namespace of this `/proc` read as 0, or as -1 where there is no group.
+    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, cminflt 11, starttime 22.
+    // Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where there is no group.
     let group = fields.next()?.parse().unwrap_or(0);
     let session = fields.next()?.parse().unwrap_or(0);
     let terminal = fields.next()?.parse().ok()?;
@@ -116,7 +122,7 @@ fn tick_ns() -> u64 {
 /// The process that has this pid now, with its start as exact as `/proc` gives it (a clock tick).
 #[must_use]
 pub fn identify(pid: u32) -> Option<ProcessId> {
-    Some(ProcessId::new(pid, stat(pid)?.start_ticks * tick_ns()))
+    Some(stat(pid)?.identity(pid))
 }
 
 /// Whether this very process is there, a zombie not counted; exact to a clock tick.

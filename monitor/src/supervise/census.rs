@@ -102,16 +102,16 @@ fn look(except: Option<u32>) -> io::Result<Look> {
             look.is_torn = true;
             continue;
         };
-        let member = match Descendant::open(pid) {
-            Ok(member) => member,
+        let (member, now) = match Descendant::open(pid) {
+            Ok(opened) => opened,
             Err(error) if is_nobody(&error) => {
                 look.is_torn = true;
                 continue;
             }
             Err(error) => return Err(error),
         };
-        // The start is read once more after the descriptor was opened: it is no heir's.
-        if links.renew(pid).is_none_or(|now| now.start != link.start) {
+        // The start after the descriptor was opened: it is no heir's.
+        if now.start_ticks != link.start {
             look.is_torn = true;
             continue;
         }

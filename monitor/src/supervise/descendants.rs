@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::signals::check;
 use crate::ProcessId;
-use crate::proc;
+use crate::proc::{self, Stat};
 use crate::session::{open_pidfd, send_signal};
 
 /// Processes of one walk. Children that are not reached become ours when their parents die, and
@@ -31,11 +31,13 @@ pub(crate) struct Descendant {
 }
 
 impl Descendant {
-    /// The process that has this pid now. Fails when nobody has it.
-    pub(super) fn open(pid: u32) -> io::Result<Self> {
+    /// The process that has this pid now, and its state after the descriptor was opened. Fails when nobody
+    /// has it.
+    pub(super) fn open(pid: u32) -> io::Result<(Self, Stat)> {
         let pidfd = open_pidfd(pid)?;
-        let id = proc::identify(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
-        Ok(Self { id, pidfd })
+        let stat = proc::stat(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let id = stat.identity(pid);
+        Ok((Self { id, pidfd }, stat))
     }
 
     /// Sends a signal to exactly this process; whether there was somebody to send it to.
@@ -101,16 +103,15 @@ fn own_child(pid: u32, own: u32) -> Option<Descendant> {
     if stat.is_some_and(|stat| stat.parent != own) {
         return None;
     }
-    let id = proc::identify(pid).unwrap_or_else(|| ProcessId::new(pid, 0));
+    let id = stat.map_or_else(|| ProcessId::new(pid, 0), |stat| stat.identity(pid));
     let child = Descendant { id, pidfd };
     child.is_there().then_some(child)
 }
 
 /// The living process with this pid, if `parent` is its parent.
 fn verified(pid: u32, parent: u32) -> Option<Descendant> {
-    let descendant = Descendant::open(pid).ok()?;
-    let is_child = proc::stat(pid)?.parent == parent;
-    (is_child && descendant.is_there()).then_some(descendant)
+    let (descendant, stat) = Descendant::open(pid).ok()?;
+    (stat.parent == parent && descendant.is_there()).then_some(descendant)
 }
 
 /// Whether this process has no child but this one, the dead counted: then nothing else is below it.

@@ -27,6 +27,9 @@ const LONG_PAUSE: Duration = Duration::from_millis(50);
 /// What a killer may take beyond the grace and its own time-out.
 const KILLER_SLACK: Duration = Duration::from_secs(20);
 
+/// How long an ending may take without a grace: that of the killer, and then that of this process.
+pub(crate) const LIMIT: Duration = TIMEOUT.saturating_add(KILLER_SLACK).saturating_add(TIMEOUT);
+
 /// How the rest was found and killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -45,6 +45,11 @@ pub(crate) fn run(sandbox: &Sandbox, rights: Rights, words: &[&str]) -> Output {
         .finish(DEADLINE)
 }
 
+/// The words of a run that keeps what this shell script leaves, with a report.
+pub(crate) fn keeping<'a>(report: &'a str, script: &'a str) -> [&'a str; 7] {
+    ["--keep-orphans", "--json", report, "--", "sh", "-c", script]
+}
+
 /// A place for a report that everybody may write to.
 pub(crate) fn report_path(sandbox: &Sandbox) -> String {
     writable_file(sandbox, "report.json")

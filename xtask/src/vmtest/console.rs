@@ -103,9 +103,8 @@ impl Tests {
             tests.counts = counts;
         }
         // The verdict may be there and the end not, and the other way round.
-        if is_cut {
-            // What had ended by then is counted.
-        } else if verdict.is_none() || (section.code != Some(0) && tests.counts.failed == 0) {
+        let is_at_end = verdict.is_some() && (section.code == Some(0) || tests.counts.failed > 0);
+        if !is_at_end && !is_cut {
             tests.counts.failed += 1;
             let why = stopped(section);
             tests.failed.push(("(not at its end)".to_owned(), why));
