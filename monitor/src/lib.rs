@@ -23,6 +23,7 @@ pub mod process;
 pub mod report;
 pub mod session;
 pub mod supervise;
+mod sys;
 pub mod tree;
 pub mod watch;
 

@@ -6,20 +6,15 @@
 
 mod loss;
 mod missed;
-mod pidfd;
 mod start;
 mod wakeups;
 
 pub use loss::Loss;
-pub(crate) use pidfd::{gone, open_pidfd, raise_descriptor_limit, send_signal};
 pub use start::Start;
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use lifemon_ebpf::{Event, LIVE, ProcessId, SENT_BY_KERNEL};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -27,6 +22,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::kernel::{Error, Tracker, WatchOptions, Watcher, clock};
 use crate::proc;
 use crate::process::{Death, Process};
+use crate::sys::pidfd;
+use crate::sys::poll::{OwnsDescriptor, readable};
 use crate::watch::{Happening, Watch, What};
 
 use start::describe;
@@ -288,7 +285,7 @@ impl Session {
     /// Waits for a dying member to be gone. Its pid may be free and taken again by now: then the
     /// descriptor is another process's, which its start time tells, and it is gone already.
     fn follow(&mut self, id: ProcessId) {
-        match open_pidfd(id.pid) {
+        match pidfd::open(id.pid) {
             Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => {
                 match readable(pidfd) {
                     Ok(pidfd) => {
@@ -432,14 +429,5 @@ impl Session {
     }
 }
 
-/// Waits for `inner` with the runtime. For the types of this module alone.
-fn readable<T: AsRawFd + OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: an `OwnsDescriptor` keeps its descriptor open and always returns that one.
-    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(io::Error::from)
-}
-
-/// Types that own the descriptor which `as_raw_fd` returns, and return the same one always.
-trait OwnsDescriptor {}
-
-impl OwnsDescriptor for Watcher {}
-impl OwnsDescriptor for OwnedFd {}
+// SAFETY: it returns the descriptor of its ring, which it owns and never exchanges.
+unsafe impl OwnsDescriptor for Watcher {}

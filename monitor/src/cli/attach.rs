@@ -133,7 +133,7 @@ enum Printer {
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     // Also for who only looks on: where tracepoints can be preempted, a watcher that loses the processor
     // in the middle of a call on a BPF map lets the kernel skip hooks.
-    super::go_first();
+    crate::sys::priority::go_first();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -50,9 +50,9 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     if args.kill_orphans {
-        super::go_first();
+        crate::sys::priority::go_first();
     } else {
-        crate::session::raise_descriptor_limit();
+        crate::sys::limits::raise_descriptor_limit();
     }
     let files = args.gpus.files()?;
     let runtime = tokio::runtime::Builder::new_current_thread()

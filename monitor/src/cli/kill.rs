@@ -78,7 +78,7 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    super::go_first();
+    crate::sys::priority::go_first();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -229,12 +229,6 @@ fn code_of_kernel(error: &kernel::Error) -> u8 {
     }
 }
 
-/// Prepares this process to follow or to kill a tree of any size, however busy that is.
-fn go_first() {
-    crate::session::raise_descriptor_limit();
-    crate::kill::go_first();
-}
-
 /// `10s`, `500ms`, `5m`, `1h`, or seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text

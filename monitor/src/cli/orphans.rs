@@ -72,9 +72,9 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     if args.kill {
-        super::go_first();
+        crate::sys::priority::go_first();
     } else {
-        crate::session::raise_descriptor_limit();
+        crate::sys::limits::raise_descriptor_limit();
     }
     let patterns =
         RegexSet::new(&args.patterns).map_err(|error| super::Usage(regex_error(&error)))?;

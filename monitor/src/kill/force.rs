@@ -2,7 +2,7 @@
 //! membership map (I4). Whoever uses this goes on to follow the tree's events meanwhile.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
@@ -12,6 +12,8 @@ use tokio::time::Instant;
 
 use super::strike::{self, Outcome};
 use crate::kernel::{Closer, Error, Watcher};
+use crate::sys::descriptor::make_room;
+use crate::sys::priority::RealTime;
 
 /// Pause after a pass that found somebody; doubled by each one that did not, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -38,7 +40,7 @@ pub(crate) struct Force {
     due: Instant,
     attaching: Option<JoinHandle<Result<Closer, Error>>>,
     closer: Option<Closer>,
-    _priority: strike::Priority,
+    _priority: RealTime,
 }
 
 impl Force {
@@ -48,10 +50,11 @@ impl Force {
     /// # Errors
     /// When the tree cannot be condemned. Needs a tokio runtime.
     pub(crate) fn begin(watcher: &mut Watcher) -> Result<Self, Error> {
-        let priority = strike::Priority::raise();
+        let priority = RealTime::begin();
         watcher.condemn()?;
         let mut closer = watcher.closer()?;
-        make_room(watcher);
+        let live = usize::try_from(watcher.counters().live).unwrap_or(usize::MAX);
+        make_room(live.saturating_add(OTHER_DESCRIPTORS));
         let attach = move || closer.attach().map(|()| closer);
         Ok(Self {
             done: HashSet::new(),
@@ -181,19 +184,4 @@ pub(super) struct Ended {
     /// Why a member could not be signalled.
     pub(super) denied: HashMap<ProcessId, String>,
     pub(super) rejected: u64,
-}
-
-/// Lets the table of descriptors grow at once to what the kill needs. Once this process has a second
-/// thread, each growth waits for a grace period of the kernel.
-fn make_room(watcher: &Watcher) {
-    let live = usize::try_from(watcher.counters().live).unwrap_or(usize::MAX);
-    let Ok(wanted) = libc::c_int::try_from(live.saturating_add(OTHER_DESCRIPTORS)) else {
-        return;
-    };
-    // SAFETY: no memory is passed. Where the limit does not allow it, nothing happens.
-    let far = unsafe { libc::fcntl(watcher.as_raw_fd(), libc::F_DUPFD_CLOEXEC, wanted) };
-    if far >= 0 {
-        // SAFETY: a descriptor that was just made for us and that nobody else owns.
-        drop(unsafe { OwnedFd::from_raw_fd(far) });
-    }
 }

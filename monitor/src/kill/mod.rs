@@ -33,14 +33,14 @@ use tokio::time::{Instant, timeout_at};
 pub(crate) use force::Force;
 pub use refuse::KillRefusal;
 pub(crate) use refuse::{Guard, check};
-pub(crate) use strike::go_first;
 
 use crate::gpu::nvml::{ANSWER_TIMEOUT, Server};
 use crate::gpu::release::{News, Releases};
 use crate::kernel::{Error, Tracker, WatchOptions, clock};
 use crate::proc;
 use crate::process::{Death, Process, Who};
-use crate::session::{Loss, Session, Start, Update, gone, open_pidfd};
+use crate::session::{Loss, Session, Start, Update};
+use crate::sys::pidfd;
 use crate::watch::What;
 use force::Ended;
 
@@ -410,10 +410,12 @@ impl Killing {
 /// when it lived: its pid may be free and taken again by now, which its start time tells.
 async fn is_gone(id: ProcessId, pidfd: Option<OwnedFd>) -> bool {
     if let Some(pidfd) = pidfd {
-        return gone(pidfd).await;
+        return pidfd::wait_until_gone(pidfd).await;
     }
-    match open_pidfd(id.pid) {
-        Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => gone(pidfd).await,
+    match pidfd::open(id.pid) {
+        Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => {
+            pidfd::wait_until_gone(pidfd).await
+        }
         Ok(_) => true,
         Err(error) => error.raw_os_error() == Some(libc::ESRCH),
     }

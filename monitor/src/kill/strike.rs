@@ -11,7 +11,7 @@ use lifemon_ebpf::{LIVE, ProcessId};
 use nix::sys::signal::Signal;
 
 use crate::kernel::{Error, Tracker};
-use crate::session::{open_pidfd, send_signal};
+use crate::sys::pidfd;
 
 /// What came of a signal.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ pub(crate) enum Outcome {
 
 /// Sends `signal` to `id`, which was a living member a moment ago, or to nobody.
 pub(crate) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result<Outcome, Error> {
-    let pidfd = match open_pidfd(id.pid) {
-        Ok(pidfd) => pidfd,
+    let opened = match pidfd::open(id.pid) {
+        Ok(opened) => opened,
         Err(error) => {
             return Ok(match error.raw_os_error() {
                 // Nobody, or (on some kernels) a thread of somebody else.
@@ -44,8 +44,8 @@ pub(crate) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result
     if !is_live(tracker, id)? {
         return Ok(Outcome::Stale);
     }
-    match send_signal(&pidfd, signal as i32) {
-        Ok(()) => Ok(Outcome::Sent(pidfd)),
+    match pidfd::send_signal(&opened, signal as i32) {
+        Ok(()) => Ok(Outcome::Sent(opened)),
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Outcome::Dying),
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Outcome::Denied(
             "no permission to signal it: CAP_KILL is missing".to_owned(),
@@ -59,47 +59,4 @@ fn is_live(tracker: &Tracker, id: ProcessId) -> Result<bool, Error> {
     Ok(tracker
         .record(&id)?
         .is_some_and(|record| record.state == LIVE))
-}
-
-/// Lets this thread, and those that it starts from now on, come before others where that is permitted:
-/// who kills a tree that forks without end must not share the processor with all of it until the kill
-/// begins.
-pub(crate) fn go_first() {
-    const HIGHEST: libc::c_int = -20;
-    // SAFETY: no memory is passed. On Linux 0 is the calling thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, HIGHEST) };
-}
-
-/// Real-time priority of this thread while it kills, where that is permitted: the killer must not
-/// wait behind those it kills.
-#[derive(Debug)]
-pub(super) struct Priority {
-    /// The thread that was raised; it is not always the one that drops this.
-    thread: Option<libc::pid_t>,
-}
-
-impl Priority {
-    pub(super) fn raise() -> Self {
-        // SAFETY: no memory is passed.
-        let own = unsafe { libc::gettid() };
-        Self {
-            thread: schedule(own, libc::SCHED_FIFO, 1).then_some(own),
-        }
-    }
-}
-
-impl Drop for Priority {
-    fn drop(&mut self) {
-        if let Some(thread) = self.thread {
-            schedule(thread, libc::SCHED_OTHER, 0);
-        }
-    }
-}
-
-fn schedule(thread: libc::pid_t, policy: libc::c_int, priority: libc::c_int) -> bool {
-    let parameters = libc::sched_param {
-        sched_priority: priority,
-    };
-    // SAFETY: the parameters live until the call returns.
-    unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) == 0 }
 }

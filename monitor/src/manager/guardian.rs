@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 
 use crate::supervise::nursery;
+use crate::sys::child::BeforeExec;
 
 /// Killed and reaped when it is dropped.
 #[derive(Debug)]
@@ -29,8 +30,11 @@ impl Guardian {
         let (name, number) = nursery::words(channel.as_raw_fd());
         let mut command = Command::new(program);
         command.arg0(name).arg(number);
-        // SAFETY: system calls only.
-        unsafe { command.pre_exec(move || pass_on(&passed)) };
+        let prepared = BeforeExec {
+            keeps: passed,
+            ..BeforeExec::default()
+        };
+        prepared.set(&mut command);
         let child = command.spawn()?;
         Ok(Self {
             pid: child.id(),
@@ -62,15 +66,4 @@ impl Drop for Guardian {
         self.kill();
         self.wait();
     }
-}
-
-/// Between fork and exec: these descriptors stay open.
-fn pass_on(fds: &[i32]) -> io::Result<()> {
-    for fd in fds {
-        // SAFETY: no memory is passed.
-        if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }

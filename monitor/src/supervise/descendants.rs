@@ -11,12 +11,9 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-use super::signals::check;
 use crate::ProcessId;
 use crate::proc::{self, Stat};
-use crate::session::{open_pidfd, send_signal};
+use crate::sys::pidfd;
 
 /// Processes of one walk. Children that are not reached become ours when their parents die, and
 /// the next walk meets them.
@@ -34,7 +31,7 @@ impl Descendant {
     /// The process that has this pid now, and its state after the descriptor was opened. Fails when nobody
     /// has it.
     pub(super) fn open(pid: u32) -> io::Result<(Self, Stat)> {
-        let pidfd = open_pidfd(pid)?;
+        let pidfd = pidfd::open(pid)?;
         let stat = proc::stat(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         let id = stat.identity(pid);
         Ok((Self { id, pidfd }, stat))
@@ -42,7 +39,7 @@ impl Descendant {
 
     /// Sends a signal to exactly this process; whether there was somebody to send it to.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<bool> {
-        match send_signal(&self.pidfd, signal) {
+        match pidfd::send_signal(&self.pidfd, signal) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
             Err(error) => Err(error),
@@ -59,11 +56,7 @@ impl Descendant {
     /// Whether any thread of it is alive. The letter in its `stat` is that of its leader, which can be
     /// a zombie long before the others end.
     pub(super) fn is_there(&self) -> bool {
-        let mut poll_fd = [PollFd::new(
-            std::os::fd::AsFd::as_fd(&self.pidfd),
-            PollFlags::POLLIN,
-        )];
-        poll(&mut poll_fd, PollTimeout::ZERO) == Ok(0)
+        matches!(pidfd::is_gone(&self.pidfd), Ok(false))
     }
 }
 
@@ -98,7 +91,7 @@ pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
 /// A living child of this process. It is not reaped, so its pid is its own even where `/proc` hides it;
 /// its start is 0 then.
 fn own_child(pid: u32, own: u32) -> Option<Descendant> {
-    let pidfd = open_pidfd(pid).ok()?;
+    let pidfd = pidfd::open(pid).ok()?;
     let stat = proc::stat(pid);
     if stat.is_some_and(|stat| stat.parent != own) {
         return None;
@@ -182,40 +175,6 @@ fn by_parent() -> HashMap<u32, Vec<u32>> {
         }
     }
     all
-}
-
-/// Whether this process has any child, dead or alive. The kernel's own word, so proof.
-pub(crate) fn has_children() -> bool {
-    // SAFETY: integers only; all zero is valid.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
-    loop {
-        // SAFETY: `info` lives until the call returns.
-        let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) };
-        match check(result.into()) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result.is_ok(),
-        }
-    }
-}
-
-/// A child that has changed state, with its raw status; `None` when none has.
-pub(crate) fn wait_any() -> Option<(u32, i32)> {
-    let mut status = 0;
-    let flags = libc::WNOHANG | libc::WUNTRACED | libc::__WALL;
-    loop {
-        // SAFETY: `status` lives until the call returns.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
-        match check(pid.into()) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            _ => {
-                return u32::try_from(pid)
-                    .ok()
-                    .filter(|pid| *pid > 0)
-                    .map(|pid| (pid, status));
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::ProcessId;
 use crate::kernel::preflight;
 use crate::proc;
 use crate::process::{Death, signal_name};
+use crate::sys::child::has_children;
 
 /// Pause between two looks while the rest is being killed.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -123,7 +124,7 @@ impl Ending {
             dead: Vec::new(),
             found_new: false,
         };
-        if order.keep || !descendants::has_children() {
+        if order.keep || !has_children() {
             return ending;
         }
         let killer = preflight::check()
@@ -225,7 +226,7 @@ impl Ending {
             Stage::Reported => self.stage = Stage::Killing,
             Stage::Grace | Stage::Killing => {}
         }
-        if !descendants::has_children() {
+        if !has_children() {
             return Some(self.rest(Vec::new(), None));
         }
         if matches!(self.stage, Stage::Killing) {
@@ -284,7 +285,7 @@ impl Ending {
 
     /// Everything that is left, untouched.
     fn kept(&mut self) -> Rest {
-        if !descendants::has_children() {
+        if !has_children() {
             return self.rest(Vec::new(), None);
         }
         let census = census::take(None);

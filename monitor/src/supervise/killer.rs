@@ -3,19 +3,23 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::parent_id;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
-use nix::unistd::{ForkResult, fork, getppid, pipe2};
+use nix::unistd::pipe2;
 use serde_json::{Value, json};
 
 use super::message::Order;
-use super::signals::check;
 use crate::kernel::{LoadOptions, Tracker};
-use crate::kill::{KillOptions, go_first, kill_tree};
+use crate::kill::{KillOptions, kill_tree};
 use crate::report;
+use crate::sys::child;
+use crate::sys::descriptor::close_all_but;
+use crate::sys::priority::go_first;
+use crate::sys::signals;
 
 /// How long the killer goes on killing after the grace.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,29 +41,23 @@ impl Killer {
     pub(super) fn start(order: Order) -> io::Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
         let root = std::process::id();
-        // SAFETY: this process has one thread, so the child is a whole copy of it.
-        match unsafe { fork() }? {
-            ForkResult::Parent { child } => {
-                drop(write);
-                Ok(Self {
-                    pid: child.as_raw().cast_unsigned(),
-                    pipe: read.into(),
-                    text: Vec::new(),
-                })
-            }
-            ForkResult::Child => {
-                drop(read);
-                let write = leave_open(write);
-                set_name(c"lifemon-killer");
-                let report = match kill_below(root, order) {
-                    Ok(report) => report,
-                    Err(error) => json!({ "error": format!("{error:#}") }).to_string(),
-                };
-                let _ = File::from(write).write_all(report.as_bytes());
-                // SAFETY: ends the process; the parent's destructors are not ours to run.
-                unsafe { libc::_exit(0) }
-            }
+        if let Some(pid) = child::fork()? {
+            drop(write);
+            return Ok(Self {
+                pid,
+                pipe: read.into(),
+                text: Vec::new(),
+            });
         }
+        drop(read);
+        let write = close_all_but(write);
+        child::set_name(c"lifemon-killer");
+        let report = match kill_below(root, order) {
+            Ok(report) => report,
+            Err(error) => json!({ "error": format!("{error:#}") }).to_string(),
+        };
+        let _ = File::from(write).write_all(report.as_bytes());
+        child::exit(0)
     }
 
     /// The pipe, to wait for.
@@ -93,26 +91,9 @@ impl Killer {
 
     /// Ends it.
     pub(super) fn stop(&self) {
-        // SAFETY: an unreaped child of ours: its pid is nobody else's.
-        let _ = check(unsafe { libc::kill(self.pid.cast_signed(), libc::SIGKILL) }.into());
+        // An unreaped child of ours: its pid is nobody else's.
+        let _ = signals::send_to_child(self.pid, libc::SIGKILL, false);
     }
-}
-
-/// Closes every descriptor but this one and the first three: that the process which this is a copy of is
-/// dead is told by the end of its channels.
-fn leave_open(fd: OwnedFd) -> OwnedFd {
-    const ONLY: i32 = libc::STDERR_FILENO + 1;
-    let fd = fd.into_raw_fd();
-    // SAFETY: no memory is passed. Whatever had this number belongs to the process that was copied: this
-    // copy does not use it, and ends without destructors.
-    let is_moved = fd == ONLY || unsafe { libc::dup3(fd, ONLY, libc::O_CLOEXEC) } == ONLY;
-    if is_moved {
-        let rest = ONLY.cast_unsigned() + 1;
-        // SAFETY: no memory is passed; the same holds. A kernel without it leaves them open.
-        unsafe { libc::syscall(libc::SYS_close_range, rest, libc::c_uint::MAX, 0) };
-    }
-    // SAFETY: it is open, and nobody else owns it.
-    unsafe { OwnedFd::from_raw_fd(if is_moved { ONLY } else { fd }) }
 }
 
 /// Kills what is below `root`, the parent of this process; the report as JSON.
@@ -121,7 +102,7 @@ fn kill_below(root: u32, order: Order) -> anyhow::Result<String> {
     let tracker = Tracker::open_or_load(&LoadOptions::default())?;
     let snapshot = tracker.snapshot()?;
     let root = snapshot.live(root).map(|(id, _)| *id);
-    let root = root.filter(|root| getppid().as_raw().cast_unsigned() == root.pid);
+    let root = root.filter(|root| parent_id() == root.pid);
     let Some(root) = root else {
         anyhow::bail!("the process that asked for it is gone");
     };
@@ -142,10 +123,4 @@ fn kill_below(root: u32, order: Order) -> anyhow::Result<String> {
         .build()?;
     let report = runtime.block_on(kill_tree(tracker, root, &options))?;
     Ok(report::kill::json(&report, false)?)
-}
-
-/// What `ps` shows for this process.
-pub(super) fn set_name(name: &std::ffi::CStr) {
-    // SAFETY: the name ends with a zero and lives until the call returns.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }

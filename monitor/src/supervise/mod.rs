@@ -6,7 +6,7 @@
 //! pid, so a signal to one is exact without any privilege. If either of the two is killed, the other
 //! notices and kills the rest: only who kills both at the same time leaves something behind.
 //!
-//! Reading order: [`signals`], [`descendants`] (exact signals to what is below this process),
+//! Reading order: [`descendants`] (exact signals to what is below this process),
 //! [`census`] (who that is, for a list), [`killer`] (the tree kill with eBPF), [`ending`] (how the
 //! rest dies), [`frame`] and [`message`], [`spawn`], [`nursery`], [`terminal`], [`owner`] (the user's
 //! side), [`report`].
@@ -20,7 +20,6 @@ pub(crate) mod message;
 pub mod nursery;
 mod owner;
 mod report;
-pub(crate) mod signals;
 pub(crate) mod spawn;
 mod terminal;
 

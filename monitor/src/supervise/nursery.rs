@@ -7,19 +7,23 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::parent_id;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::descendants;
 use super::ending::{Ending, Rest};
-use super::killer::set_name;
 use super::message::{Channel, Notice, Order, Request, Spec};
-use super::signals::{Signals, check, wait_for};
 use super::spawn::{Group, Place, spawn};
 use crate::ProcessId;
 use crate::proc;
-use crate::session::{open_pidfd, raise_descriptor_limit};
+use crate::sys::child::{self, become_subreaper, lead_group, set_name};
+use crate::sys::descriptor::keep_on_exec;
+use crate::sys::limits::raise_descriptor_limit;
+use crate::sys::pidfd;
+use crate::sys::poll::wait_for;
+use crate::sys::signals::{self, Signals};
 
 /// By this first argument the program is asked to be a nursery.
 const ASKED: &str = "lifemon-nursery";
@@ -60,7 +64,7 @@ pub fn run_if_asked() {
 }
 
 fn executed(fd: i32) -> io::Result<()> {
-    set_close_on_exec(fd)?;
+    keep_on_exec(fd, false)?;
     // SAFETY: the parent has made this descriptor for us, and nobody else here uses it.
     let mut channel = Channel::new(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }));
     let (_, before) = Signals::block()?;
@@ -73,18 +77,13 @@ fn executed(fd: i32) -> io::Result<()> {
         }
     };
     for fd in brief.specs.iter().filter_map(|spec| spec.inherited) {
-        set_close_on_exec(fd)?;
+        keep_on_exec(fd, false)?;
     }
     let place = Place {
         group: Group::Own,
         before,
     };
     serve(channel, &brief.specs, place)
-}
-
-fn set_close_on_exec(fd: i32) -> io::Result<()> {
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into()).map(drop)
 }
 
 /// A command that was started.
@@ -108,13 +107,10 @@ struct Nursery {
 /// When the kernel refuses what it needs.
 pub(crate) fn serve(channel: Channel, specs: &[Spec], place: Place) -> io::Result<()> {
     set_name(c"lifemon-nursery");
-    // SAFETY: no memory is passed.
-    let parent = unsafe { libc::getppid() }.cast_unsigned();
-    let owner = open_pidfd(parent).ok();
-    // SAFETY: no memory is passed.
-    let is_same = unsafe { libc::getppid() }.cast_unsigned() == parent;
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::setpgid(0, 0) }.into())?;
+    let parent = parent_id();
+    let owner = pidfd::open(parent).ok();
+    let is_same = parent_id() == parent;
+    lead_group()?;
     become_subreaper()?;
     let mut nursery = Nursery {
         channel,
@@ -130,12 +126,6 @@ pub(crate) fn serve(channel: Channel, specs: &[Spec], place: Place) -> io::Resul
     // After the commands, which have the limits of whoever started this.
     raise_descriptor_limit();
     nursery.run()
-}
-
-/// Orphans below this process become its children.
-pub(crate) fn become_subreaper() -> io::Result<()> {
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) }.into()).map(drop)
 }
 
 impl Nursery {
@@ -255,11 +245,8 @@ impl Nursery {
         let Some(worker) = self.workers.get(worker).filter(|worker| worker.is_alive) else {
             return;
         };
-        let pid = worker.pid.cast_signed();
-        // SAFETY: no memory is passed.
-        let group = group && unsafe { libc::getpgid(pid) } == pid;
-        // SAFETY: no memory is passed.
-        unsafe { libc::kill(if group { -pid } else { pid }, signal) };
+        // One that is dying does not need it.
+        let _ = signals::send_to_child(worker.pid, signal, group);
     }
 
     /// Kills one process below this one, and what is below it. First all of it is stopped, so that
@@ -294,7 +281,7 @@ impl Nursery {
     }
 
     fn reap(&mut self) {
-        while let Some((pid, status)) = descendants::wait_any() {
+        while let Some((pid, status)) = child::wait_any() {
             let worker = self
                 .workers
                 .iter()
@@ -334,21 +321,17 @@ impl Nursery {
 }
 
 /// A nursery that is forked: for a process with one thread and all signals blocked.
-pub(super) fn fork_nursery(spec: &Spec, place: Place) -> io::Result<(i32, Channel)> {
+pub(super) fn fork_nursery(spec: &Spec, place: Place) -> io::Result<(u32, Channel)> {
     let (ours, its) = UnixStream::pair()?;
-    // SAFETY: this process has one thread, so the child is a whole copy of it.
-    match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Parent { child } => Ok((child.as_raw(), Channel::new(ours))),
-        nix::unistd::ForkResult::Child => {
-            drop(ours);
-            let result = serve(Channel::new(its), std::slice::from_ref(spec), place);
-            if let Err(error) = &result {
-                let _ = writeln!(io::stderr(), "lifemon nursery: {error}");
-            }
-            // SAFETY: ends the process; the parent's destructors are not ours to run.
-            unsafe { libc::_exit(i32::from(result.is_err())) }
-        }
+    if let Some(pid) = child::fork()? {
+        return Ok((pid, Channel::new(ours)));
     }
+    drop(ours);
+    let result = serve(Channel::new(its), std::slice::from_ref(spec), place);
+    if let Err(error) = &result {
+        let _ = writeln!(io::stderr(), "lifemon nursery: {error}");
+    }
+    child::exit(i32::from(result.is_err()))
 }
 
 #[cfg(test)]

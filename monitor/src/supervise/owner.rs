@@ -8,16 +8,17 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::descendants;
 use super::ending::{Ending, Rest};
 use super::message::{Channel, Notice, Order, Request, Spec};
-use super::nursery::{become_subreaper, fork_nursery};
+use super::nursery::fork_nursery;
 use super::report;
-use super::signals::{Mask, Signals, is_forwarded, stop_self, wait_for};
 use super::spawn::Place;
 use super::terminal::Terminal;
 use crate::ProcessId;
-use crate::session::raise_descriptor_limit;
+use crate::sys::child::{self, become_subreaper};
+use crate::sys::limits::raise_descriptor_limit;
+use crate::sys::poll::wait_for;
+use crate::sys::signals::{Mask, Signals, is_forwarded, stop_self};
 
 /// What to run, and what becomes of what it leaves.
 #[derive(Debug, Clone)]
@@ -150,7 +151,7 @@ struct Owner<'a> {
     /// `None` once the nursery is gone.
     channel: Option<Channel>,
     terminal: Terminal,
-    nursery: i32,
+    nursery: u32,
     command: Option<ProcessId>,
     status: Option<i32>,
     failed: Option<i32>,
@@ -254,9 +255,7 @@ impl Owner<'_> {
     /// Its end of the channel is closed. Unless it has done its work, this process does it: what was
     /// below the nursery is below this one now.
     fn bury_nursery(&mut self) {
-        let mut status = 0;
-        // SAFETY: `status` lives until the call returns.
-        unsafe { libc::waitpid(self.nursery, &raw mut status, 0) };
+        child::wait_for_end(self.nursery);
         if self.rest.is_none() && self.failed.is_none() {
             raise_descriptor_limit();
             let mut ending = Ending::begin(Order {
@@ -317,7 +316,7 @@ impl Owner<'_> {
     }
 
     fn reap(&mut self) {
-        while let Some((pid, status)) = descendants::wait_any() {
+        while let Some((pid, status)) = child::wait_any() {
             if libc::WIFSTOPPED(status) {
                 continue;
             }

@@ -3,9 +3,9 @@
 
 use std::fs::File;
 use std::io::IsTerminal as _;
-use std::os::fd::AsRawFd as _;
 
 use super::spawn::Group;
+use crate::sys::terminal;
 
 /// The controlling terminal, and this process's place at it.
 #[derive(Debug)]
@@ -25,8 +25,7 @@ impl Terminal {
     /// input and output are terminals is taken for an interactive one.
     pub(super) fn look() -> Self {
         let tty = File::options().read(true).write(true).open("/dev/tty").ok();
-        // SAFETY: no memory is passed.
-        let own_group = unsafe { libc::getpgrp() };
+        let own_group = nix::unistd::getpgrp().as_raw();
         let mut terminal = Self {
             is_interactive: tty.is_some()
                 && std::io::stdin().is_terminal()
@@ -83,17 +82,13 @@ impl Terminal {
     }
 
     fn foreground(&self) -> Option<i32> {
-        let tty = self.tty.as_ref()?;
-        // SAFETY: no memory is passed; the descriptor is open.
-        let group = unsafe { libc::tcgetpgrp(tty.as_raw_fd()) };
-        (group > 0).then_some(group)
+        terminal::foreground(self.tty.as_ref()?)
     }
 
     /// SIGTTOU is blocked, so this works from the background too. A terminal that is lost is lost.
     fn give(&self, group: i32) {
         if let Some(tty) = &self.tty {
-            // SAFETY: no memory is passed; the descriptor is open.
-            unsafe { libc::tcsetpgrp(tty.as_raw_fd(), group) };
+            let _ = terminal::set_foreground(tty, group);
         }
     }
 }
