@@ -60,12 +60,20 @@ impl Forest {
         self.by_pid.get(&pid).copied()
     }
 
-    /// Whether it is there and alive.
+    /// Returns whether its record says that it is live: some thread of it can run user code.
     #[must_use]
     pub fn is_live(&self, id: &ProcessId) -> bool {
         self.records
             .get(id)
             .is_some_and(|record| record.state == LIVE)
+    }
+
+    /// Returns whether its record says that it is dead: no thread of it can run user code again.
+    #[must_use]
+    pub fn is_dead(&self, id: &ProcessId) -> bool {
+        self.records
+            .get(id)
+            .is_some_and(|record| record.state != LIVE)
     }
 
     /// What it created and is still known, oldest first.
@@ -155,16 +163,11 @@ impl Forest {
         at
     }
 
-    /// Whether it is alive and its creator is known to be dead.
+    /// Returns whether it is live and its creator is known to be dead.
     #[must_use]
     pub fn is_orphan(&self, id: &ProcessId) -> bool {
-        self.records.get(id).is_some_and(|record| {
-            record.state == LIVE
-                && self
-                    .records
-                    .get(&record.creator)
-                    .is_some_and(|creator| creator.state != LIVE)
-        })
+        let creator = self.records.get(id).map(|record| record.creator);
+        self.is_live(id) && creator.is_some_and(|creator| self.is_dead(&creator))
     }
 
     /// Every living process whose creator is dead, oldest first.

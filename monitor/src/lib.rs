@@ -16,6 +16,7 @@ pub mod forest;
 pub mod gpu;
 pub mod kernel;
 pub mod kill;
+pub mod loss;
 pub mod manager;
 pub mod orphan;
 pub mod proc;

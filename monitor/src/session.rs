@@ -4,12 +4,10 @@
 //! Stages of a death: `exit` is the kernel's event, as soon as no thread can run user code again;
 //! `gone` is the pidfd, when memory and files are released and the children have a new parent.
 
-mod loss;
 mod missed;
 mod start;
 mod wakeups;
 
-pub use loss::Loss;
 pub use start::Start;
 
 use std::time::Duration;
@@ -20,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::kernel::{Error, Tracker, WatchOptions, Watcher, clock};
+use crate::loss::Loss;
 use crate::proc;
 use crate::process::{Death, Process};
 use crate::sys::pidfd;
@@ -286,17 +285,15 @@ impl Session {
     /// descriptor is another process's, which its start time tells, and it is gone already.
     fn follow(&mut self, id: ProcessId) {
         match pidfd::open(id.pid) {
-            Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => {
-                match readable(pidfd) {
-                    Ok(pidfd) => {
-                        self.dying.spawn(async move {
-                            let _ = pidfd.readable().await;
-                            id
-                        });
-                    }
-                    Err(_) => self.polled.push(id),
+            Ok(pidfd) if !proc::has_successor(id) => match readable(pidfd) {
+                Ok(pidfd) => {
+                    self.dying.spawn(async move {
+                        let _ = pidfd.readable().await;
+                        id
+                    });
                 }
-            }
+                Err(_) => self.polled.push(id),
+            },
             Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.polled.push(id),
             _ => {
                 self.dying.spawn(std::future::ready(id));
@@ -313,7 +310,7 @@ impl Session {
     fn on_tick(&mut self) -> Result<(), Error> {
         let (gone, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.polled)
             .into_iter()
-            .partition(|id| !proc::is_alive(*id));
+            .partition(|id| proc::is_gone(*id));
         self.polled = waiting;
         for id in gone {
             self.report_gone(id);

@@ -81,5 +81,5 @@ fn look(id: ProcessId) -> Option<Live> {
         command: proc::command_line_of(id.pid)?,
         placement: proc::placement_of(id.pid)?,
     };
-    proc::is_same(id).then_some(live)
+    proc::owns_pid(id).then_some(live)
 }

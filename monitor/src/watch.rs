@@ -158,9 +158,9 @@ impl Watch {
         self.alive.len()
     }
 
-    /// Whether it is alive as the model has it.
+    /// Returns whether it is live as the model has it.
     #[must_use]
-    pub fn is_alive(&self, id: &ProcessId) -> bool {
+    pub fn is_live(&self, id: &ProcessId) -> bool {
         self.alive.contains_key(id)
     }
 

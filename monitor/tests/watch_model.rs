@@ -469,13 +469,13 @@ impl Session {
             .expect("whoever died is gone some time");
         assert_eq!(first.process.id, id);
         assert!(matches!(first.what, What::Gone { .. }));
-        let root_alive = self.watch.is_alive(&self.kernel.root());
+        let root_alive = self.watch.is_live(&self.kernel.root());
         for happening in rest {
             assert_eq!(happening.what, What::Orphaned { root_alive });
             assert_eq!(happening.process.creator, Some(id));
         }
         let orphaned: Ids = rest.iter().map(|happening| happening.process.id).collect();
-        let alive = |child: &&Proc| self.watch.is_alive(&child.id);
+        let alive = |child: &&Proc| self.watch.is_live(&child.id);
         let possible = self.kernel.children(id).filter(alive);
         let possible: Ids = possible.map(|child| child.id).collect();
         assert!(orphaned.is_subset(&possible) && orphaned.len() == rest.len());
@@ -679,7 +679,7 @@ impl Session {
             } else if proc.is_member && !stalls && (is_known || self.handled == 0) {
                 assert!(self.exits.contains(&id), "the death of {id:?} is missing");
             }
-            assert_eq!(self.watch.is_alive(&id), living.contains(&id), "{id:?}");
+            assert_eq!(self.watch.is_live(&id), living.contains(&id), "{id:?}");
         }
         assert_eq!(self.watch.living(), living.len());
         let orphan = |id: &&ProcessId| {

@@ -16,12 +16,13 @@ use crate::gpu::release::{News, Releases};
 use crate::kernel::clock::{self, WallClock};
 use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions};
 use crate::kill::{self, Force, KillError};
+use crate::loss::Loss;
 use crate::proc;
 use crate::process::Process;
 use crate::report::json::{Stream, Summary};
 use crate::report::out;
 use crate::report::text::Text;
-use crate::session::{Loss, Session, Start, Update};
+use crate::session::{Session, Start, Update};
 use crate::watch::{Happening, What};
 
 /// What was typed after `attach`.
@@ -221,7 +222,7 @@ async fn kill_rest(
     force: &mut Option<Force>,
 ) -> Result<Option<Instant>, Error> {
     let is_over = session.watcher().counters().live == 0;
-    if is_over || session.watch().is_alive(&session.watcher().root()) {
+    if is_over || session.watch().is_live(&session.watcher().root()) {
         return Ok(None);
     }
     let force = match force {

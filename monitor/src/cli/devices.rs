@@ -29,7 +29,7 @@ impl DeviceArgs {
 /// How the release of GPU memory is waited for: not at all on a host without any of these files.
 pub(super) fn release(files: &DeviceFiles) -> Option<ReleaseOptions> {
     files.exist().then(|| ReleaseOptions {
-        program: PathBuf::from("/proc/self/exe"),
+        program: PathBuf::from(crate::proc::OWN_PROGRAM),
         timeout: RELEASE_TIMEOUT,
     })
 }

@@ -1,5 +1,6 @@
 //! `lifemon gpu`: GPU, memory, process, where it comes from, orphan or not.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::devices::DeviceArgs;
@@ -64,8 +65,9 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     })?;
     let asked_ns = clock::boot_ns();
     let answer = runtime.block_on(async {
-        let program = std::path::Path::new("/proc/self/exe");
-        Server::new(program, args.driver_timeout).ask().await
+        Server::new(Path::new(proc::OWN_PROGRAM), args.driver_timeout)
+            .ask()
+            .await
     });
     let snapshot = tracker.snapshot()?;
     let forest = Forest::new(snapshot.records.iter().copied());

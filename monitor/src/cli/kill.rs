@@ -99,7 +99,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let (mut tracker, mut code) = (Some(tracker), Code::Done);
     for (index, root) in roots.into_iter().enumerate() {
         // It was part of a tree before it, perhaps: then it is dead by now.
-        if index > 0 && !proc::is_alive(root) && !args.dry_run {
+        if index > 0 && !proc::is_live(root) && !args.dry_run {
             continue;
         }
         let tracker = tracker
@@ -108,7 +108,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         match runtime.block_on(kill(tracker, root, args, output)) {
             Ok(Code::Done) => {}
             Ok(other) => code = other,
-            Err(error) if index > 0 && !proc::is_alive(root) => log::info!("{error:#}"),
+            Err(error) if index > 0 && !proc::is_live(root) => log::info!("{error:#}"),
             Err(error) => return Err(error),
         }
     }

@@ -16,10 +16,10 @@ use crate::gpu::{self, Survey};
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::{Guard, KillOptions, KillReport, kill_trees};
+use crate::loss::Loss;
 use crate::orphan::{self, Orphan, Wanted};
 use crate::proc;
 use crate::report::{self, out};
-use crate::session::Loss;
 
 /// What was typed after `orphans`.
 #[expect(
@@ -214,7 +214,7 @@ pub(super) async fn kill(
         } else if let Err(refusal) = guard.check(id, false) {
             log::warn!("{refusal}");
             spared += 1;
-        } else if proc::is_alive(id) {
+        } else if proc::is_live(id) {
             doomed.push(id);
         }
     }

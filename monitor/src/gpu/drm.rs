@@ -3,9 +3,9 @@
 //! Keys: the kernel's `Documentation/gpu/drm-usage-stats.rst`.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use super::{Kind, Memory};
+use crate::proc;
 
 /// A client of a DRM driver: what one descriptor tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) struct Client {
 
 /// The client of one descriptor; `None` when it is not of a DRM driver that tells.
 pub(super) fn client(pid: u32, descriptor: u32) -> Option<Client> {
-    parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?)
+    parse(&proc::descriptor_info(pid, descriptor)?)
 }
 
 /// Memory of one process by GPU.

@@ -129,7 +129,7 @@ fn holding(id: ProcessId, files: &DeviceFiles) -> io::Result<Holding> {
         }
         holding.devices.insert(file.target);
     }
-    if holding.is_empty() || !proc::is_same(id) {
+    if holding.is_empty() || !proc::owns_pid(id) {
         return Ok(Holding::default());
     }
     holding.memory = drm::memory(clients);

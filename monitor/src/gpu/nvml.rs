@@ -19,6 +19,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::{Kind, Memory};
+use crate::proc::OWN_PROGRAM;
 
 /// The hidden command that runs [`serve`].
 pub const COMMAND: &str = "nvml-server";
@@ -167,7 +168,7 @@ impl Server {
     /// By the running binary, which must be `lifemon`.
     #[must_use]
     pub fn of_this_program() -> Self {
-        Self::new(Path::new("/proc/self/exe"), ANSWER_TIMEOUT)
+        Self::new(Path::new(OWN_PROGRAM), ANSWER_TIMEOUT)
     }
 
     /// Asks. After a hang the next question starts another process. Needs a tokio runtime with I/O

@@ -173,7 +173,7 @@ impl Waiting {
         self.dead.retain_mut(|dead| {
             let Died { id, at_ns } = dead.died;
             let after_ns = now.saturating_sub(at_ns);
-            let holds = holders.contains(&id.pid) && !is_of_successor(id);
+            let holds = holders.contains(&id.pid) && !proc::has_successor(id);
             dead.held |= holds;
             let told = if !holds {
                 dead.held.then_some(News::Released {
@@ -200,14 +200,9 @@ impl Waiting {
     }
 }
 
-/// Whether the pid belongs to a process that started later.
-fn is_of_successor(id: ProcessId) -> bool {
-    proc::stat(id.pid).is_some() && !proc::is_same(id)
-}
-
 /// What a process that does not let go is doing.
 fn state(id: ProcessId) -> String {
-    let Some(stat) = proc::stat(id.pid).filter(|_| proc::is_same(id)) else {
+    let Some(stat) = proc::stat(id.pid).filter(|_| proc::owns_pid(id)) else {
         return "it is gone, and its driver accounts memory to it".to_owned();
     };
     match proc::wait_channel(id.pid) {

@@ -37,9 +37,10 @@ pub(crate) use refuse::{Guard, check};
 use crate::gpu::nvml::{ANSWER_TIMEOUT, Server};
 use crate::gpu::release::{News, Releases};
 use crate::kernel::{Error, Tracker, WatchOptions, clock};
+use crate::loss::Loss;
 use crate::proc;
 use crate::process::{Death, Process, Who};
-use crate::session::{Loss, Session, Start, Update};
+use crate::session::{Session, Start, Update};
 use crate::sys::pidfd;
 use crate::watch::What;
 use force::Ended;
@@ -413,9 +414,7 @@ async fn is_gone(id: ProcessId, pidfd: Option<OwnedFd>) -> bool {
         return pidfd::wait_until_gone(pidfd).await;
     }
     match pidfd::open(id.pid) {
-        Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => {
-            pidfd::wait_until_gone(pidfd).await
-        }
+        Ok(pidfd) if !proc::has_successor(id) => pidfd::wait_until_gone(pidfd).await,
         Ok(_) => true,
         Err(error) => error.raw_os_error() == Some(libc::ESRCH),
     }

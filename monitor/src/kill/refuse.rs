@@ -68,7 +68,7 @@ impl Guard {
         if root.pid == std::process::id() {
             return Err(KillRefusal::Myself(root.pid));
         }
-        let is_parent = self.parents.contains(&root.pid) && proc::is_same(root);
+        let is_parent = self.parents.contains(&root.pid) && proc::owns_pid(root);
         if (is_parent || self.ancestors.contains(&root)) && !force {
             return Err(KillRefusal::Ancestor(root.pid));
         }

@@ -338,7 +338,7 @@ impl Monitor {
                 .collect()
         };
         for (index, id) in workers {
-            if proc::is_over(id) {
+            if proc::is_gone(id) {
                 let report = Report::Fact("not known");
                 self.shared.bury(index, clock::boot_ns(), report);
             }

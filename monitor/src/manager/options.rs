@@ -113,7 +113,7 @@ impl Default for Options {
             use_ebpf: true,
             devices: DeviceFiles::default(),
             label: "vLLM".to_owned(),
-            guardian: PathBuf::from("/proc/self/exe"),
+            guardian: PathBuf::from(crate::proc::OWN_PROGRAM),
         }
     }
 }

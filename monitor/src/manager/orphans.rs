@@ -1,7 +1,6 @@
 //! Orphans: what workers have left, and the tree kill for one process.
 
 use std::fmt;
-use std::fs;
 use std::io;
 
 use serde_json::Value;
@@ -93,7 +92,10 @@ impl ProcessManager {
         let Some(guardian) = guardian else {
             return Vec::new();
         };
-        let children = children(guardian).into_iter().filter_map(proc::identify);
+        let children = proc::children(guardian)
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(proc::identify);
         let mut found: Vec<_> = children
             .filter(|id| !workers.iter().any(|worker| worker.pid == id.pid))
             .collect();
@@ -102,7 +104,7 @@ impl ProcessManager {
             .into_iter()
             .filter(|id| !found.iter().any(|other| other.pid == id.pid));
         found.extend(hidden.collect::<Vec<_>>());
-        let alive = found.into_iter().filter(|id| proc::is_alive(*id));
+        let alive = found.into_iter().filter(|id| proc::is_live(*id));
         alive
             .map(|id| Cleaned {
                 id,
@@ -206,7 +208,7 @@ async fn kill_exactly(id: ProcessId) -> Result<KillReport, KillError> {
         let tracker = Tracker::open_or_load(&LoadOptions::default())?;
         let snapshot = tracker.snapshot()?;
         let root = snapshot.live(id.pid).map(|(id, _)| *id);
-        let root = root.filter(|_| proc::is_same(id));
+        let root = root.filter(|_| proc::owns_pid(id));
         let root = root.ok_or_else(|| nobody(id.pid))?;
         runtime.block_on(kill_tree(tracker, root, &KillOptions::default()))
     };
@@ -238,16 +240,6 @@ fn dead_servers_orphans() -> io::Result<Vec<Cleaned>> {
 fn command_line(pid: u32) -> String {
     let command = proc::command_line_of(pid).unwrap_or_default();
     command.to_strings().join(" ").trim_end().to_owned()
-}
-
-/// Children of a process with one thread.
-fn children(pid: u32) -> Vec<u32> {
-    let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let listed = listed.unwrap_or_default();
-    listed
-        .split_ascii_whitespace()
-        .flat_map(str::parse)
-        .collect()
 }
 
 #[cfg(test)]

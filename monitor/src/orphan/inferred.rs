@@ -78,7 +78,7 @@ fn look(
     orphan.parent = search
         .live(stat.parent)
         .and_then(|parent| search.who(parent));
-    proc::is_alive(id).then_some(orphan)
+    proc::is_live(id).then_some(orphan)
 }
 
 /// Whether it is process 1 of the host or of another pid namespace.
@@ -92,7 +92,7 @@ fn is_init(search: &Search<'_>, pid: u32) -> bool {
 
 /// Whether this pid is that of the leader of the session that is named after it.
 fn leads(session: u32) -> bool {
-    proc::stat(session).is_some_and(|leader| leader.session == session && !leader.is_dead())
+    proc::stat(session).is_some_and(|leader| leader.session == session && !leader.is_gone())
 }
 
 /// What the living members of the tree of `root` have.

@@ -139,7 +139,7 @@ impl Search<'_> {
         orphan.root = self.who(root);
         orphan.root_alive = root_alive;
         orphan.parent = self.parent(&stat, record.creator);
-        proc::is_alive(id).then_some(orphan)
+        proc::is_live(id).then_some(orphan)
     }
 
     /// What holds of an orphan of any class; `None` when its pid is free. The caller checks at last
@@ -210,7 +210,7 @@ impl Search<'_> {
 
     /// The present parent, once it is another than the creator.
     fn parent(&self, stat: &Stat, creator: ProcessId) -> Option<Who> {
-        if stat.parent == 0 || (stat.parent == creator.pid && proc::is_same(creator)) {
+        if stat.parent == 0 || (stat.parent == creator.pid && proc::owns_pid(creator)) {
             return None;
         }
         self.live(stat.parent).and_then(|parent| self.who(parent))
@@ -232,6 +232,5 @@ fn own_unit(record: &Record, creator: &Record, placement: &Placement) -> Option<
 }
 
 fn has_null_input(pid: u32) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/fd/0"))
-        .is_ok_and(|path| path.as_os_str() == "/dev/null")
+    proc::input(pid).is_some_and(|path| path.as_os_str() == "/dev/null")
 }

@@ -7,7 +7,7 @@ use std::io::Read as _;
 
 use lifemon_ebpf::ProcessId;
 
-use super::is_same;
+use super::owns_pid;
 
 /// Bytes of a command line or an environment that are looked at: the kernel allows more, and a
 /// pattern that people write fits in far less.
@@ -71,7 +71,7 @@ impl CommandLine {
 #[must_use]
 pub fn command_line(id: ProcessId) -> Option<CommandLine> {
     let command = command_line_of(id.pid)?;
-    is_same(id).then_some(command)
+    owns_pid(id).then_some(command)
 }
 
 /// The command line of whoever has this pid now. The caller checks who that is.
@@ -102,7 +102,7 @@ pub fn job_markers(id: ProcessId) -> Vec<String> {
     let markers = markers
         .map(|marker| String::from_utf8_lossy(marker).into_owned())
         .collect();
-    if is_same(id) { markers } else { Vec::new() }
+    if owns_pid(id) { markers } else { Vec::new() }
 }
 
 /// A file of `/proc/<pid>`, and whether there is more of it than is looked at.

@@ -38,6 +38,16 @@ pub fn open_files(pid: u32) -> io::Result<Vec<OpenFile>> {
     Ok(files)
 }
 
+/// Returns what the kernel and the driver tell of one open file.
+pub(crate) fn descriptor_info(pid: u32, descriptor: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()
+}
+
+/// Returns the name of what a process has as its standard input.
+pub(crate) fn input(pid: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/fd/0")).ok()
+}
+
 fn number(name: &OsString) -> Option<u32> {
     name.to_str()?.parse().ok()
 }

@@ -5,7 +5,7 @@ use std::fs;
 
 use lifemon_ebpf::ProcessId;
 
-use super::is_same;
+use super::owns_pid;
 
 /// Digits of a container's id, as every runtime writes them.
 const CONTAINER_ID: usize = 64;
@@ -25,7 +25,7 @@ pub struct Placement {
 #[must_use]
 pub fn placement(id: ProcessId) -> Option<Placement> {
     let placement = placement_of(id.pid)?;
-    is_same(id).then_some(placement)
+    owns_pid(id).then_some(placement)
 }
 
 /// Where whoever has this pid now was put. The caller checks who that is.

@@ -16,10 +16,10 @@ use crate::gpu::nvml::{Answer, Gpu};
 use crate::gpu::{Holding, Memory, Survey};
 use crate::kernel::snapshot::Snapshot;
 use crate::kill::KillReport;
+use crate::loss::Loss;
 use crate::orphan::Orphan;
 use crate::proc::{CommandLine, Placement};
 use crate::process::{Process, Who};
-use crate::session::Loss;
 
 /// A process that holds a GPU, and where it comes from.
 #[derive(Debug, Clone)]

@@ -6,8 +6,9 @@ use serde::Serialize;
 use crate::ProcessId;
 use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
+use crate::loss::Loss;
 use crate::process::{Death, Process, Sender, Who, signal_name};
-use crate::session::{Loss, Start};
+use crate::session::Start;
 use crate::watch::{Happening, Totals, What};
 
 /// Version of every object.

@@ -11,8 +11,8 @@ use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
 use crate::kernel::snapshot::Snapshot;
 use crate::kill::KillReport;
+use crate::loss::Loss;
 use crate::orphan::{Class, Evidence, Orphan};
-use crate::session::Loss;
 
 /// The orphans as text.
 #[must_use]

@@ -8,8 +8,9 @@ use super::out::printable;
 use crate::ProcessId;
 use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
+use crate::loss::Loss;
 use crate::process::{Cause, Death, Process, Sender, Who, signal_name};
-use crate::session::{Loss, Start};
+use crate::session::Start;
 use crate::watch::{Happening, What};
 
 /// Levels that are indented; a deeper tree goes on at this depth.

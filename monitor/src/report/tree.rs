@@ -168,11 +168,7 @@ pub(super) struct KnownJson {
 }
 
 impl KnownJson {
-    pub(super) fn new(
-        snapshot: &Snapshot,
-        losses: &[crate::session::Loss],
-        clock: WallClock,
-    ) -> Self {
+    pub(super) fn new(snapshot: &Snapshot, losses: &[crate::loss::Loss], clock: WallClock) -> Self {
         Self {
             since: clock.rfc3339(snapshot.since_ns),
             tracker: if snapshot.is_pinned {

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Loss, Session};
+use super::Session;
 use crate::kernel::Error;
+use crate::loss::Loss;
 
 /// How long members are looked at after an exit may have been skipped: a process with much memory needs a while
 /// from its exit until it can be seen to be over.

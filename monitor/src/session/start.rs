@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use lifemon_ebpf::{LIVE, ProcessId, Record};
 
-use super::Loss;
 use crate::forest::Forest;
 use crate::kernel::Watcher;
+use crate::loss::Loss;
 use crate::process::{Death, Process};
 
 /// The tree when watching began.

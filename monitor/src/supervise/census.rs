@@ -14,7 +14,6 @@
 //! was born and not seen was born of one that was seen alive and has died since, so there is a difference.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -43,7 +42,7 @@ pub(crate) struct Census {
 /// Whatever comes and goes below changes one of these, or adds one.
 #[derive(Debug, PartialEq, Eq)]
 struct State {
-    is_alive: bool,
+    is_gone: bool,
     /// Page faults of those whom it has reaped.
     reaped_faults: u64,
 }
@@ -73,7 +72,7 @@ pub(crate) fn take(except: Option<u32>) -> Census {
             }
         };
         let is_same = before.as_ref().is_some_and(|it| it.seen == look.seen);
-        let is_settled = is_same && !look.is_torn && look.members.iter().all(Descendant::is_there);
+        let is_settled = is_same && !look.is_torn && !look.members.iter().any(Descendant::is_gone);
         if is_settled || (before.is_some() && begun.elapsed() > SETTLE) {
             let moved = (!is_settled).then_some("processes came and went while they were listed");
             return Census {
@@ -116,10 +115,10 @@ fn look(except: Option<u32>) -> io::Result<Look> {
             continue;
         }
         let state = State {
-            is_alive: member.is_there(),
+            is_gone: member.is_gone(),
             reaped_faults: link.reaped_faults,
         };
-        if state.is_alive {
+        if !state.is_gone {
             look.members.push(member);
         }
         look.seen.insert((pid, link.start), state);
@@ -161,11 +160,8 @@ impl Links<fn(u32) -> Option<Link>> {
                 })
             },
         };
-        for entry in fs::read_dir("/proc")? {
-            let name = entry?.file_name();
-            if let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) {
-                links.renew(pid);
-            }
+        for pid in proc::pids()? {
+            links.renew(pid);
         }
         Ok(links)
     }

@@ -7,7 +7,6 @@
 //! our own pid namespace: where it is not, nothing is found.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -48,15 +47,13 @@ impl Descendant {
 
     /// Its `comm`, if it is still there.
     pub(crate) fn name(&self) -> Option<String> {
-        let bytes = fs::read(format!("/proc/{}/comm", self.id.pid)).ok()?;
-        let name = String::from_utf8_lossy(&bytes);
-        Some(name.trim_end_matches('\n').to_owned())
+        proc::name(self.id.pid)
     }
 
-    /// Whether any thread of it is alive. The letter in its `stat` is that of its leader, which can be
-    /// a zombie long before the others end.
-    pub(super) fn is_there(&self) -> bool {
-        matches!(pidfd::is_gone(&self.pidfd), Ok(false))
+    /// Returns whether it is gone, or that cannot be told. The letter in its `stat` is that of its
+    /// leader, which can be a zombie long before the others end.
+    pub(super) fn is_gone(&self) -> bool {
+        !matches!(pidfd::is_gone(&self.pidfd), Ok(false))
     }
 }
 
@@ -79,7 +76,7 @@ pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
                 continue;
             };
             // The parent was there after its child was verified: the number was its own.
-            if found[at].is_there() {
+            if !found[at].is_gone() {
                 found.push(child);
             }
         }
@@ -98,19 +95,19 @@ fn own_child(pid: u32, own: u32) -> Option<Descendant> {
     }
     let id = stat.map_or_else(|| ProcessId::new(pid, 0), |stat| stat.identity(pid));
     let child = Descendant { id, pidfd };
-    child.is_there().then_some(child)
+    (!child.is_gone()).then_some(child)
 }
 
 /// The living process with this pid, if `parent` is its parent.
 fn verified(pid: u32, parent: u32) -> Option<Descendant> {
     let (descendant, stat) = Descendant::open(pid).ok()?;
-    (stat.parent == parent && descendant.is_there()).then_some(descendant)
+    (stat.parent == parent && !descendant.is_gone()).then_some(descendant)
 }
 
 /// Whether this process has no child but this one, the dead counted: then nothing else is below it.
 /// False as well where the kernel keeps no lists of children.
 pub(crate) fn has_only(child: Option<u32>) -> bool {
-    let listed = listed(std::process::id());
+    let listed = proc::children(std::process::id());
     listed.is_some_and(|pids| pids.into_iter().all(|pid| Some(pid) == child))
 }
 
@@ -132,49 +129,16 @@ impl Children {
             return Vec::new();
         }
         if self.all.is_none() {
-            if let Some(listed) = listed(parent) {
+            if let Some(listed) = proc::children(parent) {
                 return listed;
             }
-            self.all = Some(by_parent());
+            self.all = Some(proc::children_by_parent());
         }
         let all = self.all.as_ref();
         all.and_then(|all| all.get(&parent))
             .cloned()
             .unwrap_or_default()
     }
-}
-
-/// The list of each thread, in one; `None` where the kernel has no such list.
-fn listed(parent: u32) -> Option<Vec<u32>> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else {
-        return Some(Vec::new());
-    };
-    let mut found = Vec::new();
-    for task in tasks.flatten() {
-        match fs::read_to_string(task.path().join("children")) {
-            Ok(pids) => found.extend(pids.split_ascii_whitespace().flat_map(str::parse::<u32>)),
-            // The thread is gone, or there are no lists at all.
-            Err(_) if task.path().join("stat").exists() => return None,
-            Err(_) => {}
-        }
-    }
-    Some(found)
-}
-
-fn by_parent() -> HashMap<u32, Vec<u32>> {
-    let mut all: HashMap<_, Vec<_>> = HashMap::new();
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return all;
-    };
-    let pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    for pid in pids {
-        if let Some(stat) = proc::stat(pid) {
-            all.entry(stat.parent).or_default().push(pid);
-        }
-    }
-    all
 }
 
 #[cfg(test)]
@@ -204,15 +168,5 @@ mod tests {
         assert!(at.signal(libc::SIGKILL).unwrap());
         shell.wait().unwrap();
         assert!(!at.signal(libc::SIGKILL).unwrap());
-    }
-
-    #[test]
-    fn both_ways_to_list_children_agree() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let own = std::process::id();
-        assert!(listed(own).is_none_or(|pids| pids.contains(&child.id())));
-        assert!(by_parent()[&own].contains(&child.id()));
-        child.kill().unwrap();
-        child.wait().unwrap();
     }
 }

@@ -338,7 +338,7 @@ impl Ending {
         let mut killed = std::mem::take(&mut self.dead);
         // Those whom their own parents have reaped: how they ended is not known here.
         let found = std::mem::take(&mut self.found).into_values();
-        let over = found.filter(|(id, _)| proc::is_over(*id));
+        let over = found.filter(|(id, _)| proc::is_gone(*id));
         killed.extend(over.map(|(id, name)| process(id, name)));
         let mut incomplete = Vec::new();
         if let Some(report) = &self.report {

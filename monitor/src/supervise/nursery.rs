@@ -254,7 +254,7 @@ impl Nursery {
     /// by which it was stopped.
     fn kill(&mut self, root: ProcessId) {
         let pid = root.pid;
-        let is_meant = |id: ProcessId| id.pid == pid && proc::is_same(root);
+        let is_meant = |id: ProcessId| id.pid == pid && proc::owns_pid(root);
         let mut hit = HashMap::new();
         for _ in 0..KILL_ROUNDS {
             let mut below = HashSet::new();
