@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::gpu::nvml::{Answer, Server};
 use crate::kernel::pins::{self, Found};
 use crate::kernel::{LoadOptions, Refusal, Tracker, preflight};
+use crate::words::count;
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -185,11 +186,8 @@ fn try_tracker() -> Vec<Check> {
     let own = std::process::id();
     checks.push(match tracker.snapshot() {
         Ok(snapshot) if snapshot.live(own).is_some() => {
-            let count = snapshot.records.len();
-            Check::ok(
-                "lineage",
-                format!("{count} processes learnt, this one among them"),
-            )
+            let known = count(snapshot.records.len(), "process");
+            Check::ok("lineage", format!("{known} learnt, this one among them"))
         }
         Ok(_) => Check::with(
             "lineage",

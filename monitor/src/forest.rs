@@ -93,20 +93,8 @@ impl Forest {
     /// The same, each with how far it is below the root.
     #[must_use]
     pub fn tree_with_depth(&self, root: ProcessId) -> Vec<(ProcessId, usize)> {
-        let mut order = Vec::new();
-        let mut seen = HashSet::new();
-        let mut open = vec![(root, 0)];
-        // A half-written snapshot could hold a circle; each process is visited once.
-        while let Some((id, depth)) = open.pop() {
-            if !seen.insert(id) {
-                continue;
-            }
-            if self.records.contains_key(&id) {
-                order.push((id, depth));
-            }
-            let children = self.children(&id).iter().rev();
-            open.extend(children.map(|child| (*child, depth + 1)));
-        }
+        let mut order = walk(&[root], |id| self.children(id));
+        order.retain(|(id, _)| self.records.contains_key(id));
         order
     }
 
@@ -203,6 +191,26 @@ impl Forest {
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
+}
+
+/// Lists trees, each creator before what it created, with how far each is below its top.
+pub fn walk<'a>(
+    tops: &[ProcessId],
+    children: impl Fn(&ProcessId) -> &'a [ProcessId],
+) -> Vec<(ProcessId, usize)> {
+    let mut order = Vec::new();
+    let mut seen = HashSet::new();
+    let mut open: Vec<_> = tops.iter().rev().map(|top| (*top, 0)).collect();
+    // A half-written snapshot could hold a circle; each process is visited once.
+    while let Some((id, depth)) = open.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
+        order.push((id, depth));
+        let children = children(&id).iter().rev();
+        open.extend(children.map(|child| (*child, depth + 1)));
+    }
+    order
 }
 
 #[cfg(test)]

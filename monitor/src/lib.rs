@@ -27,5 +27,6 @@ pub mod supervise;
 mod sys;
 pub mod tree;
 pub mod watch;
+mod words;
 
 pub use lifemon_ebpf::ProcessId;

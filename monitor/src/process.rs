@@ -2,7 +2,7 @@
 //! Pure: no I/O, no clock.
 
 use lifemon_ebpf::{
-    EXIT_UNSEEN, Event, INFERRED, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
+    EXIT_UNSEEN, Event, INFERRED, LIVE, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
 };
 
 /// A process by identity and, when known, by name.
@@ -44,6 +44,26 @@ pub struct Death {
     pub sender: Option<Sender>,
     /// Nobody saw it die: how is not known.
     pub unseen: bool,
+}
+
+/// The death of a process, and when it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Died {
+    /// When it began to die, ns since boot.
+    pub at_ns: u64,
+    /// How.
+    pub death: Death,
+}
+
+impl Died {
+    /// Returns what a ghost's record tells of its death; `None` while it is live.
+    #[must_use]
+    pub fn of_record(record: &Record) -> Option<Self> {
+        (record.state != LIVE).then(|| Self {
+            at_ns: record.exit_ns,
+            death: Death::of_record(record),
+        })
+    }
 }
 
 /// Who sent a signal.

@@ -8,11 +8,11 @@ mod missed;
 mod start;
 mod wakeups;
 
-pub use start::Start;
+pub use start::{Ghost, Lost, Start};
 
 use std::time::Duration;
 
-use lifemon_ebpf::{Event, LIVE, ProcessId, SENT_BY_KERNEL};
+use lifemon_ebpf::{Event, ProcessId, SENT_BY_KERNEL};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -20,10 +20,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::kernel::{Error, Tracker, WatchOptions, Watcher, clock};
 use crate::loss::Loss;
 use crate::proc;
-use crate::process::{Death, Process};
+use crate::process::{Died, Process};
 use crate::sys::pidfd;
 use crate::sys::poll::{OwnsDescriptor, readable};
-use crate::watch::{Happening, Watch, What};
+use crate::watch::{Happening, Known, Watch, What};
 
 use start::describe;
 use wakeups::WakeupBudget;
@@ -45,13 +45,13 @@ const GONE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Update {
     /// Something happened to a member.
     Happening(Box<Happening>),
-    /// Something was lost, or what was lost has been made good.
+    /// Something was lost, or what was lost has been recovered.
     Lost {
         /// What.
         loss: Loss,
-        /// How much since it was last said.
+        /// How much since it was last reported.
         count: u64,
-        /// Whether the comparison with the kernel's map has made it good.
+        /// Whether the comparison with the kernel's map has recovered it.
         recovered: bool,
         /// Whether answers are complete from here on.
         complete: bool,
@@ -135,7 +135,7 @@ impl Session {
         let ghosts = start
             .ghosts
             .iter()
-            .map(|(process, ..)| process.clone())
+            .map(|ghost| ghost.process.clone())
             .collect();
         let watch = Watch::new(root, start.members.clone(), ghosts);
         let mut tick = interval(TICK);
@@ -157,7 +157,7 @@ impl Session {
             has_missed_forks: false,
             wakeups: WakeupBudget::new(),
             seen,
-            standing: start.losses.iter().map(|(loss, _)| *loss).collect(),
+            standing: start.losses.iter().map(|lost| lost.loss).collect(),
             ready: Vec::new(),
             extinct_since: None,
             ended: false,
@@ -412,12 +412,11 @@ impl Session {
         }
         let records: std::collections::HashMap<_, _> = snapshot.records.into_iter().collect();
         let found = self.watch.resync(&members, |id| match records.get(&id) {
-            Some(record) => {
-                let death =
-                    (record.state != LIVE).then(|| (record.exit_ns, Death::of_record(record)));
-                (Some(Process::of_record(id, record)), death)
-            }
-            None => (None, None),
+            Some(record) => Known {
+                process: Some(Process::of_record(id, record)),
+                died: Died::of_record(record),
+            },
+            None => Known::default(),
         });
         for happening in found {
             self.report(happening);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use lifemon_ebpf::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_SIGNAL, Event, ProcessId};
 
-use crate::process::{Cause, Death, Process, Sender, Who, sender};
+use crate::process::{Cause, Death, Died, Process, Sender, Who, sender};
 
 /// Something that happened to a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +88,15 @@ pub struct Totals {
     pub exits_unknown: u64,
     /// Happenings that only the comparison with the kernel's map has found.
     pub resynced: u64,
+}
+
+/// What the records tell of a process in a comparison.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Who it is; `None` without a record.
+    pub process: Option<Process>,
+    /// When and how it died, if it is dead.
+    pub died: Option<Died>,
 }
 
 /// The model of a watched tree.
@@ -390,7 +399,7 @@ impl Watch {
     pub fn resync(
         &mut self,
         members: &[ProcessId],
-        mut describe: impl FnMut(ProcessId) -> (Option<Process>, Option<(u64, Death)>),
+        mut describe: impl FnMut(ProcessId) -> Known,
     ) -> Vec<Happening> {
         let real: HashSet<_> = members.iter().copied().collect();
         let recent = self.recent.take().unwrap_or_default();
@@ -405,7 +414,9 @@ impl Watch {
             if self.dead.contains_key(id) {
                 continue;
             }
-            let process = describe(*id).0.unwrap_or_else(|| Process::unknown(*id));
+            let process = describe(*id)
+                .process
+                .unwrap_or_else(|| Process::unknown(*id));
             found.extend(self.born(None, process));
         }
         self.adopt_all();
@@ -418,9 +429,9 @@ impl Watch {
         // Children first: who is dead as well is nobody's orphan.
         over.sort_unstable_by(|a, b| b.cmp(a));
         for id in over {
-            let death = describe(id).1;
-            let at = death.as_ref().map(|(at, _)| *at);
-            found.extend(self.died(at, id, None, death.map(|(_, death)| death)));
+            let died = describe(id).died;
+            let at = died.as_ref().map(|died| died.at_ns);
+            found.extend(self.died(at, id, None, died.map(|died| died.death)));
             self.reported.insert(id, false);
         }
         for happening in &mut found {

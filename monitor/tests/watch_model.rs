@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lifemon::ProcessId;
 use lifemon::forest::Forest;
-use lifemon::process::{Cause, Death, Process};
-use lifemon::watch::{Happening, Watch, What};
+use lifemon::process::{Cause, Death, Died, Process};
+use lifemon::watch::{Happening, Known, Watch, What};
 use lifemon_ebpf::{DEAD, EVENT_EXEC, EVENT_EXIT, EVENT_FORK, Event, LIVE, OOM_KILLED, Record};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -576,8 +576,12 @@ impl Session {
             .iter()
             .filter(|proc| self.kernel.has_record(proc.id))
             .map(|proc| {
-                let death = proc.died_at.map(|at| (at, proc.death()));
-                (proc.id, (Some(proc.describe()), death))
+                let died = proc.died_at.map(|at_ns| Died {
+                    at_ns,
+                    death: proc.death(),
+                });
+                let process = Some(proc.describe());
+                (proc.id, Known { process, died })
             })
             .collect();
         self.kernel.run(&after);

@@ -13,17 +13,15 @@ use crate::ProcessId;
 use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
-use crate::kernel::clock::{self, WallClock};
+use crate::kernel::clock;
 use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions};
 use crate::kill::{self, Force, KillError};
 use crate::loss::Loss;
-use crate::proc;
 use crate::process::Process;
-use crate::report::json::{Stream, Summary};
 use crate::report::out;
-use crate::report::text::Text;
-use crate::session::{Session, Start, Update};
-use crate::watch::{Happening, What};
+use crate::report::stream::{Printer, Summary};
+use crate::session::{Session, Update};
+use crate::watch::What;
 
 /// What was typed after `attach`.
 #[derive(Debug, clap::Args)]
@@ -125,12 +123,6 @@ impl Following {
     }
 }
 
-/// Where the updates go.
-enum Printer {
-    Json(Stream),
-    Text(Text),
-}
-
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     // Also for who only looks on: where tracepoints can be preempted, a watcher that loses the processor
     // in the middle of a call on a BPF map lets the kernel skip hooks.
@@ -169,7 +161,10 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         session.spare(own)?;
         start.members.retain(|member| member.id != own);
     }
-    let mut printer = Printer::new(output, root);
+    let mut printer = match output {
+        Output::Json => Printer::json(root),
+        Output::Text => Printer::text(out::wants_colour()),
+    };
     out::print(&printer.attached(&start, is_pinned))?;
     let mut kernel_log = (verbose >= 2)
         .then(|| session.watcher_mut().tracker_mut().debug_log())
@@ -260,83 +255,5 @@ async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-impl Printer {
-    fn new(output: Output, root: ProcessId) -> Self {
-        let clock = WallClock::now();
-        match output {
-            Output::Json => Self::Json(Stream::new(clock, root)),
-            Output::Text => Self::Text(Text::new(clock, out::wants_colour())),
-        }
-    }
-
-    fn attached(&mut self, start: &Start, is_pinned: bool) -> String {
-        match self {
-            Self::Json(stream) => stream.attached(start, clock::boot_ns(), is_pinned),
-            Self::Text(text) => text.attached(start, is_pinned),
-        }
-    }
-
-    fn update(&mut self, update: &Update, losses: &[Loss]) -> String {
-        let now = clock::boot_ns();
-        match (self, update) {
-            (Self::Json(stream), Update::Happening(happening)) => {
-                stream.happening(happening, parent_of_orphan(happening))
-            }
-            (Self::Text(text), Update::Happening(happening)) => {
-                text.happening(happening, parent_of_orphan(happening))
-            }
-            (
-                Self::Json(stream),
-                Update::Lost {
-                    loss,
-                    count,
-                    recovered,
-                    complete,
-                },
-            ) => stream.lost(now, *loss, *count, *recovered, *complete),
-            (
-                Self::Text(text),
-                Update::Lost {
-                    loss,
-                    count,
-                    recovered,
-                    ..
-                },
-            ) => text.lost(now, *loss, *count, *recovered),
-            (Self::Json(stream), Update::Extinct) => stream.extinct(now, losses.is_empty()),
-            (Self::Text(text), Update::Extinct) => text.extinct(now, losses.is_empty()),
-            (_, Update::End) => String::new(),
-        }
-    }
-
-    fn news(&mut self, news: &News, of: Option<&Process>) -> String {
-        match (self, news) {
-            (Self::Json(stream), News::Hung) => {
-                stream.lost(clock::boot_ns(), Loss::DriverHung, 0, false, false)
-            }
-            (Self::Text(text), News::Hung) => {
-                text.lost(clock::boot_ns(), Loss::DriverHung, 0, false)
-            }
-            (Self::Json(stream), news) => stream.news(news, of, clock::boot_ns()),
-            (Self::Text(text), news) => text.news(news, of, clock::boot_ns()),
-        }
-    }
-
-    fn detached(&mut self, summary: &Summary<'_>) -> String {
-        match self {
-            Self::Json(stream) => stream.detached(summary),
-            Self::Text(text) => text.detached(summary),
-        }
-    }
-}
-
-/// The parent that `/proc` shows for an orphan, which is the new one: its creator is gone.
-fn parent_of_orphan(happening: &Happening) -> Option<u32> {
-    match happening.what {
-        What::Orphaned { .. } => proc::parent(happening.process.id),
-        _ => None,
     }
 }

@@ -15,7 +15,7 @@ use crate::kill::KillOptions;
 use crate::orphan::{self, Wanted};
 use crate::proc;
 use crate::process::Process;
-use crate::report::gpu::{GpuReport, Holder};
+use crate::report::gpu::{Ancestor, GpuReport, Holder};
 use crate::report::{self, out};
 
 /// What was typed after `gpu`.
@@ -124,19 +124,24 @@ fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
         .iter()
         .filter_map(|(id, holding)| {
             let record = forest.record(id)?;
-            let who = |id| {
+            let ancestor = |id| {
                 let record = forest.record(&id)?;
-                Some((Process::of_record(id, record).who(), forest.is_live(&id)))
+                Some(Ancestor {
+                    who: Process::of_record(id, record).who(),
+                    alive: forest.is_live(&id),
+                })
             };
-            let (root, root_alive) = who(orphan::root_of(forest, *id))?;
             Some(Holder {
                 process: Process::of_record(*id, record),
                 holding: holding.clone(),
                 command: proc::command_line(*id)?,
                 placement: proc::placement(*id)?,
-                lineage: forest.ancestors(id).into_iter().filter_map(who).collect(),
-                root,
-                root_alive,
+                lineage: forest
+                    .ancestors(id)
+                    .into_iter()
+                    .filter_map(ancestor)
+                    .collect(),
+                root: ancestor(orphan::root_of(forest, *id))?,
             })
         })
         .collect();

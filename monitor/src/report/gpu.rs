@@ -6,9 +6,11 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::holding::{self, HoldingJson, size};
 use super::json::{ProcessJson, SCHEMA, WhoJson};
 use super::kill::KilledJson;
 use super::orphans::OrphanJson;
+use super::out::printable;
 use super::text::{self, Tone, paint};
 use super::tree::{KnownJson, StartJson, Style, command};
 use crate::ProcessId;
@@ -20,6 +22,7 @@ use crate::loss::Loss;
 use crate::orphan::Orphan;
 use crate::proc::{CommandLine, Placement};
 use crate::process::{Process, Who};
+use crate::words::count;
 
 /// A process that holds a GPU, and where it comes from.
 #[derive(Debug, Clone)]
@@ -33,11 +36,18 @@ pub struct Holder {
     /// Control group, unit, container.
     pub placement: Placement,
     /// Its creators, nearest first.
-    pub lineage: Vec<(Who, bool)>,
+    pub lineage: Vec<Ancestor>,
     /// The root of its tree.
-    pub root: Who,
-    /// Whether that root lives.
-    pub root_alive: bool,
+    pub root: Ancestor,
+}
+
+/// A creator of a process, or a creator of that one, and so on.
+#[derive(Debug, Clone)]
+pub struct Ancestor {
+    /// Who it is.
+    pub who: Who,
+    /// Whether it is live.
+    pub alive: bool,
 }
 
 /// Everything that is said about GPUs.
@@ -55,36 +65,6 @@ pub struct GpuReport<'a> {
     pub snapshot: &'a Snapshot,
     /// What is not complete.
     pub losses: &'a [Loss],
-}
-
-/// `  2.0 GiB on GPU-1, /dev/nvidia0`, or nothing.
-pub(super) fn holding(holding: &Holding) -> String {
-    if holding.is_empty() {
-        return String::new();
-    }
-    let mut parts = Vec::new();
-    for memory in &holding.memory {
-        let bytes = memory
-            .bytes
-            .map_or_else(|| "memory of unknown size".to_owned(), size);
-        parts.push(format!("{bytes} on {}", super::out::printable(&memory.gpu)));
-    }
-    let devices = holding
-        .devices
-        .iter()
-        .map(|path| path.display().to_string());
-    parts.extend(devices.map(|path| super::out::printable(&path)));
-    format!("  {{{}}}", parts.join(", "))
-}
-
-/// `1.5 GiB`.
-fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    let unit = UNITS.iter().find(|(_, unit)| bytes >= *unit);
-    unit.map_or_else(
-        || format!("{bytes} B"),
-        |(name, unit)| format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
-    )
 }
 
 /// The report as text.
@@ -122,10 +102,7 @@ pub fn text(report: &GpuReport<'_>, style: Style) -> String {
         );
     }
     totals(&mut text, report.holders);
-    for loss in report.losses {
-        let line = format!("not complete: {}\n", loss.advice());
-        text.push_str(&paint(style.colour, Tone::Warn, &line));
-    }
+    text::incomplete(&mut text, style.colour, report.losses);
     text
 }
 
@@ -134,19 +111,19 @@ fn one_gpu(text: &mut String, gpu: &Gpu) {
         .name
         .as_deref()
         .unwrap_or("a GPU that does not tell its name");
-    let _ = write!(text, "GPU {} {}", gpu.index, super::out::printable(name));
+    let _ = write!(text, "GPU {} {}", gpu.index, printable(name));
     if let (Some(used), Some(total)) = (gpu.used_bytes, gpu.total_bytes) {
         let _ = write!(text, ", {} of {} in use", size(used), size(total));
     }
     if let Some(uuid) = &gpu.uuid {
-        let _ = write!(text, ", {}", super::out::printable(uuid));
+        let _ = write!(text, ", {}", printable(uuid));
     }
     if gpu.is_partitioned {
         text.push_str(", partitioned");
     }
     text.push('\n');
     for error in &gpu.errors {
-        let _ = writeln!(text, "  not asked: {}", super::out::printable(error));
+        let _ = writeln!(text, "  not asked: {}", printable(error));
     }
 }
 
@@ -163,16 +140,16 @@ fn one_holder(text: &mut String, holder: &Holder, orphans: &[Orphan], style: Sty
         None => format!("{:<10}", "held"),
     };
     let command = command(&holder.command, style.full);
-    let held = self::holding(&holder.holding);
+    let held = holding::text(&holder.holding);
     let _ = writeln!(
         text,
         "{state} {}  {command}{held}",
         text::process(&holder.process)
     );
     let mut line: Vec<String> = Vec::new();
-    for (who, alive) in &holder.lineage {
-        let mark = if *alive { "" } else { "\u{2020} " };
-        line.push(format!("{mark}{}", text::who(who)));
+    for ancestor in &holder.lineage {
+        let mark = if ancestor.alive { "" } else { "\u{2020} " };
+        line.push(format!("{mark}{}", text::who(&ancestor.who)));
     }
     if !line.is_empty() {
         let line = format!("           created by {}\n", line.join(" < "));
@@ -186,19 +163,18 @@ fn totals(text: &mut String, holders: &[Holder]) {
         let bytes = total
             .bytes
             .map_or_else(|| "no memory told".to_owned(), size);
-        let state = if total.alive { "alive" } else { "dead" };
+        let state = if total.root.alive { "alive" } else { "dead" };
         let _ = writeln!(
             text,
-            "tree of {} ({state}): {bytes}, {} processes",
-            text::who(&total.root),
-            total.processes
+            "tree of {} ({state}): {bytes}, {}",
+            text::who(&total.root.who),
+            count(total.processes, "process")
         );
     }
 }
 
 struct Total {
-    root: Who,
-    alive: bool,
+    root: Ancestor,
     bytes: Option<u64>,
     processes: usize,
 }
@@ -206,9 +182,8 @@ struct Total {
 fn by_tree(holders: &[Holder]) -> Vec<Total> {
     let mut totals: BTreeMap<ProcessId, Total> = BTreeMap::new();
     for holder in holders {
-        let total = totals.entry(holder.root.id).or_insert_with(|| Total {
+        let total = totals.entry(holder.root.who.id).or_insert_with(|| Total {
             root: holder.root.clone(),
-            alive: holder.root_alive,
             bytes: None,
             processes: 0,
         });
@@ -218,29 +193,6 @@ fn by_tree(holders: &[Holder]) -> Vec<Total> {
         }
     }
     totals.into_values().collect()
-}
-
-/// What a process holds.
-#[derive(Serialize)]
-pub(super) struct HoldingJson<'a> {
-    devices: Vec<String>,
-    memory: &'a [Memory],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    memory_bytes: Option<u64>,
-}
-
-impl<'a> HoldingJson<'a> {
-    pub(super) fn of(holding: &'a Holding) -> Option<Self> {
-        (!holding.is_empty()).then(|| Self {
-            devices: holding
-                .devices
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect(),
-            memory: &holding.memory,
-            memory_bytes: holding.memory_bytes(),
-        })
-    }
 }
 
 #[derive(Serialize)]
@@ -305,6 +257,15 @@ struct AncestorJson {
     alive: bool,
 }
 
+impl From<&Ancestor> for AncestorJson {
+    fn from(ancestor: &Ancestor) -> Self {
+        Self {
+            who: (&ancestor.who).into(),
+            alive: ancestor.alive,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct StrangerJson<'a> {
     pid: u32,
@@ -330,27 +291,19 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         .iter()
         .map(|orphan| (orphan.process.id, orphan))
         .collect();
-    let ancestor = |who: &Who, alive: bool| AncestorJson {
-        who: who.into(),
-        alive,
-    };
     let holders = report.holders.iter().map(|holder| HolderJson {
         process: (&holder.process).into(),
         holding: HoldingJson::of(&holder.holding),
         start: StartJson::new(&holder.command, &holder.placement),
-        lineage: holder
-            .lineage
-            .iter()
-            .map(|(who, alive)| ancestor(who, *alive))
-            .collect(),
-        root: ancestor(&holder.root, holder.root_alive),
+        lineage: holder.lineage.iter().map(Into::into).collect(),
+        root: (&holder.root).into(),
         orphan: orphans
             .get(&holder.process.id)
             .map(|orphan| OrphanJson::new(orphan, style)),
     });
     let strangers = report.survey.strangers.iter();
     let trees = by_tree(report.holders).into_iter().map(|total| TotalJson {
-        root: ancestor(&total.root, total.alive),
+        root: (&total.root).into(),
         processes: total.processes,
         memory_bytes: total.bytes,
     });
@@ -368,16 +321,4 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         known: KnownJson::new(report.snapshot, report.losses, style.clock),
     };
     Ok(serde_json::to_string(&json)? + "\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_read_well() {
-        assert_eq!(size(5), "5 B");
-        assert_eq!(size(3 << 29), "1.5 GiB");
-        assert_eq!(size(1 << 20), "1.0 MiB");
-    }
 }

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::gpu::{self, HoldingJson};
+use super::holding::{self, HoldingJson};
 use super::json::{ExitJson, ProcessJson, SCHEMA, WhoJson};
 use super::kill::KilledJson;
+use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
 use crate::kernel::snapshot::Snapshot;
@@ -24,10 +25,7 @@ pub fn text(orphans: &[Orphan], losses: &[Loss], style: Style) -> String {
     for orphan in orphans {
         one(&mut text, orphan, style);
     }
-    for loss in losses {
-        let line = format!("not complete: {}\n", loss.advice());
-        text.push_str(&paint(style.colour, Tone::Warn, &line));
-    }
+    text::incomplete(&mut text, style.colour, losses);
     text
 }
 
@@ -40,7 +38,7 @@ fn one(text: &mut String, orphan: &Orphan, style: Style) {
     };
     let class = paint(style.colour, tone, &format!("{:<10}", orphan.class.word()));
     let shown = command(&orphan.command, style.full);
-    let gpu = gpu::holding(&orphan.gpu);
+    let gpu = holding::text(&orphan.gpu);
     let _ = writeln!(
         text,
         "{class} {}  {shown}{gpu}",
@@ -76,7 +74,7 @@ fn one(text: &mut String, orphan: &Orphan, style: Style) {
     let evidence = orphan
         .evidence
         .iter()
-        .map(|evidence| super::out::printable(&evidence.to_string()));
+        .map(|evidence| printable(&evidence.to_string()));
     story.extend(evidence);
     let line = format!("           {}\n", story.join("; "));
     text.push_str(&paint(style.colour, Tone::Faint, &line));
