@@ -17,13 +17,13 @@ pub use command::{CommandLine, command_line, job_markers};
 pub use files::{OpenFile, open_files};
 pub use liveness::{has_successor, is_gone, is_live, owns_pid};
 pub use placement::{Placement, placement};
-pub use status::wait_channel;
+pub use status::{name, wait_channel};
 
 pub(crate) use command::command_line_of;
 pub(crate) use family::{children, children_by_parent, pids};
 pub(crate) use files::{descriptor_info, input};
 pub(crate) use placement::placement_of;
-pub(crate) use status::{frozen_cgroup, name, tracer};
+pub(crate) use status::{frozen_cgroup, tracer};
 
 use std::fs;
 use std::path::Path;

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use super::mounts;
 
-/// Returns the `comm` of the process that has this pid.
-pub(crate) fn name(pid: u32) -> Option<String> {
+/// Returns the name (`comm`) of the process that has this pid. It is for that process to choose.
+#[must_use]
+pub fn name(pid: u32) -> Option<String> {
     let bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
     let name = String::from_utf8_lossy(&bytes);
     Some(name.trim_end_matches('\n').to_owned())
