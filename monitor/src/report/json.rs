@@ -7,7 +7,8 @@ use crate::ProcessId;
 use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
 use crate::loss::Loss;
-use crate::process::{Death, Process, Sender, Who, signal_name};
+pub(super) use crate::process::json::ExitJson;
+use crate::process::{Process, Sender, Who, signal_name};
 use crate::session::Start;
 use crate::watch::{Happening, Totals, What};
 
@@ -117,61 +118,11 @@ fn is_zero(value: &u32) -> bool {
 }
 
 #[derive(Serialize)]
-struct SenderJson {
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    process: Option<WhoJson>,
-    #[serde(skip_serializing_if = "is_false")]
-    kernel: bool,
-}
-
-impl From<&Sender> for SenderJson {
-    fn from(sender: &Sender) -> Self {
-        match sender {
-            Sender::Process(who) => Self {
-                process: Some(who.into()),
-                kernel: false,
-            },
-            Sender::Kernel => Self {
-                process: None,
-                kernel: true,
-            },
-        }
-    }
-}
-
-/// `code` and `signal` are both there, one of them null, so that a script needs no test for
-/// presence.
-#[derive(Serialize)]
-pub(super) struct ExitJson {
-    code: Option<u32>,
-    signal: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    signal_name: Option<String>,
-    core_dumped: bool,
-    cause: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sender: Option<SenderJson>,
-}
-
-impl From<&Death> for ExitJson {
-    fn from(death: &Death) -> Self {
-        Self {
-            code: death.code(),
-            signal: death.signal(),
-            signal_name: death.signal().map(signal_name),
-            core_dumped: death.core_dumped(),
-            cause: death.cause().word(),
-            sender: death.sender.as_ref().map(Into::into),
-        }
-    }
-}
-
-#[derive(Serialize)]
 struct SignalJson {
     signal: u32,
     signal_name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sender: Option<SenderJson>,
+    sender: Option<Sender>,
 }
 
 impl MemberJson {
@@ -367,7 +318,7 @@ impl Stream {
                 line.signal = Some(SignalJson {
                     signal: *signal,
                     signal_name: signal_name(*signal),
-                    sender: sender.as_ref().map(Into::into),
+                    sender: sender.clone(),
                 });
             }
             What::Exit { death, orphans } => {

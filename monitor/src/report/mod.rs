@@ -6,5 +6,6 @@ pub mod json;
 pub mod kill;
 pub mod orphans;
 pub mod out;
+pub mod run;
 pub mod text;
 pub mod tree;

@@ -360,25 +360,9 @@ fn from(sender: Option<&Sender>) -> String {
     }
 }
 
-/// How it died, in words.
+/// Returns how it died, in words.
 pub(super) fn how(death: &Death) -> String {
-    let core = if death.core_dumped() {
-        ", core dumped"
-    } else {
-        ""
-    };
-    match (death.cause(), death.signal()) {
-        (Cause::Unseen, _) => "how is not known".to_owned(),
-        (Cause::Oom, _) => "out of memory (SIGKILL)".to_owned(),
-        (_, Some(signal)) => {
-            format!(
-                "{}{}{core}",
-                signal_name(signal),
-                from(death.sender.as_ref())
-            )
-        }
-        _ => format!("code {}", death.code().unwrap_or_default()),
-    }
+    printable(&death.to_string())
 }
 
 pub(super) fn duration_ms(ms: u64) -> String {
