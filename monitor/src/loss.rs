@@ -1,7 +1,11 @@
 //! What makes an answer incomplete, in the words of the output.
 
+use serde::{Deserialize, Serialize};
+
 /// Why an answer is not complete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Loss {
     /// The watcher's ring was full.
     RingFull,

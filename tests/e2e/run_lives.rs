@@ -13,17 +13,17 @@ use lifemon_tests::handicap::in_a_pid_namespace;
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, private_lock, proc, wait_until};
 
-/// The pid of the nursery: the only child of lifemon.
-fn nursery_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
-    let mut nursery = None;
-    wait_until("the nursery", DEADLINE, || {
-        nursery = sandbox
+/// The pid of the guardian: the only child of lifemon.
+fn guardian_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
+    let mut guardian = None;
+    wait_until("the guardian", DEADLINE, || {
+        guardian = sandbox
             .pids()
             .into_iter()
             .find(|pid| proc::ppid(*pid) == Some(lifemon));
-        nursery.is_some()
+        guardian.is_some()
     });
-    nursery.expect("waited for")
+    guardian.expect("waited for")
 }
 
 /// A command with two descendants that it has lost, which says so by three lines.
@@ -53,7 +53,7 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
             let victim = if kill_the_owner {
                 pid
             } else {
-                nursery_of(&sandbox, pid)
+                guardian_of(&sandbox, pid)
             };
             Pidfd::open(victim).expect("it runs").kill();
             let output = running.finish(DEADLINE);
@@ -66,7 +66,7 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
 }
 
 #[test]
-fn what_is_to_be_kept_outlives_the_nursery() {
+fn what_is_to_be_kept_outlives_the_guardian() {
     let _lock = private_lock();
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
@@ -74,8 +74,8 @@ fn what_is_to_be_kept_outlives_the_nursery() {
     let words = keeping(&report, &family);
     let running = Lifemon::find().start(command(&sandbox, Rights::Root, &words));
     wait_for_family(&sandbox);
-    let nursery = nursery_of(&sandbox, running.pid());
-    Pidfd::open(nursery).expect("it runs").kill();
+    let guardian = guardian_of(&sandbox, running.pid());
+    Pidfd::open(guardian).expect("it runs").kill();
     let output = running.finish(DEADLINE);
     assert_eq!(output.code, Some(137), "{output:?}");
     let report = read_report(&report);
@@ -168,7 +168,7 @@ fn closed_standard_streams_change_nothing() {
 fn as_the_first_process_of_a_pid_namespace_it_reaps_and_cleans_up() {
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
-    // The nursery is between: process 1 is not the parent of the shell.
+    // The guardian is between: process 1 is not the parent of the shell.
     let script = "test $PPID != 1 || exit 99; (true &); (setsid sleep 100 &); exit 6";
     let words = ["--grace", "0", "--json", &report, "--", "sh", "-c", script];
     let mut command = command(&sandbox, Rights::Root, &words);

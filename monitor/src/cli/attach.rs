@@ -171,16 +171,14 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     let mut releases = Following::begin(&devices, args.release_timeout);
     let mut force = None;
     loop {
-        let due = if args.kill_on_root_exit {
-            kill_rest(&mut session, &mut force).await?
-        } else {
-            None
-        };
+        if args.kill_on_root_exit && force.is_none() {
+            force = kill_rest(&mut session)?;
+        }
         if let Some(log) = &mut kernel_log {
             log.flush();
         }
         let updates = tokio::select! {
-            updates = session.next(), if !releases.is_last => updates?,
+            updates = next(&mut session, &mut force), if !releases.is_last => updates?,
             news = releases.next() => match news {
                 Some((news, of)) => {
                     out::print(&printer.news(&news, of.as_ref()))?;
@@ -190,7 +188,6 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
                 None => continue,
             },
             () = at(deadline) => break,
-            () = at(due) => continue,
             () = interrupts.next() => break,
         };
         releases.tell(&updates);
@@ -207,24 +204,24 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     close(&mut printer, &session, force.is_some())
 }
 
-/// Once the root is dead, kills the rest of the tree, a step at a time; when the next step is due. The
-/// tree that dies is the one that is watched, so its deaths are told like any others.
-async fn kill_rest(
-    session: &mut Session,
-    force: &mut Option<Force>,
-) -> Result<Option<Instant>, Error> {
+/// Once the root is dead, begins to kill the rest of the tree. The tree that dies is the one that is
+/// watched, so its deaths are reported like any others.
+fn kill_rest(session: &mut Session) -> Result<Option<Force>, Error> {
     let is_over = session.watcher().counters().live == 0;
     if is_over || session.watch().is_live(&session.watcher().root()) {
         return Ok(None);
     }
-    let force = match force {
-        Some(force) => force,
-        None => force.insert(Force::begin(session.watcher_mut())?),
-    };
-    let due = force.advance(session.watcher()).await?;
     // The session learns by itself who is gone.
-    force.let_go();
-    Ok(Some(due))
+    let force = Force::begin(session.watcher_mut())?;
+    Ok(Some(force.without_descriptors()))
+}
+
+/// Returns the next updates; kills meanwhile, where that has begun.
+async fn next(session: &mut Session, force: &mut Option<Force>) -> Result<Vec<Update>, Error> {
+    match force {
+        Some(force) => force.next(session).await,
+        None => session.next().await,
+    }
 }
 
 /// Prints the closing summary; the watcher is given back when the session is dropped.

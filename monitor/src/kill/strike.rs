@@ -10,12 +10,13 @@ use std::os::fd::OwnedFd;
 use lifemon_ebpf::{LIVE, ProcessId};
 use nix::sys::signal::Signal;
 
+use super::survivor;
 use crate::kernel::{Error, Tracker};
 use crate::sys::pidfd;
 
 /// What came of a signal.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(super) enum Strike {
     /// It was sent, through this descriptor.
     Sent(OwnedFd),
     /// The process has died since it was read: its pid may be anybody's, so nothing was sent.
@@ -29,28 +30,25 @@ pub(crate) enum Outcome {
 }
 
 /// Sends `signal` to `id`, which was a living member a moment ago, or to nobody.
-pub(crate) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result<Outcome, Error> {
+pub(super) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result<Strike, Error> {
     let opened = match pidfd::open(id.pid) {
         Ok(opened) => opened,
         Err(error) => {
             return Ok(match error.raw_os_error() {
                 // Nobody, or (on some kernels) a thread of somebody else.
-                Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => Outcome::Stale,
-                Some(libc::EMFILE | libc::ENFILE) => Outcome::NoRoom,
-                _ => Outcome::Denied(format!("cannot be opened: {error}")),
+                Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => Strike::Stale,
+                Some(libc::EMFILE | libc::ENFILE) => Strike::NoRoom,
+                _ => Strike::Denied(format!("cannot be opened: {error}")),
             });
         }
     };
     if !is_live(tracker, id)? {
-        return Ok(Outcome::Stale);
+        return Ok(Strike::Stale);
     }
     match pidfd::send_signal(&opened, signal as i32) {
-        Ok(()) => Ok(Outcome::Sent(opened)),
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Outcome::Dying),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Outcome::Denied(
-            "no permission to signal it: CAP_KILL is missing".to_owned(),
-        )),
-        Err(error) => Ok(Outcome::Denied(format!("cannot be signalled: {error}"))),
+        Ok(()) => Ok(Strike::Sent(opened)),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Strike::Dying),
+        Err(error) => Ok(Strike::Denied(survivor::denied(&error))),
     }
 }
 

@@ -1,10 +1,24 @@
-//! Why a process that has SIGKILL pending is still there.
+//! Why a process that was to be killed is still there.
 
+use std::io;
+
+use crate::ProcessId;
 use crate::proc;
+use crate::process::is_same_process;
 
-/// The reason, as far as it shows from outside.
-pub(super) fn reason(pid: u32) -> String {
-    let Some(stat) = proc::stat(pid) else {
+/// Returns why it could not be signalled.
+pub(super) fn denied(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "no permission to signal it: CAP_KILL is missing".to_owned(),
+        _ => format!("cannot be signalled: {error}"),
+    }
+}
+
+/// Returns why a process that has SIGKILL pending is still there, as far as it shows from outside.
+pub(super) fn reason(id: ProcessId) -> String {
+    let pid = id.pid;
+    let stat = proc::stat(pid).filter(|stat| is_same_process(stat.identity(pid), id));
+    let Some(stat) = stat else {
         return "dying".to_owned();
     };
     if let Some(cgroup) = proc::frozen_cgroup(pid) {

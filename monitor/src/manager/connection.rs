@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::state::{DeadWorker, Shared};
 pub use crate::supervise::frame::FRAME_BYTES_MAX;
-use crate::supervise::frame::{FrameError, Frames};
+use crate::supervise::frame::{FrameError, Frames, MessageError};
 use crate::supervise::message::encode;
 
 /// The variable that tells a worker the number of its descriptor.
@@ -35,6 +35,7 @@ const READ_BYTES: usize = 64 << 10;
 
 /// Why no message came, or none was sent.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectionError {
     /// The worker is dead, or has closed its end.
     #[error("Worker process died (pipe closed)")]
@@ -53,8 +54,17 @@ pub enum ConnectionError {
     Failed(String),
 }
 
+impl From<MessageError> for ConnectionError {
+    fn from(error: MessageError) -> Self {
+        match error {
+            MessageError::Frame(error) => Self::Frame(error),
+            MessageError::NotUnderstood(error) => Self::NotJson(error.to_string()),
+        }
+    }
+}
+
 impl ConnectionError {
-    /// One word for it.
+    /// Returns one word for it.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -67,7 +77,7 @@ impl ConnectionError {
         }
     }
 
-    /// The error as a message, as the Python module hands it on.
+    /// Returns the error as a message, as the Python module hands it on.
     #[must_use]
     pub fn to_value(&self) -> Value {
         let mut value = json!({ "error": self.to_string(), "kind": self.kind() });
@@ -184,9 +194,8 @@ impl Connection {
         let mut changes = self.shared.changes();
         let mut buffer = vec![0; READ_BYTES];
         loop {
-            if let Some(body) = reader.frames.take()? {
-                let value = serde_json::from_slice(&body);
-                return value.map_err(|error| ConnectionError::NotJson(error.to_string()));
+            if let Some(message) = reader.frames.messages().next() {
+                return message.map_err(ConnectionError::from);
             }
             let death = self.death();
             let limit = if death.is_some() {

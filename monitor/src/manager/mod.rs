@@ -1,8 +1,7 @@
 //! [`ProcessManager`]: the workers of a server, their deaths the moment they happen, and nothing left
 //! of them when the server ends, however it ends.
 //!
-//! The workers are children of a *guardian*: this program, executed anew as a
-//! [nursery](crate::supervise), small and alone in its process group. It is a subreaper, so all that
+//! The workers are children of a *guardian*: this program, executed anew ([`crate::supervise`]), small and alone in its process group. It is a subreaper, so all that
 //! a worker leaves stays below it. Should the server panic, abort or be killed, the guardian kills
 //! everything below itself and ends. Should the guardian be killed, the workers die with it, and with
 //! privileges the monitor kills what they have left; without them that lingers.
@@ -28,11 +27,9 @@
 
 mod connection;
 mod fatal;
-mod guardian;
 mod monitor;
 mod options;
 mod orphans;
-mod rescue;
 mod signals;
 mod state;
 
@@ -47,20 +44,21 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::ProcessId;
-use crate::supervise::ending::LIMIT;
-use crate::supervise::message::{Order, Request, Spec, encode};
-use crate::supervise::nursery::{self, Brief};
-use guardian::Guardian;
+use crate::kill::ending::LIMIT;
+use crate::kill::outcome::{Order, Outcome};
+use crate::supervise::guardian::Guardian;
+use crate::supervise::message::{Request, Spec, encode};
+use crate::supervise::serve::{Brief, words};
 use monitor::{Ask, Monitor};
 use state::Shared;
 
-pub use crate::supervise::nursery::run_if_asked;
-pub use crate::supervise::{Rest, Way};
+pub use crate::kill::{Killed, Rest, Subject, Survivor, Way};
+pub use crate::supervise::run_if_asked;
 pub use connection::{Connection, ConnectionError, FRAME_BYTES_MAX, SEND_TIMEOUT, WORKER_FD};
 pub use fatal::{FatalRules, is_fatal_worker_error};
 pub use options::{Options, Policy, WorkerCommand};
 pub use orphans::{Cleaned, Scope, TreeKillError};
-pub use state::{DeadWorker, HealthStatus, Stop, WorkersDied};
+pub use state::{DeadWorker, GpuHolder, Health, HealthStatus, Stop, WorkersDied};
 
 /// How long the workers may take to be started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +71,7 @@ const TREE_KILL_TIMEOUT: Duration = LIMIT.saturating_add(Duration::from_secs(10)
 
 /// Why a manager was not started.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StartError {
     /// Something that it needs failed.
     #[error("cannot start the workers: {0}")]
@@ -91,6 +90,7 @@ pub enum StartError {
 
 /// What came of a server's end.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Finished {
     /// 0 after a shutdown that was asked for; 1 when workers had died before, or it was cut short.
     pub code: u8,
@@ -117,7 +117,7 @@ impl ProcessManager {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         if std::env::args_os()
             .next()
-            .is_some_and(|word| word == nursery::words(0).0)
+            .is_some_and(|word| word == words(0).0)
         {
             return Err(StartError::NotAsked);
         }
@@ -195,7 +195,7 @@ impl ProcessManager {
     #[must_use]
     pub fn health_status(&self) -> HealthStatus {
         let mut health = self.shared.health();
-        let is_walked = health.way == Way::Subreaper.word();
+        let is_walked = health.way == Way::Subreaper;
         if !is_walked && !self.options.devices.exist() {
             return health;
         }
@@ -210,7 +210,7 @@ impl ProcessManager {
         };
         health.gpu = state::gpu(living, &self.options.devices);
         if is_walked {
-            health.orphans = orphans.iter().map(Cleaned::to_value).collect();
+            health.orphans = orphans.iter().map(Cleaned::who).collect();
         }
         health
     }
@@ -370,12 +370,13 @@ impl ProcessManager {
         let _ = self.asks.send(Ask::Guardian(request));
     }
 
-    /// Kills one process below the guardian and what is below it.
-    async fn kill_below(&self, id: ProcessId) -> usize {
+    /// Has the guardian kill one process below itself and what is below that; returns what became of
+    /// them. Nobody was killed where the guardian does not answer.
+    async fn kill_below(&self, id: ProcessId) -> Outcome {
         let (answer, answered) = oneshot::channel();
         let _ = self.asks.send(Ask::Kill(id, answer));
-        let count = timeout(TREE_KILL_TIMEOUT, answered).await;
-        count.ok().and_then(Result::ok).unwrap_or(0)
+        let outcome = timeout(TREE_KILL_TIMEOUT, answered).await;
+        outcome.ok().and_then(Result::ok).unwrap_or_default()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::gpu::holders::DeviceFiles;
 
 /// When monitoring is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Policy {
     /// When every worker is dead.
     #[default]

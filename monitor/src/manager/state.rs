@@ -6,15 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::ProcessId;
 use crate::gpu::holders::{DeviceFiles, scan};
 use crate::kernel::clock::WallClock;
-use crate::process::{Death, Sender, Who, signal_name};
-use crate::supervise::{Rest, Way};
+use crate::kill::{Rest, Way};
+use crate::process::{Death, Who, json};
 
 /// Who ends a server with all of its workers (a service manager, a shell) signals one after the other,
 /// and the first of them can be dead before the server has noticed its own signal. So whoever died
@@ -23,6 +22,7 @@ const TOGETHER: Duration = Duration::from_millis(200);
 
 /// How far a shutdown was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[non_exhaustive]
 pub enum Stop {
     /// Not at all.
     #[default]
@@ -49,24 +49,26 @@ pub(super) struct Change {
 }
 
 /// A dead worker.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DeadWorker {
     /// Its index.
     pub index: usize,
-    /// Its pid.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
+    /// Its process; `None` where it could not be started.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Who>,
     /// Why, in words: `SIGKILL from 77 bash`.
     pub cause: String,
-    /// `code`, `signal`, `signal_name`, `cause`, as in every output of lifemon.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exit: Option<Value>,
+    /// How its process died, as far as that is known.
+    #[serde(default, rename = "exit", skip_serializing_if = "Option::is_none")]
+    pub death: Option<Death>,
     /// Since when, RFC 3339.
     pub since: String,
 }
 
 /// Workers are dead.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 #[error("{label} worker(s) {indices} died. Restart the server to recover.", indices = Indices(.dead))]
 pub struct WorkersDied {
     /// What the workers are called.
@@ -86,33 +88,56 @@ impl fmt::Display for Indices<'_> {
     }
 }
 
+/// Whether a server should get requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Health {
+    /// Every worker lives.
+    Ok,
+    /// Some are dead.
+    Unhealthy,
+}
+
 /// The answer of a health check. `status`, `dead_workers` and `message` are as the Python module
 /// has them; the rest is ours.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct HealthStatus {
     /// `ok` or `unhealthy`.
-    pub status: &'static str,
+    pub status: Health,
     /// Indices of the dead workers; absent when there are none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dead_workers: Vec<usize>,
     /// What it means, and what to do.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// Why each of them died.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<DeadWorker>,
     /// Living processes of the workers whose creator is dead.
-    pub orphans: Vec<Value>,
+    pub orphans: Vec<Who>,
     /// Workers and orphans that have the device file of a GPU open, and which.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub gpu: Vec<Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu: Vec<GpuHolder>,
     /// How this is known: `ebpf` or `subreaper`.
-    pub way: &'static str,
+    pub way: Way,
     /// Whether nothing can have been missed.
     pub complete: bool,
     /// Why not.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub incomplete: Vec<String>,
+}
+
+/// A process that has device files of GPUs open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct GpuHolder {
+    /// Which.
+    #[serde(flatten, with = "json::id")]
+    pub id: ProcessId,
+    /// The files.
+    pub devices: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -163,14 +188,14 @@ impl<'a> Report<'a> {
     fn cause(self) -> String {
         match self {
             Self::Fact(cause) => cause.to_owned(),
-            Self::Status(death) | Self::Event(death) => how(death),
+            Self::Status(death) | Self::Event(death) => death.to_string(),
         }
     }
 
-    fn exit(self) -> Option<Value> {
+    fn death(self) -> Option<Death> {
         match self {
             Self::Fact(_) => None,
-            Self::Status(death) | Self::Event(death) => Some(exit(death)),
+            Self::Status(death) | Self::Event(death) => Some(death.clone()),
         }
     }
 }
@@ -264,9 +289,9 @@ impl Shared {
         worker.buried.get_or_insert_with(Instant::now);
         worker.death = Some(DeadWorker {
             index,
-            pid: worker.id.map(|id| id.pid),
+            process: worker.id.map(|id| Who { id, name: None }),
             cause: report.cause(),
-            exit: report.exit(),
+            death: report.death(),
             since: since.unwrap_or_else(|| self.clock.rfc3339(at_ns)),
         });
         // Who is woken by the count may hold the channel while it waits for this lock.
@@ -317,69 +342,40 @@ impl Shared {
         let inner = self.lock();
         let causes = died.as_ref().map(|died| died.dead.clone());
         let causes = causes.unwrap_or_default();
-        let orphans = inner.orphans.iter().map(who);
         HealthStatus {
-            status: if died.is_some() { "unhealthy" } else { "ok" },
+            status: if died.is_some() {
+                Health::Unhealthy
+            } else {
+                Health::Ok
+            },
             dead_workers: causes.iter().map(|dead| dead.index).collect(),
             message: died.map(|died| died.to_string()),
             causes,
-            orphans: orphans.collect(),
+            orphans: inner.orphans.clone(),
             gpu: Vec::new(),
-            way: inner.way.word(),
+            way: inner.way,
             complete: inner.incomplete.is_empty(),
             incomplete: inner.incomplete.clone(),
         }
     }
 }
 
-/// Those of these processes that have a GPU open. No driver is asked: that can take seconds, and a
-/// health check must not.
-pub(super) fn gpu(processes: Vec<ProcessId>, devices: &DeviceFiles) -> Vec<Value> {
+/// Returns those of these processes that have a GPU open. No driver is asked: that can take seconds,
+/// and a health check must not.
+pub(super) fn gpu(processes: Vec<ProcessId>, devices: &DeviceFiles) -> Vec<GpuHolder> {
     if !devices.exist() {
         return Vec::new();
     }
     let mut holders: Vec<_> = scan(processes, devices).holders.into_iter().collect();
     holders.sort_by_key(|(id, _)| *id);
     let holders = holders.into_iter().map(|(id, holding)| {
-        let mut holder = crate::supervise::ending::process(id, None);
         let devices = holding.devices.iter();
-        holder["devices"] = devices.map(|path| path.display().to_string()).collect();
-        holder
+        GpuHolder {
+            id,
+            devices: devices.map(|path| path.display().to_string()).collect(),
+        }
     });
     holders.collect()
-}
-
-fn who(who: &Who) -> Value {
-    crate::supervise::ending::process(who.id, who.name.clone())
-}
-
-fn exit(death: &Death) -> Value {
-    let mut exit = crate::supervise::ending::exit(death.status.cast_signed());
-    exit["cause"] = death.cause().word().into();
-    if let Some(Sender::Process(sender)) = &death.sender {
-        exit["sender"] = who(sender);
-    }
-    exit
-}
-
-/// How it died, in words.
-fn how(death: &Death) -> String {
-    if death.unseen {
-        return "not known".to_owned();
-    }
-    let Some(signal) = death.signal() else {
-        return format!("exited with code {}", death.code().unwrap_or_default());
-    };
-    let signal = signal_name(signal);
-    match &death.sender {
-        _ if death.is_oom => format!("out of memory ({signal})"),
-        Some(Sender::Process(sender)) => {
-            let name = sender.name.as_deref().unwrap_or("?");
-            format!("{signal} from {} {name}", sender.id.pid)
-        }
-        Some(Sender::Kernel) => format!("{signal} from the kernel"),
-        None => signal,
-    }
 }
 
 #[cfg(test)]
@@ -387,12 +383,7 @@ mod tests {
     use super::*;
 
     fn killed() -> Death {
-        Death {
-            status: 9,
-            is_oom: false,
-            sender: None,
-            unseen: false,
-        }
+        Death::from_wait_status(9)
     }
 
     #[test]
@@ -401,8 +392,8 @@ mod tests {
         let devices = DeviceFiles::new(["/dev/full"]).unwrap();
         let own = crate::proc::identify(std::process::id()).unwrap();
         let found = gpu(vec![own], &devices);
-        assert_eq!(found[0]["pid"], own.pid);
-        assert_eq!(found[0]["devices"][0], "/dev/full");
+        assert_eq!(found[0].id, own);
+        assert_eq!(found[0].devices, ["/dev/full"]);
         let none = DeviceFiles::new(["/dev/no-such*"]).unwrap();
         assert!(gpu(vec![own], &none).is_empty());
     }
@@ -447,7 +438,7 @@ mod tests {
         let causes = shared.health().causes;
         assert_eq!(causes[0].cause, "could not be started");
         assert_eq!(causes[1].cause, "SIGKILL");
-        assert!(causes[1].exit.is_some());
+        assert!(causes[1].death.is_some());
     }
 
     #[test]
@@ -485,5 +476,27 @@ mod tests {
         assert_eq!(value["status"], "unhealthy");
         assert_eq!(value["dead_workers"], serde_json::json!([0]));
         assert!(value["message"].is_string());
+    }
+
+    #[test]
+    fn a_health_status_comes_back_as_it_was() {
+        let shared = Shared::new(3, "vLLM".to_owned());
+        shared.lock().workers[1].id = Some(ProcessId::new(77, 5));
+        shared.bury(0, 5, Report::Fact("could not be started"));
+        shared.bury(1, 5, Report::Status(&killed()));
+        let orphan = Who {
+            id: ProcessId::new(78, 6),
+            name: Some("engine".to_owned()),
+        };
+        shared.lock().orphans = vec![orphan];
+        let health = shared.health();
+        let value = serde_json::to_value(&health).unwrap();
+        assert_eq!(value["causes"][0].get("pid"), None);
+        assert_eq!(value["causes"][1]["pid"], 77);
+        assert_eq!(value["causes"][1]["exit"]["signal"], 9);
+        assert_eq!(
+            serde_json::from_value::<HealthStatus>(value).unwrap(),
+            health
+        );
     }
 }

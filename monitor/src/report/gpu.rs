@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::holding::{self, HoldingJson, size};
-use super::json::{ProcessJson, SCHEMA, WhoJson};
+use super::json::{ProcessJson, SCHEMA};
 use super::kill::KilledJson;
 use super::orphans::OrphanJson;
 use super::out::printable;
@@ -253,14 +253,14 @@ struct HolderJson<'a> {
 #[derive(Serialize)]
 struct AncestorJson {
     #[serde(flatten)]
-    who: WhoJson,
+    who: Who,
     alive: bool,
 }
 
 impl From<&Ancestor> for AncestorJson {
     fn from(ancestor: &Ancestor) -> Self {
         Self {
-            who: (&ancestor.who).into(),
+            who: ancestor.who.clone(),
             alive: ancestor.alive,
         }
     }

@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use crate::ProcessId;
 use crate::loss::Loss;
-use crate::process::{Death, Process, Sender, Who, signal_name};
+use crate::process::Process;
+use crate::process::json::ExitJson;
 
 /// Version of every object.
 pub const SCHEMA: &str = "lifemon/1";
@@ -22,23 +23,6 @@ impl From<ProcessId> for Id {
         Self {
             pid: id.pid,
             start_ns: id.start_ns,
-        }
-    }
-}
-
-#[derive(Serialize)]
-pub(super) struct WhoJson {
-    #[serde(flatten)]
-    id: Id,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-}
-
-impl From<&Who> for WhoJson {
-    fn from(who: &Who) -> Self {
-        Self {
-            id: who.id.into(),
-            name: who.name.clone(),
         }
     }
 }
@@ -110,56 +94,6 @@ pub(super) fn is_false(value: &bool) -> bool {
 )]
 fn is_zero(value: &u32) -> bool {
     *value == 0
-}
-
-#[derive(Serialize)]
-pub(super) struct SenderJson {
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    process: Option<WhoJson>,
-    #[serde(skip_serializing_if = "is_false")]
-    kernel: bool,
-}
-
-impl From<&Sender> for SenderJson {
-    fn from(sender: &Sender) -> Self {
-        match sender {
-            Sender::Process(who) => Self {
-                process: Some(who.into()),
-                kernel: false,
-            },
-            Sender::Kernel => Self {
-                process: None,
-                kernel: true,
-            },
-        }
-    }
-}
-
-/// `code` and `signal` are both there, one of them null, so that a script needs no test for
-/// presence.
-#[derive(Serialize)]
-pub(super) struct ExitJson {
-    code: Option<u32>,
-    signal: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    signal_name: Option<String>,
-    core_dumped: bool,
-    cause: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sender: Option<SenderJson>,
-}
-
-impl From<&Death> for ExitJson {
-    fn from(death: &Death) -> Self {
-        Self {
-            code: death.code(),
-            signal: death.signal(),
-            signal_name: death.signal().map(signal_name),
-            core_dumped: death.core_dumped(),
-            cause: death.cause().word(),
-            sender: death.sender.as_ref().map(Into::into),
-        }
-    }
 }
 
 impl MemberJson {

@@ -8,6 +8,7 @@ pub mod json;
 pub mod kill;
 pub mod orphans;
 pub mod out;
+pub mod run;
 pub mod stream;
 pub mod text;
 pub mod tree;

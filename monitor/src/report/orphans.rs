@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::holding::{self, HoldingJson};
-use super::json::{ExitJson, ProcessJson, SCHEMA, WhoJson};
+use super::json::{ProcessJson, SCHEMA};
 use super::kill::KilledJson;
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
@@ -14,6 +14,8 @@ use crate::kernel::snapshot::Snapshot;
 use crate::kill::KillReport;
 use crate::loss::Loss;
 use crate::orphan::{Class, Evidence, Orphan};
+use crate::process::Who;
+use crate::process::json::ExitJson;
 
 /// The orphans as text.
 #[must_use]
@@ -97,7 +99,7 @@ pub(super) struct OrphanJson<'a> {
     process: ProcessJson,
     class: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    creator: Option<WhoJson>,
+    creator: Option<Who>,
     #[serde(skip_serializing_if = "Option::is_none")]
     creator_exit: Option<ExitJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,7 +110,7 @@ pub(super) struct OrphanJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     root: Option<RootJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    parent: Option<WhoJson>,
+    parent: Option<Who>,
     state: char,
     #[serde(flatten)]
     start: StartJson<'a>,
@@ -121,7 +123,7 @@ pub(super) struct OrphanJson<'a> {
 #[derive(Serialize)]
 struct RootJson {
     #[serde(flatten)]
-    who: WhoJson,
+    who: Who,
     alive: bool,
 }
 
@@ -146,16 +148,16 @@ impl<'a> OrphanJson<'a> {
         Self {
             process: (&orphan.process).into(),
             class: orphan.class.word(),
-            creator: orphan.creator.as_ref().map(Into::into),
+            creator: orphan.creator.clone(),
             creator_exit: orphan.creator_death.as_ref().map(Into::into),
             orphaned: orphan.orphaned_ns.map(|at| style.clock.rfc3339(at)),
             orphaned_ms: orphan.orphaned_ns.map(ms_since),
             age_ms: ms_since(orphan.process.id.start_ns),
             root: orphan.root.as_ref().map(|root| RootJson {
-                who: root.into(),
+                who: root.clone(),
                 alive: orphan.root_alive,
             }),
-            parent: orphan.parent.as_ref().map(Into::into),
+            parent: orphan.parent.clone(),
             state: orphan.state,
             start: StartJson::new(&orphan.command, &orphan.placement),
             gpu: HoldingJson::of(&orphan.gpu),

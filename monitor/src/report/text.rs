@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::out::printable;
 use crate::loss::Loss;
-use crate::process::{Cause, Death, Process, Sender, Who, signal_name};
+use crate::process::{Death, Process, Sender, Who};
 use crate::words::count;
 
 /// Levels that are indented; a deeper tree goes on at this depth.
@@ -71,40 +71,18 @@ pub(super) fn elided(process: &Process) -> String {
 
 /// Returns `4251 python3`, or the pid alone.
 pub(super) fn who(who: &Who) -> String {
-    match &who.name {
-        Some(name) => format!("{} {}", who.id.pid, printable(name)),
-        None => who.id.pid.to_string(),
-    }
+    printable(&who.to_string())
 }
 
 /// Returns ` from 77 bash`, or nothing.
 pub(super) fn from(sender: Option<&Sender>) -> String {
-    match sender {
-        Some(Sender::Process(sender)) => format!(" from {}", who(sender)),
-        Some(Sender::Kernel) => " from the kernel".to_owned(),
-        None => String::new(),
-    }
+    let from = |sender: &Sender| format!(" from {}", printable(&sender.to_string()));
+    sender.map(from).unwrap_or_default()
 }
 
 /// Returns how it died, in words.
 pub(super) fn how(death: &Death) -> String {
-    let core = if death.core_dumped() {
-        ", core dumped"
-    } else {
-        ""
-    };
-    match (death.cause(), death.signal()) {
-        (Cause::Unseen, _) => "how is not known".to_owned(),
-        (Cause::Oom, _) => "out of memory (SIGKILL)".to_owned(),
-        (_, Some(signal)) => {
-            format!(
-                "{}{}{core}",
-                signal_name(signal),
-                from(death.sender.as_ref())
-            )
-        }
-        _ => format!("code {}", death.code().unwrap_or_default()),
-    }
+    printable(&death.to_string())
 }
 
 /// Returns a duration as people say it.

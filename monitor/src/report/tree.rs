@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::json::{ExitJson, Id, IncompleteJson, MemberJson, SCHEMA};
+use super::json::{Id, IncompleteJson, MemberJson, SCHEMA};
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use crate::ProcessId;
 use crate::kernel::clock::WallClock;
 use crate::kernel::snapshot::Snapshot;
 use crate::proc::{CommandLine, Placement};
+use crate::process::json::ExitJson;
 use crate::tree::{Entry, Live};
 
 /// Characters of a command line that are shown unless all is asked for.

@@ -1,4 +1,4 @@
-//! Starts a command as a child of the nursery: in the process group it belongs to, with the signals
+//! Starts a command as a child of the guardian: in the process group it belongs to, with the signals
 //! as the user's process had them, and not outliving its parent.
 
 use std::io;

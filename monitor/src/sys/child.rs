@@ -13,6 +13,7 @@ use rustix::process::{
     set_parent_process_death_signal, setpgid,
 };
 
+use super::check;
 use super::descriptor::keep_on_exec;
 use super::signals::{Before, Mask};
 use super::terminal::set_foreground;
@@ -121,14 +122,26 @@ pub(crate) fn has_children() -> bool {
     retry_on_intr(|| process::waitid(WaitId::All, kinds | all)).is_ok()
 }
 
-/// Returns a child that has changed state, with its raw status; reaps it if it is dead. `None` when
-/// none has.
-pub(crate) fn wait_any() -> Option<(u32, i32)> {
+/// Returns the pid of a child that has changed state, which stays to be taken; `None` when none has.
+pub(crate) fn changed() -> Option<u32> {
+    let kinds = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: integers and pointers that are not followed; all zero is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` lives until the call returns. It does not sleep, so no signal interrupts it.
+    check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, kinds) }.into()).ok()?;
+    // SAFETY: the call has filled in the fields of a child, or left all of it zero.
+    let pid = unsafe { info.si_pid() };
+    u32::try_from(pid).ok().filter(|pid| *pid != 0)
+}
+
+/// Takes the change of a child, and reaps it if it is dead; returns its status as `wait(2)` gives it.
+/// `None` when it has not changed.
+pub(crate) fn take_change(pid: u32) -> Option<i32> {
     let kinds = WaitOptions::NOHANG | WaitOptions::UNTRACED;
     let all = WaitOptions::from_bits_retain(libc::__WALL.cast_unsigned());
-    let (pid, status) = retry_on_intr(|| process::wait(kinds | all)).ok()??;
-    let pid = pid.as_raw_nonzero().get().cast_unsigned();
-    Some((pid, status.as_raw()))
+    let pid = Pid::from_raw(pid.cast_signed());
+    let (_, status) = retry_on_intr(|| process::waitpid(pid, kinds | all)).ok()??;
+    Some(status.as_raw())
 }
 
 /// Waits until a child is dead, and reaps it.

@@ -9,10 +9,9 @@ use crate::ProcessId;
 use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
 use crate::loss::Loss;
-use crate::process::{Process, signal_name};
-use crate::report::json::{
-    ExitJson, Id, MemberJson, ProcessJson, SCHEMA, SenderJson, WhoJson, is_false,
-};
+use crate::process::json::ExitJson;
+use crate::process::{Process, Sender, Who, signal_name};
+use crate::report::json::{Id, MemberJson, ProcessJson, SCHEMA, is_false};
 use crate::session::{Ghost, Start};
 use crate::watch::{Happening, What};
 
@@ -21,7 +20,7 @@ struct SignalJson {
     signal: u32,
     signal_name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sender: Option<SenderJson>,
+    sender: Option<Sender>,
 }
 
 #[derive(Serialize)]
@@ -43,7 +42,7 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<ProcessJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    creator: Option<WhoJson>,
+    creator: Option<Who>,
     #[serde(skip_serializing_if = "Option::is_none")]
     signal: Option<SignalJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,7 +50,7 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     age_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    orphans: Option<Vec<WhoJson>>,
+    orphans: Option<Vec<Who>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     class: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,7 +90,7 @@ struct SummaryJson {
     seen: u64,
     exits: BTreeMap<&'static str, u64>,
     alive: u64,
-    orphans: Vec<WhoJson>,
+    orphans: Vec<Who>,
     lost_events: u64,
     resynced: u64,
 }
@@ -167,7 +166,7 @@ impl Stream {
     pub(super) fn happening(&mut self, happening: &Happening, parent: Option<u32>) -> String {
         let mut line = self.line(word(&happening.what), happening.at_ns);
         line.process = Some((&happening.process).into());
-        line.creator = happening.creator.as_ref().map(Into::into);
+        line.creator.clone_from(&happening.creator);
         line.resynced = happening.resynced;
         match &happening.what {
             What::Fork | What::Exec => {}
@@ -175,12 +174,12 @@ impl Stream {
                 line.signal = Some(SignalJson {
                     signal: *signal,
                     signal_name: signal_name(*signal),
-                    sender: sender.as_ref().map(Into::into),
+                    sender: sender.clone(),
                 });
             }
             What::Exit { death, orphans } => {
                 line.exit = death.as_ref().map(Into::into);
-                line.orphans = Some(orphans.iter().map(Into::into).collect());
+                line.orphans = Some(orphans.clone());
                 line.age_ms = happening.age_ms();
             }
             What::Gone { after_ns } => line.after_us = after_ns.map(|after| after / 1_000),
@@ -270,7 +269,7 @@ impl Stream {
                 seen: totals.seen,
                 exits,
                 alive: summary.alive,
-                orphans: summary.orphans.iter().map(Into::into).collect(),
+                orphans: summary.orphans.clone(),
                 lost_events: summary.lost_events,
                 resynced: totals.resynced,
             }),

@@ -12,7 +12,8 @@ use std::os::fd::OwnedFd;
 
 use crate::ProcessId;
 use crate::proc::{self, Stat};
-use crate::sys::pidfd;
+use crate::process::Death;
+use crate::sys::{child, pidfd};
 
 /// Processes of one walk. Children that are not reached become ours when their parents die, and
 /// the next walk meets them.
@@ -27,7 +28,7 @@ pub(crate) struct Descendant {
 }
 
 impl Descendant {
-    /// The process that has this pid now, and its state after the descriptor was opened. Fails when nobody
+    /// Opens the process that has this pid now; returns also its state after that. Fails when nobody
     /// has it.
     pub(super) fn open(pid: u32) -> io::Result<(Self, Stat)> {
         let pidfd = pidfd::open(pid)?;
@@ -36,7 +37,7 @@ impl Descendant {
         Ok((Self { id, pidfd }, stat))
     }
 
-    /// Sends a signal to exactly this process; whether there was somebody to send it to.
+    /// Sends a signal to exactly this process; returns whether there was somebody to send it to.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<bool> {
         match pidfd::send_signal(&self.pidfd, signal) {
             Ok(()) => Ok(true),
@@ -45,7 +46,7 @@ impl Descendant {
         }
     }
 
-    /// Its `comm`, if it is still there.
+    /// Returns its `comm`, if it is still there.
     pub(crate) fn name(&self) -> Option<String> {
         proc::name(self.id.pid)
     }
@@ -57,9 +58,9 @@ impl Descendant {
     }
 }
 
-/// What is alive below this process, each parent before its children; for signals. Who is orphaned
-/// meanwhile may be missed, and is met by the next walk; for a list there is [`super::census`].
-/// `except` and what is below it are left out.
+/// Returns what is alive below this process, each parent before its children; for signals. Who is
+/// orphaned meanwhile may be missed, and is met by the next walk; for a list there is
+/// [`super::census`]. `except` and what is below it are left out.
 pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
     let own = std::process::id();
     let mut table = Children::default();
@@ -85,8 +86,8 @@ pub(crate) fn of_this_process(except: Option<u32>) -> Vec<Descendant> {
     found
 }
 
-/// A living child of this process. It is not reaped, so its pid is its own even where `/proc` hides it;
-/// its start is 0 then.
+/// Opens a living child of this process. It is not reaped, so its pid is its own even where `/proc`
+/// hides it; its start is 0 then.
 fn own_child(pid: u32, own: u32) -> Option<Descendant> {
     let pidfd = pidfd::open(pid).ok()?;
     let stat = proc::stat(pid);
@@ -98,14 +99,14 @@ fn own_child(pid: u32, own: u32) -> Option<Descendant> {
     (!child.is_gone()).then_some(child)
 }
 
-/// The living process with this pid, if `parent` is its parent.
+/// Opens the living process with this pid, if `parent` is its parent.
 fn verified(pid: u32, parent: u32) -> Option<Descendant> {
     let (descendant, stat) = Descendant::open(pid).ok()?;
     (stat.parent == parent && !descendant.is_gone()).then_some(descendant)
 }
 
-/// Whether this process has no child but this one, the dead counted: then nothing else is below it.
-/// False as well where the kernel keeps no lists of children.
+/// Returns whether this process has no child but this one, the dead counted: then nothing else is
+/// below it. False as well where the kernel keeps no lists of children.
 pub(crate) fn has_only(child: Option<u32>) -> bool {
     let listed = proc::children(std::process::id());
     listed.is_some_and(|pids| pids.into_iter().all(|pid| Some(pid) == child))
@@ -138,6 +139,41 @@ impl Children {
         all.and_then(|all| all.get(&parent))
             .cloned()
             .unwrap_or_default()
+    }
+}
+
+/// A child of this process that has changed state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reaped {
+    /// Its identity, as exact as `/proc` gives it; the start is 0 where `/proc` hides it.
+    pub(crate) id: ProcessId,
+    /// Its status as `wait(2)` gives it.
+    pub(crate) status: i32,
+}
+
+impl Reaped {
+    /// Returns the signal that has stopped it; `None` if it is dead.
+    pub(crate) fn stopped_by(&self) -> Option<i32> {
+        libc::WIFSTOPPED(self.status).then(|| libc::WSTOPSIG(self.status))
+    }
+
+    /// Returns how it died; `None` if it is stopped.
+    pub(crate) fn death(&self) -> Option<Death> {
+        let is_dead = self.stopped_by().is_none();
+        is_dead.then(|| Death::from_wait_status(self.status))
+    }
+}
+
+/// Returns a child that has changed state, and reaps it if it is dead; `None` when none has.
+pub(crate) fn reap() -> Option<Reaped> {
+    loop {
+        let pid = child::changed()?;
+        // Before it is reaped: until then nobody else can have its pid.
+        let id = proc::identify(pid).unwrap_or(ProcessId::new(pid, 0));
+        // None if it goes on again.
+        if let Some(status) = child::take_change(pid) {
+            return Some(Reaped { id, status });
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who is below this process, for a list that is shown to somebody.
+//! Lists what is below this process, for somebody to see.
 //!
 //! A walk from parents to children can miss a process that is orphaned meanwhile: its new parent has
 //! been visited already. A signal does not care, because the next walk meets it; a list does. So here
@@ -9,16 +9,17 @@
 //! - A parent is older than its child, also one that has adopted it. So a parent that is not in the
 //!   table, or is younger there than its child, has died since, and the child's link is read again.
 //!
-//! Who lives as long as one look takes is in it. Whether the tree stood still meanwhile is told by a
-//! second look that sees the same: the same alive, who still are at its end, and the same dead. Whoever
-//! was born and not seen was born of one that was seen alive and has died since, so there is a difference.
+//! A look lists every process that is alive for its whole duration. A second look that sees the same
+//! proves that the tree stood still meanwhile: the same alive, who still are at its end, and the same
+//! dead. Whoever was born and not seen was born of one that was seen alive and has died since, so
+//! there is a difference.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::descendants::Descendant;
+use super::walk::Descendant;
 use crate::proc;
 
 /// How long a tree may go on changing before what was seen last is the answer.
@@ -57,7 +58,7 @@ struct Look {
     is_torn: bool,
 }
 
-/// Looks until the tree below this process stands still. `except` and what is below it are left out.
+/// Looks until the tree below this process stands still; returns what was seen. `except` and what is below it are left out.
 pub(crate) fn take(except: Option<u32>) -> Census {
     let begun = Instant::now();
     let mut before: Option<Look> = None;
@@ -87,7 +88,7 @@ pub(crate) fn take(except: Option<u32>) -> Census {
     }
 }
 
-/// Fails when a directory cannot be read, or no descriptor is left.
+/// Looks once. Fails when a directory cannot be read, or no descriptor is left.
 fn look(except: Option<u32>) -> io::Result<Look> {
     let own = std::process::id();
     let mut links = Links::read()?;
@@ -184,7 +185,7 @@ impl<Read: Fn(u32) -> Option<Link>> Links<Read> {
         }
     }
 
-    /// Whether the links lead from `pid` up to `root`, and not by way of `except`.
+    /// Returns whether the links lead from `pid` up to `root`, and not by way of `except`.
     fn lead_to(&mut self, root: u32, pid: u32, except: Option<u32>) -> bool {
         if pid == root {
             return false;

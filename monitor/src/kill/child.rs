@@ -10,12 +10,11 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::message::Order;
-use crate::kernel::{LoadOptions, Tracker};
-use crate::kill::{KillOptions, kill_tree};
-use crate::report;
+use super::exact::{KillError, KillOptions, kill_blocking};
+use super::outcome::{Order, Outcome};
+use crate::loss::Loss;
 use crate::sys::child;
 use crate::sys::descriptor::close_all_but;
 use crate::sys::priority::go_first;
@@ -26,6 +25,23 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of a report at most: far more than the processes of any host need.
 const REPORT_BYTES_MAX: u64 = 64 << 20;
+
+/// What the killer has to report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Report {
+    /// What became of the processes.
+    pub(super) outcome: Outcome,
+    /// What makes that incomplete.
+    pub(super) losses: Vec<Loss>,
+}
+
+/// What goes through the pipe.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Said {
+    Killed(Report),
+    Failed(String),
+}
 
 /// A killer at work.
 #[derive(Debug)]
@@ -52,24 +68,25 @@ impl Killer {
         drop(read);
         let write = close_all_but(write);
         child::set_name(c"lifemon-killer");
-        let report = match kill_below(root, order) {
-            Ok(report) => report,
-            Err(error) => json!({ "error": format!("{error:#}") }).to_string(),
+        let said = match kill_below(root, order) {
+            Ok(report) => Said::Killed(report),
+            Err(error) => Said::Failed(error.to_string()),
         };
-        let _ = File::from(write).write_all(report.as_bytes());
+        // A parent that is gone needs no report.
+        let _ = serde_json::to_vec(&said).map(|bytes| File::from(write).write_all(&bytes));
         child::exit(0)
     }
 
-    /// The pipe, to wait for.
+    /// Returns the pipe, to wait for.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
 
-    /// Reads on, when there is something to read; the report once it is whole.
-    pub(super) fn read(&mut self) -> Option<Result<Value, String>> {
+    /// Reads on, when there is something to read; returns the report once it is whole.
+    pub(super) fn read(&mut self) -> Option<Result<Report, String>> {
         let mut bytes = [0; 8 << 10];
         match self.pipe.read(&mut bytes) {
-            Ok(0) => Some(self.parse()),
+            Ok(0) => Some(parse(&self.text)),
             Ok(count) => {
                 self.text.extend(&bytes[..count]);
                 let is_long = self.text.len() as u64 > REPORT_BYTES_MAX;
@@ -80,15 +97,6 @@ impl Killer {
         }
     }
 
-    fn parse(&self) -> Result<Value, String> {
-        let report: Value = serde_json::from_slice(&self.text)
-            .map_err(|_| "the killer ended without a report".to_owned())?;
-        match report.get("error").and_then(Value::as_str) {
-            Some(error) => Err(error.to_owned()),
-            None => Ok(report),
-        }
-    }
-
     /// Ends it.
     pub(super) fn stop(&self) {
         // An unreaped child of ours: its pid is nobody else's.
@@ -96,31 +104,49 @@ impl Killer {
     }
 }
 
-/// Kills what is below `root`, the parent of this process; the report as JSON.
-fn kill_below(root: u32, order: Order) -> anyhow::Result<String> {
+fn parse(text: &[u8]) -> Result<Report, String> {
+    match serde_json::from_slice(text) {
+        Ok(Said::Killed(report)) => Ok(report),
+        Ok(Said::Failed(why)) => Err(why),
+        Err(_) => Err("the killer ended without a report".to_owned()),
+    }
+}
+
+/// Kills what is below `root`, the parent of this process.
+fn kill_below(root: u32, order: Order) -> Result<Report, KillError> {
     go_first();
-    let tracker = Tracker::open_or_load(&LoadOptions::default())?;
-    let snapshot = tracker.snapshot()?;
-    let root = snapshot.live(root).map(|(id, _)| *id);
-    let root = root.filter(|root| parent_id() == root.pid);
-    let Some(root) = root else {
-        anyhow::bail!("the process that asked for it is gone");
-    };
-    let options = KillOptions {
+    let is_parent = |root: crate::ProcessId| parent_id() == root.pid;
+    let report = kill_blocking(root, is_parent, |root| KillOptions {
         first_signal: order
             .signal
             .and_then(|number| Signal::try_from(number).ok()),
         grace: order.grace,
         timeout: TIMEOUT,
         protected: vec![root],
-        dry_run: false,
         // It is an ancestor of this process, and protected.
         force: true,
-        release: None,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let report = runtime.block_on(kill_tree(tracker, root, &options))?;
-    Ok(report::kill::json(&report, false)?)
+        ..KillOptions::default()
+    })?;
+    Ok(Report {
+        outcome: report.outcome,
+        losses: report.losses,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_understood_and_silence_is_no_report() {
+        let report = Report {
+            outcome: Outcome::default(),
+            losses: vec![Loss::NoHistory, Loss::RingFull],
+        };
+        let bytes = |said: &Said| serde_json::to_vec(said).unwrap();
+        assert_eq!(parse(&bytes(&Said::Killed(report.clone()))), Ok(report));
+        let failed = Said::Failed("no privileges".to_owned());
+        assert_eq!(parse(&bytes(&failed)), Err("no privileges".to_owned()));
+        assert!(parse(b"").is_err());
+    }
 }
