@@ -76,7 +76,8 @@ impl Guard {
     }
 }
 
-/// As [`Guard::check`]; the identity of this process, which is never killed.
+/// As [`Guard::check`]; returns the identity of this process, which is never killed.
+#[cfg(feature = "cli")]
 pub(crate) fn check(
     root: ProcessId,
     snapshot: &Snapshot,
