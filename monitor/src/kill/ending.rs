@@ -55,7 +55,7 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    /// Begins. This process must have one thread only.
+    /// Starts an ending. This process must have one thread only.
     pub(crate) fn begin(order: Order) -> Self {
         let mut ending = Self {
             order,

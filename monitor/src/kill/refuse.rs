@@ -55,12 +55,12 @@ impl Guard {
         }
     }
 
-    /// This process.
+    /// Returns this process.
     pub(crate) fn own(&self) -> ProcessId {
         self.own
     }
 
-    /// Whether the tree of `root` may be killed.
+    /// Checks that the tree of `root` may be killed.
     pub(crate) fn check(&self, root: ProcessId, force: bool) -> Result<(), KillRefusal> {
         if root.pid == 1 {
             return Err(KillRefusal::Init);
@@ -76,7 +76,7 @@ impl Guard {
     }
 }
 
-/// As [`Guard::check`]; the identity of this process, which is never killed.
+/// Checks as [`Guard::check`] does; returns this process, which is never killed.
 pub(crate) fn check(
     root: ProcessId,
     snapshot: &Snapshot,
@@ -87,7 +87,7 @@ pub(crate) fn check(
     Ok(guard.own())
 }
 
-/// Everybody above `pid` by the parents that `/proc` shows.
+/// Returns everybody above `pid` by the parents that `/proc` shows.
 fn parents_of(pid: u32) -> HashSet<u32> {
     let mut parents = HashSet::new();
     let mut at = pid;

@@ -142,7 +142,7 @@ pub fn done(report: &KillReport) -> String {
     text
 }
 
-/// GPU memory of the killed.
+/// Writes what became of the GPU memory of the killed.
 fn gpu(text: &mut String, release: &Release) {
     if let Some(longest) = release.released.iter().map(|released| released.after).max() {
         let ms = longest.as_secs_f64() * 1e3;

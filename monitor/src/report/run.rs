@@ -1,5 +1,5 @@
-//! What a command has left behind: nothing is printed where nothing was left, otherwise a few lines,
-//! and one JSON object on request.
+//! What a command has left behind: nothing is printed where nothing was left, otherwise a few
+//! lines, and one JSON object on request.
 
 use std::fmt::Write as _;
 
