@@ -1,5 +1,5 @@
 //! What lifemon says about one process, decoded from records and events: names, deaths, signals.
-//! Pure: no I/O, no clock. [`json`] is how it is printed and sent.
+//! Pure: no I/O, no clock. `json` is how it is printed and sent.
 
 pub(crate) mod json;
 
@@ -92,6 +92,7 @@ impl Died {
 /// Who sent a signal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "json::SenderJson", try_from = "json::SenderJson")]
+#[non_exhaustive]
 pub enum Sender {
     /// A process.
     Process(Who),

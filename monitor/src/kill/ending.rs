@@ -262,7 +262,7 @@ impl Ending {
             survivors,
             complete: incomplete.is_empty(),
             incomplete,
-            elapsed_ms: self.begun.elapsed().as_secs_f64() * 1e3,
+            elapsed: self.begun.elapsed(),
         }
     }
 }

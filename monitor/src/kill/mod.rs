@@ -1,16 +1,16 @@
 //! Every way to end a tree: all of its processes, nobody else, and the proof that it has ended.
 //!
-//! - With eBPF ([`exact`]): the tree to kill is a watched tree of its own, with its own live
+//! - With eBPF (`exact`): the tree to kill is a watched tree of its own, with its own live
 //!   counter. It is condemned; from then on what its members create is condemned as well, and the
 //!   closer kills each of them on its next return from a system call (I4). What never calls the
-//!   kernel is met by the killing passes over the membership map ([`force`]), each signal through
-//!   the sandwich of [`strike`] (I3). The counter at 0 is the proof (I2).
-//! - Without privileges ([`below`]): everything below a subreaper is found by walking ([`walk`])
-//!   and signalled through descriptors that were verified; [`census`] lists what has survived.
-//! - What is below this very process ([`ending`]): nobody kills its own tree, so a child does it
-//!   with eBPF ([`child`]), and this process the rest, or all of it where there are no privileges.
+//!   kernel is met by the killing passes over the membership map (`force`), each signal through
+//!   the sandwich of `strike` (I3). The counter at 0 is the proof (I2).
+//! - Without privileges (`below`): everything below a subreaper is found by walking (`walk`)
+//!   and signalled through descriptors that were verified; `census` lists what has survived.
+//! - What is below this very process (`ending`): nobody kills its own tree, so a child does it
+//!   with eBPF (`child`), and this process the rest, or all of it where there are no privileges.
 //!
-//! [`refuse`] says whom lifemon does not kill, [`survivor`] why somebody is still alive,
+//! `refuse` says whom lifemon does not kill, `survivor` why somebody is still alive,
 //! [`outcome`] what is ordered and what came of it.
 //!
 //! Where the root is older than tracking, whoever is older as well belongs by its present parents.

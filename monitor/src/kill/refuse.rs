@@ -1,4 +1,5 @@
-//! Whom lifemon does not kill.
+//! Refuses to kill what must not be killed: the host's init, lifemon itself, and what it was started
+//! from.
 
 use std::collections::HashSet;
 
@@ -13,6 +14,7 @@ const ANCESTORS: usize = 1_024;
 
 /// Why a tree is not killed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum KillRefusal {
     /// The whole host.
     #[error(

@@ -7,11 +7,11 @@
 //! killed, the other notices and has the rest killed: only who kills both at the same time leaves
 //! something behind.
 //!
-//! Both keep processes and give orders; what kills is [`crate::kill::ending`].
+//! Both keep processes and give orders; what kills is `kill::ending`.
 //!
-//! Reading order: [`options`] (what is asked for and what comes of it), [`frame`] and [`message`],
-//! [`spawn`], [`serve`] (the guardian at work), [`guardian`] (its process, as its parent has it),
-//! [`terminal`], [`owner`] (the user's side).
+//! Reading order: `options` (what is asked for and what comes of it), [`frame`] and `message`,
+//! `spawn`, `serve` (the guardian at work), `guardian` (its process, as its parent has it),
+//! `terminal`, `owner` (the user's side).
 
 pub mod frame;
 pub(crate) mod guardian;
