@@ -66,3 +66,27 @@ impl Loss {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_is_the_word_of_the_output() {
+        let all = [
+            Loss::RingFull,
+            Loss::MembersFull,
+            Loss::LineageFull,
+            Loss::MissedRuns,
+            Loss::Unsettled,
+            Loss::SwitchedOff,
+            Loss::NoHistory,
+            Loss::DriverHung,
+            Loss::DriverFailed,
+            Loss::Unreadable,
+        ];
+        for loss in all {
+            assert_eq!(serde_json::to_value(loss).unwrap(), loss.word());
+        }
+    }
+}

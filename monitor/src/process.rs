@@ -1,5 +1,5 @@
 //! What lifemon says about one process, decoded from records and events: names, deaths, signals.
-//! Pure: no I/O, no clock. [`json`] is how it is printed and sent.
+//! Pure: no I/O, no clock. `json` is how it is printed and sent.
 
 pub(crate) mod json;
 
@@ -92,6 +92,7 @@ impl Died {
 /// Who sent a signal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "json::SenderJson", try_from = "json::SenderJson")]
+#[non_exhaustive]
 pub enum Sender {
     /// A process.
     Process(Who),
@@ -115,7 +116,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The word of the output.
+    /// Returns the word of the output.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -128,7 +129,7 @@ impl Cause {
 }
 
 impl Death {
-    /// The exit code, unless a signal ended it.
+    /// Returns the exit code, unless a signal ended it.
     #[must_use]
     pub const fn code(&self) -> Option<u32> {
         if self.unseen || self.signal().is_some() {
@@ -138,7 +139,7 @@ impl Death {
         }
     }
 
-    /// The signal that ended it.
+    /// Returns the signal that ended it.
     #[must_use]
     pub const fn signal(&self) -> Option<u32> {
         match self.status & 0x7f {
@@ -147,13 +148,13 @@ impl Death {
         }
     }
 
-    /// Whether a core was dumped.
+    /// Returns whether a core was dumped.
     #[must_use]
     pub const fn core_dumped(&self) -> bool {
         self.signal().is_some() && self.status & 0x80 != 0
     }
 
-    /// Why it ended.
+    /// Returns why it ended.
     #[must_use]
     pub const fn cause(&self) -> Cause {
         if self.unseen {
@@ -178,7 +179,7 @@ impl Death {
         }
     }
 
-    /// The death that an exit event reports.
+    /// Returns the death that an exit event reports.
     #[must_use]
     pub fn of_event(event: &Event) -> Self {
         Self {
@@ -189,7 +190,7 @@ impl Death {
         }
     }
 
-    /// The death that a ghost's record tells of.
+    /// Returns the death that a ghost's record tells of.
     #[must_use]
     pub fn of_record(record: &Record) -> Self {
         Self {
@@ -239,7 +240,7 @@ impl fmt::Display for Who {
     }
 }
 
-/// Who sent, from the flags and fields of an event or a record.
+/// Returns who sent, from the flags and fields of an event or a record.
 #[must_use]
 pub fn sender(flags: u32, id: ProcessId, name: &[u8; 16]) -> Option<Sender> {
     if flags & SENT_BY_KERNEL != 0 {
@@ -255,7 +256,7 @@ pub fn sender(flags: u32, id: ProcessId, name: &[u8; 16]) -> Option<Sender> {
 }
 
 impl Process {
-    /// The process that an event is about.
+    /// Returns the process that an event is about.
     #[must_use]
     pub fn of_event(event: &Event) -> Self {
         Self {
@@ -269,7 +270,7 @@ impl Process {
         }
     }
 
-    /// The process that a record describes.
+    /// Returns the process that a record describes.
     #[must_use]
     pub fn of_record(id: ProcessId, record: &Record) -> Self {
         Self {
@@ -283,7 +284,7 @@ impl Process {
         }
     }
 
-    /// A process of which nothing but the identity is known.
+    /// Returns a process of which nothing but the identity is known.
     #[must_use]
     pub const fn unknown(id: ProcessId) -> Self {
         Self {
@@ -297,7 +298,7 @@ impl Process {
         }
     }
 
-    /// Identity and name.
+    /// Returns identity and name.
     #[must_use]
     pub fn who(&self) -> Who {
         Who {
@@ -311,7 +312,7 @@ fn known(id: ProcessId) -> Option<ProcessId> {
     (!id.is_none()).then_some(id)
 }
 
-/// A `comm` as text; `None` when it is empty. What is no UTF-8 is replaced.
+/// Returns a `comm` as text; `None` when it is empty. What is no UTF-8 is replaced.
 #[must_use]
 pub fn comm(bytes: &[u8; 16]) -> Option<String> {
     let end = bytes
@@ -321,7 +322,7 @@ pub fn comm(bytes: &[u8; 16]) -> Option<String> {
     (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
-/// `SIGKILL` for 9, and so on; `SIG34` for those without a name.
+/// Returns `SIGKILL` for 9, and so on; `SIG34` for those without a name.
 #[must_use]
 pub fn signal_name(signal: u32) -> String {
     i32::try_from(signal)

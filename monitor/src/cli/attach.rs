@@ -123,8 +123,8 @@ impl Following {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    // Also for who only looks on: where tracepoints can be preempted, a watcher that loses the processor
-    // in the middle of a call on a BPF map lets the kernel skip hooks.
+    // Also for who only looks on: where tracepoints can be preempted, a watcher that loses the
+    // processor in the middle of a call on a BPF map lets the kernel skip hooks.
     crate::sys::priority::go_first();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -204,7 +204,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     close(&mut printer, &session, force.is_some())
 }
 
-/// Once the root is dead, begins to kill the rest of the tree. The tree that dies is the one that is
+/// Begins to kill the rest of the tree once the root is dead. The tree that dies is the one that is
 /// watched, so its deaths are reported like any others.
 fn kill_rest(session: &mut Session) -> Result<Option<Force>, Error> {
     let is_over = session.watcher().counters().live == 0;

@@ -2,8 +2,8 @@
 //! a descriptor that the walk has verified (I3). A walk can miss a process that is orphaned
 //! meanwhile; it is a child of this process then, and the next walk meets it.
 //!
-//! What is known of the dead is gathered here as well: this process reaps its children, and all that
-//! is left behind becomes a child of it unless its own parent reaps it first.
+//! What is known of the dead is gathered here as well: this process reaps its children, and all
+//! that is left behind becomes a child of it unless its own parent reaps it first.
 
 use std::collections::{HashMap, HashSet};
 use std::io;

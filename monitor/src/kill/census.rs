@@ -1,18 +1,18 @@
 //! Lists what is below this process, for somebody to see.
 //!
-//! A walk from parents to children can miss a process that is orphaned meanwhile: its new parent has
-//! been visited already. A signal does not care, because the next walk meets it; a list does. So here
-//! every process of the host is looked at, and of each its parent. Two facts settle it:
+//! A walk from parents to children can miss a process that is orphaned meanwhile: its new parent
+//! has been visited already. A signal does not care, because the next walk meets it; a list does.
+//! So here every process of the host is looked at, and of each its parent. Two facts settle it:
 //!
-//! - Who is below a subreaper stays below it as long as it lives, whoever its parent is. So a link to
-//!   a parent proves the descent, however old the link is, if the parent's descent is proven.
+//! - Who is below a subreaper stays below it as long as it lives, whoever its parent is. So a link
+//!   to a parent proves the descent, however old the link is, if the parent's descent is proven.
 //! - A parent is older than its child, also one that has adopted it. So a parent that is not in the
 //!   table, or is younger there than its child, has died since, and the child's link is read again.
 //!
-//! A look lists every process that is alive for its whole duration. A second look that sees the same
-//! proves that the tree stood still meanwhile: the same alive, who still are at its end, and the same
-//! dead. Whoever was born and not seen was born of one that was seen alive and has died since, so
-//! there is a difference.
+//! A look lists every process that is alive for its whole duration. A second look that sees the
+//! same proves that the tree stood still meanwhile: the same alive, who still are at its end, and
+//! the same dead. Whoever was born and not seen was born of one that was seen alive and has died
+//! since, so there is a difference.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -58,7 +58,8 @@ struct Look {
     is_torn: bool,
 }
 
-/// Looks until the tree below this process stands still; returns what was seen. `except` and what is below it are left out.
+/// Looks until the tree below this process stands still; returns what was seen. `except` and what
+/// is below it are left out.
 pub(crate) fn take(except: Option<u32>) -> Census {
     let begun = Instant::now();
     let mut before: Option<Look> = None;

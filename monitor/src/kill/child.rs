@@ -26,7 +26,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a report at most: far more than the processes of any host need.
 const REPORT_BYTES_MAX: u64 = 64 << 20;
 
-/// What the killer has to report.
+/// The killer's report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Report {
     /// What became of the processes.
@@ -35,10 +35,10 @@ pub(super) struct Report {
     pub(super) losses: Vec<Loss>,
 }
 
-/// What goes through the pipe.
+/// The message that goes through the pipe.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Said {
+enum Message {
     Killed(Report),
     Failed(String),
 }
@@ -68,12 +68,12 @@ impl Killer {
         drop(read);
         let write = close_all_but(write);
         child::set_name(c"lifemon-killer");
-        let said = match kill_below(root, order) {
-            Ok(report) => Said::Killed(report),
-            Err(error) => Said::Failed(error.to_string()),
+        let message = match kill_below(root, order) {
+            Ok(report) => Message::Killed(report),
+            Err(error) => Message::Failed(error.to_string()),
         };
         // A parent that is gone needs no report.
-        let _ = serde_json::to_vec(&said).map(|bytes| File::from(write).write_all(&bytes));
+        let _ = serde_json::to_vec(&message).map(|bytes| File::from(write).write_all(&bytes));
         child::exit(0)
     }
 
@@ -106,8 +106,8 @@ impl Killer {
 
 fn parse(text: &[u8]) -> Result<Report, String> {
     match serde_json::from_slice(text) {
-        Ok(Said::Killed(report)) => Ok(report),
-        Ok(Said::Failed(why)) => Err(why),
+        Ok(Message::Killed(report)) => Ok(report),
+        Ok(Message::Failed(why)) => Err(why),
         Err(_) => Err("the killer ended without a report".to_owned()),
     }
 }
@@ -138,14 +138,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_understood_and_silence_is_no_report() {
+    fn what_is_written_is_read_and_nothing_is_no_report() {
         let report = Report {
             outcome: Outcome::default(),
             losses: vec![Loss::NoHistory, Loss::RingFull],
         };
-        let bytes = |said: &Said| serde_json::to_vec(said).unwrap();
-        assert_eq!(parse(&bytes(&Said::Killed(report.clone()))), Ok(report));
-        let failed = Said::Failed("no privileges".to_owned());
+        let bytes = |message: &Message| serde_json::to_vec(message).unwrap();
+        assert_eq!(parse(&bytes(&Message::Killed(report.clone()))), Ok(report));
+        let failed = Message::Failed("no privileges".to_owned());
         assert_eq!(parse(&bytes(&failed)), Err("no privileges".to_owned()));
         assert!(parse(b"").is_err());
     }

@@ -55,7 +55,7 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    /// Begins. This process must have one thread only.
+    /// Starts an ending. This process must have one thread only.
     pub(crate) fn begin(order: Order) -> Self {
         let mut ending = Self {
             order,
@@ -262,7 +262,7 @@ impl Ending {
             survivors,
             complete: incomplete.is_empty(),
             incomplete,
-            elapsed_ms: self.begun.elapsed().as_secs_f64() * 1e3,
+            elapsed: self.begun.elapsed(),
         }
     }
 }

@@ -84,8 +84,8 @@ pub enum KillError {
 
 /// Kills the tree of `root`, which may be a ghost: then its descendants die.
 ///
-/// Dropping the future gives everything back: nothing stays condemned, and nothing attached. Signals
-/// that were sent stay sent.
+/// Dropping the future gives everything back: nothing stays condemned, and nothing attached.
+/// Signals that were sent stay sent.
 ///
 /// # Errors
 /// [`KillError`]. Survivors are no error: the report has them.
@@ -145,7 +145,8 @@ pub async fn kill_trees(
 }
 
 /// Kills the tree of `id`, which may be exact to a clock tick, on a thread of its own: the kill
-/// raises the priority of its thread, and keeps it busy, so it is not for threads that serve others.
+/// raises the priority of its thread, and keeps it busy, so it is not for threads that serve
+/// others.
 ///
 /// # Errors
 /// As [`kill_tree`].

@@ -1,6 +1,6 @@
 //! SIGKILL to every member of a condemned tree: the closer, and beside it the killing passes over
-//! the membership map (I4). The one loop of every kill with eBPF: what happens to the tree meanwhile
-//! is handed on.
+//! the membership map (I4). The one loop of every kill with eBPF: what happens to the tree
+//! meanwhile is handed on.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -86,8 +86,8 @@ impl Force {
         self
     }
 
-    /// Kills until no member can run, or until `until`; hands on what the session reports meanwhile.
-    /// Returns whether the tree is extinct.
+    /// Kills until no member can run, or until `until`; hands on what the session reports
+    /// meanwhile. Returns whether the tree is extinct.
     ///
     /// # Errors
     /// When a map cannot be read.
@@ -186,8 +186,8 @@ impl Force {
         Ok(found)
     }
 
-    /// Notes a member that is still one although its record was not found to be live: it never had a
-    /// record, or is in the middle of its death. Nothing proves who it is, so only the closer can
+    /// Notes a member that is still one although its record was not found to be live: it never had
+    /// a record, or is in the middle of its death. Nothing proves who it is, so only the closer can
     /// end it.
     fn doubt(&mut self, id: ProcessId) {
         if let Some(index) = self.already_dying.iter().position(|dying| *dying == id) {

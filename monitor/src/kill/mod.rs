@@ -1,24 +1,25 @@
 //! Every way to end a tree: all of its processes, nobody else, and the proof that it has ended.
 //!
-//! - With eBPF ([`exact`]): the tree to kill is a watched tree of its own, with its own live counter.
-//!   It is condemned; from then on what its members create is condemned as well, and the closer kills
-//!   each of them on its next return from a system call (I4). What never calls the kernel is met by
-//!   the killing passes over the membership map ([`force`]), each signal through the sandwich of
-//!   [`strike`] (I3). The counter at 0 is the proof (I2).
-//! - Without privileges ([`below`]): everything below a subreaper is found by walking ([`walk`]) and
-//!   signalled through descriptors that were verified; [`census`] lists what has survived.
-//! - What is below this very process ([`ending`]): nobody kills its own tree, so a child does it with
-//!   eBPF ([`child`]), and this process the rest, or all of it where there are no privileges.
+//! - With eBPF (`exact`): the tree to kill is a watched tree of its own, with its own live
+//!   counter. It is condemned; from then on what its members create is condemned as well, and the
+//!   closer kills each of them on its next return from a system call (I4). What never calls the
+//!   kernel is met by the killing passes over the membership map (`force`), each signal through
+//!   the sandwich of `strike` (I3). The counter at 0 is the proof (I2).
+//! - Without privileges (`below`): everything below a subreaper is found by walking (`walk`)
+//!   and signalled through descriptors that were verified; `census` lists what has survived.
+//! - What is below this very process (`ending`): nobody kills its own tree, so a child does it
+//!   with eBPF (`child`), and this process the rest, or all of it where there are no privileges.
 //!
-//! [`refuse`] says whom lifemon does not kill, [`survivor`] why somebody is still alive, [`outcome`]
-//! what is ordered and what came of it.
+//! `refuse` says whom lifemon does not kill, `survivor` why somebody is still alive,
+//! [`outcome`] what is ordered and what came of it.
 //!
 //! Where the root is older than tracking, whoever is older as well belongs by its present parents.
-//! That takes in no stranger: an orphan goes to an ancestor of its (a subreaper), so what the root or
-//! a member has adopted descends from it. There are two exceptions. Process 1 adopts everybody, and
-//! is refused. The init of a pid namespace adopts what a process outside has put into its namespace,
-//! and takes that along when it dies, whoever kills it. What is missed are orphans that went to
-//! somebody above the root before tracking began: the report says that the root was inferred.
+//! That takes in no stranger: an orphan goes to an ancestor of its (a subreaper), so what the root
+//! or a member has adopted descends from it. There are two exceptions. Process 1 adopts everybody,
+//! and is refused. The init of a pid namespace adopts what a process outside has put into its
+//! namespace, and takes that along when it dies, whoever kills it. What is missed are orphans that
+//! went to somebody above the root before tracking began: the report says that the root was
+//! inferred.
 //!
 //! What holds a process that has SIGKILL pending, held against everybody: a wait in the kernel that
 //! is not interruptible, a frozen cgroup of version 1, a tracer that stops it in its exit. Such a

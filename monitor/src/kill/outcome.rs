@@ -7,7 +7,7 @@
 //! - [`Outcome`] is the three lists together. The child that kills with eBPF reports one to its
 //!   parent, and the guardian reports one to its owner for each tree that it was asked to kill.
 //! - [`KillReport`] is what an exact kill returns: an outcome, and the proof.
-//! - [`Order`] asks for the end of everything below a process, [`Rest`] says what became of that:
+//! - `Order` asks for the end of everything below a process, [`Rest`] says what became of that:
 //!   it joins what the child has reported with what its parent has seen itself.
 //!
 //! Two processes are never taken for one because of their pid (I3). An identity that came from
@@ -27,6 +27,7 @@ use crate::process::{Death, Process, Who, is_same_process, json};
 
 /// The process that an outcome is about, as it can be named when it is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Subject {
     /// Its identity.
     #[serde(flatten, with = "json::id")]
@@ -187,7 +188,7 @@ impl KillReport {
 }
 
 /// What became of the GPU memory of the killed.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Release {
     /// Those that held some and have given it back.
@@ -199,20 +200,23 @@ pub struct Release {
 }
 
 /// A dead process whose GPU memory is released.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Released {
     /// Which.
+    #[serde(flatten, with = "json::id")]
     pub id: ProcessId,
     /// Since it began to die.
+    #[serde(rename = "after_ms", with = "json::ms")]
     pub after: Duration,
 }
 
 /// A dead process that still holds GPU memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Held {
     /// Which.
+    #[serde(flatten, with = "json::id")]
     pub id: ProcessId,
     /// What it is doing.
     pub state: String,
@@ -252,7 +256,7 @@ impl Way {
 }
 
 /// What became of what was left behind.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Rest {
     /// How it was done.
@@ -270,7 +274,8 @@ pub struct Rest {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub incomplete: Vec<String>,
     /// From the order until the end.
-    pub elapsed_ms: f64,
+    #[serde(rename = "elapsed_ms", with = "json::ms")]
+    pub elapsed: Duration,
 }
 
 #[cfg(test)]
@@ -323,7 +328,7 @@ mod tests {
             )],
             complete: true,
             incomplete: Vec::new(),
-            elapsed_ms: 1.5,
+            elapsed: Duration::from_micros(1_500),
         };
         let value = serde_json::to_value(&rest).unwrap();
         assert_eq!(
@@ -341,6 +346,32 @@ mod tests {
             })
         );
         assert_eq!(serde_json::from_value::<Rest>(value).unwrap(), rest);
+    }
+
+    #[test]
+    fn a_release_names_who_holds_and_since_when_it_is_released() {
+        let id = ProcessId::new(77, 5);
+        let release = Release {
+            released: vec![Released {
+                id,
+                after: Duration::from_micros(2_500),
+            }],
+            held: vec![Held {
+                id,
+                state: "state D".to_owned(),
+            }],
+            hung: false,
+        };
+        let value = serde_json::to_value(&release).unwrap();
+        assert_eq!(
+            value,
+            json!({
+                "released": [{"pid": 77, "start_ns": 5, "after_ms": 2.5}],
+                "held": [{"pid": 77, "start_ns": 5, "state": "state D"}],
+                "hung": false,
+            })
+        );
+        assert_eq!(serde_json::from_value::<Release>(value).unwrap(), release);
     }
 
     #[test]

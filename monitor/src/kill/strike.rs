@@ -1,9 +1,10 @@
 //! One signal to exactly one process.
 //!
-//! The race: a pid can be free and taken again between the look and the signal. The sandwich settles
-//! it: the process is a living member (the reading of the map that named it is this first look), the
-//! descriptor is opened, the record is *still* live. A record stops being live before its pid can be
-//! used again (I2), so the descriptor is that process's, and the signal goes through the descriptor.
+//! The race: a pid can be free and taken again between the look and the signal. The sandwich
+//! settles it: the process is a living member (the reading of the map that named it is this first
+//! look), the descriptor is opened, the record is *still* live. A record stops being live before
+//! its pid can be used again (I2), so the descriptor is that process's, and the signal goes through
+//! the descriptor.
 
 use std::os::fd::OwnedFd;
 
@@ -52,7 +53,8 @@ pub(super) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result
     }
 }
 
-/// A member without a record (the lineage map was full) is never struck: nothing proves who it is.
+/// Returns whether its record is live. A member without a record (the lineage map was full) is
+/// never struck: nothing proves who it is.
 fn is_live(tracker: &Tracker, id: ProcessId) -> Result<bool, Error> {
     Ok(tracker
         .record(&id)?

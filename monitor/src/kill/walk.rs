@@ -1,10 +1,10 @@
 //! What is below this process by parents, and exact signals to it, without privileges.
 //!
 //! A child of ours that we have not reaped keeps its pid: a signal to it is exact. Deeper down the
-//! race is settled like this: the pidfd is opened, *then* `/proc` says that this pid's parent is one
-//! that we have verified, *then* that parent is still there. If the pid had changed hands before,
-//! the pidfd is a dead process's and the signal hits nobody. All of it stands on `/proc` being that of
-//! our own pid namespace: where it is not, nothing is found.
+//! race is settled like this: the pidfd is opened, *then* `/proc` says that this pid's parent is
+//! one that we have verified, *then* that parent is still there. If the pid had changed hands
+//! before, the pidfd is a dead process's and the signal hits nobody. All of it stands on `/proc`
+//! being that of our own pid namespace: where it is not, nothing is found.
 
 use std::collections::HashMap;
 use std::io;
@@ -28,8 +28,8 @@ pub(crate) struct Descendant {
 }
 
 impl Descendant {
-    /// Opens the process that has this pid now; returns also its state after that. Fails when nobody
-    /// has it.
+    /// Opens the process that has this pid now; returns also its state after that. Fails when
+    /// nobody has it.
     pub(super) fn open(pid: u32) -> io::Result<(Self, Stat)> {
         let pidfd = pidfd::open(pid)?;
         let stat = proc::stat(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;

@@ -16,7 +16,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::state::{DeadWorker, Shared};
+use super::health::DeadWorker;
+use super::state::Shared;
 pub use crate::supervise::frame::FRAME_BYTES_MAX;
 use crate::supervise::frame::{FrameError, Frames, MessageError};
 use crate::supervise::message::encode;
@@ -157,8 +158,8 @@ impl Connection {
         })
     }
 
-    /// Sends one message. Never waits longer than [`SEND_TIMEOUT`] for the worker. May be dropped. A
-    /// message that was begun by then, or when the time was over, reaches the worker all the same
+    /// Sends one message. Never waits longer than [`SEND_TIMEOUT`] for the worker. May be dropped.
+    /// A message that was begun by then, or when the time was over, reaches the worker all the same
     /// with the next one.
     ///
     /// # Errors
@@ -185,7 +186,7 @@ impl Connection {
         sent.unwrap_or(Err(ConnectionError::Stuck))
     }
 
-    /// The next message. Never hangs on a dead worker. May be dropped and called again.
+    /// Returns the next message. Never hangs on a dead worker. May be dropped and called again.
     ///
     /// # Errors
     /// [`ConnectionError`].
@@ -219,7 +220,7 @@ impl Connection {
         }
     }
 
-    /// The next message, or the error as a message: `{"error":…,"kind":…}`.
+    /// Returns the next message, or the error as a message: `{"error":…,"kind":…}`.
     pub async fn safe_recv(&self) -> Value {
         match self.recv().await {
             Ok(value) => value,
@@ -232,7 +233,7 @@ impl Connection {
         inner.workers.get(self.index)?.death.clone()
     }
 
-    /// The end of the stream can be seen before the death is known.
+    /// Returns the error for the end of the stream, which can be seen before the death is known.
     async fn dead(&self) -> ConnectionError {
         let mut changes = self.shared.changes();
         // The look is not inside the channel's lock: whoever changes something has the other one.

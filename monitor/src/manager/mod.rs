@@ -1,10 +1,11 @@
-//! [`ProcessManager`]: the workers of a server, their deaths the moment they happen, and nothing left
-//! of them when the server ends, however it ends.
+//! [`ProcessManager`]: the workers of a server, their deaths the moment they happen, and nothing
+//! left of them when the server ends, however it ends.
 //!
-//! The workers are children of a *guardian*: this program, executed anew ([`crate::supervise`]), small and alone in its process group. It is a subreaper, so all that
-//! a worker leaves stays below it. Should the server panic, abort or be killed, the guardian kills
-//! everything below itself and ends. Should the guardian be killed, the workers die with it, and with
-//! privileges the monitor kills what they have left; without them that lingers.
+//! The workers are children of a *guardian*: this program, executed anew ([`crate::supervise`]),
+//! small and alone in its process group. It is a subreaper, so all that a worker leaves stays below
+//! it. Should the server panic, abort or be killed, the guardian kills everything below itself and
+//! ends. Should the guardian be killed, the workers die with it, and with privileges the monitor
+//! kills what they have left; without them that lingers.
 //!
 //! | the Python module | here |
 //! |---|---|
@@ -22,11 +23,12 @@
 //! | `safe_recv(conn)` | [`Connection::safe_recv`]; [`Connection::recv`] with typed errors |
 //!
 //! What is known of workers comes from eBPF with privileges ([`Way::Ebpf`]), otherwise from the
-//! guardian, their parent ([`Way::Subreaper`]). A third way would be one more source beside these two
-//! in the monitor.
+//! guardian, their parent ([`Way::Subreaper`]). A third way would be one more source beside these
+//! two in the monitor.
 
 mod connection;
 mod fatal;
+mod health;
 mod monitor;
 mod options;
 mod orphans;
@@ -56,9 +58,10 @@ pub use crate::kill::{Killed, Rest, Subject, Survivor, Way};
 pub use crate::supervise::run_if_asked;
 pub use connection::{Connection, ConnectionError, FRAME_BYTES_MAX, SEND_TIMEOUT, WORKER_FD};
 pub use fatal::{FatalRules, is_fatal_worker_error};
+pub use health::{DeadWorker, GpuHolder, Health, HealthStatus, WorkersDied};
 pub use options::{Options, Policy, WorkerCommand};
 pub use orphans::{Cleaned, Scope, TreeKillError};
-pub use state::{DeadWorker, GpuHolder, Health, HealthStatus, Stop, WorkersDied};
+pub use state::Stop;
 
 /// How long the workers may take to be started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -183,7 +186,7 @@ impl ProcessManager {
             .unwrap_or(Err(StartError::NoAnswer))
     }
 
-    /// Whether all workers live: one atomic load, no system call.
+    /// Checks that all workers live: one atomic load, no system call.
     ///
     /// # Errors
     /// [`WorkersDied`]: which, why, and since when.
@@ -191,7 +194,7 @@ impl ProcessManager {
         self.shared.check()
     }
 
-    /// The answer for a health check.
+    /// Returns the answer for a health check.
     #[must_use]
     pub fn health_status(&self) -> HealthStatus {
         let mut health = self.shared.health();
@@ -208,20 +211,20 @@ impl ProcessManager {
                 .chain(orphans.iter().map(|orphan| orphan.id))
                 .collect()
         };
-        health.gpu = state::gpu(living, &self.options.devices);
+        health.gpu = health::gpu_holders(living, &self.options.devices);
         if is_walked {
             health.orphans = orphans.iter().map(Cleaned::who).collect();
         }
         health
     }
 
-    /// The connection of a worker.
+    /// Returns the connection of a worker.
     #[must_use]
     pub fn connection(&self, worker: usize) -> Option<&Connection> {
         self.connections.get(worker)
     }
 
-    /// Pids of the workers, as far as they were started.
+    /// Returns the pids of the workers, as far as they were started.
     #[must_use]
     pub fn pids(&self) -> Vec<Option<u32>> {
         let inner = self.shared.lock();
@@ -229,14 +232,14 @@ impl ProcessManager {
         workers.map(|worker| worker.id.map(|id| id.pid)).collect()
     }
 
-    /// The guardian's pid.
+    /// Returns the guardian's pid.
     #[must_use]
     pub fn guardian(&self) -> Option<u32> {
         self.shared.lock().guardian
     }
 
-    /// Returns when the server should end: a signal asked for it, or the policy says that monitoring
-    /// is over. For axum's `with_graceful_shutdown`.
+    /// Returns when the server should end: a signal asked for it, or the policy says that
+    /// monitoring is over. For axum's `with_graceful_shutdown`.
     pub async fn stop_asked(&self) -> Stop {
         let (policy, workers) = (self.options.policy, self.shared.workers());
         let mut changes = self.shared.changes();
@@ -261,11 +264,11 @@ impl ProcessManager {
     }
 
     /// Ends the workers: the message, [`Options::shutdown_timeout`], SIGTERM,
-    /// [`Options::kill_timeout`], and then everything that is left is killed. All workers at the same
-    /// time, each step only for those that still live.
+    /// [`Options::kill_timeout`], and then everything that is left is killed. All workers at the
+    /// same time, each step only for those that still live.
     pub async fn shutdown(&self) -> Finished {
         self.shared.ask_to_stop(Stop::Graceful);
-        self.say_shutdown().await;
+        self.send_shutdown().await;
         if !self.all_dead_within(self.options.shutdown_timeout).await {
             for worker in self.alive() {
                 let signal = libc::SIGTERM;
@@ -280,13 +283,13 @@ impl ProcessManager {
         self.end().await
     }
 
-    /// A guard around the server's life.
+    /// Returns a guard around the server's life.
     #[must_use]
     pub fn lifespan(self: &Arc<Self>) -> Lifespan {
         Lifespan(Arc::clone(self))
     }
 
-    async fn say_shutdown(&self) {
+    async fn send_shutdown(&self) {
         let message = json!({ "type": "shutdown" });
         let alive = self.alive();
         let mut sending = Vec::new();
@@ -346,7 +349,8 @@ impl ProcessManager {
         }
     }
 
-    /// Judged at the end: the signal that explains a death can come after it.
+    /// Returns whether the server should exit with 1. Judged at the end: the signal that explains a
+    /// death can come after it.
     fn has_failed(&self) -> bool {
         let change = self.shared.change();
         match change.stop {
@@ -358,20 +362,20 @@ impl ProcessManager {
         }
     }
 
-    /// Until the guardian is gone, and what it may have left.
+    /// Waits until the guardian is gone, and what it may have left.
     async fn over(&self) {
         let mut changes = self.shared.changes();
         let over = changes.wait_for(|change| change.is_over);
         let _ = timeout(TREE_KILL_TIMEOUT, over).await;
     }
 
-    /// A monitor that does not hear is one whose work is done.
+    /// Sends the guardian a request. A monitor that does not take it is one whose work is done.
     fn ask(&self, request: Request) {
         let _ = self.asks.send(Ask::Guardian(request));
     }
 
-    /// Has the guardian kill one process below itself and what is below that; returns what became of
-    /// them. Nobody was killed where the guardian does not answer.
+    /// Has the guardian kill one process below itself and what is below that; returns what became
+    /// of them. Nobody was killed where the guardian does not answer.
     async fn kill_below(&self, id: ProcessId) -> Outcome {
         let (answer, answered) = oneshot::channel();
         let _ = self.asks.send(Ask::Kill(id, answer));
@@ -385,7 +389,7 @@ impl ProcessManager {
 pub struct Lifespan(Arc<ProcessManager>);
 
 impl Lifespan {
-    /// As [`ProcessManager::stop_asked`], for as long as this is not dropped.
+    /// Waits as [`ProcessManager::stop_asked`] does, for as long as this is not dropped.
     pub async fn stop_asked(self) {
         self.0.stop_asked().await;
     }

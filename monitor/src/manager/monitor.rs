@@ -1,5 +1,5 @@
-//! The monitor: a thread of its own that hears the guardian, the kernel's events and the signals, so
-//! that a busy server delays nothing. What it learns goes into [`Shared`].
+//! The monitor: a thread of its own that hears the guardian, the kernel's events and the signals,
+//! so that a busy server delays nothing. What it learns goes into [`Shared`].
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -119,7 +119,7 @@ impl Monitor {
             .unwrap_or_else(|_| Err(io::Error::other("the monitor has ended")))
     }
 
-    /// Until the guardian is gone.
+    /// Works until the guardian is gone.
     async fn run(mut self, mut signals: Signals, brief: Vec<u8>, use_ebpf: bool) -> Signals {
         if use_ebpf {
             let load = || Tracker::open_or_load(&LoadOptions::default());
@@ -193,7 +193,8 @@ impl Monitor {
                     let _ = self.kills.swap_remove(at).answer.send(outcome);
                 }
             }
-            // It has ended when the guardian itself is gone: that is the next and last thing it does.
+            // It has ended when the guardian itself is gone: that is the next and last thing it
+            // does.
             Notice::Ended(rest) => self.shared.lock().rest = Some(rest),
             Notice::Stopped { .. } => {}
         }
@@ -222,7 +223,7 @@ impl Monitor {
         }
     }
 
-    /// Until the guardian has done what it was asked for.
+    /// Hears the guardian until it has done what it was asked for.
     async fn drain(&mut self) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = self.channel.read(&mut buffer).await {
@@ -320,7 +321,7 @@ impl Monitor {
         inner.incomplete = losses.map(|loss| loss.word().to_owned()).collect();
     }
 
-    /// The fallback, should a notice of the guardian have been lost.
+    /// Looks for dead workers: the fallback, should a notice of the guardian have been lost.
     fn look(&self) {
         let workers: Vec<_> = {
             let inner = self.shared.lock();
@@ -340,7 +341,8 @@ impl Monitor {
         }
     }
 
-    /// The guardian is gone: it has done its work, or was killed, and then the workers die with it.
+    /// Ends the work when the guardian is gone: it has done its own, or was killed, and then the
+    /// workers die with it.
     async fn close(&mut self) {
         self.guardian.wait();
         let now = clock::boot_ns();

@@ -19,7 +19,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// Whether it is over with so many dead.
+    /// Returns whether monitoring ends with so many dead.
     #[must_use]
     pub const fn is_over(self, dead: usize, workers: usize) -> bool {
         match self {
@@ -38,7 +38,7 @@ pub struct WorkerCommand {
 }
 
 impl WorkerCommand {
-    /// The program, found as the shell finds it.
+    /// Runs this program, found as the shell finds it.
     pub fn new(program: impl Into<OsString>) -> Self {
         Self {
             words: vec![program.into()],
@@ -46,21 +46,21 @@ impl WorkerCommand {
         }
     }
 
-    /// One more argument.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, word: impl Into<OsString>) -> Self {
         self.words.push(word.into());
         self
     }
 
-    /// One more variable.
+    /// Adds a variable.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Where it starts.
+    /// Sets where it starts.
     #[must_use]
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
@@ -86,8 +86,8 @@ pub struct Options {
     pub kill_timeout: Duration,
     /// When monitoring is over.
     pub policy: Policy,
-    /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end: for as
-    /// long as the process lives, also when the manager is gone.
+    /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end: for
+    /// as long as the process lives, also when the manager is gone.
     pub signals: bool,
     /// Whether the tracker is used where it can be.
     pub use_ebpf: bool,
@@ -120,7 +120,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The defaults, and these workers.
+    /// Returns the defaults, and these workers.
     pub fn new(workers: impl IntoIterator<Item = WorkerCommand>) -> Self {
         Self {
             workers: workers.into_iter().collect(),

@@ -82,7 +82,8 @@ impl Cleaned {
 }
 
 impl ProcessManager {
-    /// Lists the orphans of this manager's trees: whatever is below the guardian without being a worker.
+    /// Lists the orphans of this manager's trees: whatever is below the guardian without being a
+    /// worker.
     #[must_use]
     pub fn orphans(&self) -> Vec<Cleaned> {
         let (guardian, workers, known) = {
@@ -121,8 +122,8 @@ impl ProcessManager {
     }
 
     /// Kills orphans whose command line contains one of the patterns, each with what is below it.
-    /// Processes that have a living creator are never hit, whatever their name. Those that cannot be
-    /// killed are in the log, and not in the list.
+    /// Processes that have a living creator are never hit, whatever their name. Those that cannot
+    /// be killed are in the log, and not in the list.
     ///
     /// # Errors
     /// For [`Scope::DeadServers`], when the host's tracker is off.
@@ -224,7 +225,7 @@ fn dead_servers_orphans() -> io::Result<Vec<Cleaned>> {
         .collect())
 }
 
-/// The words of a process, with spaces between.
+/// Returns the words of a process, with spaces between.
 fn command_line(pid: u32) -> String {
     let command = proc::command_line_of(pid).unwrap_or_default();
     command.to_strings().join(" ").trim_end().to_owned()

@@ -1,23 +1,21 @@
 //! What a manager knows about its workers, shared between the server's threads and the monitor.
 //! The healthy path reads one atomic word.
 
-use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::health::{DeadWorker, Health, HealthStatus, WorkersDied};
 use crate::ProcessId;
-use crate::gpu::holders::{DeviceFiles, scan};
 use crate::kernel::clock::WallClock;
 use crate::kill::{Rest, Way};
-use crate::process::{Death, Who, json};
+use crate::process::{Death, Who};
 
-/// Who ends a server with all of its workers (a service manager, a shell) signals one after the other,
-/// and the first of them can be dead before the server has noticed its own signal. So whoever died
-/// this shortly before was asked as well.
+/// Who ends a server with all of its workers (a service manager, a shell) signals one after the
+/// other, and the first of them can be dead before the server has noticed its own signal. So
+/// whoever died this shortly before was asked as well.
 const TOGETHER: Duration = Duration::from_millis(200);
 
 /// How far a shutdown was asked for.
@@ -46,98 +44,6 @@ pub(super) struct Change {
     is_signalled: bool,
     /// Nothing below this manager is left, or nobody can end it any more.
     pub(super) is_over: bool,
-}
-
-/// A dead worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct DeadWorker {
-    /// Its index.
-    pub index: usize,
-    /// Its process; `None` where it could not be started.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub process: Option<Who>,
-    /// Why, in words: `SIGKILL from 77 bash`.
-    pub cause: String,
-    /// How its process died, as far as that is known.
-    #[serde(default, rename = "exit", skip_serializing_if = "Option::is_none")]
-    pub death: Option<Death>,
-    /// Since when, RFC 3339.
-    pub since: String,
-}
-
-/// Workers are dead.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-#[error("{label} worker(s) {indices} died. Restart the server to recover.", indices = Indices(.dead))]
-pub struct WorkersDied {
-    /// What the workers are called.
-    pub label: String,
-    /// Which, by index.
-    pub dead: Vec<DeadWorker>,
-}
-
-/// `[0, 2]`.
-struct Indices<'a>(&'a [DeadWorker]);
-
-impl fmt::Display for Indices<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.0.iter().map(|dead| dead.index))
-            .finish()
-    }
-}
-
-/// Whether a server should get requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Health {
-    /// Every worker lives.
-    Ok,
-    /// Some are dead.
-    Unhealthy,
-}
-
-/// The answer of a health check. `status`, `dead_workers` and `message` are as the Python module
-/// has them; the rest is ours.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct HealthStatus {
-    /// `ok` or `unhealthy`.
-    pub status: Health,
-    /// Indices of the dead workers; absent when there are none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub dead_workers: Vec<usize>,
-    /// What it means, and what to do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-    /// Why each of them died.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub causes: Vec<DeadWorker>,
-    /// Living processes of the workers whose creator is dead.
-    pub orphans: Vec<Who>,
-    /// Workers and orphans that have the device file of a GPU open, and which.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gpu: Vec<GpuHolder>,
-    /// How this is known: `ebpf` or `subreaper`.
-    pub way: Way,
-    /// Whether nothing can have been missed.
-    pub complete: bool,
-    /// Why not.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub incomplete: Vec<String>,
-}
-
-/// A process that has device files of GPUs open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct GpuHolder {
-    /// Which.
-    #[serde(flatten, with = "json::id")]
-    pub id: ProcessId,
-    /// The files.
-    pub devices: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -171,7 +77,7 @@ pub(super) enum Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Of an event without facts only that it came is known.
+    /// Returns the report of an event. Where that has no facts, only that it came is known.
     pub(super) fn of_event(death: Option<&'a Death>) -> Self {
         death.map_or(Self::Fact("not known"), Self::Event)
     }
@@ -244,7 +150,7 @@ impl Shared {
         }
     }
 
-    /// What is behind the lock is whole at any time, so a panic elsewhere does not spoil it.
+    /// Locks the state, which is whole at any time: a panic elsewhere does not spoil it.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -261,7 +167,7 @@ impl Shared {
         self.lock().workers.len()
     }
 
-    /// One atomic load where all are alive.
+    /// Checks that all workers live: one atomic load where they do.
     pub(super) fn check(&self) -> Result<(), WorkersDied> {
         if self.dead.load(Ordering::Acquire) == 0 {
             return Ok(());
@@ -274,7 +180,7 @@ impl Shared {
         })
     }
 
-    /// A worker is dead. It dies once, and what is learned later may say more about it.
+    /// Notes that a worker is dead. It dies once, and what is learned later may say more about it.
     pub(super) fn bury(&self, index: usize, at_ns: u64, report: Report<'_>) {
         let mut inner = self.lock();
         let Some(worker) = inner.workers.get_mut(index) else {
@@ -301,12 +207,13 @@ impl Shared {
         }
     }
 
-    /// The count comes after the facts, so who sees it sees them.
+    /// Counts a dead worker: after the facts, so whoever sees the count sees them.
     fn count(&self) {
         let dead = self.dead.fetch_add(1, Ordering::AcqRel) + 1;
         self.changes.send_modify(|change| change.dead = dead);
     }
 
+    /// Notes how far a shutdown was asked for.
     pub(super) fn ask_to_stop(&self, stop: Stop) {
         self.changes.send_modify(|change| {
             if change.stop == Stop::No {
@@ -316,7 +223,7 @@ impl Shared {
         });
     }
 
-    /// The same, by a signal that came now. Only the first one can excuse a death.
+    /// Notes a signal that came now. Only the first one can excuse a death.
     pub(super) fn take_signal(&self, stop: Stop, now: Instant) {
         let was_dead = |buried: Instant| now.saturating_duration_since(buried) > TOGETHER;
         let dead_before = {
@@ -360,42 +267,12 @@ impl Shared {
     }
 }
 
-/// Returns those of these processes that have a GPU open. No driver is asked: that can take seconds,
-/// and a health check must not.
-pub(super) fn gpu(processes: Vec<ProcessId>, devices: &DeviceFiles) -> Vec<GpuHolder> {
-    if !devices.exist() {
-        return Vec::new();
-    }
-    let mut holders: Vec<_> = scan(processes, devices).holders.into_iter().collect();
-    holders.sort_by_key(|(id, _)| *id);
-    let holders = holders.into_iter().map(|(id, holding)| {
-        let devices = holding.devices.iter();
-        GpuHolder {
-            id,
-            devices: devices.map(|path| path.display().to_string()).collect(),
-        }
-    });
-    holders.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn killed() -> Death {
         Death::from_wait_status(9)
-    }
-
-    #[test]
-    fn who_has_a_device_open_is_named() {
-        let _open = std::fs::File::open("/dev/full").unwrap();
-        let devices = DeviceFiles::new(["/dev/full"]).unwrap();
-        let own = crate::proc::identify(std::process::id()).unwrap();
-        let found = gpu(vec![own], &devices);
-        assert_eq!(found[0].id, own);
-        assert_eq!(found[0].devices, ["/dev/full"]);
-        let none = DeviceFiles::new(["/dev/no-such*"]).unwrap();
-        assert!(gpu(vec![own], &none).is_empty());
     }
 
     #[test]

@@ -38,6 +38,22 @@ pub(crate) mod id {
     }
 }
 
+/// Serializes a [`Duration`](std::time::Duration) in milliseconds, for `#[serde(with = "…")]`.
+pub(crate) mod ms {
+    use std::time::Duration;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        (time.as_secs_f64() * 1e3).serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(from)? / 1e3).map_err(D::Error::custom)
+    }
+}
+
 /// How a process ended. `code` and `signal` are both there, one of them null, so that a script
 /// needs no test for presence.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -37,47 +37,7 @@ pub(super) struct KilledJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     gone_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    gpu: Option<ReleaseJson>,
-}
-
-/// GPU memory of the killed.
-#[derive(Serialize)]
-struct ReleaseJson {
-    released: Vec<ReleasedJson>,
-    held: Vec<HeldJson>,
-    hung: bool,
-}
-
-#[derive(Serialize)]
-struct ReleasedJson {
-    #[serde(flatten)]
-    id: Id,
-    after_ms: f64,
-}
-
-#[derive(Serialize)]
-struct HeldJson {
-    #[serde(flatten)]
-    id: Id,
-    state: String,
-}
-
-impl From<&Release> for ReleaseJson {
-    fn from(release: &Release) -> Self {
-        let released = release.released.iter().map(|released| ReleasedJson {
-            id: released.id.into(),
-            after_ms: released.after.as_secs_f64() * 1e3,
-        });
-        let held = release.held.iter().map(|held| HeldJson {
-            id: held.id.into(),
-            state: held.state.clone(),
-        });
-        Self {
-            released: released.collect(),
-            held: held.collect(),
-            hung: release.hung,
-        }
-    }
+    gpu: Option<Release>,
 }
 
 /// Returns the report as one JSON object and a newline.
@@ -108,7 +68,7 @@ impl KilledJson {
             incomplete: report.losses.iter().map(|loss| loss.word()).collect(),
             elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
             gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
-            gpu: report.release.as_ref().map(Into::into),
+            gpu: report.release.clone(),
         }
     }
 }
@@ -142,7 +102,7 @@ pub fn done(report: &KillReport) -> String {
     text
 }
 
-/// GPU memory of the killed.
+/// Writes what became of the GPU memory of the killed.
 fn gpu(text: &mut String, release: &Release) {
     if let Some(longest) = release.released.iter().map(|released| released.after).max() {
         let ms = longest.as_secs_f64() * 1e3;

@@ -1,7 +1,8 @@
-//! What a command has left behind: nothing is printed where nothing was left, otherwise a few lines,
-//! and one JSON object on request.
+//! What a command has left behind: nothing is printed where nothing was left, otherwise a few
+//! lines, and one JSON object on request.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -31,7 +32,8 @@ struct RunJson<'a> {
     incomplete: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     why_not_ebpf: Option<&'a str>,
-    elapsed_ms: f64,
+    #[serde(rename = "elapsed_ms", with = "process_json::ms")]
+    elapsed: Duration,
 }
 
 #[derive(Serialize)]
@@ -63,7 +65,7 @@ pub fn json(options: &RunOptions, ended: &Ended) -> Result<String, serde_json::E
         complete: rest.complete,
         incomplete: &rest.incomplete,
         why_not_ebpf: rest.why_not_ebpf.as_deref(),
-        elapsed_ms: rest.elapsed_ms,
+        elapsed: rest.elapsed,
     };
     Ok(serde_json::to_string(&json)? + "\n")
 }

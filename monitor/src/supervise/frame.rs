@@ -1,5 +1,5 @@
-//! Frames: four bytes of length, big-endian, then that many bytes, which are JSON. Nothing here knows
-//! what it means.
+//! Frames: four bytes of length, big-endian, then that many bytes, which are JSON. Nothing here
+//! knows what it means.
 
 use std::io::{self, Read};
 
@@ -76,8 +76,8 @@ impl Frames {
         self.buffer.extend(bytes);
     }
 
-    /// Takes the messages that are whole, one after the other. After a [`MessageError::Frame`] nothing
-    /// else comes.
+    /// Takes the messages that are whole, one after the other. After a [`MessageError::Frame`]
+    /// nothing else comes.
     pub fn messages<M: DeserializeOwned>(
         &mut self,
     ) -> impl Iterator<Item = Result<M, MessageError>> + '_ {

@@ -36,7 +36,8 @@ pub(crate) enum Request {
         signal: i32,
         group: bool,
     },
-    /// Kill a process below the guardian, with what is below it: that process, and no heir of its pid.
+    /// Kill a process below the guardian, with what is below it: that process, and no heir of its
+    /// pid.
     Kill {
         #[serde(with = "json::id")]
         id: ProcessId,

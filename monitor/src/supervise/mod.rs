@@ -1,16 +1,17 @@
 //! `lifemon run`, and what it shares with the manager: a command in the care of two processes.
 //!
-//! The *owner* is the process that the user started (or the server). The *guardian* is its child and
-//! the parent of the command. Both are subreapers, so whatever the command leaves behind becomes a
-//! child of the guardian, and of the owner should the guardian be killed. An unreaped child keeps its
-//! pid, so a signal to one is exact without any privilege. If either of the two is killed, the other
-//! notices and has the rest killed: only who kills both at the same time leaves something behind.
+//! The *owner* is the process that the user started (or the server). The *guardian* is its child
+//! and the parent of the command. Both are subreapers, so whatever the command leaves behind
+//! becomes a child of the guardian, and of the owner should the guardian be killed. An unreaped
+//! child keeps its pid, so a signal to one is exact without any privilege. If either of the two is
+//! killed, the other notices and has the rest killed: only who kills both at the same time leaves
+//! something behind.
 //!
-//! Both keep processes and give orders; what kills is [`crate::kill::ending`].
+//! Both keep processes and give orders; what kills is `kill::ending`.
 //!
-//! Reading order: [`options`] (what is asked for and what comes of it), [`frame`] and [`message`],
-//! [`spawn`], [`serve`] (the guardian at work), [`guardian`] (its process, as its parent has it),
-//! [`terminal`], [`owner`] (the user's side).
+//! Reading order: `options` (what is asked for and what comes of it), [`frame`] and `message`,
+//! `spawn`, `serve` (the guardian at work), `guardian` (its process, as its parent has it),
+//! `terminal`, `owner` (the user's side).
 
 pub mod frame;
 pub(crate) mod guardian;

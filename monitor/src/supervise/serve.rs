@@ -41,8 +41,8 @@ pub(crate) fn words(channel: i32) -> (&'static str, String) {
 }
 
 /// Makes this process a guardian if it was started to be one, and does not return then. The first
-/// line of `main` of every program that uses [`crate::manager::ProcessManager`]: the guardian is the
-/// same program, executed anew, so that no copy of a threaded program runs on.
+/// line of `main` of every program that uses [`crate::manager::ProcessManager`]: the guardian is
+/// the same program, executed anew, so that no copy of a threaded program runs on.
 pub fn run_if_asked() {
     let mut words = std::env::args_os();
     if words.next().is_none_or(|word| word != ASKED) {
@@ -183,7 +183,7 @@ impl Guarding {
         }
     }
 
-    /// Waits; returns which of these it was: a signal, a message, the owner's death, the killer.
+    /// Waits; returns what it was: a signal, a message, the owner's death, the killer.
     fn wait(&self) -> io::Result<[bool; 4]> {
         let ending = self.ending.as_ref();
         let owner = self.owner.as_ref().map(OwnedFd::as_fd);
@@ -237,8 +237,8 @@ impl Guarding {
             .hurry();
     }
 
-    /// Hands a signal on. An unreaped child keeps its pid, and a process group exists as long as its
-    /// leader is not reaped: so both signals hit whom they mean.
+    /// Hands a signal on. An unreaped child keeps its pid, and a process group exists as long as
+    /// its leader is not reaped: so both signals hit whom they mean.
     fn signal(&self, worker: usize, signal: i32, group: bool) {
         let Some(worker) = self.workers.get(worker).filter(|worker| worker.is_alive) else {
             return;

@@ -1,5 +1,5 @@
-//! Starts a command as a child of the guardian: in the process group it belongs to, with the signals
-//! as the user's process had them, and not outliving its parent.
+//! Starts a command as a child of the guardian: in the process group it belongs to, with the
+//! signals as the user's process had them, and not outliving its parent.
 
 use std::io;
 use std::process::Command;

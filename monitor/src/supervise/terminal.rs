@@ -40,8 +40,8 @@ impl Terminal {
         terminal
     }
 
-    /// The process group for the command. In the foreground without taking it, the command stays in
-    /// this process's group: then it may use the terminal, as a pager in a pipeline does.
+    /// Returns the process group for the command. In the foreground without taking it, the command
+    /// stays in this process's group: then it may use the terminal, as a pager in a pipeline does.
     pub(super) fn group(&self) -> Group {
         match (self.was_in_front, self.is_interactive) {
             (true, true) => Group::Foreground,
@@ -50,22 +50,22 @@ impl Terminal {
         }
     }
 
-    /// Whether what the terminal sends to this process, it sends to the command as well.
+    /// Returns whether the terminal sends to the command as well what it sends to this process.
     pub(super) fn is_shared(&self) -> bool {
         matches!(self.group(), Group::Join(_))
     }
 
-    /// Whether the command has the terminal.
+    /// Returns whether the command has the terminal.
     pub(super) fn is_lent(&self) -> bool {
         self.is_lent
     }
 
-    /// The job was stopped: the shell has the terminal.
+    /// Notes that the job was stopped: the shell has the terminal.
     pub(super) fn stopped(&mut self) {
         self.is_lent = false;
     }
 
-    /// The job goes on. In the foreground the command gets the terminal.
+    /// Gives the command the terminal when the job goes on in the foreground.
     pub(super) fn lend(&mut self, group: u32) {
         if self.is_interactive && self.foreground() == Some(self.own_group) {
             self.give(group.cast_signed());
@@ -73,7 +73,7 @@ impl Terminal {
         }
     }
 
-    /// The command has ended.
+    /// Takes the terminal back when the command has ended.
     pub(super) fn take_back(&mut self) {
         if self.is_lent {
             self.give(self.own_group);
@@ -85,7 +85,8 @@ impl Terminal {
         terminal::foreground(self.tty.as_ref()?)
     }
 
-    /// SIGTTOU is blocked, so this works from the background too. A terminal that is lost is lost.
+    /// Puts a group in the foreground. SIGTTOU is blocked, so this works from the background too. A
+    /// terminal that is lost is lost.
     fn give(&self, group: i32) {
         if let Some(tty) = &self.tty {
             let _ = terminal::set_foreground(tty, group);

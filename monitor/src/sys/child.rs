@@ -24,8 +24,8 @@ use super::terminal::set_foreground;
 /// # Errors
 /// When this process has several threads, and whatever the call fails with.
 pub(crate) fn fork() -> io::Result<Option<u32>> {
-    // Changes nothing, and is refused in a process with several threads. Also where all of `unshare`
-    // is forbidden that is another error.
+    // Changes nothing, and is refused in a process with several threads. Also where all of
+    // `unshare` is forbidden that is another error.
     if unshare(CloneFlags::CLONE_THREAD) == Err(nix::errno::Errno::EINVAL) {
         return Err(io::Error::other("a process with several threads forks"));
     }
@@ -122,7 +122,8 @@ pub(crate) fn has_children() -> bool {
     retry_on_intr(|| process::waitid(WaitId::All, kinds | all)).is_ok()
 }
 
-/// Returns the pid of a child that has changed state, which stays to be taken; `None` when none has.
+/// Returns the pid of a child that has changed state, which stays to be taken; `None` when none
+/// has.
 pub(crate) fn changed() -> Option<u32> {
     let kinds = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
     // SAFETY: integers and pointers that are not followed; all zero is valid.
@@ -134,8 +135,8 @@ pub(crate) fn changed() -> Option<u32> {
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 
-/// Takes the change of a child, and reaps it if it is dead; returns its status as `wait(2)` gives it.
-/// `None` when it has not changed.
+/// Takes the change of a child, and reaps it if it is dead; returns its status as `wait(2)` gives
+/// it. `None` when it has not changed.
 pub(crate) fn take_change(pid: u32) -> Option<i32> {
     let kinds = WaitOptions::NOHANG | WaitOptions::UNTRACED;
     let all = WaitOptions::from_bits_retain(libc::__WALL.cast_unsigned());
