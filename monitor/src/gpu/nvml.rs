@@ -1,8 +1,8 @@
 //! GPU memory by process, as NVIDIA's management library tells it.
 //!
-//! A call into it can hang in the driver for ever, where not even SIGKILL helps. So it is called in a
-//! process of its own ([`serve`]), which is asked over a pipe and abandoned when it does not answer
-//! in time. The library is loaded at run time; a host without it is a normal one.
+//! A call into it can hang in the driver for ever, where not even SIGKILL helps. So it is called in
+//! a process of its own ([`serve`]), which is asked over a pipe and abandoned when it does not
+//! answer in time. The library is loaded at run time; a host without it is a normal one.
 
 #[cfg(feature = "gpu")]
 mod library;
@@ -70,7 +70,7 @@ pub struct GpuProcess {
 }
 
 impl Gpu {
-    /// The memory of each process.
+    /// Returns the memory of each process.
     pub(super) fn memory(&self) -> impl Iterator<Item = (u32, Memory)> {
         let gpu = self
             .uuid
@@ -132,7 +132,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// Whether GPUs may be missing from the answer that are there.
+    /// Returns whether GPUs may be missing from the answer that are there.
     #[must_use]
     pub fn is_incomplete(&self) -> bool {
         match self {
@@ -142,7 +142,7 @@ impl Answer {
         }
     }
 
-    /// Pids that have memory on any GPU.
+    /// Returns pids that have memory on any GPU.
     pub fn pids(&self) -> impl Iterator<Item = u32> {
         let gpus = match self {
             Self::Gpus(gpus) => gpus.as_slice(),
@@ -169,7 +169,7 @@ struct Running {
 }
 
 impl Server {
-    /// By this `lifemon` binary; started when it is first asked.
+    /// Makes a server of this `lifemon` binary; started when it is first asked.
     #[must_use]
     pub fn new(program: &Path, limit: Duration) -> Self {
         Self {
@@ -179,14 +179,14 @@ impl Server {
         }
     }
 
-    /// By the running binary, which must be `lifemon`.
+    /// Makes a server of the running binary, which must be `lifemon`.
     #[must_use]
     pub fn of_this_program() -> Self {
         Self::new(Path::new(OWN_PROGRAM), ANSWER_TIMEOUT)
     }
 
-    /// Asks. After a hang the next question starts another process. Needs a tokio runtime with I/O
-    /// and time.
+    /// Asks the library. After a hang the next question starts another process. Needs a tokio
+    /// runtime with I/O and time.
     pub async fn ask(&mut self) -> Answer {
         match timeout(self.limit, self.exchange()).await {
             Ok(Ok(answer)) => answer,
@@ -212,7 +212,7 @@ impl Server {
         serde_json::from_str(&line).map_err(io::Error::other)
     }
 
-    /// SIGKILL, which takes effect when the driver lets go. The runtime reaps it then.
+    /// Sends SIGKILL, which takes effect when the driver lets go. The runtime reaps it then.
     fn abandon(&mut self) {
         if let Some(mut running) = self.running.take() {
             let _ = running.child.start_kill();
@@ -239,7 +239,8 @@ fn start(program: &Path) -> io::Result<Running> {
     })
 }
 
-/// Answers each line of `questions` with one line, until they end: the process that asks the library.
+/// Answers each line of `questions` with one line, until they end: the process that asks the
+/// library.
 ///
 /// # Errors
 /// When the answers cannot be written.
