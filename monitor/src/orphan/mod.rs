@@ -1,5 +1,5 @@
 //! What was left behind: every living process whose creator is dead, from the lineage and never
-//! from `ppid == 1`. [`class`] decides what kind of orphan it is, [`inferred`] looks at processes
+//! from `ppid == 1`. `class` decides what kind of orphan it is, `inferred` looks at processes
 //! that are older than tracking.
 //!
 //! The race: between the snapshot and the look into `/proc` an orphan can die and its pid be taken

@@ -2,8 +2,8 @@
 //! processes that a tracker has not seen. Everything read here may be old a moment later. Nothing
 //! outside this module and the kernel's side reads `/proc`.
 //!
-//! [`liveness`] says what *live*, *dead* and *gone* mean; [`command`], [`placement`], [`files`],
-//! [`family`] and [`status`] read one kind of file each.
+//! `liveness` says what *live*, *dead* and *gone* mean; `command`, `placement`, `files`,
+//! `family` and `status` read one kind of file each.
 
 mod command;
 mod family;

@@ -4,7 +4,7 @@
 //! counter does not under-count, so 0 is still the proof), but it must not stay so: when exits may
 //! have been skipped lately, members that are over are settled by the kernel half, and the model is
 //! compared. What was settled is reported; that something may have been is not. A skipped fork is a
-//! process that nobody knows of: that is not made good.
+//! process that nobody knows of: that is not recovered.
 
 use std::time::Duration;
 
