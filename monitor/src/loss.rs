@@ -30,7 +30,7 @@ pub enum Loss {
 }
 
 impl Loss {
-    /// The word of the JSON output.
+    /// Returns the word of the JSON output.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ impl Loss {
         }
     }
 
-    /// What happened and what to do about it.
+    /// Returns what happened and what to do about it.
     #[must_use]
     pub const fn advice(self) -> &'static str {
         match self {
@@ -58,7 +58,8 @@ impl Loss {
             Self::Unsettled => "the lineage of some processes did not settle; attach again",
             Self::SwitchedOff => "the tracker was switched off",
             Self::NoHistory => {
-                "the host's tracker is off, so what died before now is not known; `lifemon track on` keeps it from now on"
+                "the host's tracker is off, so what died before now is not known; \
+                 `lifemon track on` keeps it from now on"
             }
             Self::DriverHung => "the driver of a GPU does not answer; see the kernel's log",
             Self::DriverFailed => "the driver of a GPU has failed; see `lifemon gpu`",

@@ -110,7 +110,7 @@ impl Session {
         Self::start_all(tracker, root, &[], options)
     }
 
-    /// The same with the trees of others, which are alive, as one.
+    /// Begins to watch the tree of `root` and those of others, which are alive, as one.
     ///
     /// # Errors
     /// As [`Session::start`].
@@ -166,19 +166,19 @@ impl Session {
         Ok((session, start))
     }
 
-    /// The model.
+    /// Returns the model.
     #[must_use]
     pub fn watch(&self) -> &Watch {
         &self.watch
     }
 
-    /// The kernel's side.
+    /// Returns the kernel's side.
     #[must_use]
     pub fn watcher(&self) -> &Watcher {
         self.watcher.get_ref()
     }
 
-    /// The kernel's side, to open its debug log.
+    /// Returns the kernel's side, to open its debug log.
     pub fn watcher_mut(&mut self) -> &mut Watcher {
         self.watcher.get_mut()
     }
@@ -198,13 +198,13 @@ impl Session {
         self.ignores_gone = true;
     }
 
-    /// What makes answers incomplete now.
+    /// Returns what makes answers incomplete now.
     #[must_use]
     pub fn standing_losses(&self) -> &[Loss] {
         &self.standing
     }
 
-    /// The next updates, at least one. Safe to drop and call again.
+    /// Waits for the next updates, at least one. Safe to drop and call again.
     ///
     /// # Errors
     /// When the maps cannot be read any more.
@@ -256,8 +256,9 @@ impl Session {
         Ok(())
     }
 
-    /// The kernel sends SIGKILL before it marks a victim of the out-of-memory killer, and since
-    /// 6.16 the exit event can overtake the mark. Then the mark is in the record's place by now.
+    /// Adds that it was the out-of-memory killer. The kernel sends SIGKILL before it marks a
+    /// victim, and since 6.16 the exit event can overtake the mark. Then the mark is in the
+    /// record's place by now.
     fn explain_late(&self, event: &mut Event) -> Result<(), Error> {
         let killed_by_kernel = event.kind == lifemon_ebpf::EVENT_EXIT
             && event.status & 0x7f == 9

@@ -1,5 +1,5 @@
-//! The lineage at one time, each creator before what it created, with what `/proc` adds to the living:
-//! what `lifemon tree` shows. What has died since the snapshot keeps what the record says.
+//! The lineage at one time, each creator before what it created, with what `/proc` adds to the
+//! living: what `lifemon tree` shows. What has died since the snapshot keeps what the record says.
 
 use lifemon_ebpf::ProcessId;
 
@@ -37,7 +37,7 @@ pub struct Live {
 }
 
 impl Entry {
-    /// Whether its present parent is not its creator: it was reparented.
+    /// Returns whether its present parent is not its creator: it was reparented.
     #[must_use]
     pub fn is_reparented(&self) -> bool {
         let creator = self.process.creator.map(|creator| creator.pid);
@@ -47,7 +47,7 @@ impl Entry {
     }
 }
 
-/// The tree of `root`, or the whole host, in the order of creation.
+/// Returns the tree of `root`, or the whole host, in the order of creation.
 #[must_use]
 pub fn gather(snapshot: &Snapshot, root: Option<ProcessId>) -> Vec<Entry> {
     let forest = Forest::new(snapshot.records.iter().copied());

@@ -24,7 +24,7 @@ pub struct Happening {
 }
 
 impl Happening {
-    /// Age of the process when it happened, in ms; `None` when the time is not known.
+    /// Returns the age of the process when it happened, in ms; `None` when the time is not known.
     #[must_use]
     pub fn age_ms(&self) -> Option<u64> {
         self.at_ns
@@ -115,8 +115,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The tree of `root` with these living members. `ghosts` are dead creators of theirs, that
-    /// can be named.
+    /// Makes the model of the tree of `root` with these living members. `ghosts` are dead creators
+    /// of theirs, that can be named.
     #[must_use]
     pub fn new(root: ProcessId, members: Vec<Process>, ghosts: Vec<Process>) -> Self {
         let mut watch = Self {
@@ -149,7 +149,7 @@ impl Watch {
         watch
     }
 
-    /// The root.
+    /// Returns the root.
     #[must_use]
     pub fn root(&self) -> ProcessId {
         self.root
@@ -161,7 +161,7 @@ impl Watch {
         &self.totals
     }
 
-    /// Living members as the model has them.
+    /// Returns living members as the model has them.
     #[must_use]
     pub fn living(&self) -> usize {
         self.alive.len()
@@ -173,7 +173,8 @@ impl Watch {
         self.alive.contains_key(id)
     }
 
-    /// Living members whose creator is dead; those of the root itself are no orphans of this tree.
+    /// Returns living members whose creator is dead; those of the root itself are no orphans of
+    /// this tree.
     #[must_use]
     pub fn orphans(&self) -> Vec<Who> {
         let mut found: Vec<_> = self
@@ -204,7 +205,7 @@ impl Watch {
         }
     }
 
-    /// Identity and, when the model has it, name.
+    /// Returns identity and, when the model has it, name.
     fn who(&self, id: ProcessId) -> Who {
         let node = self.alive.get(&id).or_else(|| self.dead.get(&id));
         Who {
@@ -275,7 +276,7 @@ impl Watch {
         self.adopt(seen.id, seen.creator);
     }
 
-    /// A member was created, unless it is known or known to be dead.
+    /// Enters a member that was created, unless it is known or known to be dead.
     fn born(&mut self, at_ns: Option<u64>, process: Process) -> Option<Happening> {
         self.complete(&process);
         if self.alive.contains_key(&process.id) || self.reported.contains_key(&process.id) {
@@ -312,7 +313,7 @@ impl Watch {
         }
     }
 
-    /// A living member has died.
+    /// Takes note that a living member has died.
     fn died(
         &mut self,
         at_ns: Option<u64>,
@@ -351,7 +352,8 @@ impl Watch {
         }
     }
 
-    /// A dead member is gone: says so, and which of its children have another parent now.
+    /// Takes note that a dead member is gone: reports it, and which of its children have another
+    /// parent now.
     pub fn gone(&mut self, id: ProcessId, at_ns: u64) -> Vec<Happening> {
         self.reported.entry(id).and_modify(|gone| *gone = true);
         let Some(node) = self.dead.get_mut(&id) else {
@@ -392,7 +394,8 @@ impl Watch {
     }
 
     /// Compares the model with the kernel's members, read after [`Watch::mark`], when the ring has
-    /// been drained once more since the reading. `describe` tells what the records say of a process.
+    /// been drained once more since the reading. `describe` tells what the records say of a
+    /// process.
     ///
     /// What was created since the mark may be missing from the reading and is left alone; what the
     /// reading lacks otherwise has died, and what the model lacks was created.

@@ -1,9 +1,9 @@
-//! Data flows one way: every module has a rank, and imports from its own rank or below. Within a rank
-//! no two files import each other.
+//! Data flows one way: every module has a rank, and imports from its own rank or below. Within a
+//! rank no two files import each other.
 //!
 //! What counts is every path that begins with `crate::` or `super::`, in `use` lines and in bodies;
-//! comments and the tests at the end of a file do not count. A module and what lies in its directory
-//! are one room: its parts use its types, and it uses its parts.
+//! comments and the tests at the end of a file do not count. A module and what lies in its
+//! directory are one room: its parts use its types, and it uses its parts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

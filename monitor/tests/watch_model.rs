@@ -370,7 +370,7 @@ struct Session {
     kernel: Kernel,
     watch: Watch,
     comparing: std::vec::IntoIter<(Vec<Op>, Vec<Op>)>,
-    /// Losses that a comparison has made good.
+    /// Losses that a comparison has recovered.
     handled: u64,
     /// Events before this moment may tell of what the snapshot has or lacks already.
     attached_at: u64,

@@ -96,7 +96,7 @@ impl Following {
         }
     }
 
-    /// No member will die any more; whether there may be news nevertheless.
+    /// Takes note that no member will die any more; returns whether there may be news nevertheless.
     fn end(&mut self) -> bool {
         self.is_last = true;
         if let Some(releases) = &mut self.releases {
@@ -105,7 +105,7 @@ impl Following {
         self.releases.is_some()
     }
 
-    /// The next news. `None` once: there will be no more.
+    /// Waits for the next news. `None` once: there will be no more.
     async fn next(&mut self) -> Option<(News, Option<Process>)> {
         let Some(releases) = &mut self.releases else {
             return std::future::pending().await;

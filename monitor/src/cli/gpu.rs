@@ -117,7 +117,7 @@ fn print(report: &GpuReport<'_>, output: Output, full: bool) -> anyhow::Result<(
     Ok(())
 }
 
-/// Who the holders are and where they come from; what has died meanwhile is left out.
+/// Describes the holders and where they come from; leaves out what has died meanwhile.
 fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
     let mut found: Vec<Holder> = survey
         .holders

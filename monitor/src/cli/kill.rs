@@ -149,7 +149,7 @@ fn say_waiting(pid: u32, elapsed: Duration) {
     }
 }
 
-/// `TERM`, `SIGTERM`, `term` or `15`.
+/// Reads `TERM`, `SIGTERM`, `term` or `15`.
 pub(super) fn parse_signal(text: &str) -> Result<Signal, String> {
     if let Ok(number) = text.parse::<i32>() {
         return Signal::try_from(number).map_err(|_| format!("{number} is no signal"));

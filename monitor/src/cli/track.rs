@@ -268,7 +268,7 @@ fn read_state(tracker: &Tracker) -> anyhow::Result<StateJson> {
     let cost = tracker.measure(MEASURE)?;
     let snapshot = tracker.snapshot()?;
     let host = tracker.host_counters();
-    // Exits that were missed have been made good.
+    // Exits that were missed have been recovered.
     let missed_runs = tracker.missed_forks();
     let forest = Forest::new(snapshot.records);
     Ok(StateJson {

@@ -45,5 +45,8 @@ pub use refuse::KillRefusal;
 
 pub(crate) use below::kill_tree as kill_below;
 pub(crate) use exact::kill_on_a_thread;
-pub(crate) use force::{Force, kill_watched};
+#[cfg(feature = "cli")]
+pub(crate) use force::Force;
+pub(crate) use force::kill_watched;
+#[cfg(feature = "cli")]
 pub(crate) use refuse::{Guard, check};

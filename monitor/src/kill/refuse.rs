@@ -79,6 +79,7 @@ impl Guard {
 }
 
 /// Checks as [`Guard::check`] does; returns this process, which is never killed.
+#[cfg(feature = "cli")]
 pub(crate) fn check(
     root: ProcessId,
     snapshot: &Snapshot,

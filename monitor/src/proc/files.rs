@@ -18,7 +18,7 @@ pub struct OpenFile {
     pub target: PathBuf,
 }
 
-/// The open files of whoever has this pid now. The caller checks who that is.
+/// Returns the open files of whoever has this pid now. The caller checks who that is.
 ///
 /// # Errors
 /// When they may not be looked at ([`io::ErrorKind::PermissionDenied`]), or the process is gone.

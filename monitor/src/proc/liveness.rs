@@ -3,8 +3,8 @@
 //! - *live*: some thread of it can still run user code. The kernel half knows exactly
 //!   ([`crate::forest::Forest::is_live`]). `/proc` and descriptors show a process as live until it
 //!   is gone.
-//! - *dead*: no thread of it can run user code again. Its memory and files may be held still, and its
-//!   pid is its own. Only the kernel half knows ([`crate::forest::Forest::is_dead`]).
+//! - *dead*: no thread of it can run user code again. Its memory and files may be held still, and
+//!   its pid is its own. Only the kernel half knows ([`crate::forest::Forest::is_dead`]).
 //! - *gone*: all of it is released, its children have another parent, and its descriptor is
 //!   readable. It may wait as a zombie for its parent, or its pid may be another process's.
 //!
@@ -18,9 +18,9 @@ use nix::unistd::Pid;
 use super::{Stat, stat, tick_ns};
 
 impl Stat {
-    /// Returns whether the process that this task leads is gone. A leader can be a zombie while other
-    /// threads of its process run; and one without any thread has just handed its pid to a thread
-    /// that executes a program, or is reaped at the next look.
+    /// Returns whether the process that this task leads is gone. A leader can be a zombie while
+    /// other threads of its process run; and one without any thread has just handed its pid to a
+    /// thread that executes a program, or is reaped at the next look.
     #[must_use]
     pub const fn is_gone(&self) -> bool {
         matches!(self.state, 'Z' | 'X') && self.threads == 1
@@ -32,8 +32,8 @@ impl Stat {
     }
 }
 
-/// Returns whether this very process is there and not gone; exact to a clock tick. Where `/proc` hides
-/// it, it is neither live nor gone.
+/// Returns whether this very process is there and not gone; exact to a clock tick. Where `/proc`
+/// hides it, it is neither live nor gone.
 #[must_use]
 pub fn is_live(id: ProcessId) -> bool {
     stat(id.pid).is_some_and(|stat| stat.is_of(id) && !stat.is_gone())
@@ -48,8 +48,8 @@ pub fn is_gone(id: ProcessId) -> bool {
     }
 }
 
-/// Returns whether the task that has this pid now is this process, zombies included: whatever is read
-/// of the pid before this is of that process.
+/// Returns whether the task that has this pid now is this process, zombies included: whatever is
+/// read of the pid before this is of that process.
 #[must_use]
 pub fn owns_pid(id: ProcessId) -> bool {
     stat(id.pid).is_some_and(|stat| stat.is_of(id))
@@ -61,8 +61,8 @@ pub fn has_successor(id: ProcessId) -> bool {
     stat(id.pid).is_some_and(|stat| !stat.is_of(id))
 }
 
-/// Returns whether nothing has this pid. A missing file alone does not say so: `/proc` can be mounted
-/// so that it hides the processes of others.
+/// Returns whether nothing has this pid. A missing file alone does not say so: `/proc` can be
+/// mounted so that it hides the processes of others.
 fn is_nobodys(pid: u32) -> bool {
     kill(Pid::from_raw(pid.cast_signed()), None) == Err(Errno::ESRCH)
 }

@@ -2,8 +2,8 @@
 //! processes that a tracker has not seen. Everything read here may be old a moment later. Nothing
 //! outside this module and the kernel's side reads `/proc`.
 //!
-//! [`liveness`] says what *live*, *dead* and *gone* mean; [`command`], [`placement`], [`files`],
-//! [`family`] and [`status`] read one kind of file each.
+//! `liveness` says what *live*, *dead* and *gone* mean; `command`, `placement`, `files`,
+//! `family` and `status` read one kind of file each.
 
 mod command;
 mod family;
@@ -59,7 +59,8 @@ pub struct Stat {
 }
 
 impl Stat {
-    /// The process that this is of, with its start as exact as `/proc` gives it (a clock tick).
+    /// Returns the process that this is of, with its start as exact as `/proc` gives it (a clock
+    /// tick).
     #[must_use]
     pub fn identity(&self, pid: u32) -> ProcessId {
         ProcessId::new(pid, self.start_ticks * tick_ns())
@@ -80,8 +81,9 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, cminflt 11, starttime 22.
-    // Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where there is no group.
+    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, cminflt 11, starttime
+    // 22. Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where there is no
+    // group.
     let group = fields.next()?.parse().unwrap_or(0);
     let session = fields.next()?.parse().unwrap_or(0);
     let terminal = fields.next()?.parse().ok()?;
@@ -102,14 +104,15 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     })
 }
 
-/// Whether `/proc` is that of this process's pid namespace: its numbers are those of system calls.
+/// Returns whether `/proc` is that of this process's pid namespace: its numbers are those of system
+/// calls.
 #[must_use]
 pub fn is_ours() -> bool {
     let own = std::process::id().to_string();
     fs::read_link("/proc/self").is_ok_and(|link| link == Path::new(&own))
 }
 
-/// Why `/proc` may not show every process of this pid namespace; `None` where it does.
+/// Returns why `/proc` may not show every process of this pid namespace; `None` where it does.
 #[must_use]
 pub fn trouble() -> Option<&'static str> {
     if !is_ours() {
@@ -120,20 +123,21 @@ pub fn trouble() -> Option<&'static str> {
     hides.then_some("/proc hides the processes of other users")
 }
 
-/// Length of a clock tick, in ns.
+/// Returns the length of a clock tick, in ns.
 fn tick_ns() -> u64 {
     use nix::unistd::{SysconfVar, sysconf};
     let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
     1_000_000_000 / u64::try_from(per_second.max(1)).unwrap_or(100)
 }
 
-/// The process that has this pid now, with its start as exact as `/proc` gives it (a clock tick).
+/// Returns the process that has this pid now, with its start as exact as `/proc` gives it (a clock
+/// tick).
 #[must_use]
 pub fn identify(pid: u32) -> Option<ProcessId> {
     Some(stat(pid)?.identity(pid))
 }
 
-/// The present parent of this very process.
+/// Returns the present parent of this very process.
 #[must_use]
 pub fn parent(id: ProcessId) -> Option<u32> {
     let stat = stat(id.pid)?;
@@ -155,7 +159,7 @@ pub enum Kind {
     Process,
 }
 
-/// What `pid` is.
+/// Returns what `pid` is.
 #[must_use]
 pub fn kind(pid: u32) -> Kind {
     let Some(stat) = stat(pid) else {

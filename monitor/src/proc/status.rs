@@ -28,8 +28,8 @@ pub(crate) fn tracer(pid: u32) -> Option<u32> {
     (tracer != 0).then_some(tracer)
 }
 
-/// Returns where in the kernel the task with this pid waits; `None` when it does not, or that may not
-/// be known.
+/// Returns where in the kernel the task with this pid waits; `None` when it does not, or that may
+/// not be known.
 #[must_use]
 pub fn wait_channel(pid: u32) -> Option<String> {
     let channel = fs::read_to_string(format!("/proc/{pid}/wchan")).ok()?;

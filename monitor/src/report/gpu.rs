@@ -15,7 +15,7 @@ use super::text::{self, Tone, paint};
 use super::tree::{KnownJson, StartJson, Style, command};
 use crate::ProcessId;
 use crate::gpu::nvml::{Answer, Gpu};
-use crate::gpu::{Holding, Memory, Survey};
+use crate::gpu::{Holding, Stranger, Survey};
 use crate::kernel::snapshot::Snapshot;
 use crate::kill::KillReport;
 use crate::loss::Loss;
@@ -67,7 +67,7 @@ pub struct GpuReport<'a> {
     pub losses: &'a [Loss],
 }
 
-/// The report as text.
+/// Returns the report as text.
 #[must_use]
 pub fn text(report: &GpuReport<'_>, style: Style) -> String {
     let mut text = String::new();
@@ -93,12 +93,12 @@ pub fn text(report: &GpuReport<'_>, style: Style) -> String {
     for holder in report.holders {
         one_holder(&mut text, holder, report.orphans, style);
     }
-    for (pid, memory) in &report.survey.strangers {
+    for Stranger { pid, memory } in &report.survey.strangers {
         let bytes = memory.bytes.map_or_else(|| "memory".to_owned(), size);
         let _ = writeln!(
             text,
             "{pid}  {bytes} on {}: no living process of this host has this pid",
-            memory.gpu
+            printable(&memory.gpu)
         );
     }
     totals(&mut text, report.holders);
@@ -157,7 +157,7 @@ fn one_holder(text: &mut String, holder: &Holder, orphans: &[Orphan], style: Sty
     }
 }
 
-/// Memory by tree.
+/// Adds the memory by tree.
 fn totals(text: &mut String, holders: &[Holder]) {
     for total in by_tree(holders) {
         let bytes = total
@@ -202,7 +202,7 @@ struct ReportJson<'a> {
     gpus: &'a [Gpu],
     holders: Vec<HolderJson<'a>>,
     /// Pids that the driver names and no living process has.
-    strangers: Vec<StrangerJson<'a>>,
+    strangers: &'a [Stranger],
     trees: Vec<TotalJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
@@ -267,13 +267,6 @@ impl From<&Ancestor> for AncestorJson {
 }
 
 #[derive(Serialize)]
-struct StrangerJson<'a> {
-    pid: u32,
-    #[serde(flatten)]
-    memory: &'a Memory,
-}
-
-#[derive(Serialize)]
 struct TotalJson {
     root: AncestorJson,
     processes: usize,
@@ -281,7 +274,7 @@ struct TotalJson {
     memory_bytes: Option<u64>,
 }
 
-/// The report as one JSON object and a newline.
+/// Returns the report as one JSON object and a newline.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
@@ -301,7 +294,6 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
             .get(&holder.process.id)
             .map(|orphan| OrphanJson::new(orphan, style)),
     });
-    let strangers = report.survey.strangers.iter();
     let trees = by_tree(report.holders).into_iter().map(|total| TotalJson {
         root: (&total.root).into(),
         processes: total.processes,
@@ -313,9 +305,7 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         nvml: (&report.survey.nvml).into(),
         gpus: report.survey.gpus(),
         holders: holders.collect(),
-        strangers: strangers
-            .map(|(pid, memory)| StrangerJson { pid: *pid, memory })
-            .collect(),
+        strangers: &report.survey.strangers,
         trees: trees.collect(),
         kill,
         known: KnownJson::new(report.snapshot, report.losses, style.clock),

@@ -163,7 +163,8 @@ fn doubts(text: &mut String, report: &KillReport) {
     }
     if report.root.inferred {
         text.push_str(
-            "older than tracking: what left the tree before is not known; `lifemon track on` keeps it from now on\n",
+            "older than tracking: what left the tree before is not known; \
+             `lifemon track on` keeps it from now on\n",
         );
     }
 }

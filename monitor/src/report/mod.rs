@@ -1,5 +1,5 @@
-//! Everything that is printed: [`stream`], [`kill`], [`tree`], [`orphans`] and [`gpu`] turn what they
-//! are named after into text for people and JSON for scripts, of the same pieces ([`text`],
+//! Everything that is printed: [`stream`], [`kill`], [`tree`], [`orphans`] and [`gpu`] turn what
+//! they are named after into text for people and JSON for scripts, of the same pieces ([`text`],
 //! [`json`], `holding`); [`out`] is where it goes.
 
 pub mod gpu;

@@ -17,7 +17,7 @@ use crate::orphan::{Class, Evidence, Orphan};
 use crate::process::Who;
 use crate::process::json::ExitJson;
 
-/// The orphans as text.
+/// Returns the orphans as text.
 #[must_use]
 pub fn text(orphans: &[Orphan], losses: &[Loss], style: Style) -> String {
     let mut text = String::new();
@@ -31,7 +31,7 @@ pub fn text(orphans: &[Orphan], losses: &[Loss], style: Style) -> String {
     text
 }
 
-/// A head line, and what explains it below.
+/// Adds a head line, and what explains it below.
 fn one(text: &mut String, orphan: &Orphan, style: Style) {
     let tone = match orphan.class {
         Class::Stranded => Tone::Bad,
@@ -166,8 +166,8 @@ impl<'a> OrphanJson<'a> {
     }
 }
 
-/// The orphans as one JSON object and a newline; with what came of killing them, if that was asked
-/// for.
+/// Returns the orphans as one JSON object and a newline; with what came of killing them, if that
+/// was asked for.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.

@@ -1,5 +1,5 @@
 //! The stream about a watched tree: a snapshot, one line for each thing that happens, a summary.
-//! [`text`] for people, [`json`] for scripts; a [`Printer`] is one of both.
+//! `text` for people, `json` for scripts; a [`Printer`] is one of both.
 
 mod json;
 mod text;

@@ -95,7 +95,7 @@ pub(super) fn duration_ms(ms: u64) -> String {
     }
 }
 
-/// As [`duration_ms`], of a shorter one.
+/// Returns what [`duration_ms`] does, of a shorter one.
 pub(super) fn duration_us(us: u64) -> String {
     if us < 1_000 {
         format!("{us} us")

@@ -30,7 +30,7 @@ pub struct Style {
     pub full: bool,
 }
 
-/// The tree as text.
+/// Returns the tree as text.
 #[must_use]
 pub fn text(entries: &[Entry], snapshot: &Snapshot, style: Style) -> String {
     let mut text = String::new();
@@ -51,7 +51,7 @@ pub fn text(entries: &[Entry], snapshot: &Snapshot, style: Style) -> String {
     text
 }
 
-/// How many of the entries from here on are equal siblings without children.
+/// Counts the entries from here on that are equal siblings without children.
 fn fold(entries: &[Entry]) -> usize {
     let first = &entries[0];
     let is_like = |entry: &&Entry| {
@@ -111,7 +111,7 @@ fn details(entry: &Entry, live: &Live, now_ns: u64) -> String {
     details + &placed(&live.placement)
 }
 
-/// `, foo.service, container 0123456789ab`.
+/// Returns `, foo.service, container 0123456789ab`.
 pub(super) fn placed(placement: &Placement) -> String {
     let mut text = String::new();
     match (&placement.container, &placement.unit) {
@@ -127,7 +127,7 @@ pub(super) fn placed(placement: &Placement) -> String {
     text
 }
 
-/// A command line in one line, safe for a terminal; cut unless all is wanted.
+/// Returns a command line in one line, safe for a terminal; cut unless all is wanted.
 pub(super) fn command(command: &CommandLine, full: bool) -> String {
     let text = printable(&command.to_strings().join(" "));
     if full || text.chars().count() <= COMMAND_CHARS {
@@ -219,7 +219,7 @@ impl<'a> StartJson<'a> {
     }
 }
 
-/// The tree as one JSON object and a newline.
+/// Returns the tree as one JSON object and a newline.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.

@@ -57,8 +57,8 @@ pub(super) fn describe(
             |record| Process::of_record(*id, record),
         )
     };
-    // A member that has died since the members were read, and left no ghost, has no record any more:
-    // its events are in the ring. Where the lineage map is full there never was one.
+    // A member that has died since the members were read, and left no ghost, has no record any
+    // more: its events are in the ring. Where the lineage map is full there never was one.
     let is_full = watcher.tracker().host_counters().lost_records > 0;
     let mut wanted: HashSet<_> = members
         .iter()

@@ -15,8 +15,9 @@ pub(crate) fn keep_on_exec(fd: RawFd, is_kept: bool) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }.into()).map(drop)
 }
 
-/// Lets the table of descriptors grow at once to `count`: once this process has a second thread, each
-/// growth waits for a grace period of the kernel. Where the limit does not allow it, nothing happens.
+/// Lets the table of descriptors grow at once to `count`: once this process has a second thread,
+/// each growth waits for a grace period of the kernel. Where the limit does not allow it, nothing
+/// happens.
 pub(crate) fn make_room(count: usize) {
     if let Ok(number) = RawFd::try_from(count) {
         drop(fcntl_dupfd_cloexec(std::io::stdin(), number));
@@ -24,8 +25,8 @@ pub(crate) fn make_room(count: usize) {
 }
 
 /// Closes every descriptor but this one and the first three. For a copy made by
-/// [`super::child::fork`] alone: that the process which it was made of is dead is told by the end of
-/// its channels.
+/// [`super::child::fork`] alone: that the process which it was made of is dead is told by the end
+/// of its channels.
 pub(crate) fn close_all_but(fd: OwnedFd) -> OwnedFd {
     const ONLY: RawFd = libc::STDERR_FILENO + 1;
     let fd = fd.into_raw_fd();

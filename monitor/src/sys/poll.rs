@@ -37,7 +37,8 @@ pub(crate) fn wait_for<const N: usize>(
 /// Types that own a descriptor.
 ///
 /// # Safety
-/// `as_raw_fd` always returns the same descriptor, and it stays open for as long as the value lives.
+/// `as_raw_fd` always returns the same descriptor, and it stays open for as long as the value
+/// lives.
 pub(crate) unsafe trait OwnsDescriptor: AsRawFd {}
 
 // SAFETY: it owns one descriptor, and closes it when it is dropped.

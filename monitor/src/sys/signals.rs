@@ -1,5 +1,6 @@
-//! Signals as a descriptor: all of them blocked, read one by one; and signals to children. Raw system
-//! calls, because libc keeps two real-time signals for itself, and those are forwarded as well.
+//! Signals as a descriptor: all of them blocked, read one by one; and signals to children. Raw
+//! system calls, because libc keeps two real-time signals for itself, and those are forwarded as
+//! well.
 
 use std::io;
 use std::mem::offset_of;
@@ -70,8 +71,8 @@ impl Before {
 }
 
 /// Lets the kernel reap dead children by itself, or not; returns whether it did. A process that
-/// ignores SIGCHLD, which is inherited, gets no status, and the pids of its children are free before
-/// it has looked.
+/// ignores SIGCHLD, which is inherited, gets no status, and the pids of its children are free
+/// before it has looked.
 fn ignore_children(ignore: bool) -> io::Result<bool> {
     let handler = if ignore { libc::SIG_IGN } else { libc::SIG_DFL };
     // SAFETY: no handler is installed.
@@ -150,14 +151,14 @@ impl Signals {
     }
 }
 
-/// Returns whether a supervisor hands this signal on. SIGKILL and SIGSTOP cannot be seen, SIGCHLD is about
-/// its own children.
+/// Returns whether a supervisor hands this signal on. SIGKILL and SIGSTOP cannot be seen, SIGCHLD
+/// is about its own children.
 pub(crate) fn is_forwarded(signal: i32) -> bool {
     (1..=LAST).contains(&signal) && !matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGCHLD)
 }
 
-/// Stops this process as `signal` would. Returns when it goes on: true if it was stopped at all, which
-/// the kernel does not do where nobody could continue it.
+/// Stops this process as `signal` would. Returns when it goes on: true if it was stopped at all,
+/// which the kernel does not do where nobody could continue it.
 pub(crate) fn stop_self(signal: i32, mask: Mask) -> bool {
     if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
         let _ = nix::sys::signal::raise(signal);

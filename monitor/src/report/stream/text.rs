@@ -59,7 +59,8 @@ impl Text {
         } else {
             writeln!(
                 text,
-                "lineage known since now; what is older is inferred (~) from parents; `lifemon track on` keeps it from now on"
+                "lineage known since now; what is older is inferred (~) from parents; \
+                 `lifemon track on` keeps it from now on"
             )
         };
         for lost in &start.losses {
@@ -70,8 +71,8 @@ impl Text {
         text
     }
 
-    /// Adds the tree: members, and ghosts where they belong. What has no creator here, or is the root,
-    /// begins at the margin.
+    /// Adds the tree: members, and ghosts where they belong. What has no creator here, or is the
+    /// root, begins at the margin.
     fn tree(self, text: &mut String, start: &Start) {
         let ghosts = start.ghosts.iter().map(|ghost| &ghost.process);
         let listed: HashMap<_, _> = start
