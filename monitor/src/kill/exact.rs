@@ -39,7 +39,7 @@ pub struct KillOptions {
     pub timeout: Duration,
     /// Never hit, nor what they create. This process is always among them.
     pub protected: Vec<ProcessId>,
-    /// Report what would die, and kill nothing.
+    /// Only report what would die.
     pub dry_run: bool,
     /// Kill also a tree that this process descends from.
     pub force: bool,

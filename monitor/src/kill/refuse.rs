@@ -1,5 +1,5 @@
-//! Refuses to kill what must not be killed: the host's init, lifemon itself, and what it was started
-//! from.
+//! Refuses to kill what must not be killed: the host's init, lifemon itself, and what it was
+//! started from.
 
 use std::collections::HashSet;
 

@@ -51,7 +51,7 @@ impl Descendant {
         proc::name(self.id.pid)
     }
 
-    /// Returns whether it is gone, or that cannot be told. The letter in its `stat` is that of its
+    /// Returns whether it is gone, or that is not known. The letter in its `stat` is that of its
     /// leader, which can be a zombie long before the others end.
     pub(super) fn is_gone(&self) -> bool {
         !matches!(pidfd::is_gone(&self.pidfd), Ok(false))

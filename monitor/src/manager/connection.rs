@@ -22,7 +22,7 @@ pub use crate::supervise::frame::FRAME_BYTES_MAX;
 use crate::supervise::frame::{FrameError, Frames, MessageError};
 use crate::supervise::message::encode;
 
-/// The variable that tells a worker the number of its descriptor.
+/// The variable that holds the number of a worker's descriptor.
 pub const WORKER_FD: &str = "LIFEMON_WORKER_FD";
 
 /// How long a message may take until the worker's side has taken it.

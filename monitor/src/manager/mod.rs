@@ -97,7 +97,8 @@ pub enum StartError {
 pub struct Finished {
     /// 0 after a shutdown that was asked for; 1 when workers had died before, or it was cut short.
     pub code: u8,
-    /// What became of everything below the guardian; `None` when the guardian could not say.
+    /// What became of everything below the guardian; `None` when the guardian was killed
+    /// before it could report.
     pub rest: Option<Rest>,
     /// Orphans of other dead servers, and such, that were cleaned up.
     pub cleaned: Vec<Cleaned>,
@@ -158,7 +159,7 @@ impl ProcessManager {
         };
         if let Err(error) = manager.wait_for_start().await {
             let _ = manager.asks.send(Ask::GiveUp);
-            manager.over().await;
+            manager.wait_for_end().await;
             return Err(error);
         }
         Ok(manager)
@@ -174,7 +175,7 @@ impl ProcessManager {
                     .workers
                     .iter()
                     .all(|worker| worker.id.is_some() || worker.death.is_some());
-                match (is_started, self.shared.change().is_over) {
+                match (is_started, self.shared.change().has_ended) {
                     (_, true) => return Err(StartError::NoAnswer),
                     (true, false) => return Ok(()),
                     (false, false) => tokio::time::sleep(STEP).await,
@@ -239,27 +240,27 @@ impl ProcessManager {
     }
 
     /// Returns when the server should end: a signal asked for it, or the policy says that
-    /// monitoring is over. For axum's `with_graceful_shutdown`.
+    /// monitoring has ended. For axum's `with_graceful_shutdown`.
     pub async fn stop_asked(&self) -> Stop {
         let (policy, workers) = (self.options.policy, self.shared.workers());
         let mut changes = self.shared.changes();
         let change = changes.wait_for(|change| {
-            change.stop != Stop::No || change.is_over || policy.is_over(change.dead, workers)
+            change.stop != Stop::No || change.has_ended || policy.has_ended(change.dead, workers)
         });
         let change = change.await.map(|change| *change);
         change.map_or(Stop::Now, |change| change.stop)
     }
 
-    /// Returns when the policy says that monitoring is over, with everything that the workers have
-    /// left killed. The server should exit with [`Finished::code`], which is 1.
+    /// Returns when the policy says that monitoring has ended, with everything that the workers
+    /// have left killed. The server should exit with [`Finished::code`], which is 1.
     pub async fn monitor_workers(&self) -> Finished {
         let (policy, workers) = (self.options.policy, self.shared.workers());
         let mut changes = self.shared.changes();
         // The workers of a server that was asked to stop are meant to end.
-        let over = |change: &state::Change| {
-            change.is_over || (change.stop == Stop::No && policy.is_over(change.dead, workers))
+        let ended = |change: &state::Change| {
+            change.has_ended || (change.stop == Stop::No && policy.has_ended(change.dead, workers))
         };
-        let _ = changes.wait_for(over).await;
+        let _ = changes.wait_for(ended).await;
         self.end().await
     }
 
@@ -324,7 +325,7 @@ impl ProcessManager {
         let workers = self.shared.workers();
         let mut changes = self.shared.changes();
         let dead = changes.wait_for(|change| {
-            change.dead == workers || change.is_over || change.stop == Stop::Now
+            change.dead == workers || change.has_ended || change.stop == Stop::Now
         });
         timeout(limit, dead).await.is_ok()
     }
@@ -332,7 +333,7 @@ impl ProcessManager {
     /// Kills what is left, with the proof, and then the orphans that match.
     async fn end(&self) -> Finished {
         self.ask(Request::End(Order::default()));
-        self.over().await;
+        self.wait_for_end().await;
         let mut cleaned = Vec::new();
         // This manager's own are dead by now.
         if self.options.orphan_scope == Scope::DeadServers {
@@ -357,16 +358,16 @@ impl ProcessManager {
             Stop::No | Stop::Now => true,
             Stop::Graceful => {
                 let policy = self.options.policy;
-                policy.is_over(change.dead_before_stop, self.shared.workers())
+                policy.has_ended(change.dead_before_stop, self.shared.workers())
             }
         }
     }
 
     /// Waits until the guardian is gone, and what it may have left.
-    async fn over(&self) {
+    async fn wait_for_end(&self) {
         let mut changes = self.shared.changes();
-        let over = changes.wait_for(|change| change.is_over);
-        let _ = timeout(TREE_KILL_TIMEOUT, over).await;
+        let ended = changes.wait_for(|change| change.has_ended);
+        let _ = timeout(TREE_KILL_TIMEOUT, ended).await;
     }
 
     /// Sends the guardian a request. A monitor that does not take it is one whose work is done.

@@ -1,4 +1,4 @@
-//! The monitor: a thread of its own that hears the guardian, the kernel's events and the signals,
+//! The monitor: a thread of its own that follows the guardian, the kernel's events and the signals,
 //! so that a busy server delays nothing. What it learns goes into [`Shared`].
 
 use std::io;
@@ -141,7 +141,7 @@ impl Monitor {
                 stop = signals.recv() => self.take_signal(stop).await,
                 updates = next(&mut self.session) => self.take_updates(updates),
                 read = self.channel.read(&mut buffer) => match read {
-                    Ok(count @ 1..) => self.hear(&buffer[..count]),
+                    Ok(count @ 1..) => self.receive(&buffer[..count]),
                     _ => self.is_alone = true,
                 },
                 ask = self.asks.recv(), if !self.is_dropped => self.take_ask(ask).await,
@@ -158,7 +158,7 @@ impl Monitor {
         self.is_alone = true;
     }
 
-    fn hear(&mut self, bytes: &[u8]) {
+    fn receive(&mut self, bytes: &[u8]) {
         self.frames.push(bytes);
         let notices: Vec<_> = self.frames.messages().collect();
         for notice in notices {
@@ -227,7 +227,7 @@ impl Monitor {
     async fn drain(&mut self) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = self.channel.read(&mut buffer).await {
-            self.hear(&buffer[..count]);
+            self.receive(&buffer[..count]);
         }
         self.is_alone = true;
     }

@@ -1,4 +1,4 @@
-//! What a manager is told when it starts. The defaults are those of the Python module.
+//! The options of a manager. The defaults are those of the Python module.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::orphans::Scope;
 use crate::gpu::holders::DeviceFiles;
 
-/// When monitoring is over.
+/// When monitoring ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Policy {
@@ -21,7 +21,7 @@ pub enum Policy {
 impl Policy {
     /// Returns whether monitoring ends with so many dead.
     #[must_use]
-    pub const fn is_over(self, dead: usize, workers: usize) -> bool {
+    pub const fn has_ended(self, dead: usize, workers: usize) -> bool {
         match self {
             Self::AllDead => workers > 0 && dead == workers,
             Self::AnyDead => dead > 0,
@@ -84,7 +84,7 @@ pub struct Options {
     pub shutdown_timeout: Duration,
     /// How long workers may take after SIGTERM.
     pub kill_timeout: Duration,
-    /// When monitoring is over.
+    /// When monitoring ends.
     pub policy: Policy,
     /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end: for
     /// as long as the process lives, also when the manager is gone.
@@ -225,8 +225,8 @@ mod tests {
 
     #[test]
     fn a_policy_counts_the_dead() {
-        assert!(!Policy::AllDead.is_over(1, 2) && Policy::AllDead.is_over(2, 2));
-        assert!(Policy::AnyDead.is_over(1, 2) && !Policy::AnyDead.is_over(0, 2));
-        assert!(!Policy::AllDead.is_over(0, 0));
+        assert!(!Policy::AllDead.has_ended(1, 2) && Policy::AllDead.has_ended(2, 2));
+        assert!(Policy::AnyDead.has_ended(1, 2) && !Policy::AnyDead.has_ended(0, 2));
+        assert!(!Policy::AllDead.has_ended(0, 0));
     }
 }

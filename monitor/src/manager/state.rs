@@ -43,7 +43,7 @@ pub(super) struct Change {
     /// Whether a signal has asked for it.
     is_signalled: bool,
     /// Nothing below this manager is left, or nobody can end it any more.
-    pub(super) is_over: bool,
+    pub(super) has_ended: bool,
 }
 
 #[derive(Debug)]
@@ -241,7 +241,7 @@ impl Shared {
     }
 
     pub(super) fn end(&self) {
-        self.changes.send_modify(|change| change.is_over = true);
+        self.changes.send_modify(|change| change.has_ended = true);
     }
 
     pub(super) fn health(&self) -> HealthStatus {

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_left_is_nothing_said() {
+    fn where_nothing_is_left_nothing_is_printed() {
         assert_eq!(text(&options(), &rest(0)), "");
     }
 

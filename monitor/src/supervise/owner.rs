@@ -71,7 +71,7 @@ struct Owner<'a> {
 impl Owner<'_> {
     /// Follows the command until it is dead and what it left is dealt with.
     fn follow(&mut self) -> io::Result<()> {
-        while !self.is_over() {
+        while !self.has_ended() {
             let ending = self.ending.as_ref();
             let sources = [
                 Some(self.signals.fd()),
@@ -85,7 +85,7 @@ impl Owner<'_> {
                 ending.read_killer();
             }
             if by_guardian {
-                self.hear();
+                self.receive();
             }
             if by_signal {
                 for signal in self.signals.read()? {
@@ -108,7 +108,7 @@ impl Owner<'_> {
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn has_ended(&self) -> bool {
         let guardian_is_gone = self.channel.is_none();
         let is_settled = self.failed.is_some() || self.rest.is_some();
         guardian_is_gone && is_settled
@@ -121,7 +121,7 @@ impl Owner<'_> {
         }
     }
 
-    fn hear(&mut self) {
+    fn receive(&mut self) {
         let Some(channel) = &mut self.channel else {
             return;
         };

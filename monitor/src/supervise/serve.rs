@@ -163,7 +163,7 @@ impl Guarding {
         loop {
             let [by_signal, by_owner, by_death, by_killer] = self.wait()?;
             if by_owner {
-                self.hear();
+                self.receive();
             }
             if by_death {
                 self.lose_owner();
@@ -196,7 +196,7 @@ impl Guarding {
         wait_for(sources, ending.map(Ending::wait))
     }
 
-    fn hear(&mut self) {
+    fn receive(&mut self) {
         let Ok((requests, is_open)) = self.channel.receive::<Request>() else {
             return self.lose_owner();
         };
