@@ -9,7 +9,7 @@ use crate::forest::walk;
 use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
 use crate::loss::Loss;
-use crate::process::{Cause, Died, Process, signal_name};
+use crate::process::{Cause, Death, Died, Process, Who, signal_name};
 use crate::report::text::{self, Tone, duration_ms, duration_us, from, how, paint, process, who};
 use crate::session::Start;
 use crate::watch::{Happening, What};
@@ -124,54 +124,28 @@ impl Text {
     /// Writes one happening.
     #[must_use]
     pub(super) fn happening(self, happening: &Happening, parent: Option<u32>) -> String {
-        let time = self.time(happening.at_ns);
-        let kind = format!("{:<8}", word(&happening.what));
-        let subject = process(&happening.process);
-        let mut text = match &happening.what {
+        let creator = happening.creator.as_ref().map(who);
+        let (tone, details) = match &happening.what {
             What::Fork => {
-                let creator = happening
-                    .creator
-                    .as_ref()
-                    .map_or_else(String::new, |creator| format!("  by {}", who(creator)));
-                format!(
-                    "{time} {} {subject}{creator}",
-                    self.paint(Tone::Good, &kind)
-                )
+                let by = creator.map(|creator| format!("  by {creator}"));
+                (Some(Tone::Good), by.unwrap_or_default())
             }
-            What::Exec => format!("{time} {kind} {subject}"),
-            What::Signal { signal, sender } => format!(
-                "{time} {} {subject}  {}{}",
-                self.paint(Tone::Warn, &kind),
-                signal_name(*signal),
-                from(sender.as_ref()),
-            ),
+            What::Exec => (None, String::new()),
+            What::Signal { signal, sender } => {
+                let signal = format!("  {}{}", signal_name(*signal), from(sender.as_ref()));
+                (Some(Tone::Warn), signal)
+            }
             What::Exit { death, orphans } => {
-                let how = death
-                    .as_ref()
-                    .map_or_else(|| "how is not known".to_owned(), how);
-                let age = happening
-                    .age_ms()
-                    .map_or_else(String::new, |age| format!(", aged {}", duration_ms(age)));
                 let tone = match death {
                     Some(death) if death.code() == Some(0) => Tone::Faint,
                     _ => Tone::Bad,
                 };
-                let line = format!("{time} {} {subject}  {how}{age}", self.paint(tone, &kind));
-                if orphans.is_empty() {
-                    line
-                } else {
-                    let list: Vec<_> = orphans.iter().map(who).collect();
-                    format!(
-                        "{line}  {}",
-                        self.paint(Tone::Warn, &format!("orphans {}", list.join(", ")))
-                    )
-                }
+                let details = self.exit(death.as_ref(), happening.age_ms(), orphans);
+                (Some(tone), details)
             }
             What::Gone { after_ns } => {
-                let after = after_ns.map_or_else(String::new, |after| {
-                    format!("  {} after exit", duration_us(after / 1_000))
-                });
-                format!("{time} {} {subject}{after}", self.paint(Tone::Faint, &kind))
+                let after = |ns: u64| format!("  {} after exit", duration_us(ns / 1_000));
+                (Some(Tone::Faint), after_ns.map(after).unwrap_or_default())
             }
             What::Orphaned { root_alive } => {
                 let class = if *root_alive {
@@ -179,25 +153,34 @@ impl Text {
                 } else {
                     "stranded"
                 };
-                let parent =
-                    parent.map_or_else(String::new, |parent| format!(", parent is now {parent}"));
-                let creator = happening
-                    .creator
-                    .as_ref()
-                    .map_or_else(String::new, |creator| {
-                        format!("; creator {} is dead", who(creator))
-                    });
-                format!(
-                    "{time} {} {subject}  {class}{parent}{creator}",
-                    self.paint(Tone::Warn, &kind)
-                )
+                let parent = parent.map(|parent| format!(", parent is now {parent}"));
+                let creator = creator.map(|creator| format!("; creator {creator} is dead"));
+                let (parent, creator) = (parent.unwrap_or_default(), creator.unwrap_or_default());
+                (Some(Tone::Warn), format!("  {class}{parent}{creator}"))
             }
         };
-        if happening.resynced {
-            text.push_str("  (resynced)");
+        let kind = format!("{:<8}", word(&happening.what));
+        let kind = tone.map_or_else(|| kind.clone(), |tone| self.paint(tone, &kind));
+        let (time, subject) = (self.time(happening.at_ns), process(&happening.process));
+        let mark = if happening.resynced {
+            "  (resynced)"
+        } else {
+            ""
+        };
+        format!("{time} {kind} {subject}{details}{mark}\n")
+    }
+
+    /// Returns how a process died, how old it was, and whom it has orphaned.
+    fn exit(self, death: Option<&Death>, age_ms: Option<u64>, orphans: &[Who]) -> String {
+        let how = death.map_or_else(|| "how is not known".to_owned(), how);
+        let age = age_ms.map(|age| format!(", aged {}", duration_ms(age)));
+        let age = age.unwrap_or_default();
+        if orphans.is_empty() {
+            return format!("  {how}{age}");
         }
-        text.push('\n');
-        text
+        let list: Vec<_> = orphans.iter().map(who).collect();
+        let list = format!("orphans {}", list.join(", "));
+        format!("  {how}{age}  {}", self.paint(Tone::Warn, &list))
     }
 
     /// Writes what became of the GPU memory of a process that died.
