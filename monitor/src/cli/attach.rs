@@ -159,10 +159,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         session.spare(own)?;
         start.members.retain(|member| member.id != own);
     }
-    let mut printer = match output {
-        Output::Json => Printer::json(root),
-        Output::Text => Printer::text(out::wants_colour()),
-    };
+    let mut printer = printer(output, root);
     out::print(&printer.attached(&start, is_pinned))?;
     let mut kernel_log = (verbose >= 2)
         .then(|| session.watcher_mut().tracker_mut().debug_log())
@@ -207,13 +204,21 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
 /// Begins to kill the rest of the tree once the root is dead. The tree that dies is the one that is
 /// watched, so its deaths are reported like any others.
 fn kill_rest(session: &mut Session) -> Result<Option<Force>, Error> {
-    let is_over = session.watcher().counters().live == 0;
-    if is_over || session.watch().is_live(&session.watcher().root()) {
+    let is_extinct = session.watcher().counters().live == 0;
+    if is_extinct || session.watch().is_live(&session.watcher().root()) {
         return Ok(None);
     }
     // The session learns by itself who is gone.
     let force = Force::begin(session.watcher_mut())?;
     Ok(Some(force.without_descriptors()))
+}
+
+/// Begins the stream in the format that was asked for.
+fn printer(output: Output, root: ProcessId) -> Printer {
+    match output {
+        Output::Json => Printer::json(root),
+        Output::Text => Printer::text(out::wants_colour()),
+    }
 }
 
 /// Returns the next updates; kills meanwhile, where that has begun.
