@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`hooks`] (which
 //! programs stand where), [`load`], `trusted` (paths that root may follow), [`place`] (where pins are),
-//! [`lock`], [`pins`] (the tracker that stays), [`tracker`] (open maps, passes), [`snapshot`], `slots`
-//! and [`watcher`] (one watched tree).
+//! [`lock`], [`pins`] (the tracker that stays), [`switch`] (on and off), [`tracker`] (open maps, passes),
+//! [`snapshot`], `slots` and [`watcher`] (one watched tree).
 
 use std::io;
 
@@ -19,6 +19,7 @@ pub mod preflight;
 mod shared;
 mod slots;
 pub mod snapshot;
+pub mod switch;
 mod sys;
 pub mod tracker;
 mod trusted;

@@ -75,7 +75,7 @@ pub fn look() -> Look {
     Look { found, distrusted }
 }
 
-fn found_in<'a>(homes: impl Iterator<Item = &'a Home>) -> Result<Found, Distrust> {
+pub(super) fn found_in<'a>(homes: impl Iterator<Item = &'a Home>) -> Result<Found, Distrust> {
     let (mut torn, mut others) = (None, Vec::new());
     for home in homes {
         others.extend(other_versions(home)?);
@@ -113,7 +113,7 @@ pub(super) fn is_version(name: &str) -> bool {
 
 /// Returns the names of all versions in a home. Anything else there was made by root, but not by
 /// lifemon: it is not touched, and nothing is changed beside it.
-fn versions(home: &Home) -> Result<Vec<String>, Distrust> {
+pub(super) fn versions(home: &Home) -> Result<Vec<String>, Distrust> {
     let names = home.directory.names()?.into_iter();
     names.map(|name| version_name(home, &name)).collect()
 }
@@ -256,103 +256,6 @@ impl Pins {
 /// Opens a pinned object by its path. Every part of it was checked, see [`super::trusted`].
 fn get(version: &Directory, pin: &str) -> Result<OwnedFd, Error> {
     sys::get_pinned(&version.path().join(pin)).map_err(Error::Pin)
-}
-
-/// Homes with their locks: nobody else changes anything in them.
-#[derive(Debug)]
-pub(super) struct Locked(Vec<(Home, Lock)>);
-
-impl Locked {
-    /// Locks all homes that there are.
-    ///
-    /// # Errors
-    /// As [`lock::lock`], and [`Error::Foreign`] where something in them is not lifemon's.
-    pub(super) fn all() -> Result<Self, Error> {
-        let mut locked = Vec::new();
-        for home in place::survey().homes {
-            // One that was removed meanwhile holds nothing any more.
-            if let Some(lock) = home.lock()? {
-                versions(&home).map_err(Error::Foreign)?;
-                locked.push((home, lock));
-            }
-        }
-        Ok(Self(locked))
-    }
-
-    /// Adds a home, which may be among them already; its directory, or `None` when it was removed
-    /// meanwhile.
-    pub(super) fn add(&mut self, home: Home) -> Result<Option<&Directory>, Error> {
-        let added = home.directory.identity().map_err(Error::Foreign)?;
-        let known = |(known, _): &(Home, Lock)| known.directory.identity().ok() == Some(added);
-        let index = match self.0.iter().position(known) {
-            Some(index) => index,
-            None => match home.lock()? {
-                Some(lock) => {
-                    self.0.push((home, lock));
-                    self.0.len() - 1
-                }
-                None => return Ok(None),
-            },
-        };
-        Ok(Some(&self.0[index].0.directory))
-    }
-
-    /// Looks at what is in them.
-    pub(super) fn look(&self) -> Result<Found, Error> {
-        let homes = self.0.iter().map(|(home, _)| home);
-        found_in(homes).map_err(Error::Foreign)
-    }
-
-    /// Removes every version but the one at `keep`; the names of those that were removed.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub(super) fn remove_versions(&self, keep: Option<&Path>) -> Result<Vec<String>, Error> {
-        let mut removed = Vec::new();
-        for (home, _) in &self.0 {
-            for name in versions(home).map_err(Error::Foreign)? {
-                if keep != Some(home.directory.path().join(&name).as_path()) {
-                    remove_version(&home.directory, &name)?;
-                    removed.push(name);
-                }
-            }
-        }
-        removed.extend(remove_stranded()?);
-        Ok(removed)
-    }
-
-    /// Removes the homes, which are empty.
-    pub(super) fn remove(self) {
-        for (home, _lock) in self.0 {
-            home.remove();
-        }
-    }
-}
-
-/// Removes what root has left in a home that it cannot trust any more; the paths.
-fn remove_stranded() -> Result<Vec<String>, Error> {
-    let Some((home, names)) = place::stranded(is_version) else {
-        return Ok(Vec::new());
-    };
-    let remove = |name: String| {
-        remove_version(&home, &name)?;
-        Ok(home.path().join(name).display().to_string())
-    };
-    names.into_iter().map(remove).collect()
-}
-
-/// Removes one version: links first, the exit hook last of them, then the rest.
-fn remove_version(home: &Directory, name: &str) -> Result<(), Error> {
-    let name = Path::new(name);
-    if let Some(version) = home.child(name).map_err(Error::Foreign)?
-        && let Some(links) = version.child(Path::new("links")).map_err(Error::Foreign)?
-    {
-        let roles = [STAND_IN].into_iter().chain(ROLES.into_iter().rev());
-        for role in roles {
-            links.remove_file(Path::new(role)).map_err(Error::Pin)?;
-        }
-    }
-    home.remove_tree(name).map_err(Error::Pin)
 }
 
 /// Pins everything of `loaded` in a locked home, so that it stays when this process ends.

@@ -13,12 +13,10 @@ use lifemon_ebpf::{
 use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
 use super::lock::{Lock, Patience};
-use super::pins::{self, Found, Locked, Pins};
-use super::place::{self, Mounts};
+use super::pins::{self, Found, Pins};
 use super::shared::{Shared, word64};
 use super::snapshot::Snapshot;
-use super::trusted::Distrust;
-use super::{Error, Refusal, sys};
+use super::{Error, sys};
 
 /// How often a tracker is opened anew that was switched in the middle of it.
 const OPEN_TRIES: u32 = 5;
@@ -70,21 +68,6 @@ pub struct HookCost {
     pub ns_per_run: Option<u64>,
     /// Runs that the kernel skipped, since the program was loaded.
     pub missed: u64,
-}
-
-/// How a switch of the tracker went.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Switched {
-    /// Directories of other versions, or of loaders that were killed, that were removed.
-    pub replaced: Vec<String>,
-    /// What was missing from the tracker that was found and removed.
-    pub repaired: Option<String>,
-    /// Whether there was nothing to do.
-    pub unchanged: bool,
-    /// Where a BPF file system was mounted.
-    pub mounted: Option<&'static str>,
-    /// Why the BPF file system of the host is not used.
-    pub distrusted: Option<Distrust>,
 }
 
 impl Tracker {
@@ -190,72 +173,6 @@ impl Tracker {
         })
     }
 
-    /// Switches the pinned tracker on. What another version or a killed loader left is removed.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] where lifemon cannot work, [`Error::Foreign`] where something that is not
-    /// lifemon's stands in its place, and whatever locking, loading or pinning fails with.
-    pub fn switch_on(options: &LoadOptions) -> Result<Switched, Error> {
-        super::preflight::check()?;
-        check_root()?;
-        let mounts = Mounts::lock()?;
-        let mut homes = Locked::all()?;
-        let mut switched = Switched::default();
-        match homes.look()? {
-            Found::Complete { directory } => {
-                switched.replaced = homes.remove_versions(Some(&directory))?;
-                switched.unchanged = true;
-                return Ok(switched);
-            }
-            Found::Torn { missing } => switched.repaired = Some(missing),
-            _ => {}
-        }
-        switched.replaced = homes.remove_versions(None)?;
-        if switched.repaired.is_some() {
-            switched.replaced.retain(|name| *name != pins::own_name());
-        }
-        let home = loop {
-            let new = place::make_home(&mounts)?;
-            (switched.mounted, switched.distrusted) =
-                (switched.mounted.or(new.mounted), new.distrusted);
-            // Another mount namespace may have removed it at once.
-            if let Some(home) = homes.add(new.home)? {
-                break home;
-            }
-        };
-        pins::pin(home, load::load(options)?)?;
-        sys::wait_for_running_programs().map_err(Error::Map)?;
-        if let Some(tracker) = Self::open()? {
-            tracker.sweep()?;
-        }
-        Ok(switched)
-    }
-
-    /// Switches the pinned tracker off: no program, map or pin of any version remains.
-    ///
-    /// # Errors
-    /// [`Error::Foreign`] where something that is not lifemon's stands in its place, and when the
-    /// pins cannot be locked or removed.
-    pub fn switch_off() -> Result<Switched, Error> {
-        super::preflight::check_privileges()?;
-        let mounts = Mounts::lock()?;
-        let homes = Locked::all()?;
-        let watched = Self::open();
-        let replaced = homes.remove_versions(None)?;
-        if let Ok(Some(tracker)) = watched {
-            // Watchers that still hold the maps see by this that no more events will come.
-            tracker.since().store(0, Ordering::SeqCst);
-        }
-        homes.remove();
-        mounts.unmount_unused();
-        Ok(Switched {
-            unchanged: replaced.is_empty(),
-            replaced,
-            distrusted: pins::look().distrusted,
-            ..Switched::default()
-        })
-    }
-
     /// Whether this is the pinned tracker.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
@@ -269,7 +186,7 @@ impl Tracker {
         matches!(&self.kept, Kept::Private(loaded) if loaded.has_group_dead)
     }
 
-    fn since(&self) -> &std::sync::atomic::AtomicU64 {
+    pub(super) fn since(&self) -> &std::sync::atomic::AtomicU64 {
         // SAFETY: the mapping lives as long as `self`.
         unsafe { word64(&raw mut (*self.host.at(0)).since_ns) }
     }
@@ -462,15 +379,6 @@ impl Tracker {
 /// Returns whether a complete tracker of this version is pinned now.
 fn is_on() -> bool {
     matches!(pins::look().found, Found::Complete { .. })
-}
-
-/// Checks that what this process makes will belong to root: nothing else is trusted later.
-fn check_root() -> Result<(), Refusal> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let missing = "user id 0, to which pins have to belong,".to_owned();
-    Err(Refusal::NoPrivilege { missing })
 }
 
 /// The counters of a slot at one time.
