@@ -61,6 +61,17 @@ pub struct Args {
     preemptible: bool,
 }
 
+impl Args {
+    fn load_options(&self, verbose: u8) -> LoadOptions {
+        LoadOptions {
+            max_processes: self.max_processes,
+            debug: verbose >= 2,
+            without_group_dead: self.without_group_dead,
+            preemptible: self.preemptible,
+        }
+    }
+}
+
 /// GPU memory of the dead, followed where this host has GPUs.
 struct Following {
     releases: Option<Releases>,
@@ -136,13 +147,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     // From here on a signal ends the loop below, and what was attached is given back.
     let mut interrupts = Interrupts::listen()?;
     let devices = args.gpus.files()?;
-    let options = LoadOptions {
-        max_processes: args.max_processes,
-        debug: verbose >= 2,
-        without_group_dead: args.without_group_dead,
-        preemptible: args.preemptible,
-    };
-    let tracker = Tracker::open_or_load(&options)?;
+    let tracker = Tracker::open_or_load(&args.load_options(verbose))?;
     let is_pinned = tracker.is_pinned();
     let snapshot = tracker.snapshot()?;
     let root = args.target.find(&snapshot)?;

@@ -29,6 +29,7 @@
 mod connection;
 mod fatal;
 mod health;
+mod lifespan;
 mod monitor;
 mod options;
 mod orphans;
@@ -59,6 +60,7 @@ pub use crate::supervise::run_if_asked;
 pub use connection::{Connection, ConnectionError, FRAME_BYTES_MAX, SEND_TIMEOUT, WORKER_FD};
 pub use fatal::{FatalRules, is_fatal_worker_error};
 pub use health::{DeadWorker, GpuHolder, Health, HealthStatus, WorkersDied};
+pub use lifespan::Lifespan;
 pub use options::{Options, Policy, WorkerCommand};
 pub use orphans::{Cleaned, Scope, TreeKillError};
 pub use state::Stop;
@@ -382,21 +384,5 @@ impl ProcessManager {
         let _ = self.asks.send(Ask::Kill(id, answer));
         let outcome = timeout(TREE_KILL_TIMEOUT, answered).await;
         outcome.ok().and_then(Result::ok).unwrap_or_default()
-    }
-}
-
-/// A server's life, from [`ProcessManager::lifespan`].
-#[derive(Debug, Clone)]
-pub struct Lifespan(Arc<ProcessManager>);
-
-impl Lifespan {
-    /// Waits as [`ProcessManager::stop_asked`] does, for as long as this is not dropped.
-    pub async fn stop_asked(self) {
-        self.0.stop_asked().await;
-    }
-
-    /// Ends the workers as [`ProcessManager::shutdown`] does.
-    pub async fn finish(self) -> Finished {
-        self.0.shutdown().await
     }
 }
