@@ -8,6 +8,11 @@ pub const ABI: u32 = 3;
 /// A process (a thread group), for ever: the pid alone is reused, the pair is not.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(serde::Serialize, serde::Deserialize),
+    serde(into = "crate::json::IdJson", from = "crate::json::IdJson")
+)]
 pub struct ProcessId {
     /// `start_boottime` of the group leader, in ns since boot, suspend included. It survives exec,
     /// also by a thread that is not the leader.

@@ -14,6 +14,8 @@
 extern crate std;
 
 mod abi;
+#[cfg(not(target_arch = "bpf"))]
+mod json;
 pub mod learning;
 pub mod limits;
 pub mod offsets;

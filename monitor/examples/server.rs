@@ -36,6 +36,7 @@ struct Server {
 /// What was typed.
 struct Typed {
     options: Options,
+    workers: usize,
     answer_timeout: Duration,
 }
 
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(typed: Typed) -> anyhow::Result<u8> {
-    let workers = typed.options.workers.len();
+    let workers = typed.workers;
     let manager = Arc::new(ProcessManager::start(typed.options).await?);
     let engines = tokio::select! {
         engines = engines(&manager, workers) => engines,
@@ -230,9 +231,12 @@ fn parse() -> Result<Typed, String> {
     }
     let program = words.next().ok_or("the worker's command")?;
     let command = words.fold(WorkerCommand::new(program), WorkerCommand::arg);
-    options.workers = vec![command; workers];
+    for _ in 0..workers {
+        options = options.worker(command.clone());
+    }
     Ok(Typed {
         options,
+        workers,
         answer_timeout,
     })
 }

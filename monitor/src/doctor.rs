@@ -1,6 +1,6 @@
 //! What works here and what does not, found by trying it. Each check that fails says what to do.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::gpu::nvml::{Answer, Server};
 use crate::kernel::pins::{self, Found};
@@ -8,8 +8,9 @@ use crate::kernel::{LoadOptions, Refusal, Tracker, preflight};
 use crate::words::count;
 
 /// How a check went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum State {
     /// It works.
     Ok,
@@ -23,6 +24,7 @@ pub enum State {
 
 /// One check.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Check {
     /// What was checked.
     pub name: &'static str,

@@ -2,6 +2,7 @@
 //! Pure: no I/O, no clock. `json` is how it is printed and sent.
 
 pub(crate) mod json;
+mod signal;
 
 use std::fmt;
 
@@ -9,6 +10,8 @@ use lifemon_ebpf::{
     EXIT_UNSEEN, Event, INFERRED, LIVE, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
 };
 use serde::{Deserialize, Serialize};
+
+pub use signal::{NoSignal, Signal};
 
 /// Length of the clock tick to which `/proc` rounds starts down, in ns. It is a constant of the
 /// interface (`USER_HZ`), not of the kernel's configuration.
@@ -28,7 +31,7 @@ pub const fn is_same_process(one: ProcessId, other: ProcessId) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
     /// Its identity.
-    #[serde(flatten, with = "json::id")]
+    #[serde(flatten)]
     pub id: ProcessId,
     /// Its `comm`; `None` when nothing is known but the identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,21 +39,28 @@ pub struct Who {
 }
 
 /// A member of a watched tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Its identity.
+    #[serde(flatten)]
     pub id: ProcessId,
     /// Its `comm`, at most 15 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Real user id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// Its pid in its own pid namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns_pid: Option<u32>,
     /// Who called fork or clone; `None` when unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<ProcessId>,
     /// Whether it is older than tracking, so that `creator` is the parent it was found with.
+    #[serde(default)]
     pub inferred: bool,
     /// Dead creators that are not known any more between it and `creator`.
+    #[serde(default)]
     pub elided: u32,
 }
 
@@ -70,11 +80,12 @@ pub struct Death {
 }
 
 /// The death of a process, and when it was.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Died {
     /// When it began to die, ns since boot.
     pub at_ns: u64,
     /// How.
+    #[serde(rename = "exit")]
     pub death: Death,
 }
 
@@ -141,10 +152,10 @@ impl Death {
 
     /// Returns the signal that ended it.
     #[must_use]
-    pub const fn signal(&self) -> Option<u32> {
+    pub const fn signal(&self) -> Option<Signal> {
         match self.status & 0x7f {
             0 => None,
-            signal => Some(signal),
+            signal => Some(Signal::of_kernel(signal)),
         }
     }
 
@@ -208,7 +219,7 @@ impl fmt::Display for Death {
             (Cause::Unseen, _) => return f.write_str("how is not known"),
             (Cause::Oom, _) => return f.write_str("out of memory (SIGKILL)"),
             (_, None) => return write!(f, "code {}", self.code().unwrap_or_default()),
-            (_, Some(signal)) => f.write_str(&signal_name(signal))?,
+            (_, Some(signal)) => signal.fmt(f)?,
         }
         if let Some(sender) = self.sender.as_ref().filter(|_| !f.alternate()) {
             write!(f, " from {sender}")?;
@@ -322,18 +333,6 @@ pub fn comm(bytes: &[u8; 16]) -> Option<String> {
     (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
-/// Returns `SIGKILL` for 9, and so on; `SIG34` for those without a name.
-#[must_use]
-pub fn signal_name(signal: u32) -> String {
-    i32::try_from(signal)
-        .ok()
-        .and_then(|signal| nix::sys::signal::Signal::try_from(signal).ok())
-        .map_or_else(
-            || format!("SIG{signal}"),
-            |signal| signal.as_str().to_owned(),
-        )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,7 +352,10 @@ mod tests {
             (death(3 << 8).code(), death(3 << 8).signal()),
             (Some(3), None)
         );
-        assert_eq!((death(9).code(), death(9).signal()), (None, Some(9)));
+        assert_eq!(
+            (death(9).code(), death(9).signal()),
+            (None, Some(Signal::KILL))
+        );
         assert!(death(6 | 0x80).core_dumped());
         assert!(!death(6).core_dumped());
         assert_eq!(death(0).cause(), Cause::Exited);
@@ -402,12 +404,6 @@ mod tests {
         let unknown = ProcessId::new(77, 0);
         assert!(is_same_process(unknown, unknown));
         assert!(!is_same_process(unknown, ProcessId::new(77, 5)));
-    }
-
-    #[test]
-    fn names_of_signals() {
-        assert_eq!(signal_name(9), "SIGKILL");
-        assert_eq!(signal_name(40), "SIG40");
     }
 
     #[test]

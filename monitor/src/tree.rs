@@ -2,6 +2,7 @@
 //! living: what `lifemon tree` shows. What has died since the snapshot keeps what the record says.
 
 use lifemon_ebpf::ProcessId;
+use serde::{Deserialize, Serialize};
 
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
@@ -9,9 +10,11 @@ use crate::proc::{self, CommandLine, Placement};
 use crate::process::{Died, Process};
 
 /// One process or ghost.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Entry {
     /// Who it is.
+    #[serde(flatten)]
     pub process: Process,
     /// How far below a process that has no creator here.
     pub depth: usize,
@@ -24,7 +27,8 @@ pub struct Entry {
 }
 
 /// What only `/proc` knows of a living process.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Live {
     /// State letter, as `ps` shows it.
     pub state: char,

@@ -5,17 +5,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use lifemon_ebpf::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_SIGNAL, Event, ProcessId};
+use serde::{Deserialize, Serialize};
 
-use crate::process::{Cause, Death, Died, Process, Sender, Who, sender};
+use crate::process::{Cause, Death, Died, Process, Sender, Signal, Who, sender};
 
 /// Something that happened to a member.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Happening {
     /// When, ns since boot; `None` when only the fact is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ns: Option<u64>,
     /// To whom.
     pub process: Process,
     /// Who created it, with the name when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<Who>,
     /// What.
     pub what: What,
@@ -33,7 +36,9 @@ impl Happening {
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum What {
     /// It was created.
     Fork,
@@ -41,8 +46,8 @@ pub enum What {
     Exec,
     /// A signal that can end it was delivered.
     Signal {
-        /// The number.
-        signal: u32,
+        /// Which.
+        signal: Signal,
         /// Who sent it.
         sender: Option<Sender>,
     },
@@ -242,7 +247,7 @@ impl Watch {
                 let node = self.alive.get(&event.process)?;
                 let sender = sender(event.flags, event.sender, &event.sender_name);
                 let what = What::Signal {
-                    signal: event.status,
+                    signal: Signal::of_kernel(event.status),
                     sender,
                 };
                 Some(self.happening(at, node.process.clone(), what))

@@ -260,9 +260,8 @@ fn a_shutdown_cleans_up_what_a_dead_server_left_where_that_is_wanted() {
 fn a_worker_that_cannot_be_started_is_dead_for_that_reason() {
     let _lock = private_lock();
     let sandbox = Sandbox::new();
-    let mut options = options(&sandbox, 1, "sleep 1001 & wait");
     let missing = sandbox.directory().join("missing");
-    options.workers.push(WorkerCommand::new(missing));
+    let options = options(&sandbox, 1, "sleep 1001 & wait").worker(WorkerCommand::new(missing));
     run(async {
         let manager = ProcessManager::start(options).await.expect("a manager");
         let cause = || {

@@ -3,7 +3,6 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::devices::DeviceArgs;
@@ -13,6 +12,7 @@ use crate::ProcessId;
 use crate::kernel::{LoadOptions, Tracker};
 use crate::kill::{KillOptions, ReleaseOptions, kill_tree};
 use crate::proc;
+use crate::process::Signal;
 use crate::report::{self, out};
 
 /// When a person begins to wonder.
@@ -63,7 +63,7 @@ impl Args {
     fn options(&self, release: Option<ReleaseOptions>) -> KillOptions {
         let asks = self.signal.is_some() || self.grace.is_some();
         KillOptions {
-            first_signal: asks.then(|| self.signal.unwrap_or(Signal::SIGTERM)),
+            first_signal: asks.then(|| self.signal.unwrap_or(Signal::TERM)),
             grace: self
                 .grace
                 .unwrap_or(Duration::from_secs(if asks { 10 } else { 0 })),
@@ -152,7 +152,10 @@ fn say_waiting(pid: u32, elapsed: Duration) {
 /// Reads `TERM`, `SIGTERM`, `term` or `15`.
 pub(super) fn parse_signal(text: &str) -> Result<Signal, String> {
     if let Ok(number) = text.parse::<i32>() {
-        return Signal::try_from(number).map_err(|_| format!("{number} is no signal"));
+        return nix::sys::signal::Signal::try_from(number)
+            .ok()
+            .and_then(|signal| Signal::new(signal as i32))
+            .ok_or_else(|| format!("{number} is no signal"));
     }
     let name = text.to_ascii_uppercase();
     let name = if name.starts_with("SIG") {
@@ -160,8 +163,10 @@ pub(super) fn parse_signal(text: &str) -> Result<Signal, String> {
     } else {
         format!("SIG{name}")
     };
-    name.parse()
-        .map_err(|_| format!("{text} is no signal; TERM, INT, or a number"))
+    let named = name.parse::<nix::sys::signal::Signal>().ok();
+    named
+        .and_then(|signal| Signal::new(signal as i32))
+        .ok_or_else(|| format!("{text} is no signal; TERM, INT, or a number"))
 }
 
 #[cfg(test)]
@@ -171,7 +176,7 @@ mod tests {
     #[test]
     fn signals_as_they_are_typed() {
         for text in ["TERM", "SIGTERM", "term", "15"] {
-            assert_eq!(parse_signal(text), Ok(Signal::SIGTERM));
+            assert_eq!(parse_signal(text), Ok(Signal::TERM));
         }
         for wrong in ["", "0", "99", "TERMINATE"] {
             assert!(parse_signal(wrong).is_err(), "{wrong:?} parsed");

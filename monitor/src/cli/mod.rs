@@ -216,6 +216,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<KillError>() {
         Some(KillError::Kernel(error)) => return code_of_kernel(error),
         Some(KillError::Refused(_)) => return 1,
+        Some(KillError::Unsendable(_)) => return 2,
+        Some(KillError::NotPrepared(_)) => return 3,
         None => {}
     }
     if error.downcast_ref::<kernel::Refusal>().is_some() {

@@ -7,10 +7,9 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
 use super::kill::parse_signal;
 use super::{Code, parse_duration};
+use crate::process::Signal;
 use crate::report;
 use crate::supervise::{self, RunOptions};
 
@@ -51,7 +50,7 @@ const FAILED: u8 = 125;
 pub(super) fn run(args: &Args) -> Code {
     let options = RunOptions {
         words: args.words.clone(),
-        signal: args.signal as i32,
+        signal: args.signal,
         grace: args.grace,
         keep_orphans: args.keep_orphans,
     };

@@ -20,7 +20,8 @@ use holders::Scan;
 use nvml::{Answer, Gpu};
 
 /// What a process holds of GPUs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Holding {
     /// Device files that it has open.
     pub devices: BTreeSet<PathBuf>,
@@ -48,6 +49,7 @@ pub type Holders = HashMap<ProcessId, Holding>;
 
 /// Memory of one GPU that a driver accounts to one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Memory {
     /// The GPU: its UUID, or its PCI address.
     pub gpu: String,
@@ -64,6 +66,7 @@ pub struct Memory {
 /// What GPU memory is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Kind {
     /// Computing.
     Compute,
@@ -74,7 +77,8 @@ pub enum Kind {
 }
 
 /// Memory of a process that has no living record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Stranger {
     /// Its pid as the driver has it.
     pub pid: u32,

@@ -30,6 +30,7 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Gpu {
     /// Its number.
     pub index: u32,
@@ -56,6 +57,7 @@ pub struct Gpu {
 
 /// Memory of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct GpuProcess {
     /// Its pid in the initial pid namespace.
     pub pid: u32,
@@ -117,6 +119,7 @@ impl Library {
 /// What came of asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Answer {
     /// Nobody was asked.
     #[default]

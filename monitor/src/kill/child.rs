@@ -8,13 +8,14 @@ use std::os::unix::process::parent_id;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
-use nix::sys::signal::Signal;
 use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 
-use super::exact::{KillError, KillOptions, kill_blocking};
+use super::exact::{KillError, kill_blocking};
+use super::options::KillOptions;
 use super::outcome::{Order, Outcome};
 use crate::loss::Loss;
+use crate::process::Signal;
 use crate::sys::child;
 use crate::sys::descriptor::close_all_but;
 use crate::sys::priority::go_first;
@@ -117,9 +118,7 @@ fn kill_below(root: u32, order: Order) -> Result<Report, KillError> {
     go_first();
     let is_parent = |root: crate::ProcessId| parent_id() == root.pid;
     let report = kill_blocking(root, is_parent, |root| KillOptions {
-        first_signal: order
-            .signal
-            .and_then(|number| Signal::try_from(number).ok()),
+        first_signal: order.signal.and_then(Signal::new),
         grace: order.grace,
         timeout: TIMEOUT,
         protected: vec![root],

@@ -4,14 +4,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
-use nix::sys::signal::Signal;
 use tokio::time::{Instant, timeout_at};
 
 use super::force::{Ended, Force};
+use super::options::{KillOptions, ReleaseOptions};
 use super::outcome::{Held, KillReport, Killed, Outcome, Release, Released};
 use super::refuse::{Guard, KillRefusal};
 use super::strike::{Strike, strike};
@@ -19,7 +18,7 @@ use crate::gpu::nvml::{ANSWER_TIMEOUT, Server};
 use crate::gpu::release::{News, Releases};
 use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock};
 use crate::proc;
-use crate::process::{Death, Process, Who, is_same_process};
+use crate::process::{Death, Process, Signal, Who, is_same_process};
 use crate::session::{Session, Start, Update};
 use crate::sys::pidfd;
 use crate::watch::What;
@@ -27,48 +26,6 @@ use crate::watch::What;
 /// How long to wait for the killed to be gone, once none of them can run any more. Memory of very
 /// large processes takes its time; the kill is proven before.
 const GONE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How a tree is killed.
-#[derive(Debug, Clone)]
-pub struct KillOptions {
-    /// Sent to every member first, to let it end by itself.
-    pub first_signal: Option<Signal>,
-    /// How long to wait after the first signal.
-    pub grace: Duration,
-    /// How long to go on killing.
-    pub timeout: Duration,
-    /// Never hit, nor what they create. This process is always among them.
-    pub protected: Vec<ProcessId>,
-    /// Only report what would die.
-    pub dry_run: bool,
-    /// Kill also a tree that this process descends from.
-    pub force: bool,
-    /// Wait until the GPU memory of the killed is released.
-    pub release: Option<ReleaseOptions>,
-}
-
-/// How the release of GPU memory is waited for.
-#[derive(Debug, Clone)]
-pub struct ReleaseOptions {
-    /// The `lifemon` binary, which asks the driver in a process of its own.
-    pub program: PathBuf,
-    /// How long to wait.
-    pub timeout: Duration,
-}
-
-impl Default for KillOptions {
-    fn default() -> Self {
-        Self {
-            first_signal: None,
-            grace: Duration::ZERO,
-            timeout: Duration::from_secs(30),
-            protected: Vec::new(),
-            dry_run: false,
-            force: false,
-            release: None,
-        }
-    }
-}
 
 /// Why a kill could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +37,12 @@ pub enum KillError {
     /// The tracker failed.
     #[error(transparent)]
     Kernel(#[from] Error),
+    /// The signal that should come first cannot be sent.
+    #[error("{0} cannot come first; use SIGTERM or another signal below 32")]
+    Unsendable(Signal),
+    /// The thread that kills could not be prepared.
+    #[error("cannot prepare the kill: {0}; raise the limits of threads and descriptors")]
+    NotPrepared(#[source] io::Error),
 }
 
 /// Kills the tree of `root`, which may be a ghost: then its descendants die.
@@ -109,6 +72,7 @@ pub async fn kill_trees(
     options: &KillOptions,
 ) -> Result<KillReport, KillError> {
     let begun = Instant::now();
+    let first_signal = options.standard_signal().map_err(KillError::Unsendable)?;
     let snapshot = tracker.snapshot()?;
     let guard = Guard::new(&snapshot);
     for root in [root].iter().chain(others) {
@@ -127,7 +91,7 @@ pub async fn kill_trees(
     }
     // The driver is asked beside the killing, never before it.
     let releases = options.release.as_ref().map(follow_releases);
-    if let Some(signal) = options.first_signal {
+    if let Some(signal) = first_signal {
         killing.ask(signal, options.grace).await?;
     }
     let deadline = Instant::now() + options.timeout;
@@ -154,7 +118,7 @@ pub(crate) async fn kill_on_a_thread(id: ProcessId) -> Result<KillReport, KillEr
     let is_meant = move |root| is_same_process(root, id) && proc::owns_pid(id);
     let kill = move || kill_blocking(id.pid, is_meant, |_| KillOptions::default());
     let done = tokio::task::spawn_blocking(kill).await;
-    done.unwrap_or_else(|error| Err(Error::Map(io::Error::other(error)).into()))
+    done.unwrap_or_else(|error| Err(KillError::NotPrepared(io::Error::other(error))))
 }
 
 /// Kills the tree of the process that has this pid now, if it is the one that is meant, on this
@@ -175,7 +139,7 @@ pub(super) fn kill_blocking(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(Error::Map)?;
+        .map_err(KillError::NotPrepared)?;
     runtime.block_on(kill_tree(tracker, root, &options(root)))
 }
 
@@ -220,7 +184,11 @@ impl Killing {
     }
 
     /// Asks every member to end, and waits for the grace or the end of all.
-    async fn ask(&mut self, signal: Signal, grace: Duration) -> Result<(), Error> {
+    async fn ask(
+        &mut self,
+        signal: nix::sys::signal::Signal,
+        grace: Duration,
+    ) -> Result<(), Error> {
         let until = Instant::now() + grace;
         for id in self.session.watcher().live_members()? {
             let strike = strike(self.session.watcher().tracker(), id, signal)?;

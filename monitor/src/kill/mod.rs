@@ -31,13 +31,15 @@ mod child;
 pub(crate) mod ending;
 mod exact;
 mod force;
+mod options;
 pub mod outcome;
 mod refuse;
 mod strike;
 mod survivor;
 pub(crate) mod walk;
 
-pub use exact::{KillError, KillOptions, ReleaseOptions, kill_tree, kill_trees};
+pub use exact::{KillError, kill_tree, kill_trees};
+pub use options::KillOptions;
 pub use outcome::{
     Held, KillReport, Killed, Outcome, Release, Released, Rest, Subject, Survivor, Way,
 };
@@ -48,5 +50,7 @@ pub(crate) use exact::kill_on_a_thread;
 #[cfg(feature = "cli")]
 pub(crate) use force::Force;
 pub(crate) use force::kill_watched;
+#[cfg(feature = "cli")]
+pub(crate) use options::ReleaseOptions;
 #[cfg(feature = "cli")]
 pub(crate) use refuse::{Guard, check};

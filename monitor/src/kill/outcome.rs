@@ -30,7 +30,7 @@ use crate::process::{Death, Process, Who, is_same_process, json};
 #[non_exhaustive]
 pub struct Subject {
     /// Its identity.
-    #[serde(flatten, with = "json::id")]
+    #[serde(flatten)]
     pub id: ProcessId,
     /// Its `comm`, at most 15 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -204,7 +204,7 @@ pub struct Release {
 #[non_exhaustive]
 pub struct Released {
     /// Which.
-    #[serde(flatten, with = "json::id")]
+    #[serde(flatten)]
     pub id: ProcessId,
     /// Since it began to die.
     #[serde(rename = "after_ms", with = "json::ms")]
@@ -216,7 +216,7 @@ pub struct Released {
 #[non_exhaustive]
 pub struct Held {
     /// Which.
-    #[serde(flatten, with = "json::id")]
+    #[serde(flatten)]
     pub id: ProcessId,
     /// What it is doing.
     pub state: String,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ProcessId;
 use crate::gpu::holders::{DeviceFiles, scan};
 use crate::kill::Way;
-use crate::process::{Death, Who, json};
+use crate::process::{Death, Who};
 
 /// A dead worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ pub struct HealthStatus {
 #[non_exhaustive]
 pub struct GpuHolder {
     /// Which.
-    #[serde(flatten, with = "json::id")]
+    #[serde(flatten)]
     pub id: ProcessId,
     /// The files.
     pub devices: Vec<String>,

@@ -72,32 +72,32 @@ impl WorkerCommand {
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The workers.
-    pub workers: Vec<WorkerCommand>,
+    pub(super) workers: Vec<WorkerCommand>,
     /// Parts of command lines of orphans to clean up at the end. Everything below this manager's
     /// guardian is killed in any case, so they matter for [`Scope::DeadServers`].
-    pub orphan_patterns: Vec<String>,
+    pub(super) orphan_patterns: Vec<String>,
     /// Whose orphans those patterns are for.
-    pub orphan_scope: Scope,
+    pub(super) orphan_scope: Scope,
     /// How often to look where events are not available. Deaths of workers do not wait for it.
-    pub monitor_interval: Duration,
+    pub(super) monitor_interval: Duration,
     /// How long workers may take after the shutdown message.
-    pub shutdown_timeout: Duration,
+    pub(super) shutdown_timeout: Duration,
     /// How long workers may take after SIGTERM.
-    pub kill_timeout: Duration,
+    pub(super) kill_timeout: Duration,
     /// When monitoring ends.
-    pub policy: Policy,
+    pub(super) policy: Policy,
     /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end: for
     /// as long as the process lives, also when the manager is gone.
-    pub signals: bool,
+    pub(super) signals: bool,
     /// Whether the tracker is used where it can be.
-    pub use_ebpf: bool,
+    pub(super) use_ebpf: bool,
     /// Device files that count as GPUs in the health status.
-    pub devices: DeviceFiles,
+    pub(super) devices: DeviceFiles,
     /// What the workers are called in messages.
-    pub label: String,
+    pub(super) label: String,
     /// The program that becomes the guardian: this one, unless given. It must call
     /// [`super::run_if_asked`] first; `lifemon` does.
-    pub guardian: PathBuf,
+    pub(super) guardian: PathBuf,
 }
 
 impl Default for Options {
@@ -128,7 +128,15 @@ impl Options {
         }
     }
 
-    /// Sets [`Options::orphan_patterns`].
+    /// Adds a worker.
+    #[must_use]
+    pub fn worker(mut self, worker: WorkerCommand) -> Self {
+        self.workers.push(worker);
+        self
+    }
+
+    /// Sets parts of command lines of orphans to clean up at the end. Everything below this
+    /// manager's guardian is killed in any case, so they matter for [`Scope::DeadServers`].
     #[must_use]
     pub fn orphan_patterns(
         mut self,
@@ -138,70 +146,73 @@ impl Options {
         self
     }
 
-    /// Sets [`Options::orphan_scope`].
+    /// Sets whose orphans those patterns are for.
     #[must_use]
     pub fn orphan_scope(mut self, scope: Scope) -> Self {
         self.orphan_scope = scope;
         self
     }
 
-    /// Sets [`Options::monitor_interval`].
+    /// Sets how often to look where events are not available (5 s). Deaths of workers do not wait
+    /// for it.
     #[must_use]
     pub fn monitor_interval(mut self, interval: Duration) -> Self {
         self.monitor_interval = interval;
         self
     }
 
-    /// Sets [`Options::shutdown_timeout`].
+    /// Sets how long workers may take after the shutdown message (30 s).
     #[must_use]
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
         self
     }
 
-    /// Sets [`Options::kill_timeout`].
+    /// Sets how long workers may take after SIGTERM (15 s).
     #[must_use]
     pub fn kill_timeout(mut self, timeout: Duration) -> Self {
         self.kill_timeout = timeout;
         self
     }
 
-    /// Sets [`Options::policy`].
+    /// Sets when monitoring ends ([`Policy::AllDead`]).
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// Sets [`Options::signals`].
+    /// Sets whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end
+    /// (they do): for as long as the process lives, also when the manager is gone.
     #[must_use]
     pub fn signals(mut self, signals: bool) -> Self {
         self.signals = signals;
         self
     }
 
-    /// Sets [`Options::use_ebpf`].
+    /// Sets whether the tracker is used where it can be (it is).
     #[must_use]
     pub fn use_ebpf(mut self, use_ebpf: bool) -> Self {
         self.use_ebpf = use_ebpf;
         self
     }
 
-    /// Sets [`Options::devices`].
+    /// Sets which device files count as GPUs in the health status.
     #[must_use]
     pub fn devices(mut self, devices: DeviceFiles) -> Self {
         self.devices = devices;
         self
     }
 
-    /// Sets [`Options::label`].
+    /// Sets what the workers are called in messages.
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = label.into();
         self
     }
 
-    /// Sets [`Options::guardian`].
+    /// Sets the program that becomes the guardian: this one, unless given. It must call
+    /// [`run_if_asked`](super::run_if_asked) first; `lifemon` does.
     #[must_use]
     pub fn guardian(mut self, program: impl Into<PathBuf>) -> Self {
         self.guardian = program.into();

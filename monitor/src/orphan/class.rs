@@ -7,13 +7,17 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::process::{Cause, Death};
 
 /// A creator that ends so soon after the fork made the process in order to leave it.
 const DETACHED_WITHIN_NS: u64 = 2_000_000_000;
 
 /// The kind of an orphan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Class {
     /// The root of its tree is dead too.
     Stranded,
@@ -45,7 +49,9 @@ impl Class {
 }
 
 /// Why an orphan was put into its class.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Evidence {
     /// It runs in a systemd unit that its creator did not run in.
     OwnUnit(String),

@@ -12,6 +12,7 @@ mod inferred;
 use std::collections::HashMap;
 
 use lifemon_ebpf::{INFERRED, LIVE, ProcessId, Record};
+use serde::{Deserialize, Serialize};
 
 pub use class::{Class, Evidence, Facts, classify};
 
@@ -24,7 +25,8 @@ use crate::process::{Death, Process, Who};
 const SESSION_KEEPERS: [&str; 6] = ["tmux", "screen", "SCREEN", "sshd", "mosh-server", "zellij"];
 
 /// A process that was left behind.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Orphan {
     /// Who it is.
     pub process: Process,

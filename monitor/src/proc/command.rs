@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read as _;
 
 use lifemon_ebpf::ProcessId;
+use serde::{Deserialize, Serialize};
 
 use super::owns_pid;
 
@@ -26,12 +27,43 @@ const JOB_VARIABLES: [&str; 8] = [
 ];
 
 /// How a process was started, as it says itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+///
+/// Sent and printed as text: what is no UTF-8 is replaced.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "CommandJson", from = "CommandJson")]
+#[non_exhaustive]
 pub struct CommandLine {
     /// The arguments, separated by zero bytes; bounded.
     bytes: Vec<u8>,
     /// Whether there is more.
     pub truncated: bool,
+}
+
+/// A command line as JSON.
+#[derive(Serialize, Deserialize)]
+struct CommandJson {
+    arguments: Vec<String>,
+    #[serde(default)]
+    truncated: bool,
+}
+
+impl From<CommandLine> for CommandJson {
+    fn from(command: CommandLine) -> Self {
+        Self {
+            arguments: command.to_strings(),
+            truncated: command.truncated,
+        }
+    }
+}
+
+impl From<CommandJson> for CommandLine {
+    fn from(json: CommandJson) -> Self {
+        let words = json.arguments.iter();
+        Self {
+            bytes: words.flat_map(|word| word.bytes().chain([0])).collect(),
+            truncated: json.truncated,
+        }
+    }
 }
 
 impl CommandLine {

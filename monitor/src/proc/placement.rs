@@ -4,6 +4,7 @@
 use std::fs;
 
 use lifemon_ebpf::ProcessId;
+use serde::{Deserialize, Serialize};
 
 use super::owns_pid;
 
@@ -11,13 +12,16 @@ use super::owns_pid;
 const CONTAINER_ID: usize = 64;
 
 /// Where a process was put.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Placement {
     /// Path of its control group: of version 2, or of systemd's own hierarchy.
     pub cgroup: String,
     /// The systemd unit: a service or a scope.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
     /// The full id of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
 }
 

@@ -3,40 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Death, Sender, Who, signal_name};
-
-/// Serializes a [`ProcessId`](crate::ProcessId), for `#[serde(with = "…")]`, alone or flattened.
-pub(crate) mod id {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use crate::ProcessId;
-
-    /// `start_ns` is absent where it is not known: where `/proc` hides the process.
-    #[derive(Serialize, Deserialize)]
-    struct IdJson {
-        pid: u32,
-        #[serde(default, skip_serializing_if = "is_unknown")]
-        start_ns: u64,
-    }
-
-    #[expect(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "the signature that serde calls"
-    )]
-    fn is_unknown(start_ns: &u64) -> bool {
-        *start_ns == 0
-    }
-
-    pub(crate) fn serialize<S: Serializer>(id: &ProcessId, to: S) -> Result<S::Ok, S::Error> {
-        let (pid, start_ns) = (id.pid, id.start_ns);
-        IdJson { pid, start_ns }.serialize(to)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ProcessId, D::Error> {
-        let IdJson { pid, start_ns } = IdJson::deserialize(from)?;
-        Ok(ProcessId::new(pid, start_ns))
-    }
-}
+use super::{Cause, Death, Sender, Signal, Who};
 
 /// Serializes a [`Duration`](std::time::Duration) in milliseconds, for `#[serde(with = "…")]`.
 pub(crate) mod ms {
@@ -59,7 +26,7 @@ pub(crate) mod ms {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ExitJson {
     code: Option<u32>,
-    signal: Option<u32>,
+    signal: Option<Signal>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     signal_name: Option<String>,
     core_dumped: bool,
@@ -73,7 +40,7 @@ impl From<&Death> for ExitJson {
         Self {
             code: death.code(),
             signal: death.signal(),
-            signal_name: death.signal().map(signal_name),
+            signal_name: death.signal().map(|signal| signal.to_string()),
             core_dumped: death.core_dumped(),
             cause: death.cause(),
             sender: death.sender.clone(),
@@ -90,7 +57,7 @@ impl From<Death> for ExitJson {
 impl From<ExitJson> for Death {
     fn from(exit: ExitJson) -> Self {
         let status = match (exit.signal, exit.code) {
-            (Some(signal), _) => signal & 0x7f | u32::from(exit.core_dumped) << 7,
+            (Some(signal), _) => signal.number().cast_unsigned() | u32::from(exit.core_dumped) << 7,
             (None, code) => (code.unwrap_or(0) & 0xff) << 8,
         };
         Self {

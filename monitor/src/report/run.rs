@@ -38,7 +38,7 @@ struct RunJson<'a> {
 
 #[derive(Serialize)]
 struct CommandJson {
-    #[serde(flatten, with = "process_json::id")]
+    #[serde(flatten)]
     id: ProcessId,
     words: Vec<String>,
 }
@@ -136,7 +136,7 @@ mod tests {
     fn options() -> RunOptions {
         RunOptions {
             words: vec!["true".into()],
-            signal: libc::SIGTERM,
+            signal: crate::process::Signal::TERM,
             grace: std::time::Duration::ZERO,
             keep_orphans: false,
         }

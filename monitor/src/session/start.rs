@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use lifemon_ebpf::{ProcessId, Record};
+use serde::{Deserialize, Serialize};
 
 use crate::forest::Forest;
 use crate::kernel::Watcher;
@@ -10,16 +11,19 @@ use crate::loss::Loss;
 use crate::process::{Died, Process};
 
 /// A dead process of a tree with living descendants.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Ghost {
     /// Who it was.
+    #[serde(flatten)]
     pub process: Process,
     /// When and how it died.
     pub died: Died,
 }
 
 /// What is not known, and how much of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Lost {
     /// What.
     pub loss: Loss,
@@ -28,7 +32,8 @@ pub struct Lost {
 }
 
 /// The tree when watching began.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Start {
     /// The root, alive or dead.
     pub root: Process,

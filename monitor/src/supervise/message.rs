@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::frame::{Frames, frame};
 use crate::ProcessId;
 use crate::kill::outcome::{Order, Outcome, Rest};
-use crate::process::{Death, json};
+use crate::process::Death;
 
 /// A command to start.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -38,10 +38,7 @@ pub(crate) enum Request {
     },
     /// Kill a process below the guardian, with what is below it: that process, and no heir of its
     /// pid.
-    Kill {
-        #[serde(with = "json::id")]
-        id: ProcessId,
-    },
+    Kill { id: ProcessId },
     /// End what is left, report what became of it, and exit.
     End(Order),
     /// The grace has ended.
@@ -53,11 +50,7 @@ pub(crate) enum Request {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Notice {
     /// A command runs.
-    Started {
-        worker: usize,
-        #[serde(with = "json::id")]
-        id: ProcessId,
-    },
+    Started { worker: usize, id: ProcessId },
     /// A command could not be started.
     Failed { worker: usize, errno: i32 },
     /// A command was stopped by a signal.
@@ -65,11 +58,7 @@ pub(crate) enum Notice {
     /// A command is dead.
     Died { worker: usize, death: Death },
     /// What became of the tree of a process that was to be killed.
-    Killed {
-        #[serde(with = "json::id")]
-        id: ProcessId,
-        outcome: Outcome,
-    },
+    Killed { id: ProcessId, outcome: Outcome },
     /// Nothing is left, or it was to be left alone. The last message.
     Ended(Rest),
 }

@@ -6,19 +6,63 @@ use std::time::Duration;
 
 use crate::ProcessId;
 use crate::kill::Rest;
-use crate::process::Death;
+use crate::process::{Death, Signal};
+
+/// How long what is left behind may take after the first signal.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What to run, and what becomes of what it leaves.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// The program and its arguments.
-    pub words: Vec<OsString>,
+    pub(crate) words: Vec<OsString>,
     /// Sent first to what is left behind.
-    pub signal: i32,
+    pub(crate) signal: Signal,
     /// How long to wait after that.
-    pub grace: Duration,
+    pub(crate) grace: Duration,
     /// Leave it alive.
-    pub keep_orphans: bool,
+    pub(crate) keep_orphans: bool,
+}
+
+impl RunOptions {
+    /// Runs this program, found as the shell finds it. What it leaves behind gets SIGTERM, and two
+    /// seconds later SIGKILL.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            words: vec![program.into()],
+            signal: Signal::TERM,
+            grace: GRACE,
+            keep_orphans: false,
+        }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, word: impl Into<OsString>) -> Self {
+        self.words.push(word.into());
+        self
+    }
+
+    /// Sets the signal that is sent first to what is left behind.
+    #[must_use]
+    pub const fn signal(mut self, signal: Signal) -> Self {
+        self.signal = signal;
+        self
+    }
+
+    /// Sets how long to wait after that signal.
+    #[must_use]
+    pub const fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Leaves alive what is left behind.
+    #[must_use]
+    pub const fn keep_orphans(mut self, keep: bool) -> Self {
+        self.keep_orphans = keep;
+        self
+    }
 }
 
 /// How a command ended, and what became of what it left.
@@ -37,8 +81,9 @@ impl Ended {
     /// Returns the exit code: the command's own, or 128 and the signal that ended it.
     #[must_use]
     pub fn code(&self) -> u8 {
-        let by_signal = self.death.signal().map(|signal| 128 + signal);
-        let code = by_signal.or(self.death.code()).unwrap_or_default();
+        let by_signal = self.death.signal().map(|signal| 128 + signal.number());
+        let by_itself = self.death.code().map(u32::cast_signed);
+        let code = by_signal.or(by_itself).unwrap_or_default();
         u8::try_from(code).unwrap_or(u8::MAX)
     }
 }

@@ -151,7 +151,7 @@ impl Owner<'_> {
 
     fn end(&mut self) {
         let order = Order {
-            signal: Some(self.options.signal),
+            signal: Some(self.options.signal.number()),
             grace: self.options.grace,
             keep: self.options.keep_orphans,
         };

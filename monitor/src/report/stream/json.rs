@@ -10,14 +10,14 @@ use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
 use crate::loss::Loss;
 use crate::process::json::ExitJson;
-use crate::process::{Process, Sender, Who, signal_name};
+use crate::process::{Process, Sender, Signal, Who};
 use crate::report::json::{Id, MemberJson, ProcessJson, SCHEMA, is_false};
 use crate::session::{Ghost, Start};
 use crate::watch::{Happening, What};
 
 #[derive(Serialize)]
 struct SignalJson {
-    signal: u32,
+    signal: Signal,
     signal_name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     sender: Option<Sender>,
@@ -173,7 +173,7 @@ impl Stream {
             What::Signal { signal, sender } => {
                 line.signal = Some(SignalJson {
                     signal: *signal,
-                    signal_name: signal_name(*signal),
+                    signal_name: signal.to_string(),
                     sender: sender.clone(),
                 });
             }

@@ -9,7 +9,7 @@ use crate::forest::walk;
 use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
 use crate::loss::Loss;
-use crate::process::{Cause, Death, Died, Process, Who, signal_name};
+use crate::process::{Cause, Death, Died, Process, Who};
 use crate::report::text::{self, Tone, duration_ms, duration_us, from, how, paint, process, who};
 use crate::session::Start;
 use crate::watch::{Happening, What};
@@ -132,7 +132,7 @@ impl Text {
             }
             What::Exec => (None, String::new()),
             What::Signal { signal, sender } => {
-                let signal = format!("  {}{}", signal_name(*signal), from(sender.as_ref()));
+                let signal = format!("  {signal}{}", from(sender.as_ref()));
                 (Some(Tone::Warn), signal)
             }
             What::Exit { death, orphans } => {

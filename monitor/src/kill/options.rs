@@ -1,0 +1,126 @@
+//! How a tree is killed: what the caller may choose.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lifemon_ebpf::ProcessId;
+
+use crate::process::Signal;
+
+/// How long a kill goes on.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How a tree is killed. The default kills at once and goes on for 30 s.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use lifemon::{KillOptions, Signal};
+///
+/// // Lets everything end by itself for ten seconds.
+/// let options = KillOptions::new()
+///     .first_signal(Signal::TERM)
+///     .grace(Duration::from_secs(10));
+/// ```
+#[derive(Debug, Clone)]
+pub struct KillOptions {
+    pub(crate) first_signal: Option<Signal>,
+    pub(crate) grace: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) protected: Vec<ProcessId>,
+    pub(crate) dry_run: bool,
+    pub(crate) force: bool,
+    pub(crate) release: Option<ReleaseOptions>,
+}
+
+/// How the release of GPU memory is waited for.
+#[derive(Debug, Clone)]
+pub(crate) struct ReleaseOptions {
+    /// The `lifemon` binary, which asks the driver in a process of its own.
+    pub(crate) program: PathBuf,
+    /// How long to wait.
+    pub(crate) timeout: Duration,
+}
+
+impl Default for KillOptions {
+    fn default() -> Self {
+        Self {
+            first_signal: None,
+            grace: Duration::ZERO,
+            timeout: TIMEOUT,
+            protected: Vec::new(),
+            dry_run: false,
+            force: false,
+            release: None,
+        }
+    }
+}
+
+impl KillOptions {
+    /// Returns the defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sends this to every member first, to let it end by itself.
+    #[must_use]
+    pub const fn first_signal(mut self, signal: Signal) -> Self {
+        self.first_signal = Some(signal);
+        self
+    }
+
+    /// Sets how long to wait after the first signal.
+    #[must_use]
+    pub const fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Sets how long to go on killing.
+    #[must_use]
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Never hits this process, nor what it creates. The calling process is always spared.
+    #[must_use]
+    pub fn protect(mut self, id: ProcessId) -> Self {
+        self.protected.push(id);
+        self
+    }
+
+    /// Only reports what would die.
+    #[must_use]
+    pub const fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// Kills also a tree that this process descends from.
+    #[must_use]
+    pub const fn force(mut self, force: bool) -> Self {
+        self.force = force;
+        self
+    }
+
+    /// Waits so long until the GPU memory of the killed is released. `lifemon` is the path of the
+    /// binary, which asks the driver in a process of its own: the driver can hang.
+    #[must_use]
+    pub fn wait_until_released(mut self, lifemon: impl Into<PathBuf>, timeout: Duration) -> Self {
+        self.release = Some(ReleaseOptions {
+            program: lifemon.into(),
+            timeout,
+        });
+        self
+    }
+
+    /// Returns the first signal as it is sent.
+    pub(super) fn standard_signal(&self) -> Result<Option<nix::sys::signal::Signal>, Signal> {
+        let first = self
+            .first_signal
+            .map(|signal| signal.standard().ok_or(signal));
+        first.transpose()
+    }
+}
