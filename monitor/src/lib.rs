@@ -1,34 +1,94 @@
 //! lifemon keeps the lineage of every process in the kernel and answers from it who belongs to
-//! what, who died of what, and who was left behind.
+//! what, who died of what, and who was left behind; and it kills exactly that.
 //!
-//! Reading order: [`process`] (the words), [`forest`] (the lineage at one time), [`watch`] (a tree
-//! over time), [`kernel`] (the tracker), [`session`] (a watched tree, live), [`proc`] (what only
-//! `/proc` knows), [`kill`] (exact tree kill), [`orphan`] (what was left behind), [`gpu`] (who
-//! holds GPUs), [`tree`] (the lineage as it is shown), [`supervise`] (a command that leaves nothing
-//! behind), [`manager`] (the workers of a server), [`doctor`] (what works here). With the feature
-//! `cli` also `report` (text and JSON) and `cli`, which are the binary's.
+//! | what you want | here |
+//! |---|---|
+//! | workers of a server, and nothing left of them | [`ProcessManager`], [`manager`] |
+//! | a command that leaves nothing behind | [`run`] |
+//! | a tree dead, and the proof of it | [`kill_tree`], [`kill_tree_blocking`] |
+//! | what happens in a tree, as it happens | [`Watch`], a stream of [`Event`]s |
+//! | the tree as it is, the dead included | [`tree`] |
+//! | what was left behind | [`orphans`] |
+//! | who holds GPUs | [`gpu_holders`] |
+//! | what works here, and what is missing | [`doctor`] |
 //!
-//! [`forest`] and [`watch`] do no I/O and read no clock; [`kernel`] alone names aya.
+//! Reports are plain types: `Serialize`, `Deserialize`, with public fields, and more of these can
+//! come. Options are builders. Errors say what to do. A process is a [`ProcessId`], which is never
+//! reused; a signal is a [`Signal`]; a time is a number of nanoseconds since boot, in a field whose
+//! name ends in `_ns`, and [`WallClock`] says when that was.
+//!
+//! All but [`ProcessManager`] and [`run`] need root, or `CAP_BPF` and `CAP_PERFMON`. Where the
+//! host's tracker is off (`lifemon track on`), each call loads one of its own, and the history
+//! begins with it: the report says so ([`Loss::NoHistory`]).
+//!
+//! # Features
+//! `cli` (on by default): the binary `lifemon`. `gpu` (on by default): NVIDIA's management library,
+//! which the binary asks. The library needs neither: `default-features = false`.
+#![cfg_attr(
+    not(feature = "cli"),
+    allow(dead_code, reason = "some parts serve the command line alone")
+)]
+#![allow(
+    unreachable_pub,
+    reason = "modules are private: what leaves the crate is what this file names"
+)]
 
-#[cfg(feature = "cli")]
-pub mod cli;
-pub mod doctor;
-pub mod forest;
-pub mod gpu;
-pub mod kernel;
-pub mod kill;
-pub mod loss;
-pub mod manager;
-pub mod orphan;
-pub mod proc;
+// The rooms, from the ground to the top; what may import what is in `tests/architecture.rs`.
+mod loss;
+#[doc(hidden)]
 pub mod process;
-#[cfg(feature = "cli")]
-pub mod report;
-pub mod session;
-pub mod supervise;
-mod sys;
-pub mod tree;
-pub mod watch;
 mod words;
 
+#[doc(hidden)]
+pub mod forest;
+mod proc;
+mod sys;
+
+mod kernel;
+#[doc(hidden)]
+pub mod watch;
+
+mod session;
+
+pub mod doctor;
+mod gpu;
+mod kill;
+mod orphan;
+mod tree;
+
+mod face;
+pub mod manager;
+mod supervise;
+
+#[cfg(feature = "cli")]
+mod report;
+
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
+
+#[doc(inline)]
+pub use face::{
+    Event, GpuHolder, GpuQuery, GpuReport, Lost, OrphanReport, Root, TreeReport, Watch,
+    gpu_holders, kill_tree, kill_tree_blocking, orphans, tree,
+};
+pub use gpu::holders::{BadPattern, DeviceFiles};
+pub use gpu::nvml::{Gpu, GpuProcess};
+pub use gpu::{Holding, Kind as MemoryKind, Memory, Stranger};
+pub use kernel::clock::WallClock;
+pub use kernel::{Distrust, Error, Flaw, Refusal};
+pub use kill::{
+    Held, KillError, KillOptions, KillRefusal, KillReport, Killed, Outcome, Release, Released,
+    Rest, Subject, Survivor, Way,
+};
 pub use lifemon_ebpf::ProcessId;
+pub use loss::Loss;
+#[doc(no_inline)]
+pub use manager::ProcessManager;
+pub use orphan::{Class, Evidence, Orphan};
+pub use proc::{CommandLine, Placement};
+pub use process::{Cause, Death, Died, NoSignal, Process, Sender, Signal, Who};
+pub use session::{Ghost, Lost as LostAtStart, Start};
+pub use supervise::{Ended, RunError, RunOptions, run};
+pub use tree::{Entry, Live};
+pub use watch::{Happening, What};

@@ -16,7 +16,7 @@ const RANKS: [&[&str]; 8] = [
     &["kernel", "watch"],
     &["session"],
     &["doctor", "gpu", "kill", "orphan", "tree"],
-    &["manager", "supervise"],
+    &["face", "manager", "supervise"],
     &["report"],
     &["cli"],
 ];

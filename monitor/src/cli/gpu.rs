@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let mut orphans = orphan::find(&forest, &wanted, &survey.holders);
     orphans.retain(|orphan| !orphan.gpu.is_empty());
     let holders = describe(&forest, &survey);
-    let losses = orphans::losses(&snapshot, &survey);
+    let losses = [snapshot.losses(), survey.losses()].concat();
     let options = KillOptions {
         timeout: args.timeout,
         release: super::devices::release(&files),

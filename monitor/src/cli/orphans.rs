@@ -16,7 +16,6 @@ use crate::gpu::{self, Survey};
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::{Guard, KillOptions, KillReport, kill_trees};
-use crate::loss::Loss;
 use crate::orphan::{self, Orphan, Wanted};
 use crate::proc;
 use crate::report::{self, out};
@@ -93,7 +92,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
             && (!args.gpu || !orphan.gpu.is_empty())
             && (args.patterns.is_empty() || patterns.is_match(&orphan.command.joined()))
     });
-    let losses = losses(&snapshot, &survey);
+    let losses = [snapshot.losses(), survey.losses()].concat();
     let style = style(args.full);
     let options = KillOptions {
         timeout: args.timeout,
@@ -160,20 +159,6 @@ async fn look(
     let survey = gpu::survey(&forest, answer, asked_ns, found);
     let orphans = orphan::find(&forest, &wanted, &survey.holders);
     Ok((snapshot, survey, orphans))
-}
-
-/// Returns what makes the answer incomplete.
-pub(super) fn losses(snapshot: &Snapshot, survey: &Survey) -> Vec<Loss> {
-    let mut losses = snapshot.losses();
-    match &survey.nvml {
-        Answer::Hung(_) => losses.push(Loss::DriverHung),
-        answer if answer.is_incomplete() => losses.push(Loss::DriverFailed),
-        _ => {}
-    }
-    if survey.unreadable > 0 {
-        losses.push(Loss::Unreadable);
-    }
-    losses
 }
 
 /// What came of killing orphans.

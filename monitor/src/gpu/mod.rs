@@ -16,6 +16,7 @@ use lifemon_ebpf::ProcessId;
 use serde::{Deserialize, Serialize};
 
 use crate::forest::Forest;
+use crate::loss::Loss;
 use holders::Scan;
 use nvml::{Answer, Gpu};
 
@@ -108,6 +109,21 @@ impl Survey {
             Answer::Gpus(gpus) => gpus,
             _ => &[],
         }
+    }
+
+    /// Returns what makes it incomplete.
+    #[must_use]
+    pub fn losses(&self) -> Vec<Loss> {
+        let mut losses = Vec::new();
+        match &self.nvml {
+            Answer::Hung(_) => losses.push(Loss::DriverHung),
+            answer if answer.is_incomplete() => losses.push(Loss::DriverFailed),
+            _ => {}
+        }
+        if self.unreadable > 0 {
+            losses.push(Loss::Unreadable);
+        }
+        losses
     }
 }
 
