@@ -1,7 +1,6 @@
 //! The manager used as a library, without the server around it: the end by its own word, the exact
 //! kill of any tree, and the cleanup of what other servers have left.
 
-#[path = "manager/process.rs"]
 mod process;
 
 use std::fs;

@@ -1,10 +1,6 @@
 //! Workers that do not speak as they should: every answer of the server comes, with its reason, and
 //! nothing that a worker does blocks the manager.
 
-#[expect(dead_code, reason = "manager.rs uses the rest")]
-#[path = "manager/server.rs"]
-mod server;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +8,8 @@ use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{Pidfd, Sandbox, private_lock};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use server::{Server, get, has_python, post};
+
+use crate::manager::server::{Server, get, has_python, post};
 
 /// What the server says to this prompt.
 fn kind_of(prompt: &str) -> Option<String> {

@@ -1,7 +1,6 @@
 //! `lifemon run`: the command's own end, and what becomes of what it leaves behind.
 
-#[path = "run/lifemon_run.rs"]
-mod lifemon_run;
+pub(crate) mod lifemon_run;
 
 use std::fs;
 use std::process::Command;

@@ -1,17 +1,14 @@
 //! `lifemon run` where it is itself in trouble: killed, nested, without standard streams, as the first
 //! process of a pid namespace.
 
-#[expect(dead_code, reason = "run.rs uses the rest")]
-#[path = "run/lifemon_run.rs"]
-mod lifemon_run;
-
 use std::fs;
 use std::process::{Command, Stdio};
 
-use lifemon_run::{Rights, command, keeping, read_report, report_path, run};
 use lifemon_tests::handicap::in_a_pid_namespace;
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, private_lock, proc, wait_until};
+
+use crate::run::lifemon_run::{Rights, command, keeping, read_report, report_path, run};
 
 /// The pid of the nursery: the only child of lifemon.
 fn nursery_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
