@@ -10,21 +10,22 @@ mod initramfs;
 mod kernels;
 mod packages;
 mod qemu;
-mod readme;
 mod report;
 mod shares;
+mod table;
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::build::{self, ForTests};
-use crate::libtest::Counts;
-use crate::setup::{self, Report as Say};
-use crate::toolchain::on_path;
+use lifemon_tools::cargo::{ForTests, for_tests};
+use lifemon_tools::libtest::{Counts, Module};
+use lifemon_tools::toolchain::on_path;
+
 use apt::Apt;
 use architecture::Architecture;
 use guests::{ALL_BUDGET, GUEST_BUDGET, Plan, boot_all};
@@ -42,17 +43,20 @@ const TOOLS_SUITE: &str = "bookworm";
 /// The loads of the heaviest tests are divided by this in a guest.
 const SCALE: u32 = 10;
 
+/// The page with the table of kernels.
+const TABLE: &str = "docs/kernels.md";
+
 /// One guest with every test.
 const EVERYTHING_BUDGET: Duration = Duration::from_mins(40);
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub struct Options {
     /// Only this kernel, by series or by suite: 6.1, 6.12, 7, 5.10, trixie-backports, or arm64, which is
     /// built for first (repeatable)
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
-    /// Only this test executable, as `lifecycle` (repeatable)
+    /// Only this module of tests, as `lifecycle` (repeatable)
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
     /// Every test on every kernel, which takes an hour: without it, or --test, each kernel gets a share
@@ -61,24 +65,26 @@ pub(crate) struct Options {
     /// Keeps the guests' file systems
     #[arg(long)]
     keep: bool,
-    /// Writes the table of kernels into the README
+    /// Writes the table of kernels into docs/kernels.md
     #[arg(long, conflicts_with_all = ["kernel", "test", "args"])]
-    update_readme: bool,
+    update_table: bool,
     /// Divides the load of the heaviest tests (`LIFEMON_TEST_SCALE` in the guest)
     #[arg(long, value_name = "N", default_value_t = SCALE)]
     scale: u32,
     /// Ends a guest after this many seconds, with no limit for all together
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
-    /// Arguments for every test executable: a filter, or an option of libtest
+    /// A part of the names of tests, or an option of libtest
     #[arg(last = true)]
-    args: Vec<String>,
+    args: Vec<OsString>,
 }
 
-/// Boots each kernel, and fails when one did not do what it has to.
-pub(crate) fn vmtest(options: &Options) -> Result<()> {
+/// Boots each kernel. The machine is set up for builds already.
+///
+/// # Errors
+/// When a kernel did not do what it has to, or nothing can be booted here.
+pub fn vmtest(options: &Options) -> Result<()> {
     let suites = options.suites()?;
-    setup::setup(Say::Changes)?;
     let mut reports = Vec::new();
     for architecture in [Architecture::Amd64, Architecture::Arm64] {
         let of_it = |suite: &Suite| suite.architecture == architecture;
@@ -87,12 +93,12 @@ pub(crate) fn vmtest(options: &Options) -> Result<()> {
             reports.extend(of_one(options, architecture, &suites)?);
         }
     }
-    if options.update_readme {
+    if options.update_table {
         ensure!(
             reports.iter().all(Report::is_whole),
-            "the README stays as it is: there was no time for some of the tests"
+            "the table stays as it is: there was no time for some of the tests"
         );
-        readme::update(&root()?.join("README.md"), &in_order(reports.clone()))?;
+        table::update(&root()?.join(TABLE), &in_order(reports.clone()))?;
     }
     verdict(&reports, is_ci())
 }
@@ -104,10 +110,16 @@ fn of_one(options: &Options, architecture: Architecture, suites: &[Suite]) -> Re
         kernels,
         mut reports,
     } = Fetched::of(architecture, suites)?;
-    let mut built = build::for_tests(|command| architecture.build(command))?;
+    let built = for_tests(|command| architecture.build(command))?;
+    // What is built for another processor cannot be asked here. The tests are the same.
+    let list = |built: &ForTests| Module::list(&built.end_to_end.path, &options.args);
+    let mut modules = match architecture.target() {
+        None => list(&built)?,
+        Some(_) => list(&for_tests(|_| {})?)?,
+    };
     let is_wanted = |name: &String| options.test.is_empty() || options.test.contains(name);
-    built.end_to_end.retain(|test| is_wanted(&test.name));
-    let load = host.load(built);
+    modules.retain(|module| is_wanted(&module.name));
+    let load = host.load(built, modules);
     let (budget, all) = options.budgets();
     reports.extend(boot_all(
         &Plan {
@@ -148,19 +160,26 @@ impl Options {
 }
 
 /// What guests need, of all kernels: for [`stage`], while other things are done.
-pub(crate) fn fetch() -> Result<Fetched> {
+///
+/// # Errors
+/// When this machine cannot have guests.
+pub fn fetch() -> Result<Fetched> {
     Fetched::of(Architecture::Amd64, &SUITES)
 }
 
-/// The same as the last stage of the tests: with what they have built, on every kernel. Where the
-/// guests cannot be had that is said, and is an error only in continuous integration.
-pub(crate) fn stage(fetched: Result<Fetched>, built: ForTests, counts: &mut Counts) -> Result<()> {
+/// Boots every kernel as the last stage of the tests, with what they have built. Where the guests
+/// cannot be had that is said, and is an error only in continuous integration.
+///
+/// # Errors
+/// When a kernel did not do what it has to.
+pub fn stage(fetched: Result<Fetched>, built: ForTests, counts: &mut Counts) -> Result<()> {
     // Once more, when the network was not there.
     let fetched = fetched.or_else(|error| {
         eprintln!("trying again: {error:#}");
         fetch()
     });
-    let ready = fetched.map(|fetched| (fetched.host.load(built), fetched));
+    let modules = Module::list(&built.end_to_end.path, &[])?;
+    let ready = fetched.map(|fetched| (fetched.host.load(built, modules), fetched));
     let (load, fetched) = match ready {
         Ok(ready) => ready,
         Err(error) if is_ci() => return Err(error),
@@ -199,7 +218,7 @@ fn is_ci() -> bool {
 
 /// This machine, and the kernels that could be had.
 #[derive(Debug)]
-pub(crate) struct Fetched {
+pub struct Fetched {
     host: Host,
     kernels: Vec<Kernel>,
     /// On those that could not.
@@ -256,16 +275,14 @@ impl Host {
     }
 
     /// What travels, with the tools of a guest.
-    fn load(&self, built: ForTests) -> Load {
-        let mut tests = built.end_to_end;
-        // Cargo names them as their builds end.
-        tests.sort_by(|one, other| one.name.cmp(&other.name));
+    fn load(&self, built: ForTests, modules: Vec<Module>) -> Load {
         Load {
             architecture: self.architecture,
             busybox: self.busybox.clone(),
             lifemon: built.lifemon,
             helpers: built.helpers,
-            tests,
+            tests: built.end_to_end,
+            modules,
         }
     }
 

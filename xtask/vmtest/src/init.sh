@@ -35,9 +35,9 @@ section() {
     mark "end $name $code"
 }
 
-# test_executable NAME PROGRAM [ARGUMENT...]: a section that begins only while there is time for it,
-# and ends with the time of the guest. What hangs is told from what only had too little time.
-test_executable() {
+# test_module NAME PROGRAM [ARGUMENT...]: a section that begins only while there is time for it, and
+# ends with the time of the guest. What hangs is told from what only had too little time.
+test_module() {
     test=$1
     shift
     read -r up _ < /proc/uptime
