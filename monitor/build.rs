@@ -86,7 +86,9 @@ fn build_kernel_half(root: &Path) -> Result<()> {
         );
         return Err(anyhow!("{diagnostics}").context(context));
     }
-    for line in diagnostics.lines().filter(|line| !line.is_empty()) {
+    // Before the first there may be a word of rustup, about the cargo that it has picked.
+    let lines = diagnostics.lines();
+    for line in lines.skip_while(|line| !line.starts_with("warning")) {
         println!("cargo::warning={line}");
     }
     let object = target_dir.join(target).join("release").join(OBJECT);
