@@ -10,8 +10,7 @@ use lifemon_tests::killing::{
 };
 use lifemon_tests::story::is_about;
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, actor, proc, wait_until,
-    with_either_tracker,
+    Actor, DEADLINE, Lifemon, Process, Sandbox, actor, needs, proc, wait_until, with_either_tracker,
 };
 use nix::unistd::{Pid, getsid};
 use serde_json::{Value, json};
@@ -273,7 +272,7 @@ with_either_tracker!(
 
 #[test]
 fn the_descendants_of_a_dead_root_die() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     for exactly in [false, true] {
         let sandbox = Sandbox::new();
         let mut actor = actor!(sandbox, "double-fork");
@@ -296,7 +295,7 @@ fn the_descendants_of_a_dead_root_die() {
 
 #[test]
 fn orphans_of_the_dead_in_the_middle_die_with_the_root() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "chain", 50);
     actor.step();
@@ -309,7 +308,7 @@ fn orphans_of_the_dead_in_the_middle_die_with_the_root() {
 /// lifemon runs below the shell whose tree it kills: all of that dies but lifemon, which reports.
 #[test]
 fn a_shell_that_kills_itself_by_force() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let script = "sleep 50 & \"$0\" kill $$ --force -o json; echo 'still here'";
     let mut shell = Command::new("sh");

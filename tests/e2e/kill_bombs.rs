@@ -4,9 +4,7 @@
 use std::time::Duration;
 
 use lifemon_tests::killing::{alive, assert_killed, kill, set_of, words};
-use lifemon_tests::{
-    DEADLINE, HostTracker, Sandbox, actor, poll, private_lock, scaled, stretched, wait_until,
-};
+use lifemon_tests::{DEADLINE, Sandbox, actor, needs, poll, scaled, stretched, wait_until};
 
 /// Trials of each bomb with the tracker of the host.
 const TRIALS: u64 = 20;
@@ -45,7 +43,7 @@ fn kill_burning(name: &str, parents: &str, options: &[&str]) -> serde_json::Valu
 /// With the host's tracker, which knows who made whom when nobody between is left.
 #[track_caller]
 fn assert_dies(name: &str) {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     for _ in 0..scaled(TRIALS) {
         kill_burning(name, "init", &[]);
     }
@@ -54,7 +52,7 @@ fn assert_dies(name: &str) {
 /// With a tracker that comes too late for that: the actor is the parent of what the dead leave.
 #[track_caller]
 fn assert_dies_without_history(name: &str) {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for _ in 0..scaled(TRIALS_OFF) {
         kill_burning(name, "adopt", &[]);
     }
@@ -82,14 +80,14 @@ bombs!(
 
 #[test]
 fn all_of_the_tree_is_in_the_report() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let report = kill_burning("tree", "init", &[]);
     assert_eq!(set_of(&report, "killed").len(), 501, "{report}");
 }
 
 #[test]
 fn bombs_that_are_asked_first_die_as_well() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     for name in ["tree", "comet", "respawn", "forking-threads"] {
         kill_burning(name, "init", &["--signal", "TERM", "--grace", "200ms"]);
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use lifemon_tests::handicap::with_capabilities;
 use lifemon_tests::killing::{alive, assert_killed, assert_nobody, set_of, words};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Process, Running, Sandbox, Toll, actor, closer, proc,
-    scaled, stretched, wait_until, with_either_tracker,
+    Actor, DEADLINE, HostTracker, Lifemon, Process, Running, Sandbox, Toll, actor, closer, needs,
+    proc, scaled, stretched, wait_until, with_either_tracker,
 };
 use serde_json::{Value, json};
 
@@ -116,13 +116,13 @@ fn no_child_of_the_condemned_runs() {
 
 #[test]
 fn no_child_of_the_condemned_runs_tracker_off() {
-    let _host = HostTracker::off();
+    needs!(no_tracker);
     no_child_of_the_condemned_runs();
 }
 
 #[test]
 fn no_child_of_the_condemned_runs_tracker_on() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     no_child_of_the_condemned_runs();
 }
 

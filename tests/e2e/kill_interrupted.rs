@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{alive, assert_killed, assert_nobody, check_report, kill, words};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Running, Sandbox, Toll, actor, closer, proc, scaled,
-    wait_until, with_either_tracker,
+    Actor, DEADLINE, HostTracker, Lifemon, Running, Sandbox, Toll, actor, closer, needs, proc,
+    scaled, wait_until, with_either_tracker,
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -160,7 +160,7 @@ fn kill_the_killer(trials: u64) {
 #[test]
 fn lifemon_is_killed_at_any_moment_tracker_off() {
     // Dropped at the end, it claims that there is no program, map or link.
-    let _host = HostTracker::off();
+    needs!(no_tracker);
     kill_the_killer(scaled(TRIALS_OFF));
 }
 

@@ -7,10 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{alive, assert_nobody};
-use lifemon_tests::{DEADLINE, Pidfd, Sandbox, private_lock, proc, scaled, wait_until};
+use lifemon_tests::{DEADLINE, Pidfd, Sandbox, needs, proc, scaled, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use server::{Server, get, has_python};
+use server::{Server, get};
 
 /// How fast a death must be known, over HTTP.
 const KNOWN: Duration = Duration::from_millis(50);
@@ -27,10 +27,7 @@ const BOTH_WAYS: [&[&str]; 2] = [&[], &["--no-ebpf"]];
 
 #[test]
 fn a_dead_worker_is_unhealthy_at_once_with_its_cause() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     for (way, options) in ["ebpf", "subreaper"].into_iter().zip(BOTH_WAYS) {
         let sandbox = Sandbox::new();
         let words = [options, &["--workers", "5"]].concat();
@@ -93,10 +90,7 @@ fn a_dead_worker_is_unhealthy_at_once_with_its_cause() {
 
 #[test]
 fn the_workers_answer() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
     for round in 0..10 {
@@ -110,10 +104,7 @@ fn the_workers_answer() {
 
 #[test]
 fn when_all_workers_are_dead_the_server_ends_with_1() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     for options in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, options, &[]);
@@ -128,10 +119,7 @@ fn when_all_workers_are_dead_the_server_ends_with_1() {
 
 #[test]
 fn one_dead_worker_is_enough_where_the_policy_says_so() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &["--any", "--workers", "3"], &[]);
     Pidfd::open(server.workers()[1]).expect("it lives").kill();
@@ -142,10 +130,7 @@ fn one_dead_worker_is_enough_where_the_policy_says_so() {
 
 #[test]
 fn sigterm_is_graceful_and_every_worker_gets_the_message() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, &["--workers", "3"], &[]);
@@ -164,10 +149,7 @@ fn sigterm_is_graceful_and_every_worker_gets_the_message() {
 /// As a service manager does it: it asks the server, and all others of its group.
 #[test]
 fn workers_that_are_asked_together_with_the_server_have_not_failed() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     for (way, options) in ["ebpf", "subreaper"].into_iter().zip(BOTH_WAYS) {
         let sandbox = Sandbox::new();
         let mut server = Server::start(&sandbox, &[options, &["--any"]].concat(), &[]);
@@ -193,10 +175,7 @@ fn workers_that_are_asked_together_with_the_server_have_not_failed() {
 
 #[test]
 fn a_server_that_is_killed_or_aborts_leaves_nothing() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let mut took = Vec::new();
     for options in BOTH_WAYS {
         for signal in [Signal::SIGKILL, Signal::SIGABRT] {
@@ -215,10 +194,7 @@ fn a_server_that_is_killed_or_aborts_leaves_nothing() {
 
 #[test]
 fn without_any_privilege_nothing_is_left_either() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let sandbox = Sandbox::new();
         let server = Server::start_as_nobody(&sandbox, &[]);
@@ -243,10 +219,7 @@ fn without_any_privilege_nothing_is_left_either() {
 
 #[test]
 fn when_the_guardian_is_killed_the_workers_die_and_the_server_ends() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
     server.wait_for_way("ebpf");
@@ -262,10 +235,7 @@ fn when_the_guardian_is_killed_the_workers_die_and_the_server_ends() {
 
 #[test]
 fn who_ignores_the_message_and_sigterm_is_killed_after_the_time_outs() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let times = ["--shutdown-ms", "400", "--kill-ms", "300"];
     let server = Server::start(&sandbox, &times, &["ignore"]);
@@ -288,10 +258,7 @@ fn who_ignores_the_message_and_sigterm_is_killed_after_the_time_outs() {
 
 #[test]
 fn a_second_signal_does_not_wait() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let times = ["--shutdown-ms", "100000", "--kill-ms", "100000"];
     let mut server = Server::start(&sandbox, &times, &["ignore"]);
@@ -305,10 +272,7 @@ fn a_second_signal_does_not_wait() {
 
 #[test]
 fn a_cleanup_hits_orphans_that_match_and_nobody_who_is_well() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     for options in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, options, &[]);

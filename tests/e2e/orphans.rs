@@ -8,9 +8,7 @@ use std::process::Command;
 use lifemon_tests::killing::{alive, set_of};
 use lifemon_tests::left_behind::{ask, check_orphans, entry, find, kill_and_wait, orphans};
 use lifemon_tests::story::is_about;
-use lifemon_tests::{
-    Actor, HostTracker, Lifemon, Process, Sandbox, actor, private_lock, proc, scaled,
-};
+use lifemon_tests::{Actor, Lifemon, Process, Sandbox, actor, needs, private_lock, proc, scaled};
 use serde_json::{Value, json};
 
 /// A server whose workers `mode` takes over, killed; the actor, the server and the workers.
@@ -55,7 +53,7 @@ fn pgrep_finds_nobody_below(process: Process) {
 
 #[test]
 fn workers_that_init_took_over() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (actor, server, workers) = killed_server(&sandbox, 3, "init");
     let report = orphans(&[]);
@@ -69,7 +67,7 @@ fn workers_that_init_took_over() {
 
 #[test]
 fn workers_that_a_subreaper_took_over() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (mut actor, server, workers) = killed_server(&sandbox, 3, "subreaper");
     let report = orphans(&[]);
@@ -85,7 +83,7 @@ fn workers_that_a_subreaper_took_over() {
 
 #[test]
 fn workers_in_a_pid_namespace() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (mut actor, server, workers) = killed_server(&sandbox, 3, "namespace");
     let report = orphans(&[]);
@@ -100,7 +98,7 @@ fn workers_in_a_pid_namespace() {
 
 #[test]
 fn workers_of_a_server_under_a_shell() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let script = "exec 3<&0; \"$0\" \"$@\" <&3 & wait; sleep 60";
     let words = ["-c", script, env!("CARGO_BIN_EXE_actor"), "serve-here", "3"];
@@ -117,7 +115,7 @@ fn workers_of_a_server_under_a_shell() {
 
 #[test]
 fn a_double_fork_is_an_orphan_of_a_creator_that_exited() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "daemonise", "half");
     actor.step();
@@ -130,7 +128,7 @@ fn a_double_fork_is_an_orphan_of_a_creator_that_exited() {
 
 #[test]
 fn daemons_are_told_from_orphans_and_are_spared() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     for how in ["classic", "program"] {
         let mut actor = actor!(sandbox, "daemonise", how);
@@ -169,7 +167,7 @@ fn what_is_older_than_tracking_is_inferred_and_spared() {
     let workers = actor.children("worker");
     kill_and_wait(actor.child("server"));
     drop(lock);
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let report = orphans(&[]);
     for worker in &workers {
         assert!(find(&report["orphans"], *worker).is_none(), "{report}");
@@ -194,7 +192,7 @@ fn what_is_older_than_tracking_is_inferred_and_spared() {
 
 #[test]
 fn without_the_tracker_it_says_that_it_cannot_know() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let (_actor, _, workers) = killed_server(&sandbox, 1, "init");
     let report = orphans(&[]);
@@ -205,7 +203,7 @@ fn without_the_tracker_it_says_that_it_cannot_know() {
 
 #[test]
 fn only_what_was_left_behind_is_killed() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let name = "VLLM::EngineCore";
     let mut healthy = actor!(sandbox, "serve", 3, "init", name);
@@ -242,7 +240,7 @@ fn only_what_was_left_behind_is_killed() {
 
 #[test]
 fn very_many_at_once() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let count = scaled(2_000);
     let (actor, server, workers) = killed_server(&sandbox, count, "init");
@@ -256,7 +254,7 @@ fn very_many_at_once() {
 
 #[test]
 fn odd_command_lines() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "odd-commands");
     actor.step();
@@ -296,7 +294,7 @@ fn odd_command_lines() {
 
 #[test]
 fn orphans_that_die_while_they_are_looked_at() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let file = sandbox.directory().join("made");
     // Every process of it is an orphan the moment its creator exits.
@@ -311,7 +309,7 @@ fn orphans_that_die_while_they_are_looked_at() {
 
 #[test]
 fn a_proc_that_hides_processes_of_others() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (_actor, server, workers) = killed_server(&sandbox, 2, "init");
     let lifemon = Lifemon::find();

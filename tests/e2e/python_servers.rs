@@ -4,29 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use lifemon_tests::killing::{alive, set_of};
 use lifemon_tests::left_behind::{ask, entry, kill_and_wait, orphans};
 use lifemon_tests::story::is_about;
-use lifemon_tests::{Actor, DEADLINE, HostTracker, Process, Sandbox, wait_until};
+use lifemon_tests::{Actor, DEADLINE, Process, Sandbox, needs, wait_until};
 
 const SERVER: &str = include_str!("python/server.py");
-
-/// Whether this host has Python.
-fn has_python() -> bool {
-    let mut python = Command::new("python3");
-    python.arg("-c").arg("import multiprocessing, ctypes");
-    let has = python
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !has {
-        println!("skipped: this host has no python3");
-    }
-    has
-}
 
 /// A server that has made its workers.
 #[track_caller]
@@ -48,10 +33,7 @@ fn pgrep_finds_nobody_below(process: Process) {
 
 #[test]
 fn spawned_workers_of_a_killed_server() {
-    let _tracker = HostTracker::on(&[]);
-    if !has_python() {
-        return;
-    }
+    needs!(multiprocessing, host_tracker);
     let sandbox = Sandbox::new();
     let healthy = server(&sandbox, "spawn");
     let before = alive(&sandbox);
@@ -84,10 +66,7 @@ fn spawned_workers_of_a_killed_server() {
 
 #[test]
 fn workers_of_a_forkserver() {
-    let _tracker = HostTracker::on(&[]);
-    if !has_python() {
-        return;
-    }
+    needs!(multiprocessing, host_tracker);
     let sandbox = Sandbox::new();
     let broken = server(&sandbox, "forkserver");
     let root = broken.process();
@@ -115,10 +94,7 @@ fn workers_of_a_forkserver() {
 
 #[test]
 fn forked_workers_of_a_data_loader_with_a_thread() {
-    let _tracker = HostTracker::on(&[]);
-    if !has_python() {
-        return;
-    }
+    needs!(multiprocessing, host_tracker);
     let sandbox = Sandbox::new();
     let loader = server(&sandbox, "fork");
     let root = loader.process();

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use lifemon_tests::handicap::in_a_pid_namespace;
 use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, private_lock, proc, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, needs, proc, wait_until};
 
 use crate::run::lifemon_run::{Rights, command, keeping, read_report, report_path, run};
 
@@ -39,7 +39,7 @@ fn wait_for_family(sandbox: &Sandbox) {
 
 #[test]
 fn whichever_of_its_processes_is_killed_nothing_lingers() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for rights in Rights::BOTH {
         for kill_the_owner in [true, false] {
             let sandbox = Sandbox::new();
@@ -64,7 +64,7 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
 
 #[test]
 fn what_is_to_be_kept_outlives_the_nursery() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
     let family = format!("exec >/dev/null 2>&1; {FAMILY}");
@@ -90,7 +90,7 @@ fn what_is_to_be_kept_outlives_the_nursery() {
 
 #[test]
 fn nested_runs_each_answer_for_their_own() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let lifemon = Lifemon::find();
     let lifemon = lifemon
         .program()
@@ -115,7 +115,7 @@ fn nested_runs_each_answer_for_their_own() {
 
 #[test]
 fn what_an_inner_run_keeps_the_outer_one_kills() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let lifemon = Lifemon::find();
     let lifemon = lifemon
         .program()
@@ -146,7 +146,7 @@ fn what_an_inner_run_keeps_the_outer_one_kills() {
 
 #[test]
 fn closed_standard_streams_change_nothing() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let lifemon = Lifemon::find();
     let sandbox = Sandbox::new();
     let script = format!(

@@ -17,13 +17,13 @@ macro_rules! with_either_tracker {
     ($($name:ident),+ $(,)?) => {
         mod tracker_off {
             $(#[test] fn $name() {
-                let _lock = $crate::private_lock();
+                $crate::needs!(private_tracker);
                 super::$name();
             })+
         }
         mod tracker_on {
             $(#[test] fn $name() {
-                let _tracker = $crate::HostTracker::on(&[]);
+                $crate::needs!(host_tracker);
                 super::$name();
             })+
         }

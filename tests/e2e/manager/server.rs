@@ -10,16 +10,6 @@ use lifemon_tests::{DEADLINE, Finished, Lifemon, Pidfd, Sandbox, Stream, wait_un
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// Whether the workers can run here; says so where they cannot.
-pub(crate) fn has_python() -> bool {
-    let status = Command::new("python3").args(["-c", ""]).status();
-    let has = status.is_ok_and(|status| status.success());
-    if !has {
-        println!("skipped: no python3 for the workers");
-    }
-    has
-}
-
 /// A running server.
 pub(crate) struct Server {
     stream: Stream,
