@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::alive;
+use lifemon_tests::killing::{alive, assert_killed};
 use lifemon_tests::left_behind::{entry, find, kill_and_wait};
 use lifemon_tests::nvml::NvmlDouble;
+use lifemon_tests::reports::Identified as _;
 use lifemon_tests::story::is_about;
 use lifemon_tests::{Actor, DEADLINE, Lifemon, Output, Process, Sandbox, actor, needs, stretched};
 use serde_json::{Value, json};
@@ -271,13 +272,14 @@ fn a_kill_waits_until_memory_is_released() {
     double.answer("");
     let output = running.finish(DEADLINE);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-    let report = output.json();
-    let released = &report["gpu"]["released"];
-    assert_eq!(released.as_array().map(Vec::len), Some(1), "{report}");
-    assert!(is_about(&released[0], worker), "{report}");
-    let after_ms = released[0]["after_ms"].as_f64();
-    assert!(after_ms.is_some_and(|ms| ms >= 60.0), "{report}");
-    assert_eq!(report["gpu"]["held"], json!([]), "{report}");
+    let report = assert_killed(&output);
+    let memory = report.gpu.expect("memory to wait for");
+    let [released] = &memory.released[..] else {
+        panic!("not of one: {memory:?}");
+    };
+    assert_eq!(released.process(), worker, "{memory:?}");
+    assert!(released.after_ms >= 60.0, "{memory:?}");
+    assert_eq!(memory.held, [], "{memory:?}");
 }
 
 #[test]
@@ -291,7 +293,7 @@ fn a_kill_does_not_wait_for_a_driver_that_fails() {
     let pid = actor.pid().to_string();
     let output = with_driver(&double, &["kill", &pid, "--device", device()]);
     // A driver that fails at once has nothing to wait for.
-    assert_eq!(output.code, Some(0), "{output:?}");
-    assert_eq!(output.json()["gpu"]["hung"], false, "{output:?}");
+    let memory = assert_killed(&output).gpu;
+    assert_eq!(memory.map(|memory| memory.hung), Some(false), "{output:?}");
     assert_eq!(alive(&sandbox), [].into());
 }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use lifemon_tests::killing::{alive, assert_killed, kill, set_of, words};
+use lifemon_tests::killing::{alive, assert_killed, kill, words};
+use lifemon_tests::reports::{KillReport, set_of};
 use lifemon_tests::{DEADLINE, Sandbox, actor, needs, poll, scaled, stretched, wait_until};
 
 /// Trials of each bomb with the tracker of the host.
@@ -16,7 +17,7 @@ const A_MOMENT: Duration = Duration::from_millis(100);
 
 /// Kills a burning bomb; what the report says besides.
 #[track_caller]
-fn kill_burning(name: &str, parents: &str, options: &[&str]) -> serde_json::Value {
+fn kill_burning(name: &str, parents: &str, options: &[&str]) -> KillReport {
     let sandbox = Sandbox::new();
     let file = sandbox.directory().join("made");
     let mut actor = actor!(sandbox, name, file.display(), parents);
@@ -36,7 +37,7 @@ fn kill_burning(name: &str, parents: &str, options: &[&str]) -> serde_json::Valu
     assert!(is_over.is_some(), "{left:?} survived {name}: {output:?}");
     assert_eq!(words(&file)[0], made, "somebody went on");
     let report = assert_killed(&output);
-    assert!(set_of(&report, "killed").contains(&actor.process()));
+    assert!(set_of(&report.killed).contains(&actor.process()));
     report
 }
 
@@ -82,7 +83,7 @@ bombs!(
 fn all_of_the_tree_is_in_the_report() {
     needs!(host_tracker);
     let report = kill_burning("tree", "init", &[]);
-    assert_eq!(set_of(&report, "killed").len(), 501, "{report}");
+    assert_eq!(report.killed.len(), 501, "{report:?}");
 }
 
 #[test]

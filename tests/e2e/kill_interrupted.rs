@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::{alive, assert_killed, assert_nobody, check_report, kill, words};
+use lifemon_tests::killing::{alive, assert_killed, assert_nobody, checked, kill, words};
 use lifemon_tests::{
     Actor, DEADLINE, HostTracker, Lifemon, Running, Sandbox, Toll, actor, closer, needs, proc,
     scaled, wait_until, with_either_tracker,
@@ -101,7 +101,7 @@ fn finish(sandbox: &Sandbox, actor: &Actor) {
     }
     let output = kill(&actor.pid(), &[]);
     if output.code == Some(0) {
-        check_report(&output.json());
+        checked(&output.json());
         return assert_nobody(sandbox);
     }
     // Its root was dead already, with nobody to keep its lineage, or all were about to die.

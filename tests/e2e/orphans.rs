@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use lifemon_tests::killing::{alive, set_of};
-use lifemon_tests::left_behind::{ask, check_orphans, entry, find, kill_and_wait, orphans};
-use lifemon_tests::story::is_about;
+use lifemon_tests::killing::alive;
+use lifemon_tests::left_behind::{ask, checked_orphans, kill_and_wait, orphans};
+use lifemon_tests::reports::{Exit, Identified, Orphan, OrphansReport, entry, find, set_of};
 use lifemon_tests::{Actor, Lifemon, Process, Sandbox, actor, needs, private_lock, proc, scaled};
-use serde_json::{Value, json};
 
 /// A server whose workers `mode` takes over, killed; the actor, the server and the workers.
 #[track_caller]
@@ -25,20 +24,32 @@ fn killed_server(sandbox: &Sandbox, count: u64, mode: &str) -> (Actor, Process, 
 
 /// Claims that each of `workers` is reported as an orphan of a killed `server`.
 #[track_caller]
-fn assert_left_by(report: &Value, server: Process, workers: &[Process], class: &str) {
+fn assert_left_by(report: &OrphansReport, server: Process, workers: &[Process], class: &str) {
     for worker in workers {
-        let orphan = entry(&report["orphans"], *worker);
-        assert!(is_about(&orphan["creator"], server), "{orphan}");
-        assert_eq!(orphan["class"], class, "{orphan}");
-        let exit = &orphan["creator_exit"];
-        assert_eq!(
-            (&exit["signal"], &exit["cause"]),
-            (&json!(9), &json!("signal")),
-            "{orphan}"
-        );
-        let parent = proc::ppid(worker.pid).expect("it lives");
-        assert_eq!(orphan["parent"]["pid"], parent, "{orphan}");
+        let orphan = entry(&report.orphans, *worker);
+        assert_eq!(process(orphan.creator.as_ref()), Some(server), "{orphan:?}");
+        assert_eq!(orphan.class, class, "{orphan:?}");
+        let exit = |exit: &Exit| (exit.signal, exit.cause.clone());
+        let killed = (Some(libc::SIGKILL), "signal".to_owned());
+        assert_eq!(orphan.creator_exit.as_ref().map(exit), Some(killed));
+        assert_eq!(parent_of(orphan), proc::ppid(worker.pid), "{orphan:?}");
     }
+}
+
+/// The process that a field names, if it is there.
+fn process(field: Option<&impl Identified>) -> Option<Process> {
+    field.map(Identified::process)
+}
+
+/// The pid of the parent that it has now.
+fn parent_of(orphan: &Orphan) -> Option<i32> {
+    orphan.parent.as_ref().map(|parent| parent.pid)
+}
+
+/// The words for all that speaks for its class.
+fn evidence(orphan: &Orphan) -> Vec<&str> {
+    let evidence = orphan.evidence.iter();
+    evidence.map(|evidence| evidence.kind.as_str()).collect()
 }
 
 /// What people ask instead.
@@ -57,11 +68,15 @@ fn workers_that_init_took_over() {
     let sandbox = Sandbox::new();
     let (actor, server, workers) = killed_server(&sandbox, 3, "init");
     let report = orphans(&[]);
-    assert_eq!(report["complete"], true, "{report}");
+    assert!(report.complete, "{report:?}");
     // The actor, which started the server, is the root of all that, and lives.
     assert_left_by(&report, server, &workers, "reparented");
-    let orphan = entry(&report["orphans"], workers[0]);
-    assert!(is_about(&orphan["root"], actor.process()), "{orphan}");
+    let orphan = entry(&report.orphans, workers[0]);
+    assert_eq!(
+        process(orphan.root.as_ref()),
+        Some(actor.process()),
+        "{orphan:?}"
+    );
     pgrep_finds_nobody_below(server);
 }
 
@@ -73,8 +88,8 @@ fn workers_that_a_subreaper_took_over() {
     let report = orphans(&[]);
     assert_left_by(&report, server, &workers, "reparented");
     for worker in &workers {
-        let orphan = entry(&report["orphans"], *worker);
-        assert_eq!(orphan["parent"]["pid"], actor.pid(), "{orphan}");
+        let orphan = entry(&report.orphans, *worker);
+        assert_eq!(parent_of(orphan), Some(actor.pid()), "{orphan:?}");
     }
     // With the root gone they are stranded.
     actor.kill();
@@ -90,9 +105,9 @@ fn workers_in_a_pid_namespace() {
     assert_left_by(&report, server, &workers, "reparented");
     let init = actor.child("ns-init");
     for worker in &workers {
-        let orphan = entry(&report["orphans"], *worker);
-        assert!(is_about(&orphan["parent"], init), "{orphan}");
-        assert_ne!(orphan["ns_pid"], worker.pid, "{orphan}");
+        let orphan = entry(&report.orphans, *worker);
+        assert_eq!(process(orphan.parent.as_ref()), Some(init), "{orphan:?}");
+        assert_ne!(orphan.ns_pid, Some(worker.pid), "{orphan:?}");
     }
 }
 
@@ -120,10 +135,14 @@ fn a_double_fork_is_an_orphan_of_a_creator_that_exited() {
     let mut actor = actor!(sandbox, "daemonise", "half");
     actor.step();
     let report = orphans(&[]);
-    let orphan = entry(&report["orphans"], actor.child("daemon"));
-    assert!(is_about(&orphan["creator"], actor.child("middle")));
-    assert_eq!(orphan["creator_exit"]["code"], 0, "{orphan}");
-    assert_eq!(orphan["class"], "reparented", "{orphan}");
+    let orphan = entry(&report.orphans, actor.child("daemon"));
+    assert_eq!(
+        process(orphan.creator.as_ref()),
+        Some(actor.child("middle"))
+    );
+    let exit = orphan.creator_exit.as_ref();
+    assert_eq!(exit.and_then(|exit| exit.code), Some(0), "{orphan:?}");
+    assert_eq!(orphan.class, "reparented", "{orphan:?}");
 }
 
 #[test]
@@ -136,13 +155,13 @@ fn daemons_are_told_from_orphans_and_are_spared() {
         let daemon = actor.child("daemon");
         let tree = actor.pid().to_string();
         let report = orphans(&["--tree", &tree]);
-        assert_eq!(report["orphans"], json!([]), "{report}");
+        assert_eq!(report.orphans, [], "{report:?}");
         let report = orphans(&["--tree", &tree, "--all"]);
-        let orphan = entry(&report["orphans"], daemon);
-        assert_eq!(orphan["class"], "daemon", "{orphan}");
-        let evidence = orphan["evidence"].to_string();
-        assert!(evidence.contains("creator_left_at_once"), "{evidence}");
-        assert!(evidence.contains("own_session"), "{evidence}");
+        let orphan = entry(&report.orphans, daemon);
+        assert_eq!(orphan.class, "daemon", "{orphan:?}");
+        let evidence = evidence(orphan);
+        assert!(evidence.contains(&"creator_left_at_once"), "{evidence:?}");
+        assert!(evidence.contains(&"own_session"), "{evidence:?}");
 
         // Others of this session may look like orphans of it too: only this one is meant.
         let own = format!("^(.*actor daemonise {how}|some-daemon)$");
@@ -170,21 +189,23 @@ fn what_is_older_than_tracking_is_inferred_and_spared() {
     needs!(host_tracker);
     let report = orphans(&[]);
     for worker in &workers {
-        assert!(find(&report["orphans"], *worker).is_none(), "{report}");
+        assert!(find(&report.orphans, *worker).is_none(), "{report:?}");
     }
     let report = orphans(&["--all"]);
     for worker in &workers {
-        let orphan = entry(&report["orphans"], *worker);
-        assert_eq!(orphan["class"], "inferred", "{orphan}");
-        assert!(orphan.get("creator").is_none(), "{orphan}");
-        let evidence = orphan["evidence"].to_string();
-        assert!(evidence.contains("session_of_others"), "{evidence}");
+        let orphan = entry(&report.orphans, *worker);
+        assert_eq!(orphan.class, "inferred", "{orphan:?}");
+        assert!(orphan.creator.is_none(), "{orphan:?}");
+        assert!(
+            evidence(orphan).contains(&"session_of_others"),
+            "{orphan:?}"
+        );
     }
     // With a tree that is known: what they have in common with it.
     let tree = actor.pid().to_string();
     let report = orphans(&["--all", "--tree", &tree]);
-    let orphan = entry(&report["orphans"], workers[0]);
-    assert!(orphan["evidence"].to_string().contains("shared_session"));
+    let orphan = entry(&report.orphans, workers[0]);
+    assert!(evidence(orphan).contains(&"shared_session"), "{orphan:?}");
     let spared = ask("orphans", &["--all", "--tree", &tree, "--kill"]);
     assert_eq!(spared.code, Some(1), "{spared:?}");
     assert!(workers.iter().all(|worker| proc::is_running(worker.pid)));
@@ -196,9 +217,9 @@ fn without_the_tracker_it_says_that_it_cannot_know() {
     let sandbox = Sandbox::new();
     let (_actor, _, workers) = killed_server(&sandbox, 1, "init");
     let report = orphans(&[]);
-    assert_eq!(report["complete"], false, "{report}");
-    assert_eq!(report["incomplete"][0]["reason"], "no_history", "{report}");
-    assert!(find(&report["orphans"], workers[0]).is_none(), "{report}");
+    assert!(!report.complete, "{report:?}");
+    assert_eq!(report.incomplete[0].reason, "no_history", "{report:?}");
+    assert!(find(&report.orphans, workers[0]).is_none(), "{report:?}");
 }
 
 #[test]
@@ -224,10 +245,9 @@ fn only_what_was_left_behind_is_killed() {
         (Some(0), ""),
         "{killed:?}"
     );
-    let report = killed.json();
-    check_orphans(&report);
-    assert_eq!(set_of(&report, "orphans"), left);
-    assert_eq!(set_of(&report["kill"], "killed"), left);
+    let report = checked_orphans(&killed.json());
+    assert_eq!(set_of(&report.orphans), left);
+    assert_eq!(set_of(&report.kill.expect("a kill").killed), left);
     let workers = healthy.children("worker");
     let expected: BTreeSet<_> = [healthy.pid(), healthy.child("server").pid, broken.pid()]
         .into_iter()
@@ -246,7 +266,7 @@ fn very_many_at_once() {
     let (actor, server, workers) = killed_server(&sandbox, count, "init");
     let report = orphans(&["--tree", &server.pid.to_string()]);
     let expected: BTreeSet<_> = workers.into_iter().collect();
-    assert_eq!(set_of(&report, "orphans"), expected);
+    assert_eq!(set_of(&report.orphans), expected);
     let killed = ask("orphans", &["--tree", &server.pid.to_string(), "--kill"]);
     assert_eq!(killed.code, Some(0), "{}", killed.stderr);
     assert_eq!(alive(&sandbox), [actor.pid()].into());
@@ -263,19 +283,16 @@ fn odd_command_lines() {
     let tree = server.pid.to_string();
     let report = orphans(&["--tree", &tree]);
     let command = |actor: &mut Actor, role: &str| {
-        let orphan = entry(&report["orphans"], actor.child(role));
-        orphan["command"].clone()
+        let orphan = entry(&report.orphans, actor.child(role));
+        orphan.command.clone()
     };
-    assert_eq!(command(&mut actor, "newline"), json!(["two\nlines", "\r"]));
-    assert_eq!(
-        command(&mut actor, "invalid"),
-        json!(["not\u{fffd}\u{fffd}text"])
-    );
-    assert_eq!(command(&mut actor, "empty"), json!([]));
+    assert_eq!(command(&mut actor, "newline"), ["two\nlines", "\r"]);
+    assert_eq!(command(&mut actor, "invalid"), ["not\u{fffd}\u{fffd}text"]);
+    assert_eq!(command(&mut actor, "empty"), [""; 0]);
     let escape = "\u{1b}[31mred\u{1b}]0;title\u{7}";
-    assert_eq!(command(&mut actor, "escape"), json!([escape]));
+    assert_eq!(command(&mut actor, "escape"), [escape]);
     let long = command(&mut actor, "long");
-    assert_eq!(long[1].as_str().map(str::len), Some(128 * 1024 - 1));
+    assert_eq!(long[1].len(), 128 * 1024 - 1);
 
     for words in [["orphans", "--full"], ["tree", "--full"]] {
         let text = Lifemon::find().run(words);
@@ -289,7 +306,7 @@ fn odd_command_lines() {
     let line = text.stdout.lines().find(|line| line.contains(&long));
     assert!(line.is_some_and(|line| line.len() < 400), "{text:?}");
     let matched = orphans(&["--match", "x{1000}"]);
-    assert_eq!(set_of(&matched, "orphans"), [actor.child("long")].into());
+    assert_eq!(set_of(&matched.orphans), [actor.child("long")].into());
 }
 
 #[test]
@@ -303,7 +320,7 @@ fn orphans_that_die_while_they_are_looked_at() {
     for _ in 0..scaled(20) {
         let output = ask("orphans", &["--all"]);
         assert_eq!(output.code, Some(0), "{output:?}");
-        check_orphans(&output.json());
+        checked_orphans(&output.json());
     }
 }
 
@@ -318,7 +335,12 @@ fn a_proc_that_hides_processes_of_others() {
     let output = lifemon.start(command).finish(lifemon_tests::DEADLINE);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
     // Root sees all of them there, whatever the mount hides from users.
-    assert_left_by(&output.json(), server, &workers, "reparented");
+    assert_left_by(
+        &checked_orphans(&output.json()),
+        server,
+        &workers,
+        "reparented",
+    );
 }
 
 #[test]

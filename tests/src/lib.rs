@@ -16,6 +16,7 @@ mod needs;
 pub mod nvml;
 mod pidfd;
 pub mod proc;
+pub mod reports;
 mod sandbox;
 mod scale;
 pub mod story;
