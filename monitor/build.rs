@@ -41,8 +41,8 @@ const OBJECT: &str = "tracker";
 /// Set by cargo to the program that compiles the workspace in the compiler's place.
 const WRAPPER_ENV: &str = "RUSTC_WORKSPACE_WRAPPER";
 
-/// Lints run nothing: an empty object does for them, and costs no minute. The library does not compile
-/// with one otherwise.
+/// Lints run nothing: an empty object does for them, and costs no minute. The library does not
+/// compile with one otherwise.
 fn is_for_lints() -> bool {
     println!("cargo::rerun-if-env-changed={WRAPPER_ENV}");
     let wrapper = env::var_os(WRAPPER_ENV).map(PathBuf::from);

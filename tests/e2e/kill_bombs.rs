@@ -1,5 +1,5 @@
-//! `lifemon kill` on trees that fork while they are killed: nothing of them is left the moment it has
-//! ended, by an oracle that does not ask lifemon.
+//! `lifemon kill` on trees that fork while they are killed: nothing of them is left the moment it
+//! has ended, by an oracle that does not ask lifemon.
 
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ fn kill_burning(name: &str, parents: &str, options: &[&str]) -> KillReport {
     }
     let output = kill(&actor.pid(), options);
     let made = words(&file)[0];
-    // Who was past its last instruction when the tree was learnt is no member, and takes a moment to be
-    // over. A bomb that lives goes on forking: it is never seen to be over.
+    // Who was past its last instruction when the tree was learnt is no member, and takes a moment
+    // to be over. A bomb that lives goes on forking: it is never seen to be over.
     let is_over = poll(stretched(A_MOMENT), || {
         alive(&sandbox).is_empty().then_some(())
     });

@@ -1,5 +1,5 @@
-//! The two promises of `lifemon kill` that rest on single instructions: no child of the condemned runs,
-//! and no heir of a pid is hit. Each race is made to happen every time.
+//! The two promises of `lifemon kill` that rest on single instructions: no child of the condemned
+//! runs, and no heir of a pid is hit. Each race is made to happen every time.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,7 +21,8 @@ const STALE_ROUNDS: u32 = 10;
 const NEWBORNS: u64 = 1_000;
 /// Pids that pass to somebody else in the middle of a strike.
 const HEIRS: u64 = 10;
-/// Longer than any member lives: all that the killer has read is dead by then, and their pids have passed on.
+/// Longer than any member lives: all that the killer has read is dead by then, and their pids have
+/// passed on.
 const SLOWNESS: Duration = Duration::from_millis(150);
 
 const CAP_SYS_ADMIN: libc::c_ulong = 21;
@@ -74,8 +75,8 @@ impl Newborns {
     }
 }
 
-/// Starts a kill that may not signal the processes of others, and waits for its closer: from then on
-/// the closer is all that kills.
+/// Starts a kill that may not signal the processes of others, and waits for its closer: from then
+/// on the closer is all that kills.
 #[track_caller]
 fn kill_by_the_closer_alone(newborns: &mut Newborns) -> Running {
     let lifemon = Lifemon::find();
@@ -158,8 +159,8 @@ fn who_is_condemned_goes_free_with_lifemon() {
     }
 }
 
-/// Kills one process whose pid becomes another's while lifemon is in the middle of this call about it; the
-/// report.
+/// Kills one process whose pid becomes another's while lifemon is in the middle of this call about
+/// it; the report.
 #[track_caller]
 fn kill_while_the_pid_passes_on(
     call: libc::c_long,
@@ -206,8 +207,8 @@ fn an_heir_between_descriptor_and_signal_is_not_hit() {
     }
 }
 
-/// Processes that come and go by the thousand, whose pids pass to bystanders at once, and a killer that is
-/// slow: most of what it has read is stale when its turn comes.
+/// Processes that come and go by the thousand, whose pids pass to bystanders at once, and a killer
+/// that is slow: most of what it has read is stale when its turn comes.
 #[track_caller]
 fn kill_slowly(file: &Path, sandbox: &Sandbox, options: &[&str]) -> u64 {
     let mut actor = actor!(sandbox, "successors", file.display(), "clone-parent");

@@ -1,5 +1,5 @@
-//! A `lifemon kill` that does not come to its end: interrupted while it waits, or killed itself at any moment.
-//! Nothing of it stays, and a second one does what the first did not.
+//! A `lifemon kill` that does not come to its end: interrupted while it waits, or killed itself at
+//! any moment. Nothing of it stays, and a second one does what the first did not.
 
 use std::process::Command;
 use std::thread;
@@ -92,8 +92,8 @@ fn usual_time() -> Duration {
     times.into_iter().max().expect("three")
 }
 
-/// Kills what is left by a second command: by its root where that is known, alive or dead; otherwise one by
-/// one.
+/// Kills what is left by a second command: by its root where that is known, alive or dead;
+/// otherwise one by one.
 #[track_caller]
 fn finish(sandbox: &Sandbox, actor: &Actor) {
     if alive(sandbox).is_empty() {
@@ -133,8 +133,8 @@ fn kill_after_strikes(actor: &Actor, count: usize) {
     running.kill();
 }
 
-/// SIGKILL to lifemon, half of the times at moments that are spread over the whole of a kill, half of the
-/// times for certain in its middle.
+/// SIGKILL to lifemon, half of the times at moments that are spread over the whole of a kill, half
+/// of the times for certain in its middle.
 #[track_caller]
 fn kill_the_killer(trials: u64) {
     let detached = || wait_until("no closer", DEADLINE, || closer::attached() == 0);

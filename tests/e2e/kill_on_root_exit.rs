@@ -1,5 +1,5 @@
-//! `lifemon attach --kill-on-root-exit`: the root ends, the rest of its tree is killed, nobody else is, and all
-//! of it is told as it happens.
+//! `lifemon attach --kill-on-root-exit`: the root ends, the rest of its tree is killed, nobody else
+//! is, and all of it is told as it happens.
 
 use lifemon_tests::killing::alive;
 use lifemon_tests::{

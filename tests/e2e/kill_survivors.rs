@@ -1,5 +1,5 @@
-//! What `lifemon kill` cannot end at once, because something else holds it: reported as alive with the
-//! reason, in time, and dead when it is let go. And what looks as if it were held, and is not.
+//! What `lifemon kill` cannot end at once, because something else holds it: reported as alive with
+//! the reason, in time, and dead when it is let go. And what looks as if it were held, and is not.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ use nix::sys::signal::Signal;
 /// For a kill that will not succeed.
 const TIMEOUT_MS: f64 = 700.0;
 
-/// Kills what cannot die, and claims that the answer is no, in time, with this one alive for this reason.
+/// Kills what cannot die, and claims that the answer is no, in time, with this one alive for this
+/// reason.
 #[track_caller]
 fn assert_survives(target: Process, survivor: Process, reasons: &[&str]) -> KillReport {
     let begun = Instant::now();

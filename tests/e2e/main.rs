@@ -1,7 +1,7 @@
 //! The end-to-end tests: one executable, a module for each subject. `cargo xtask test` gives each
 //! module a process of its own, because some tests count what belongs to a process (descriptors) or
-//! hand down to lifemon what it inherits. To run one module by hand, as root and with lifemon built:
-//! `cargo test --release -p lifemon-tests --features privileged --test e2e -- kill::`.
+//! hand down to lifemon what it inherits. To run one module by hand, as root and with lifemon
+//! built: `cargo test --release -p lifemon-tests --features privileged --test e2e -- kill::`.
 
 // What the others build on: the actors themselves.
 mod actors;

@@ -226,8 +226,8 @@ fn when_the_guardian_is_killed_the_workers_die_and_the_server_ends() {
     Pidfd::open(server.guardian()).expect("it lives").kill();
     let finished = server.finish();
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    // Also the engines, which had become nobody's. None of them can run any more when the server ends; the
-    // last of them may still be on its way out.
+    // Also the engines, which had become nobody's. None of them can run any more when the server
+    // ends; the last of them may still be on its way out.
     wait_until("nobody", Duration::from_secs(1), || {
         alive(&sandbox).is_empty()
     });

@@ -173,8 +173,8 @@ fn what_a_dead_server_left_is_cleaned_up_and_what_a_living_one_has_is_not() {
     let engine_path = engine(sandbox.directory(), "engine");
     let other = engine(sandbox.directory(), "other");
     let options = options(&sandbox, 1, "sleep 1001 & wait");
-    // A server, its engine, another process; below the engine one whose creator dies as well. So two
-    // orphans fit, of which one belongs to the other's tree.
+    // A server, its engine, another process; below the engine one whose creator dies as well. So
+    // two orphans fit, of which one belongs to the other's tree.
     let nested = format!("{engine_path} 1005 & sh -c '{engine_path} 1006 & kill -9 \\$\\$'; wait");
     let script = format!("sh -c \"{nested}\" engine & {other} 1007 & wait");
     let mut dead = shell(&sandbox, &script);

@@ -1,5 +1,5 @@
-//! `lifemon orphans`: what was left behind, found at the first look, told from what was meant to stay,
-//! and killed without touching anybody else.
+//! `lifemon orphans`: what was left behind, found at the first look, told from what was meant to
+//! stay, and killed without touching anybody else.
 
 use std::collections::BTreeSet;
 use std::path::Path;

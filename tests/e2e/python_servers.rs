@@ -1,5 +1,6 @@
-//! Servers written in Python with its own `multiprocessing`, as users have them: killed, they leave their
-//! workers behind, and those are found and killed while another server of the same kind goes on.
+//! Servers written in Python with its own `multiprocessing`, as users have them: killed, they leave
+//! their workers behind, and those are found and killed while another server of the same kind goes
+//! on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -65,8 +66,8 @@ fn spawned_workers_of_a_killed_server() {
         assert!(orphan.command.concat().contains("multiprocessing"));
     }
     pgrep_finds_nobody_below(root);
-    // Python's own helper ends by itself when the server is dead; whatever is left is killed, and below
-    // the workers their renamed children.
+    // Python's own helper ends by itself when the server is dead; whatever is left is killed, and
+    // below the workers their renamed children.
     let killed = ask("orphans", &["--tree", &root.pid.to_string(), "--kill"]);
     assert_eq!(killed.code, Some(0), "{killed:?}");
     let dead = dead(&killed);
@@ -87,8 +88,8 @@ fn workers_of_a_forkserver() {
     let broken = server(&sandbox, "forkserver");
     let root = broken.process();
     kill_and_wait(root);
-    // The workers were created by the fork server, which outlives the server: that one is the orphan, and
-    // the workers die with it.
+    // The workers were created by the fork server, which outlives the server: that one is the
+    // orphan, and the workers die with it.
     let tree = root.pid.to_string();
     let report = orphans(&["--tree", &tree, "--match", "forkserver"]);
     assert_stranded_by(root, &report.orphans[0]);

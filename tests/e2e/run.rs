@@ -311,7 +311,8 @@ fn who_lives_on_without_its_leader_is_named_and_killed() {
         let report = report_path(&sandbox);
         let said = writable_file(&sandbox, "said");
         let script = format!(
-            "exec 2>/dev/null; (echo; exec sleep 100) | setsid {ACTOR} leader-exits-first 0 >{said} &
+            "exec 2>/dev/null
+             (echo; exec sleep 100) | setsid {ACTOR} leader-exits-first 0 >{said} &
              until grep -q leader_exited {said}; do sleep 0.01; done"
         );
         let what = if keep { "--keep-orphans" } else { "--grace=0" };

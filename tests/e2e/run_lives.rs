@@ -1,5 +1,5 @@
-//! `lifemon run` where it is itself in trouble: killed, nested, without standard streams, as the first
-//! process of a pid namespace.
+//! `lifemon run` where it is itself in trouble: killed, nested, without standard streams, as the
+//! first process of a pid namespace.
 
 use std::fs;
 use std::process::{Command, Stdio};

@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::reports::{Identified, KillReport, read, set_of};
 use crate::{Lifemon, Output, Process, Sandbox, proc};
 
-/// Makes two tests of each function: with a tracker that lifemon loads for itself, and with that of the
-/// host, switched on before the function makes any process.
+/// Makes two tests of each function: with a tracker that lifemon loads for itself, and with that of
+/// the host, switched on before the function makes any process.
 #[macro_export]
 macro_rules! with_either_tracker {
     ($($name:ident),+ $(,)?) => {

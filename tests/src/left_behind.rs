@@ -1,5 +1,5 @@
-//! `lifemon orphans`, `tree` and `gpu` with `-o json`, run to their end, and what must hold of every
-//! answer.
+//! `lifemon orphans`, `tree` and `gpu` with `-o json`, run to their end, and what must hold of
+//! every answer.
 
 use serde_json::Value;
 

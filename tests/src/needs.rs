@@ -1,10 +1,10 @@
-//! What a test needs of the host, said in its first line: `needs!(python, private_tracker)`. What is
-//! not there skips the test, and says so; what is shared with other tests is held until its end.
+//! What a test needs of the host, said in its first line: `needs!(python, private_tracker)`. What
+//! is not there skips the test, and says so; what is shared with other tests is held until its end.
 
 use std::process::{Command, Stdio};
 
-/// Holds what a test needs until the end of the enclosing block, or returns from the test where this
-/// host lacks it. In this order, because what comes last is waited for:
+/// Holds what a test needs until the end of the enclosing block, or returns from the test where
+/// this host lacks it. In this order, because what comes last is waited for:
 ///
 /// - `python`: a `python3` for the workers; `multiprocessing`: one with that module.
 /// - `private_tracker`: the host's tracker is off, and lifemon loads one of its own.

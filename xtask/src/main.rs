@@ -48,8 +48,8 @@ enum Task {
         /// Only on the running kernel: not in emulated machines, which takes minutes
         #[arg(long)]
         this_kernel: bool,
-        /// A part of the names of tests (of a module too, as `kill::`), or an option of libtest. Then
-        /// only on the running kernel as well
+        /// A part of the names of tests (of a module too, as `kill::`), or an option of libtest.
+        /// Then only on the running kernel as well
         #[arg(last = true)]
         args: Vec<OsString>,
     },

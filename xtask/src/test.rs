@@ -1,5 +1,5 @@
-//! `cargo xtask test`: format, lints, unit tests without privileges, then the end-to-end tests as root.
-//! All are built by the caller, at once and as lifemon is released, and only run as root.
+//! `cargo xtask test`: format, lints, unit tests without privileges, then the end-to-end tests as
+//! root. All are built by the caller, at once and as lifemon is released, and only run as root.
 
 use std::ffi::{OsStr, OsString};
 use std::panic::resume_unwind;
@@ -18,8 +18,9 @@ use lifemon_tools::libtest::{Counts, Module, options};
 use lifemon_tools::privilege::as_root;
 use lifemon_vmtest as vmtest;
 
-/// How long the end-to-end tests of one module may take: ten times what the longest takes on a machine
-/// that does nothing else. They wait for those of other checkouts, which use the same kernel.
+/// How long the end-to-end tests of one module may take: ten times what the longest takes on a
+/// machine that does nothing else. They wait for those of other checkouts, which use the same
+/// kernel.
 const MODULE_LIMIT: Duration = Duration::from_mins(15);
 
 /// What `timeout` ends with where the limit has passed, and where it had to kill.
@@ -97,10 +98,10 @@ fn unit_tests(tests: &[Executable], args: &[OsString], counts: &mut Counts) -> R
     run_each(runs, counts)
 }
 
-/// Runs the tests that need root: each module in a process of its own, and all of them as root. Within
-/// a module libtest runs them side by side. A runner such as cargo-nextest would make it a process for
-/// each test, but the guests of other kernels have none, so that a test could not rely on it, and one
-/// more program would have to be installed first.
+/// Runs the tests that need root: each module in a process of its own, and all of them as root.
+/// Within a module libtest runs them side by side. A runner such as cargo-nextest would make it a
+/// process for each test, but the guests of other kernels have none, so that a test could not rely
+/// on it, and one more program would have to be installed first.
 fn end_to_end_tests(
     test: &Executable,
     lifemon: &Path,
@@ -145,9 +146,9 @@ fn run_each(
     Ok(())
 }
 
-/// Returns the command for the end-to-end tests where and as cargo would run them, within a limit: what
-/// hangs is ended. The limit is kept by a program that is root as they are, because nobody else may
-/// end them.
+/// Returns the command for the end-to-end tests where and as cargo would run them, within a limit:
+/// what hangs is ended. The limit is kept by a program that is root as they are, because nobody
+/// else may end them.
 fn end_to_end(test: &Executable, lifemon: &Path) -> Result<Command> {
     let package_dir = test.package_dir.as_os_str();
     let variables: [(&str, &OsStr); 2] = [

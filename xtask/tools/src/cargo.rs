@@ -73,8 +73,8 @@ pub struct ForTests {
     pub helpers: Vec<PathBuf>,
 }
 
-/// Builds all of it at once, as it is released: what several of them need is built once. `adapt` may
-/// make it a build for another machine.
+/// Builds all of it at once, as it is released: what several of them need is built once. `adapt`
+/// may make it a build for another machine.
 ///
 /// # Errors
 /// When something does not build.

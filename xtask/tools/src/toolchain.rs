@@ -1,5 +1,6 @@
 //! Which rustup toolchain builds the kernel half: it needs the sources of `core` (`rust-src`).
-//! Compiled into the tools and into monitor/build.rs, so that set-up and build decide alike; std only.
+//! Compiled into the tools and into monitor/build.rs, so that set-up and build decide alike; std
+//! only.
 
 use std::env;
 use std::path::{Path, PathBuf};

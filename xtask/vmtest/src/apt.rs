@@ -118,8 +118,8 @@ impl Apt {
 
     fn tool(&self, name: &str) -> Command {
         let mut command = Command::new(name);
-        // On the command line, which has the last word: the images of containers switch these off, and
-        // every call would read all lists again, for seconds.
+        // On the command line, which has the last word: the images of containers switch these off,
+        // and every call would read all lists again, for seconds.
         for option in CACHES {
             command.args(["-o", option]);
         }

@@ -52,8 +52,8 @@ impl Architecture {
     ///
     /// As little as Linux needs: what it would use of a newer processor (string instructions for
     /// copying and clearing, protection of user memory) costs more than it gains when emulated. On
-    /// x86-64 without 16-byte compare-and-exchange: with it, QEMU 7.2 gives the kernel's allocator wrong
-    /// results on Linux 6.12, and the guest dies with nothing of ours loaded.
+    /// x86-64 without 16-byte compare-and-exchange: with it, QEMU 7.2 gives the kernel's allocator
+    /// wrong results on Linux 6.12, and the guest dies with nothing of ours loaded.
     pub(crate) fn machine(self) -> [&'static str; 4] {
         match self {
             Self::Amd64 => ["-machine", "q35", "-cpu", "qemu64,-cx16"],

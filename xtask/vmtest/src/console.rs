@@ -90,8 +90,8 @@ pub(crate) struct Tests {
 }
 
 impl Tests {
-    /// Reads the section of a module. One that ended without a verdict has failed, unless it was cut
-    /// off.
+    /// Reads the section of a module. One that ended without a verdict has failed, unless it was
+    /// cut off.
     pub(crate) fn read(module: &str, section: &Section, is_cut: bool) -> Self {
         let mut tests = Self::default();
         for line in &section.lines {

@@ -24,8 +24,8 @@ use crate::shares::is_shared;
 /// All guests together. What still runs then is ended and has failed.
 pub(crate) const ALL_BUDGET: Duration = Duration::from_mins(10);
 
-/// One guest: well above what its share takes on a busy machine, and one that hangs leaves time to those
-/// after it.
+/// One guest: well above what its share takes on a busy machine, and one that hangs leaves time to
+/// those after it.
 pub(crate) const GUEST_BUDGET: Duration = Duration::from_secs(400);
 
 /// Kept for the kernels that only refuse.
@@ -103,8 +103,8 @@ fn in_order(kernels: &[Kernel]) -> Vec<&Kernel> {
     order
 }
 
-/// What the next guest may take of the time that is left, so that those after it have as much, and the
-/// short ones at the end theirs.
+/// What the next guest may take of the time that is left, so that those after it have as much, and
+/// the short ones at the end theirs.
 fn part(left: Duration, kernels: &VecDeque<&Kernel>, side_by_side: usize) -> Duration {
     let is_long = |kernel: &&&Kernel| kernel.suite.expected == Expected::Works;
     let rounds = kernels

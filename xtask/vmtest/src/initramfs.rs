@@ -30,8 +30,8 @@ const HANGS: Duration = Duration::from_mins(4);
 /// Or, where a guest has much time, longer than this part of it.
 const HANGS_DIVISOR: u32 = 4;
 
-/// With less than this left, a guest begins no more modules: a slow machine leaves some out, by name,
-/// rather than breaks off in the middle of one.
+/// With less than this left, a guest begins no more modules: a slow machine leaves some out, by
+/// name, rather than breaks off in the middle of one.
 const STARTS: Duration = Duration::from_secs(40);
 
 /// What travels into every guest.
@@ -124,8 +124,8 @@ fn plan(load: &Load, run: &Run<'_>, expected: Expected) -> String {
     plan
 }
 
-/// Writes the line for one module. All its output is wanted: reasons of skipped tests are in that of
-/// passed ones.
+/// Writes the line for one module. All its output is wanted: reasons of skipped tests are in that
+/// of passed ones.
 fn test_section(tests: &Executable, module: &Module, options: &[&OsStr]) -> String {
     let mut line = format!(
         "test_module test-{} {} --show-output --color never",

@@ -1,5 +1,5 @@
-//! `cargo xtask vmtest`: the end-to-end tests on Debian's kernels, each in an emulated machine. Here
-//! the order of things: what is needed, which kernels, the guests, the verdict.
+//! `cargo xtask vmtest`: the end-to-end tests on Debian's kernels, each in an emulated machine.
+//! Here the order of things: what is needed, which kernels, the guests, the verdict.
 
 mod apt;
 mod architecture;
@@ -52,14 +52,15 @@ const EVERYTHING_BUDGET: Duration = Duration::from_mins(40);
 /// What was typed.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Only this kernel, by series or by suite: 6.1, 6.12, 7, 5.10, trixie-backports, or arm64, which is
-    /// built for first (repeatable)
+    /// Only this kernel, by series or by suite: 6.1, 6.12, 7, 5.10, trixie-backports, or arm64,
+    /// which is built for first (repeatable)
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
     /// Only this module of tests, as `lifecycle` (repeatable)
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
-    /// Every test on every kernel, which takes an hour: without it, or --test, each kernel gets a share
+    /// Every test on every kernel, which takes an hour: without it, or --test, each kernel gets a
+    /// share
     #[arg(long)]
     everything: bool,
     /// Keeps the guests' file systems
@@ -335,7 +336,8 @@ fn lock(cache: &Path) -> Result<File> {
 }
 
 fn packages(cache: &Path, architecture: Architecture, suites: &[Suite]) -> Result<Packages> {
-    // The lists of all suites of an architecture, whichever are wanted today: they stay fresh together.
+    // The lists of all suites of an architecture, whichever are wanted today: they stay fresh
+    // together.
     let names = match architecture {
         Architecture::Amd64 => SUITES.map(|suite| suite.name).to_vec(),
         Architecture::Arm64 => suites

@@ -15,9 +15,9 @@ use nix::sys::signal::Signal;
 
 use crate::architecture::Architecture;
 
-/// One. With two, QEMU 7.2 lets one of them run code that the other is changing: Linux 7.2 died of that
-/// in two starts out of five, once before anything of ours ran. What two processors are needed for
-/// is tested on the host.
+/// One. With two, QEMU 7.2 lets one of them run code that the other is changing: Linux 7.2 died of
+/// that in two starts out of five, once before anything of ours ran. What two processors are needed
+/// for is tested on the host.
 const PROCESSORS: &str = "1";
 
 /// The guest has no swap, and one test fills memory up to a limit of its own.
@@ -27,7 +27,8 @@ const MEMORY: &str = "2G";
 /// the time in an emulated processor and change nothing that is tested, and so do checks of the
 /// kernel's own memory.
 const KERNEL_ARGUMENTS: &str = "loglevel=3 panic=-1 mitigations=off nokaslr \
-                                init_on_alloc=0 kfence.sample_interval=0 audit=0 tsc=reliable no_timer_check";
+                                init_on_alloc=0 kfence.sample_interval=0 audit=0 \
+                                tsc=reliable no_timer_check";
 
 /// How often the deadline is looked at.
 const TICK: Duration = Duration::from_millis(50);

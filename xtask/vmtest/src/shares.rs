@@ -1,7 +1,7 @@
-//! Which modules of tests run on which kernel. All of them on every kernel take an hour and more when
-//! emulated; so, unless everything is asked for, those whose outcome hangs most on the kernel run on
-//! each, the others on one or two, and what only needs Linux, or much of it, on none. What is left out
-//! is said, by name.
+//! Which modules of tests run on which kernel. All of them on every kernel take an hour and more
+//! when emulated; so, unless everything is asked for, those whose outcome hangs most on the kernel
+//! run on each, the others on one or two, and what only needs Linux, or much of it, on none. What
+//! is left out is said, by name.
 
 use crate::kernels::Suite;
 

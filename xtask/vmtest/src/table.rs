@@ -1,5 +1,5 @@
-//! The table of kernels in the documentation, between its two markers. Generated, so that it says what was
-//! seen and not what was hoped.
+//! The table of kernels in the documentation, between its two markers. Generated, so that it says
+//! what was seen and not what was hoped.
 
 use std::collections::BTreeMap;
 use std::fs;
