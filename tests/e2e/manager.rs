@@ -6,7 +6,7 @@ pub(crate) mod server;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::{alive, assert_nobody};
+use lifemon_tests::killing::alive;
 use lifemon_tests::{DEADLINE, Pidfd, Sandbox, needs, proc, scaled, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -23,12 +23,14 @@ fn patient(limit: Duration) -> Duration {
     if scaled(100) < 100 { limit * 30 } else { limit }
 }
 
-const BOTH_WAYS: [&[&str]; 2] = [&[], &["--no-ebpf"]];
+/// Both ways to watch the workers, by the names that the server has for them, and the options for
+/// them.
+const BOTH_WAYS: [(&str, &[&str]); 2] = [("ebpf", &[]), ("subreaper", &["--no-ebpf"])];
 
 #[test]
 fn a_dead_worker_is_unhealthy_at_once_with_its_cause() {
     needs!(python, private_tracker);
-    for (way, options) in ["ebpf", "subreaper"].into_iter().zip(BOTH_WAYS) {
+    for (way, options) in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let words = [options, &["--workers", "5"]].concat();
         let server = Server::start(&sandbox, &words, &[]);
@@ -75,16 +77,9 @@ fn a_dead_worker_is_unhealthy_at_once_with_its_cause() {
             "vLLM worker(s) [0, 1, 2, 3] died. Restart the server to recover."
         );
         // What the dead have left: their engines.
-        wait_until("four orphans", DEADLINE, || {
-            let health = server.get("/health").1;
-            health["orphans"]
-                .as_array()
-                .is_some_and(|orphans| orphans.len() == 4)
-        });
+        server.wait_for_orphans(4);
         assert_eq!(server.get("/generate?prompt=x").0, 503);
-        server.signal(Signal::SIGTERM);
-        assert_eq!(server.finish().code, Some(0));
-        assert_nobody(&sandbox);
+        server.stops(&sandbox);
     }
 }
 
@@ -105,15 +100,13 @@ fn the_workers_answer() {
 #[test]
 fn when_all_workers_are_dead_the_server_ends_with_1() {
     needs!(python, private_tracker);
-    for options in BOTH_WAYS {
+    for (_, options) in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, options, &[]);
         for worker in server.workers() {
             Pidfd::open(worker).expect("it lives").kill();
         }
-        let finished = server.finish();
-        assert_eq!(finished.code, Some(1), "{finished:?}");
-        assert_nobody(&sandbox);
+        server.ends_with(1, &sandbox);
     }
 }
 
@@ -122,10 +115,8 @@ fn one_dead_worker_is_enough_where_the_policy_says_so() {
     needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &["--any", "--workers", "3"], &[]);
-    Pidfd::open(server.workers()[1]).expect("it lives").kill();
-    let finished = server.finish();
-    assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert_nobody(&sandbox);
+    server.kill_worker(1);
+    server.ends_with(1, &sandbox);
 }
 
 #[test]
@@ -136,13 +127,11 @@ fn sigterm_is_graceful_and_every_worker_gets_the_message() {
         let server = Server::start(&sandbox, &["--workers", "3"], &[]);
         let workers = server.workers();
         server.signal(signal);
-        let finished = server.finish();
-        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let finished = server.ends_with(0, &sandbox);
         for worker in workers {
             let said = json!({"worker": worker, "shutdown": true});
             assert!(finished.events.contains(&said), "{worker}: {finished:?}");
         }
-        assert_nobody(&sandbox);
     }
 }
 
@@ -150,7 +139,7 @@ fn sigterm_is_graceful_and_every_worker_gets_the_message() {
 #[test]
 fn workers_that_are_asked_together_with_the_server_have_not_failed() {
     needs!(python, private_tracker);
-    for (way, options) in ["ebpf", "subreaper"].into_iter().zip(BOTH_WAYS) {
+    for (way, options) in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let mut server = Server::start(&sandbox, &[options, &["--any"]].concat(), &[]);
         server.wait_for_way(way);
@@ -167,9 +156,7 @@ fn workers_that_are_asked_together_with_the_server_have_not_failed() {
             let _ = other.signal(Signal::SIGTERM);
         }
         assert_eq!(asking.join().expect("an answer").0, 500);
-        let finished = server.finish();
-        assert_eq!(finished.code, Some(0), "{finished:?}");
-        assert_nobody(&sandbox);
+        server.ends_with(0, &sandbox);
     }
 }
 
@@ -177,7 +164,7 @@ fn workers_that_are_asked_together_with_the_server_have_not_failed() {
 fn a_server_that_is_killed_or_aborts_leaves_nothing() {
     needs!(python, private_tracker);
     let mut took = Vec::new();
-    for options in BOTH_WAYS {
+    for (_, options) in BOTH_WAYS {
         for signal in [Signal::SIGKILL, Signal::SIGABRT] {
             let sandbox = Sandbox::new();
             let server = Server::start(&sandbox, options, &[]);
@@ -204,13 +191,8 @@ fn without_any_privilege_nothing_is_left_either() {
             (&json!("subreaper"), &json!(false))
         );
         // Its engine is an orphan, in a session of its own.
-        Pidfd::open(server.workers()[0]).expect("it lives").kill();
-        wait_until("an orphan", DEADLINE, || {
-            let health = server.get("/health").1;
-            health["orphans"]
-                .as_array()
-                .is_some_and(|orphans| orphans.len() == 1)
-        });
+        server.kill_worker(0);
+        server.wait_for_orphans(1);
         server.signal(signal);
         wait_until("nobody", DEADLINE, || sandbox.pids().is_empty());
         server.finish();
@@ -241,19 +223,10 @@ fn who_ignores_the_message_and_sigterm_is_killed_after_the_time_outs() {
     let server = Server::start(&sandbox, &times, &["ignore"]);
     let begun = Instant::now();
     server.signal(Signal::SIGTERM);
-    let finished = server.finish();
-    assert!(
-        begun.elapsed() >= Duration::from_millis(700),
-        "{:?}",
-        begun.elapsed()
-    );
-    assert!(
-        begun.elapsed() < patient(Duration::from_secs(5)),
-        "{:?}",
-        begun.elapsed()
-    );
-    assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert_nobody(&sandbox);
+    server.ends_with(0, &sandbox);
+    let took = begun.elapsed();
+    let limits = Duration::from_millis(700)..patient(Duration::from_secs(5));
+    assert!(limits.contains(&took), "{took:?}");
 }
 
 #[test]
@@ -265,30 +238,24 @@ fn a_second_signal_does_not_wait() {
     server.signal(Signal::SIGTERM);
     server.wait_for("the message", |event| event["shutdown"] == true);
     server.signal(Signal::SIGTERM);
-    let finished = server.finish();
-    assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert_nobody(&sandbox);
+    server.ends_with(1, &sandbox);
 }
 
 #[test]
 fn a_cleanup_hits_orphans_that_match_and_nobody_who_is_well() {
     needs!(python, private_tracker);
-    for options in BOTH_WAYS {
+    for (_, options) in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, options, &[]);
         let engines = server.engines();
         assert_eq!(server.get("/cleanup").1, json!({"cleaned": []}));
-        Pidfd::open(server.workers()[0]).expect("it lives").kill();
-        wait_until("an orphan", DEADLINE, || {
-            let health = server.get("/health").1;
-            health["orphans"][0]["pid"] == engines[0]
-        });
+        server.kill_worker(0);
+        let health = server.wait_for_orphans(1);
+        assert_eq!(health["orphans"][0]["pid"], engines[0], "{health}");
         assert_eq!(server.get("/cleanup").1, json!({"cleaned": [engines[0]]}));
         wait_until("its end", DEADLINE, || !proc::is_running(engines[0]));
         // The engine of the other worker has the same name, and is well.
         assert!(proc::is_running(engines[1]));
-        server.signal(Signal::SIGTERM);
-        assert_eq!(server.finish().code, Some(0));
-        assert_nobody(&sandbox);
+        server.stops(&sandbox);
     }
 }

@@ -4,12 +4,22 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{Pidfd, Sandbox, needs};
-use nix::sys::signal::Signal;
-use serde_json::json;
+use lifemon_tests::{Sandbox, needs};
+use serde_json::{Value, json};
 
 use crate::manager::server::{Server, get, post};
+
+/// Claims that the server answers with a failure of this kind; its words.
+#[track_caller]
+fn assert_fails((code, answer): &(u16, Value), kind: &str) -> Value {
+    let answer = answer.clone();
+    assert_eq!(
+        (*code, answer["kind"].as_str()),
+        (500, Some(kind)),
+        "{answer}"
+    );
+    answer
+}
 
 /// Claims that the server refuses what its worker says to this prompt, and why.
 #[track_caller]
@@ -17,17 +27,11 @@ fn assert_refused(prompt: &str, kind: &str) {
     needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
-    let (code, answer) = server.get(&format!("/generate?worker=0&prompt={prompt}"));
-    assert_eq!(
-        (code, answer["kind"].as_str()),
-        (500, Some(kind)),
-        "{answer}"
-    );
+    let answer = server.get(&format!("/generate?worker=0&prompt={prompt}"));
+    assert_fails(&answer, kind);
     // The other one is as well as before.
     assert_eq!(server.get("/generate?worker=1&prompt=ab").1["text"], "ba");
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.finish().code, Some(0));
-    assert_nobody(&sandbox);
+    server.stops(&sandbox);
 }
 
 #[test]
@@ -45,11 +49,9 @@ fn a_message_that_is_cut_off_is_told_from_an_end() {
     needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
-    let (code, answer) = server.get("/generate?worker=0&prompt=truncated");
-    assert_eq!(
-        (code, answer["kind"].as_str()),
-        (500, Some("truncated")),
-        "{answer}"
+    assert_fails(
+        &server.get("/generate?worker=0&prompt=truncated"),
+        "truncated",
     );
 }
 
@@ -61,13 +63,8 @@ fn a_worker_that_dies_under_a_request_answers_it_with_its_cause() {
     let port = server.port();
     let asking = thread::spawn(move || get(port, "/generate?worker=0&prompt=never"));
     server.wait_for("the request taken", |line| line["taken"] == "never");
-    Pidfd::open(server.workers()[0]).expect("it lives").kill();
-    let (code, answer) = asking.join().expect("an answer");
-    assert_eq!(
-        (code, answer["kind"].as_str()),
-        (500, Some("worker_dead")),
-        "{answer}"
-    );
+    server.kill_worker(0);
+    let answer = assert_fails(&asking.join().expect("an answer"), "worker_dead");
     assert_eq!(answer["error"], "Worker process died (pipe closed)");
     assert!(
         answer["cause"]
@@ -104,15 +101,8 @@ fn a_worker_that_hangs_while_it_receives_blocks_nobody() {
         "{:?}",
         begun.elapsed()
     );
-    let (code, answer) = asking.join().expect("an answer");
-    assert_eq!(
-        (code, answer["kind"].as_str()),
-        (500, Some("stuck")),
-        "{answer}"
-    );
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.finish().code, Some(0));
-    assert_nobody(&sandbox);
+    assert_fails(&asking.join().expect("an answer"), "stuck");
+    server.stops(&sandbox);
 }
 
 #[test]
@@ -123,9 +113,7 @@ fn an_answer_that_comes_too_late_is_given_to_nobody_else() {
     assert_eq!(server.get("/generate?worker=0&prompt=late").0, 504);
     // It comes now, before the answer to this.
     assert_eq!(server.get("/generate?worker=0&prompt=ab").1["text"], "ba");
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.finish().code, Some(0));
-    assert_nobody(&sandbox);
+    server.stops(&sandbox);
 }
 
 #[test]
@@ -134,7 +122,5 @@ fn a_server_whose_workers_are_not_ready_yet_can_be_asked_to_end() {
     let sandbox = Sandbox::new();
     let mut server = Server::begin(&sandbox, &["--workers", "1"], &["mute"]);
     server.wait_for("a worker that says nothing", |line| line["mute"].is_u64());
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.finish().code, Some(0));
-    assert_nobody(&sandbox);
+    server.stops(&sandbox);
 }

@@ -6,21 +6,21 @@ use std::process::{Command, Stdio};
 
 use lifemon_tests::handicap::in_a_pid_namespace;
 use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, needs, proc, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, Output, Pidfd, Sandbox, needs, proc, wait_until};
 
 use crate::run::lifemon_run::{Rights, command, keeping, read_report, report_path, run};
 
-/// The pid of the nursery: the only child of lifemon.
-fn nursery_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
-    let mut nursery = None;
-    wait_until("the nursery", DEADLINE, || {
-        nursery = sandbox
+/// The pid of the guardian: the only child of lifemon.
+fn guardian_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
+    let mut guardian = None;
+    wait_until("the guardian", DEADLINE, || {
+        guardian = sandbox
             .pids()
             .into_iter()
             .find(|pid| proc::ppid(*pid) == Some(lifemon));
-        nursery.is_some()
+        guardian.is_some()
     });
-    nursery.expect("waited for")
+    guardian.expect("waited for")
 }
 
 /// A command with two descendants that it has lost, which says so by three lines.
@@ -50,7 +50,7 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
             let victim = if kill_the_owner {
                 pid
             } else {
-                nursery_of(&sandbox, pid)
+                guardian_of(&sandbox, pid)
             };
             Pidfd::open(victim).expect("it runs").kill();
             let output = running.finish(DEADLINE);
@@ -63,7 +63,7 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
 }
 
 #[test]
-fn what_is_to_be_kept_outlives_the_nursery() {
+fn what_is_to_be_kept_outlives_the_guardian() {
     needs!(private_tracker);
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
@@ -71,8 +71,8 @@ fn what_is_to_be_kept_outlives_the_nursery() {
     let words = keeping(&report, &family);
     let running = Lifemon::find().start(command(&sandbox, Rights::Root, &words));
     wait_for_family(&sandbox);
-    let nursery = nursery_of(&sandbox, running.pid());
-    Pidfd::open(nursery).expect("it runs").kill();
+    let guardian = guardian_of(&sandbox, running.pid());
+    Pidfd::open(guardian).expect("it runs").kill();
     let output = running.finish(DEADLINE);
     assert_eq!(output.code, Some(137), "{output:?}");
     let report = read_report(&report);
@@ -88,23 +88,25 @@ fn what_is_to_be_kept_outlives_the_nursery() {
     }
 }
 
-#[test]
-fn nested_runs_each_answer_for_their_own() {
-    needs!(private_tracker);
-    let lifemon = Lifemon::find();
-    let lifemon = lifemon
-        .program()
-        .to_str()
-        .expect("a path in UTF-8")
-        .to_owned();
+/// A run in a run, the inner one with these options: its command leaves one process behind.
+#[track_caller]
+fn nested(inner: &[&str]) -> Output {
     let sandbox = Sandbox::new();
-    let inner = "(setsid sleep 100 &); exit 4";
-    let words = [
-        "--grace", "0", "--", &lifemon, "run", "--grace", "0", "--", "sh", "-c", inner,
-    ];
+    let lifemon = Lifemon::find();
+    let lifemon = lifemon.program().to_str().expect("a path in UTF-8");
+    let outer = ["--grace", "0", "--", lifemon, "run"];
+    let leaves_one = ["--", "sh", "-c", "(setsid sleep 100 &); exit 4"];
+    let words = [&outer[..], inner, &leaves_one].concat();
     let output = run(&sandbox, Rights::Root, &words);
     assert_nobody(&sandbox);
     assert_eq!(output.code, Some(4), "{output:?}");
+    output
+}
+
+#[test]
+fn nested_runs_each_answer_for_their_own() {
+    needs!(private_tracker);
+    let output = nested(&["--grace", "0"]);
     // The inner one says it, and to the outer one nothing is left.
     assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
     assert!(
@@ -116,30 +118,7 @@ fn nested_runs_each_answer_for_their_own() {
 #[test]
 fn what_an_inner_run_keeps_the_outer_one_kills() {
     needs!(private_tracker);
-    let lifemon = Lifemon::find();
-    let lifemon = lifemon
-        .program()
-        .to_str()
-        .expect("a path in UTF-8")
-        .to_owned();
-    let sandbox = Sandbox::new();
-    let script = "(setsid sleep 100 &); exit 4";
-    let inner = [
-        lifemon.as_str(),
-        "run",
-        "--keep-orphans",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ];
-    let output = run(
-        &sandbox,
-        Rights::Root,
-        &[&["--grace", "0", "--"], &inner[..]].concat(),
-    );
-    assert_nobody(&sandbox);
-    assert_eq!(output.code, Some(4), "{output:?}");
+    let output = nested(&["--keep-orphans"]);
     assert!(output.stderr.contains("kept"), "{output:?}");
     assert!(output.stderr.contains("killed"), "{output:?}");
 }
@@ -165,7 +144,7 @@ fn closed_standard_streams_change_nothing() {
 fn as_the_first_process_of_a_pid_namespace_it_reaps_and_cleans_up() {
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
-    // The nursery is between: process 1 is not the parent of the shell.
+    // The guardian is between: process 1 is not the parent of the shell.
     let script = "test $PPID != 1 || exit 99; (true &); (setsid sleep 100 &); exit 6";
     let words = ["--grace", "0", "--json", &report, "--", "sh", "-c", script];
     let mut command = command(&sandbox, Rights::Root, &words);
