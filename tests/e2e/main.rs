@@ -44,3 +44,4 @@ mod run_terminal;
 // The program as such.
 mod commands;
 mod refusals;
+mod shapes;

@@ -233,6 +233,37 @@ pub struct Sender {
     pub kernel: bool,
 }
 
+impl Sender {
+    /// The kernel, which is no process.
+    pub const KERNEL: Self = Self {
+        pid: None,
+        start_ns: None,
+        name: None,
+        kernel: true,
+    };
+
+    /// Returns the process, as an actor reports it, where it is one.
+    #[must_use]
+    pub fn process(&self) -> Option<Process> {
+        Some(Process {
+            pid: self.pid?,
+            start_ticks: proc::ticks_of_ns(self.start_ns?),
+        })
+    }
+}
+
+/// A fatal signal.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signal {
+    /// Its number.
+    pub signal: i32,
+    /// Its name.
+    pub signal_name: String,
+    /// Who sent it.
+    pub sender: Option<Sender>,
+}
+
 /// What speaks for the class of an orphan.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]

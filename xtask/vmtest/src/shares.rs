@@ -32,7 +32,7 @@ const SHARES: [(&str, &[&str]); 4] = [
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
-const NOWHERE: [&str; 11] = [
+const NOWHERE: [&str; 12] = [
     "commands",
     "gpu",
     "kill_interrupted",
@@ -44,6 +44,7 @@ const NOWHERE: [&str; 11] = [
     "python_servers",
     "run",
     "run_many",
+    "shapes",
 ];
 
 /// What takes longest in a guest, the longest last: a slow machine leaves these out first.
