@@ -7,8 +7,8 @@ use lifemon_tests::left_behind::kill_and_wait;
 use lifemon_tests::{Lifemon, Sandbox, actor, needs};
 use serde_json::Value;
 
-/// What depends on the host: how it places and names its processes.
-const OF_THE_HOST: [&str; 3] = ["unit", "container", "command_truncated"];
+/// What depends on the host: how it places its processes, and whether its kernel measures programs.
+const OF_THE_HOST: [&str; 3] = ["unit", "container", "ns_per_run"];
 
 /// Adds the path of every field: `killed[].exit.code`.
 fn add_fields(value: &Value, at: &str, fields: &mut BTreeSet<String>) {
