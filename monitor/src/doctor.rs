@@ -218,8 +218,17 @@ fn pinned(may_look: bool) -> Check {
             remedy: Some("solve what failed above first".to_owned()),
         };
     }
-    match pins::look() {
-        Found::Complete => Check::ok(NAME, "on"),
+    let look = pins::look();
+    if let (Found::Nothing, Some(distrust)) = (&look.found, &look.distrusted) {
+        return Check::with(
+            NAME,
+            State::Degraded,
+            format!("off; {distrust}"),
+            "`lifemon track on` mounts a BPF file system of its own; see who made this",
+        );
+    }
+    match look.found {
+        Found::Complete { directory } => Check::ok(NAME, format!("on: {}", directory.display())),
         Found::Nothing => Check::ok(
             NAME,
             "off; `lifemon track on` keeps the lineage from now on",
@@ -235,6 +244,12 @@ fn pinned(may_look: bool) -> Check {
             State::Degraded,
             format!("another version is on: {}", names.join(", ")),
             "`lifemon track on` replaces it",
+        ),
+        Found::Foreign(distrust) => Check::with(
+            NAME,
+            State::Failed,
+            distrust.to_string(),
+            "look what it is, and remove it before `lifemon track on`",
         ),
     }
 }

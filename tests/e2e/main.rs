@@ -13,6 +13,7 @@ mod lifecycle;
 mod lineage;
 mod load;
 mod loss;
+mod pins;
 mod tracker;
 mod tree;
 mod watchers;

@@ -11,6 +11,9 @@ use crate::wait::poll;
 /// Where the kernel keeps pinned objects.
 pub const BPF_FS: &str = "/sys/fs/bpf";
 
+/// Where lifemon mounts one of its own, in directories that it makes for it.
+const OWN_PLACE: &str = "/run/lifemon";
+
 const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
 const BPF_MAP_GET_NEXT_ID: libc::c_int = 12;
 const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
@@ -34,9 +37,9 @@ pub struct Traces {
     pub maps: BTreeSet<u32>,
     /// Ids of the links.
     pub links: BTreeSet<u32>,
-    /// Files and directories in the BPF file system, those that the kernel puts there left out.
+    /// Files and directories in the BPF file systems, those that the kernel puts there left out.
     pub pins: BTreeSet<PathBuf>,
-    /// Lines of this process's mounts that name the BPF file system's directory.
+    /// Lines of this process's mounts at or below the places of BPF file systems.
     pub mounts: BTreeSet<String>,
 }
 
@@ -109,7 +112,7 @@ fn ids(command: libc::c_int) -> BTreeSet<u32> {
 
 fn pins() -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
-    let mut directories = vec![PathBuf::from(BPF_FS)];
+    let mut directories = vec![PathBuf::from(BPF_FS), PathBuf::from(OWN_PLACE)];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -131,7 +134,8 @@ fn mounts() -> BTreeSet<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").expect("mounts of this process");
     let is_there = |line: &&str| {
         let point = line.split(' ').nth(4).map(Path::new);
-        point.is_some_and(|point| point.starts_with(BPF_FS))
+        let ours = [BPF_FS, OWN_PLACE];
+        point.is_some_and(|point| ours.iter().any(|place| point.starts_with(place)))
     };
     text.lines().filter(is_there).map(str::to_owned).collect()
 }

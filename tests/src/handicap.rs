@@ -113,7 +113,7 @@ pub fn with_hidden_processes(command: &mut Command) {
 }
 
 /// A mount namespace whose changes stay in it.
-fn own_mounts() -> io::Result<()> {
+pub(crate) fn own_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none: Option<&str> = None;
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;

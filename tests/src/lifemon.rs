@@ -177,6 +177,13 @@ impl Running {
         }
     }
 
+    /// What it has written to stderr by now.
+    #[must_use]
+    pub fn stderr_so_far(&self) -> String {
+        let stderr = self.stderr.as_ref();
+        stderr.map_or_else(String::new, Collector::text_so_far)
+    }
+
     /// SIGKILL, unless it has ended, and reaps it.
     pub fn kill(mut self) {
         end(&mut self.child);
@@ -265,6 +272,11 @@ impl Collector {
     /// Everything until the end of the pipe, or until it has trailed long enough.
     pub(crate) fn text(&self) -> String {
         _ = poll(TRAILING, || self.thread.is_finished().then_some(()));
+        self.text_so_far()
+    }
+
+    /// Everything that has come by now.
+    fn text_so_far(&self) -> String {
         String::from_utf8_lossy(&self.bytes.lock().expect("no panic while held")).into_owned()
     }
 }

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use super::devices::DeviceArgs;
 use super::target::Target;
-use super::{Code, Output, parse_capacity, parse_duration, parse_ring_size};
+use super::{Code, Interrupts, Output, parse_capacity, parse_duration, parse_ring_size};
 use crate::ProcessId;
 use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::Server;
@@ -142,8 +141,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
 
 async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     // From here on a signal ends the loop below, and what was attached is given back.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupts = Interrupts::listen()?;
     let devices = args.gpus.files()?;
     let options = LoadOptions {
         max_processes: args.max_processes,
@@ -197,8 +195,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
             },
             () = at(deadline) => break,
             () = at(due) => continue,
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            () = interrupts.next() => break,
         };
         releases.tell(&updates);
         let losses = session.standing_losses();

@@ -4,12 +4,11 @@ use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use super::devices::DeviceArgs;
 use super::target::Target;
-use super::{Code, NoSuchProcess, Output, parse_duration};
+use super::{Code, Interrupts, NoSuchProcess, Output, parse_duration};
 use crate::ProcessId;
 use crate::kernel::{LoadOptions, Tracker};
 use crate::kill::{KillOptions, ReleaseOptions, kill_tree};
@@ -121,8 +120,7 @@ async fn kill(
     args: &Args,
     output: Output,
 ) -> anyhow::Result<Code> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupts = Interrupts::listen()?;
     let options = args.options(super::devices::release(&args.gpus.files()?));
     let killing = kill_tree(tracker, root, &options);
     tokio::pin!(killing);
@@ -131,8 +129,7 @@ async fn kill(
         tokio::select! {
             report = &mut killing => break report?,
             () = sleep(PROGRESS_AFTER) => say_waiting(root.pid, begun.elapsed()),
-            _ = interrupt.recv() => anyhow::bail!(INTERRUPTED),
-            _ = terminate.recv() => anyhow::bail!(INTERRUPTED),
+            () = interrupts.next() => anyhow::bail!(INTERRUPTED),
         }
     };
     let text = match output {

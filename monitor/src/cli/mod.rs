@@ -12,11 +12,15 @@ mod target;
 mod track;
 mod tree;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::kernel;
 use crate::kill::KillError;
@@ -224,8 +228,40 @@ fn code_of(error: &anyhow::Error) -> u8 {
 fn code_of_kernel(error: &kernel::Error) -> u8 {
     match error {
         kernel::Error::NoProcess(_) => 4,
-        kernel::Error::NoSlot | kernel::Error::NoLayer => 1,
+        kernel::Error::NoSlot
+        | kernel::Error::NoLayer
+        | kernel::Error::Locked { .. }
+        | kernel::Error::Interrupted { .. } => 1,
         _ => 3,
+    }
+}
+
+/// SIGINT and SIGTERM, which end a command instead of the process: what was attached is given back.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    /// Begins to listen. From here on they also end a wait for the lock of the tracker.
+    fn listen() -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for number in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(number, Arc::clone(&stop))?;
+        }
+        kernel::lock::stop_waiting_when(stop);
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for one of them.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `lifemon track on|off|status`: the tracker that stays in the kernel with no process running.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -8,9 +9,10 @@ use serde::Serialize;
 use super::{Code, Output, parse_capacity};
 use crate::forest::Forest;
 use crate::kernel::clock::WallClock;
-use crate::kernel::pins::{self, Found};
-use crate::kernel::tracker::{HookCost, Switched};
-use crate::kernel::{LoadOptions, Tracker, preflight};
+use crate::kernel::pins::{self, Found, Look};
+use crate::kernel::switch::Switched;
+use crate::kernel::tracker::HookCost;
+use crate::kernel::{Distrust, LoadOptions, Tracker, preflight};
 use crate::report::json::SCHEMA;
 use crate::report::out;
 
@@ -83,6 +85,10 @@ struct SwitchedJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     repaired: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    mounted: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    distrusted: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<String>,
 }
 
@@ -108,11 +114,11 @@ fn on(options: &LoadOptions, output: Output) -> anyhow::Result<Code> {
             "removed what another version or a killed loader left: {name}\n"
         ));
     }
-    if switched.mount_changed {
-        text.push_str(&format!(
-            "mounted the BPF file system on {}\n",
-            pins::BPF_FS
-        ));
+    if let Some(distrust) = &switched.distrusted {
+        text.push_str(&passed_over(distrust));
+    }
+    if let Some(place) = switched.mounted {
+        text.push_str(&format!("mounted a BPF file system on {place}\n"));
     }
     let since = since.unwrap_or_default();
     text.push_str(&if switched.unchanged {
@@ -122,6 +128,11 @@ fn on(options: &LoadOptions, output: Output) -> anyhow::Result<Code> {
     });
     out::print(&text)?;
     Ok(Code::Done)
+}
+
+/// Says why the BPF file system of the host is not used.
+fn passed_over(distrust: &Distrust) -> String {
+    format!("{distrust}: the tracker is not kept there\n")
 }
 
 fn print_switched(
@@ -135,6 +146,8 @@ fn print_switched(
         changed: !switched.unchanged,
         removed: switched.replaced,
         repaired: switched.repaired,
+        mounted: switched.mounted,
+        distrusted: switched.distrusted.map(|distrust| distrust.to_string()),
         since,
     };
     Ok(out::print(&format!("{}\n", serde_json::to_string(&json)?))?)
@@ -146,12 +159,15 @@ fn off(output: Output) -> anyhow::Result<Code> {
         print_switched("off", switched, None)?;
         return Ok(Code::Done);
     }
-    let text = if switched.unchanged {
-        "tracking was off already\n"
+    let mut text = if switched.unchanged {
+        "tracking was off already\n".to_owned()
     } else {
-        "tracking is off; nothing remains in the kernel\n"
+        "tracking is off; nothing remains in the kernel\n".to_owned()
     };
-    out::print(text)?;
+    if let Some(distrust) = &switched.distrusted {
+        text.push_str(&format!("{distrust}: left as it is\n"));
+    }
+    out::print(&text)?;
     Ok(Code::Done)
 }
 
@@ -161,7 +177,11 @@ struct StatusJson {
     schema: &'static str,
     tracker: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    distrusted: Option<String>,
     #[serde(flatten)]
     state: Option<StateJson>,
 }
@@ -190,14 +210,24 @@ struct LostJson {
 
 fn status(output: Output) -> anyhow::Result<Code> {
     preflight::check_privileges()?;
-    let problem = match pins::look() {
-        Found::Complete | Found::Nothing => None,
+    let Look { found, distrusted } = pins::look();
+    let distrusted = distrusted.as_ref();
+    let mut directory = None;
+    let problem = match found {
+        Found::Complete { directory: found } => {
+            directory = Some(found);
+            None
+        }
+        Found::Nothing => None,
         Found::Torn { missing } => Some(format!(
             "torn: {missing} is missing; `lifemon track on` repairs it"
         )),
         Found::Other { names } => Some(format!(
             "only other versions are there ({}); `lifemon track on` replaces them",
             names.join(", ")
+        )),
+        Found::Foreign(distrust) => Some(format!(
+            "{distrust}; look what it is, and remove it before `lifemon track on`"
         )),
     };
     let state = Tracker::open()?
@@ -213,17 +243,20 @@ fn status(output: Output) -> anyhow::Result<Code> {
         let json = StatusJson {
             schema: SCHEMA,
             tracker,
+            directory,
             problem,
+            distrusted: distrusted.map(ToString::to_string),
             state,
         };
         out::print(&format!("{}\n", serde_json::to_string(&json)?))?;
         return Ok(code);
     }
-    let text = match (&state, problem) {
+    let mut text = match (&state, problem) {
         (Some(state), _) => describe(state),
         (None, Some(problem)) => format!("tracking is off: {problem}\n"),
         (None, None) => "tracking is off; `lifemon track on` switches it on\n".to_owned(),
     };
+    text.extend(distrusted.map(passed_over));
     out::print(&text)?;
     Ok(code)
 }

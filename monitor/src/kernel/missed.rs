@@ -5,6 +5,7 @@ use std::os::fd::AsFd as _;
 use lifemon_ebpf::{LIVE, ProcessId, Record};
 
 use super::hooks::STAND_IN;
+use super::lock::Patience;
 use super::{Error, Tracker, sys};
 use crate::proc;
 
@@ -48,7 +49,7 @@ impl Tracker {
         if over.is_empty() {
             return Ok(0);
         }
-        let _lock = self.lock()?;
+        let _lock = self.lock(Patience::FULL)?;
         let mut unseen = 0;
         for id in &over {
             let args = [u64::from(id.pid), id.start_ns];

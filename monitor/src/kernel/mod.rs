@@ -1,7 +1,9 @@
 //! The kernel half as userspace sees it: the only module that names aya or calls `bpf(2)`.
 //!
 //! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`hooks`] (which
-//! programs stand where), [`load`], [`pins`] (the tracker that stays), [`tracker`] (open maps, passes), [`snapshot`], `slots` and [`watcher`] (one watched tree).
+//! programs stand where), [`load`], `trusted` (paths that root may follow), [`place`] (where pins are),
+//! [`lock`], [`pins`] (the tracker that stays), [`switch`] (on and off), [`tracker`] (open maps, passes),
+//! [`snapshot`], `slots` and [`watcher`] (one watched tree).
 
 use std::io;
 
@@ -9,20 +11,25 @@ pub mod btf;
 pub mod clock;
 mod hooks;
 pub mod load;
+pub mod lock;
 mod missed;
 pub mod pins;
+pub mod place;
 pub mod preflight;
 mod shared;
 mod slots;
 pub mod snapshot;
+pub mod switch;
 mod sys;
 pub mod tracker;
+mod trusted;
 pub mod watcher;
 
 pub use hooks::Closer;
 pub use load::LoadOptions;
 pub use preflight::Refusal;
 pub use tracker::Tracker;
+pub use trusted::{Distrust, Flaw};
 pub use watcher::{WatchOptions, Watcher};
 
 /// What can go wrong with the kernel half.
@@ -46,8 +53,36 @@ pub enum Error {
     #[error("cannot access the tracker's maps: {0}")]
     Map(#[source] io::Error),
     /// The BPF file system could not be used.
-    #[error("cannot use the BPF file system {path}: {0}; is it mounted, and is this root?", path = pins::BPF_FS)]
+    #[error("cannot use the BPF file system: {0}; is it mounted, and is this root?")]
     Pin(#[source] io::Error),
+    /// Something that lifemon did not make stands where its pins are.
+    #[error("{0}; nothing was changed: look what it is, remove it, and try again")]
+    Foreign(#[source] Distrust),
+    /// There is no directory that only root could have made and can change.
+    #[error("no place for the tracker: {shared}, and {own}; run this as root, on the host")]
+    NoPlace {
+        /// What is wrong with the BPF file system of the host.
+        shared: Distrust,
+        /// What is wrong with one of lifemon's own.
+        own: Distrust,
+    },
+    /// Another process has held the lock of the tracker for too long.
+    #[error(
+        "{holder} has been using the tracker for {waited_s} s; wait until it has ended, or end it, \
+         and try again"
+    )]
+    Locked {
+        /// Who.
+        holder: String,
+        /// How long was waited, in seconds.
+        waited_s: u64,
+    },
+    /// The user asked to stop while another process held the lock of the tracker.
+    #[error("interrupted while waiting for {holder}, which is using the tracker")]
+    Interrupted {
+        /// Who.
+        holder: String,
+    },
     /// The tracing files could not be mounted.
     #[error(
         "cannot see the kernel's tracepoints: {0}; mount them (mount -t tracefs tracefs /sys/kernel/tracing)"

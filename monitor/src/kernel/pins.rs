@@ -1,35 +1,25 @@
-//! The tracker that outlives the process that loaded it: maps, links and programs pinned in the BPF
-//! file system, under a directory that carries the ABI version.
+//! The tracker that outlives the process that loaded it: maps, links and programs pinned in a BPF
+//! file system, in a directory of its home ([`super::place`]) that carries the ABI version.
 //!
 //! It appears there by one rename, complete; a loader that is killed before leaves a directory
-//! under another name that the next one removes. All changes happen under one lock: `flock` on the
-//! directory above the BPF file system, which stays the same while that is mounted and unmounted.
+//! under another name, which the next one removes. All changes happen under the lock of the home.
 
-use std::fs::{self, DirBuilder, File};
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::maps::MapData;
 use aya::programs::links::FdLink;
 use aya::programs::{Iter, ProgramInfo};
 use lifemon_ebpf::ABI;
-use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{mkdirat, renameat};
 
 use super::hooks::{self, ROLES, Role, STAND_IN};
 use super::load::{Loaded, MAPS, map_data};
-use super::{Error, Refusal};
-
-/// Where the kernel keeps pinned objects.
-pub const BPF_FS: &str = "/sys/fs/bpf";
-
-/// Locked while anything changes.
-const LOCKED: &str = "/sys/fs";
-
-/// Mount source that marks a BPF file system that lifemon has mounted, to unmount it again.
-const OUR_MOUNT: &str = "lifemon";
+use super::lock::{self, Lock, Patience};
+use super::place::{self, Home, Survey};
+use super::trusted::{Directory, Distrust, Flaw};
+use super::{Error, sys};
 
 /// Programs that are pinned besides the hooks.
 const EXTRA_PROGRAMS: [&str; 3] = ["label", "sweep", CLOSER];
@@ -38,25 +28,22 @@ const CLOSER: &str = "closer";
 /// Pinned as well where tracepoints can be preempted.
 const SETTLE: &str = "settle";
 
-/// Directory of all versions.
-#[must_use]
-pub fn root() -> PathBuf {
-    Path::new(BPF_FS).join("lifemon")
-}
+/// The parts of a version.
+const PARTS: [&str; 3] = ["maps", "links", "programs"];
 
-/// Directory of this version.
-#[must_use]
-pub fn directory() -> PathBuf {
-    root().join(format!("v{ABI}"))
-}
+/// Name of a directory in which a tracker is being pinned, before the number of the process.
+const BUILDING: &str = "building-";
 
-/// What stands under [`root`].
+/// What is pinned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// Nothing: the tracker is off.
     Nothing,
     /// A complete tracker of this version.
-    Complete,
+    Complete {
+        /// Its directory.
+        directory: PathBuf,
+    },
     /// A tracker of this version, of which something is missing.
     Torn {
         /// The first thing that is missing.
@@ -67,168 +54,234 @@ pub enum Found {
         /// Names of the directories.
         names: Vec<String>,
     },
+    /// Something that lifemon did not make stands where its directories should.
+    Foreign(Distrust),
 }
 
-/// Held while the tracker is switched, or while a slot is taken or given back.
-#[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
-
-/// Takes the lock, waiting for whoever has it.
-///
-/// # Errors
-/// When the BPF file system's directory cannot be opened or locked.
-pub fn lock() -> Result<Lock, Error> {
-    let directory = File::open(LOCKED).map_err(Error::Pin)?;
-    Flock::lock(directory, FlockArg::LockExclusive)
-        .map(Lock)
-        .map_err(|(_, errno)| Error::Pin(errno.into()))
+/// What is pinned, and whether a place had to be passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// What is pinned where it can be trusted.
+    pub found: Found,
+    /// A place that is not used, and why.
+    pub distrusted: Option<Distrust>,
 }
 
-/// Looks what is pinned.
+/// Looks at what is pinned.
 #[must_use]
-pub fn look() -> Found {
-    let others = versions();
-    if !directory().is_dir() {
-        return if others.is_empty() {
-            Found::Nothing
-        } else {
-            Found::Other { names: others }
+pub fn look() -> Look {
+    let Survey { homes, distrusted } = place::survey();
+    let found = found_in(homes.iter()).unwrap_or_else(Found::Foreign);
+    Look { found, distrusted }
+}
+
+pub(super) fn found_in<'a>(homes: impl Iterator<Item = &'a Home>) -> Result<Found, Distrust> {
+    let (mut torn, mut others) = (None, Vec::new());
+    for home in homes {
+        others.extend(other_versions(home)?);
+        let Some(version) = open_version(home)? else {
+            continue;
         };
+        match missing(&version) {
+            None => {
+                let directory = version.path().to_owned();
+                return Ok(Found::Complete { directory });
+            }
+            missing => torn = torn.or(missing),
+        }
     }
-    match expected().into_iter().find(|path| !path.exists()) {
-        Some(path) => Found::Torn {
-            missing: path
-                .strip_prefix(directory())
-                .unwrap_or(&path)
-                .display()
-                .to_string(),
-        },
-        None => Found::Complete,
-    }
+    Ok(match torn {
+        Some(missing) => Found::Torn { missing },
+        None if others.is_empty() => Found::Nothing,
+        None => Found::Other { names: others },
+    })
 }
 
-/// Names under [`root`], without this version.
-pub(super) fn versions() -> Vec<String> {
-    let own = format!("v{ABI}");
-    let Ok(entries) = fs::read_dir(root()) else {
-        return Vec::new();
+pub(super) fn own_name() -> String {
+    format!("v{ABI}")
+}
+
+/// Returns whether lifemon makes directories of this name: `v7`, `building-123`.
+pub(super) fn is_version(name: &str) -> bool {
+    let number = name
+        .strip_prefix(BUILDING)
+        .or_else(|| name.strip_prefix('v'));
+    number.is_some_and(|number| {
+        number.bytes().all(|byte| byte.is_ascii_digit()) && number.parse::<u32>().is_ok()
+    })
+}
+
+/// Returns the names of all versions in a home. Anything else there was made by root, but not by
+/// lifemon: it is not touched, and nothing is changed beside it.
+pub(super) fn versions(home: &Home) -> Result<Vec<String>, Distrust> {
+    let names = home.directory.names()?.into_iter();
+    names.map(|name| version_name(home, &name)).collect()
+}
+
+fn version_name(home: &Home, name: &OsStr) -> Result<String, Distrust> {
+    let foreign = || Distrust {
+        path: home.directory.path().join(name),
+        flaw: Flaw::Foreign,
     };
-    entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| *name != own)
-        .collect()
+    let version = name.to_str().filter(|name| is_version(name));
+    let version = version.ok_or_else(foreign)?;
+    let directory = home.directory.child(Path::new(name))?;
+    // Gone meanwhile: somebody has switched.
+    if let Some(directory) = directory {
+        directory.check_is_roots()?;
+        directory.check_is_beside(&home.directory)?;
+    }
+    Ok(version.to_owned())
 }
 
-/// Every pin of a complete tracker, without what only preemptible tracepoints need: where that is
-/// missing, exits that were skipped are seen as such.
-fn expected() -> Vec<PathBuf> {
-    let directory = directory();
-    let maps = MAPS.iter().map(|name| directory.join("maps").join(name));
+fn other_versions(home: &Home) -> Result<Vec<String>, Distrust> {
+    let own = own_name();
+    let names = versions(home)?.into_iter();
+    Ok(names.filter(|name| *name != own).collect())
+}
+
+fn open_version(home: &Home) -> Result<Option<Directory>, Distrust> {
+    home.directory.child(Path::new(&own_name()))
+}
+
+/// Returns the first pin that a complete tracker has and this one lacks. What only preemptible
+/// tracepoints need may be missing: exits that were skipped are seen as such.
+fn missing(version: &Directory) -> Option<String> {
+    let maps = MAPS.iter().map(|name| format!("maps/{name}"));
     let links = ROLES.into_iter().chain(["label"]);
-    let links = links.map(|name| directory.join("links").join(name));
+    let links = links.map(|name| format!("links/{name}"));
     let programs = ROLES.into_iter().chain(EXTRA_PROGRAMS);
-    let programs = programs.map(|name| directory.join("programs").join(name));
-    maps.chain(links).chain(programs).collect()
+    let programs = programs.map(|name| format!("programs/{name}"));
+    let mut expected = maps.chain(links).chain(programs);
+    expected.find(|pin| !version.has(pin))
 }
 
-/// A pinned map.
-pub(super) fn open_map(name: &str) -> Result<OwnedFd, Error> {
-    use std::os::fd::AsFd as _;
-    let map = MapData::from_pin(directory().join("maps").join(name))
-        .map_err(|error| Error::Pin(io::Error::other(error)))?;
-    map.fd().as_fd().try_clone_to_owned().map_err(Error::Pin)
+/// A complete tracker that is pinned, for as long as it is used.
+#[derive(Debug)]
+pub(super) struct Pins {
+    /// The directory of this version.
+    version: Directory,
+    /// The home: its lock protects the slots of this tracker, also after that was switched off.
+    home: Directory,
+    /// The link of the label pass.
+    label: OwnedFd,
 }
 
-/// The pinned programs of the hooks.
-pub(super) fn open_hooks() -> Result<Vec<(Role, OwnedFd)>, Error> {
-    let stand_in = is_pinned(STAND_IN).then_some(STAND_IN);
-    let roles = ROLES.into_iter().chain(stand_in);
-    roles.map(|role| Ok((role, open_program(role)?))).collect()
-}
-
-/// The pinned program that settles exits that were skipped, where there is one.
-pub(super) fn open_settle() -> Result<Option<OwnedFd>, Error> {
-    is_pinned(SETTLE).then(|| open_program(SETTLE)).transpose()
-}
-
-fn is_pinned(program: &str) -> bool {
-    directory().join("programs").join(program).exists()
-}
-
-/// A pinned program.
-pub(super) fn open_program(name: &str) -> Result<OwnedFd, Error> {
-    use std::os::fd::AsFd as _;
-    let path = directory().join("programs").join(name);
-    let program = ProgramInfo::from_pin(path).and_then(|info| info.fd());
-    let program = program.map_err(|error| Error::Pin(io::Error::other(error)))?;
-    program.as_fd().try_clone_to_owned().map_err(Error::Pin)
-}
-
-/// Runs the pinned label pass: opening the pinned iterator starts one.
-pub(super) fn label() -> Result<(), Error> {
-    let file = File::open(directory().join("links").join("label")).map_err(Error::Pin)?;
-    super::load::drain_iterator(file).map_err(Error::Map)
-}
-
-/// Mounts the BPF file system when there is none; whether it did.
-pub(super) fn ensure_mounted() -> Result<bool, Error> {
-    use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-    let kind = statfs(BPF_FS)
-        .map_err(|errno| Error::Pin(errno.into()))?
-        .filesystem_type();
-    if kind == BPF_FS_MAGIC {
-        return Ok(false);
+impl Pins {
+    /// Opens what is pinned; `None` when the tracker is off or torn.
+    ///
+    /// # Errors
+    /// When a pin cannot be opened.
+    pub(super) fn open() -> Result<Option<Self>, Error> {
+        for home in place::survey().homes {
+            let version = open_version(&home).map_err(Error::Foreign)?;
+            let Some(version) = version.filter(|version| missing(version).is_none()) else {
+                continue;
+            };
+            version.check_is_roots().map_err(Error::Foreign)?;
+            return Ok(Some(Self {
+                label: get(&version, "links/label")?,
+                version,
+                home: home.directory,
+            }));
+        }
+        Ok(None)
     }
-    mount(
-        Some(OUR_MOUNT),
-        BPF_FS,
-        Some("bpf"),
-        MsFlags::empty(),
-        Some("mode=0700"),
-    )
-    .map_err(|errno| Error::Pin(errno.into()))?;
-    Ok(true)
+
+    /// Returns whether the tracker that was opened is still the one that is pinned: then all that
+    /// was opened by name meanwhile belongs to it.
+    pub(super) fn is_current(&self) -> bool {
+        let now = Directory::open(self.version.path()).ok().flatten();
+        let now = now.and_then(|now| now.identity().ok());
+        now.is_some() && now == self.version.identity().ok()
+    }
+
+    /// Takes the lock of this tracker.
+    ///
+    /// # Errors
+    /// As [`lock::lock`].
+    pub(super) fn lock(&self, patience: Patience) -> Result<Lock, Error> {
+        lock::lock(&self.home, patience)
+    }
+
+    /// Opens a map.
+    pub(super) fn map(&self, name: &str) -> Result<OwnedFd, Error> {
+        get(&self.version, &format!("maps/{name}"))
+    }
+
+    /// Opens a program.
+    pub(super) fn program(&self, name: &str) -> Result<OwnedFd, Error> {
+        get(&self.version, &format!("programs/{name}"))
+    }
+
+    /// Opens the programs of the hooks.
+    pub(super) fn hooks(&self) -> Result<Vec<(Role, OwnedFd)>, Error> {
+        let stand_in = self.has_program(STAND_IN).then_some(STAND_IN);
+        let roles = ROLES.into_iter().chain(stand_in);
+        roles.map(|role| Ok((role, self.program(role)?))).collect()
+    }
+
+    /// Opens the program that settles exits that were skipped, where there is one.
+    pub(super) fn settle(&self) -> Result<Option<OwnedFd>, Error> {
+        let program = self.has_program(SETTLE).then(|| self.program(SETTLE));
+        program.transpose()
+    }
+
+    fn has_program(&self, name: &str) -> bool {
+        self.version.has(&format!("programs/{name}"))
+    }
+
+    /// Returns what opens the closer.
+    ///
+    /// # Errors
+    /// When this tracker was switched off: there is none, or that of another tracker.
+    pub(super) fn closer(&self) -> Result<ProgramInfo, Error> {
+        let path = self.version.path().join("programs").join(CLOSER);
+        let info = ProgramInfo::from_pin(path);
+        let info = info.map_err(|error| Error::Pin(io::Error::other(error)))?;
+        if self.is_current() {
+            return Ok(info);
+        }
+        let switched = io::Error::new(io::ErrorKind::NotFound, "the tracker was switched off");
+        Err(Error::Pin(switched))
+    }
+
+    /// Runs the label pass.
+    pub(super) fn label(&self) -> Result<(), Error> {
+        let pass = sys::create_iterator(self.label.as_fd()).map_err(Error::Map)?;
+        super::load::drain_iterator(pass.into()).map_err(Error::Map)
+    }
 }
 
-/// Unmounts the BPF file system if lifemon has mounted it and nothing is pinned there any more.
-fn unmount_ours() -> bool {
-    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else {
-        return false;
-    };
-    let ours = format!("{OUR_MOUNT} {BPF_FS} bpf ");
-    let is_ours = mounts.lines().any(|line| line.starts_with(&ours));
-    // The kernel itself puts two files for debugging into every BPF file system.
-    let is_foreign = |entry: fs::DirEntry| {
-        !matches!(
-            entry.file_name().to_str(),
-            Some("maps.debug" | "progs.debug")
-        )
-    };
-    let is_empty = fs::read_dir(BPF_FS).is_ok_and(|entries| !entries.flatten().any(is_foreign));
-    is_ours && is_empty && umount2(BPF_FS, MntFlags::MNT_DETACH).is_ok()
+/// Opens a pinned object by its path. Every part of it was checked, see [`super::trusted`].
+fn get(version: &Directory, pin: &str) -> Result<OwnedFd, Error> {
+    sys::get_pinned(&version.path().join(pin)).map_err(Error::Pin)
 }
 
-/// Pins everything of `loaded`, so that it stays when this process ends.
-pub(super) fn pin(mut loaded: Loaded) -> Result<(), Error> {
-    let building = root().join(format!("building-{}", std::process::id()));
-    let result = build(&building, &mut loaded)
-        .and_then(|()| fs::rename(&building, directory()).map_err(Error::Pin));
+/// Pins everything of `loaded` in a locked home, so that it stays when this process ends.
+pub(super) fn pin(home: &Directory, mut loaded: Loaded) -> Result<(), Error> {
+    let building = format!("{BUILDING}{}", std::process::id());
+    let result = build(home, &building, &mut loaded).and_then(|()| {
+        let renamed = renameat(home, &building, home, own_name());
+        renamed.map_err(|errno| Error::Pin(errno.into()))
+    });
     if result.is_err() {
-        let _ = remove_tree(&building);
+        let _ = home.remove_tree(Path::new(&building));
     }
     result
 }
 
-fn build(building: &Path, loaded: &mut Loaded) -> Result<(), Error> {
+fn build(home: &Directory, building: &str, loaded: &mut Loaded) -> Result<(), Error> {
     let pin_error = |error: &dyn std::fmt::Display| Error::Pin(io::Error::other(error.to_string()));
-    for part in ["maps", "links", "programs"] {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(building.join(part))
-            .map_err(Error::Pin)?;
+    let parts = PARTS.map(|part| format!("{building}/{part}"));
+    for directory in [building]
+        .into_iter()
+        .chain(parts.iter().map(String::as_str))
+    {
+        let made = mkdirat(home, directory, 0o700.into());
+        made.map_err(|errno| Error::Pin(errno.into()))?;
     }
+    let building = home.path().join(building);
     for name in MAPS {
         let map = loaded
             .ebpf
@@ -267,40 +320,8 @@ fn build(building: &Path, loaded: &mut Loaded) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes one version: links first, the exit hook last of them, then the rest.
-pub(super) fn remove_version(name: &str) -> Result<(), Error> {
-    let directory = root().join(name);
-    let roles = [STAND_IN].into_iter().chain(ROLES.into_iter().rev());
-    for role in roles {
-        match fs::remove_file(directory.join("links").join(role)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::Pin(error)),
-            _ => {}
-        }
-    }
-    remove_tree(&directory).map_err(Error::Pin)
-}
-
-/// Removes [`root`] when it is empty, and the mount when it is ours; whether that was unmounted.
-pub(super) fn remove_root() -> bool {
-    let _ = fs::remove_dir(root());
-    unmount_ours()
-}
-
-/// Removes a directory of pins. Directories of another version may be laid out in another way.
-fn remove_tree(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    fs::remove_dir(directory)
-}
-
 impl Loaded {
-    /// A link of the label pass: opening it where it is pinned runs one.
+    /// A link of the label pass: creating an iterator of it where it is pinned runs one.
     fn label_link(&mut self) -> Result<FdLink, Error> {
         let program = self
             .ebpf
@@ -319,7 +340,33 @@ impl Loaded {
     }
 }
 
-/// Whether this process may use the BPF file system at all.
-pub(super) fn check() -> Result<(), Refusal> {
-    super::preflight::check_privileges()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_two_kinds_of_names_are_lifemons() {
+        for name in ["v1", "v999", "building-1", "building-4194304"] {
+            assert!(is_version(name), "{name}");
+        }
+        for name in [
+            "",
+            "v",
+            "v-1",
+            "v+1",
+            "v1 ",
+            "v1/..",
+            "..",
+            "vx",
+            "V1",
+            "building-",
+            "building-x",
+            "build-1",
+            "v99999999999999999999",
+            "lifemon",
+            "v1.debug",
+        ] {
+            assert!(!is_version(name), "{name}");
+        }
+    }
 }

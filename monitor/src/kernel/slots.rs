@@ -15,7 +15,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use lifemon_ebpf::{LIVE, MemberKey, Membership, PASS_LABEL, Pass, ProcessId, limits};
 
-use super::pins::{self, Lock};
+use super::lock::Patience;
 use super::shared::{word32, word64};
 use super::tracker::Tracker;
 use super::watcher::{Unlabelled, WatchOptions, Watcher};
@@ -46,7 +46,7 @@ impl Tracker {
         others: &[ProcessId],
         options: &WatchOptions,
     ) -> Result<Watcher, Error> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(Patience::FULL)?;
         self.reclaim()?;
         let owner = self.own_id()?;
         let slot = self.free_slot().ok_or(Error::NoSlot)?;
@@ -142,11 +142,6 @@ impl Tracker {
         Ok(true)
     }
 
-    /// The lock of the pinned tracker. A private one has a single user.
-    pub(super) fn lock(&self) -> Result<Option<Lock>, Error> {
-        self.is_pinned().then(pins::lock).transpose()
-    }
-
     /// Gives back the slots of watchers that were killed; how many.
     ///
     /// # Errors
@@ -168,7 +163,7 @@ impl Tracker {
     /// # Errors
     /// When the maps cannot be accessed.
     pub fn reclaim_locked(&self) -> Result<usize, Error> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(Patience::FULL)?;
         self.reclaim()
     }
 

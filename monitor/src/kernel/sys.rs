@@ -1,8 +1,11 @@
 //! The `bpf(2)` calls that aya does not offer: whole maps in batches, a test run, deleting from an
 //! array of maps, what the kernel counts about a program. Nothing here knows what the maps mean.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use aya_obj::generated::{bpf_cmd, bpf_prog_info};
 
@@ -89,6 +92,21 @@ struct InfoAttr {
 struct StatsAttr {
     kind: u32,
     pad: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct PinnedAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct IteratorAttr {
+    link_fd: u32,
+    flags: u32,
 }
 
 fn bpf<A>(command: bpf_cmd, attr: &mut A) -> io::Result<i32> {
@@ -228,6 +246,29 @@ pub(super) fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Ve
         position = next;
         started = true;
     }
+}
+
+/// Opens a pinned map, program or link.
+pub(super) fn get_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PinnedAttr {
+        path: path.as_ptr() as u64,
+        ..PinnedAttr::default()
+    };
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Creates an iterator of a link; reading it to its end runs its program.
+pub(super) fn create_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = IteratorAttr {
+        link_fd: raw(link),
+        ..IteratorAttr::default()
+    };
+    let fd = bpf(bpf_cmd::BPF_ITER_CREATE, &mut attr)?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Runs a raw tracepoint program once, with these arguments.

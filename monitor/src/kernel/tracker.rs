@@ -5,17 +5,21 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aya::programs::{ProgramError, ProgramInfo};
+use aya::programs::ProgramError;
 use lifemon_ebpf::{
     Host, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
 };
 
 use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
-use super::pins::{self, Found};
+use super::lock::{Lock, Patience};
+use super::pins::{self, Found, Pins};
 use super::shared::{Shared, word64};
 use super::snapshot::Snapshot;
 use super::{Error, sys};
+
+/// How often a tracker is opened anew that was switched in the middle of it.
+const OPEN_TRIES: u32 = 5;
 
 /// The open maps of a tracker, and how to run its passes.
 pub struct Tracker {
@@ -32,8 +36,16 @@ pub struct Tracker {
     sweep: OwnedFd,
     /// Where the kernel may skip exits.
     pub(super) settle: Option<OwnedFd>,
-    /// The loaded kernel half of a private tracker; `None` for the pinned one.
-    pub(super) private: Option<Loaded>,
+    kept: Kept,
+}
+
+/// What keeps the programs attached.
+#[derive(Debug)]
+enum Kept {
+    /// This process: the tracker ends with it.
+    Private(Loaded),
+    /// The BPF file system.
+    Pinned(Pins),
 }
 
 impl fmt::Debug for Tracker {
@@ -56,19 +68,6 @@ pub struct HookCost {
     pub ns_per_run: Option<u64>,
     /// Runs that the kernel skipped, since the program was loaded.
     pub missed: u64,
-}
-
-/// How a switch of the tracker went.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Switched {
-    /// Directories of other versions, or of loaders that were killed, that were removed.
-    pub replaced: Vec<String>,
-    /// What was missing from the tracker that was found and removed.
-    pub repaired: Option<String>,
-    /// Whether there was nothing to do.
-    pub unchanged: bool,
-    /// Whether the BPF file system was mounted, or unmounted again.
-    pub mount_changed: bool,
 }
 
 impl Tracker {
@@ -118,125 +117,76 @@ impl Tracker {
             hooks,
             sweep,
             settle,
-            private: Some(loaded),
+            kept: Kept::Private(loaded),
         })
     }
 
-    /// The pinned tracker of this version, if it is on and complete.
+    /// Opens the pinned tracker of this version, if it is on and complete.
     ///
     /// # Errors
     /// When it is there but cannot be opened.
     pub fn open() -> Result<Option<Self>, Error> {
-        if pins::look() != Found::Complete {
-            return Ok(None);
-        }
-        match Self::open_pins() {
-            // Switched off between the look and the opening: no lock is held here.
-            Err(_) if pins::look() != Found::Complete => Ok(None),
-            other => other.map(Some),
-        }
-    }
-
-    fn open_pins() -> Result<Self, Error> {
-        let shared = |name| pins::open_map(name);
-        Ok(Self {
-            lineage: pins::open_map("LINEAGE")?,
-            members: pins::open_map("MEMBERS")?,
-            roots: pins::open_map("ROOTS")?,
-            rings: pins::open_map("RINGS")?,
-            signals: pins::open_map("SIGNALS")?,
-            oom: pins::open_map("OOM_VICTIMS")?,
-            trees: Shared::new(shared("TREES")?, limits::TREE_SLOTS as usize)
-                .map_err(Error::Map)?,
-            host: Shared::new(shared("HOST")?, 1).map_err(Error::Map)?,
-            pass: Shared::new(shared("PASS")?, 1).map_err(Error::Map)?,
-            hooks: pins::open_hooks()?,
-            sweep: pins::open_program("sweep")?,
-            settle: pins::open_settle()?,
-            private: None,
-        })
-    }
-
-    /// Switches the pinned tracker on. What another version or a killed loader left is removed.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] where lifemon cannot work, and whatever loading or pinning fails with.
-    pub fn switch_on(options: &LoadOptions) -> Result<Switched, Error> {
-        super::preflight::check()?;
-        let _lock = pins::lock()?;
-        let mut switched = Switched {
-            mount_changed: pins::ensure_mounted()?,
-            ..Switched::default()
-        };
-        let found = pins::look();
-        for name in pins::versions() {
-            pins::remove_version(&name)?;
-            switched.replaced.push(name);
-        }
-        match found {
-            Found::Complete => {
-                switched.unchanged = true;
-                return Ok(switched);
+        let mut tries = OPEN_TRIES;
+        loop {
+            tries -= 1;
+            let pins = match Pins::open() {
+                Ok(Some(pins)) => pins,
+                Ok(None) => return Ok(None),
+                // Switched off between the look and the opening: no lock is held here.
+                Err(Error::Pin(_)) if !is_on() => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            // Switched off and on again meanwhile, its maps could be those of two trackers: what
+            // stands under one path twice was there in between.
+            match Self::open_pins(&pins) {
+                Ok(open) if pins.is_current() => return Ok(Some(open(pins))),
+                Err(error) if pins.is_current() => return Err(error),
+                Ok(_) if tries == 0 => return Ok(None),
+                Err(error) if tries == 0 => return Err(error),
+                _ => {}
             }
-            Found::Torn { missing } => {
-                pins::remove_version(&format!("v{}", lifemon_ebpf::ABI))?;
-                switched.repaired = Some(missing);
-            }
-            Found::Nothing | Found::Other { .. } => {}
         }
-        pins::pin(load::load(options)?)?;
-        sys::wait_for_running_programs().map_err(Error::Map)?;
-        if let Some(tracker) = Self::open()? {
-            tracker.sweep()?;
-        }
-        Ok(switched)
     }
 
-    /// Switches the pinned tracker off: no program, map or pin of any version remains.
-    ///
-    /// # Errors
-    /// When the pins cannot be removed.
-    pub fn switch_off() -> Result<Switched, Error> {
-        pins::check()?;
-        let _lock = pins::lock()?;
-        let watched = Self::open();
-        let own = format!("v{}", lifemon_ebpf::ABI);
-        let mut names = pins::versions();
-        if matches!(pins::look(), Found::Complete | Found::Torn { .. }) {
-            names.insert(0, own);
-        }
-        for name in &names {
-            pins::remove_version(name)?;
-        }
-        if let Ok(Some(tracker)) = watched {
-            // Watchers that still hold the maps see by this that no more events will come.
-            tracker.since().store(0, Ordering::SeqCst);
-        }
-        let mount_changed = pins::remove_root();
-        Ok(Switched {
-            unchanged: names.is_empty(),
-            replaced: names,
-            repaired: None,
-            mount_changed,
+    fn open_pins(pins: &Pins) -> Result<impl FnOnce(Pins) -> Self + use<>, Error> {
+        let map = |name| pins.map(name);
+        let (lineage, members, roots) = (map("LINEAGE")?, map("MEMBERS")?, map("ROOTS")?);
+        let (rings, signals, oom) = (map("RINGS")?, map("SIGNALS")?, map("OOM_VICTIMS")?);
+        let trees = Shared::new(map("TREES")?, limits::TREE_SLOTS as usize).map_err(Error::Map)?;
+        let host = Shared::new(map("HOST")?, 1).map_err(Error::Map)?;
+        let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
+        let (hooks, sweep, settle) = (pins.hooks()?, pins.program("sweep")?, pins.settle()?);
+        Ok(move |pins| Self {
+            lineage,
+            members,
+            roots,
+            rings,
+            signals,
+            oom,
+            trees,
+            host,
+            pass,
+            hooks,
+            sweep,
+            settle,
+            kept: Kept::Pinned(pins),
         })
     }
 
     /// Whether this is the pinned tracker.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
-        self.private.is_none()
+        matches!(self.kept, Kept::Pinned(_))
     }
 
     /// Whether the exit event comes before memory is released, and says which thread is the last
     /// (Linux 6.16 and newer). Known of a private tracker.
     #[must_use]
     pub fn has_group_dead(&self) -> bool {
-        self.private
-            .as_ref()
-            .is_some_and(|loaded| loaded.has_group_dead)
+        matches!(&self.kept, Kept::Private(loaded) if loaded.has_group_dead)
     }
 
-    fn since(&self) -> &std::sync::atomic::AtomicU64 {
+    pub(super) fn since(&self) -> &std::sync::atomic::AtomicU64 {
         // SAFETY: the mapping lives as long as `self`.
         unsafe { word64(&raw mut (*self.host.at(0)).since_ns) }
     }
@@ -380,22 +330,33 @@ impl Tracker {
     /// The closer program, opened for itself.
     pub(super) fn closer(&mut self) -> Result<Closer, Error> {
         let failed = |error: ProgramError| Error::load("closer", &error);
-        let info = match &self.private {
-            None => ProgramInfo::from_pin(pins::directory().join("programs").join("closer")),
-            Some(loaded) => {
+        let info = match &self.kept {
+            Kept::Pinned(pins) => pins.closer()?,
+            Kept::Private(loaded) => {
                 let name = hooks::closer(loaded.is_preemptible);
                 let program = loaded.ebpf.program(name);
-                program.ok_or(Error::NoProgram(name))?.info()
+                program
+                    .ok_or(Error::NoProgram(name))?
+                    .info()
+                    .map_err(failed)?
             }
         };
-        Closer::open(info.map_err(failed)?).map_err(failed)
+        Closer::open(info).map_err(failed)
     }
 
     /// Runs one label pass over all processes.
     pub(super) fn label(&mut self) -> Result<(), Error> {
-        match &mut self.private {
-            Some(loaded) => loaded.label(),
-            None => pins::label(),
+        match &mut self.kept {
+            Kept::Private(loaded) => loaded.label(),
+            Kept::Pinned(pins) => pins.label(),
+        }
+    }
+
+    /// Takes the lock of the pinned tracker. A private one has a single user and needs none.
+    pub(super) fn lock(&self, patience: Patience) -> Result<Option<Lock>, Error> {
+        match &self.kept {
+            Kept::Private(_) => Ok(None),
+            Kept::Pinned(pins) => pins.lock(patience).map(Some),
         }
     }
 
@@ -405,7 +366,7 @@ impl Tracker {
     /// When they cannot be opened.
     pub fn debug_log(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, Error> {
         let failed = |error: aya_log::Error| Error::Map(std::io::Error::other(error));
-        if let Some(loaded) = &mut self.private {
+        if let Kept::Private(loaded) = &mut self.kept {
             return aya_log::EbpfLogger::init(&mut loaded.ebpf).map_err(failed);
         }
         let fork = self.hooks.iter().find(|(name, _)| *name == "fork");
@@ -413,6 +374,11 @@ impl Tracker {
         let id = sys::program_info(fork.as_fd()).map_err(Error::Map)?.id;
         aya_log::EbpfLogger::init_from_id(id).map_err(failed)
     }
+}
+
+/// Returns whether a complete tracker of this version is pinned now.
+fn is_on() -> bool {
+    matches!(pins::look().found, Found::Complete { .. })
 }
 
 /// The counters of a slot at one time.

@@ -9,6 +9,7 @@ use aya::maps::{MapData, RingBuf};
 use lifemon_ebpf::{Event, MemberKey, ProcessId, limits};
 
 use super::hooks::Closer;
+use super::lock::Patience;
 use super::shared::word64;
 use super::tracker::{Counters, Tracker};
 use super::{Error, sys};
@@ -111,7 +112,7 @@ impl Watcher {
     /// # Errors
     /// When a pass cannot run.
     pub fn relabel(&mut self) -> Result<Unlabelled, Error> {
-        let _lock = self.tracker.lock()?;
+        let _lock = self.tracker.lock(Patience::FULL)?;
         let (slot, generation, layer, root) = (self.slot, self.generation, self.layer, self.root);
         if let Some(unlabelled) = self.tracker.label_tree(slot, generation, layer, root)? {
             self.unlabelled = unlabelled;
@@ -162,7 +163,7 @@ impl Watcher {
     /// # Errors
     /// When the lock cannot be taken.
     pub fn condemn(&self) -> Result<(), Error> {
-        let _lock = self.tracker.lock()?;
+        let _lock = self.tracker.lock(Patience::FULL)?;
         let tree = self.tracker.trees.at(self.slot as usize);
         // SAFETY: the mapping lives as long as `self`.
         unsafe { word64(&raw mut (*tree).condemned) }.store(1, Ordering::SeqCst);
@@ -198,7 +199,7 @@ impl Drop for Watcher {
         if !self.tracker.is_pinned() {
             return;
         }
-        let lock = self.tracker.lock();
+        let lock = self.tracker.lock(Patience::SHORT);
         if let Err(error) = lock.and_then(|_lock| self.tracker.give_back(self.slot)) {
             // The next command reclaims it: the owner is dead by then.
             log::warn!("slot {} was not given back: {error}", self.slot);

@@ -64,6 +64,13 @@ pub fn stat(pid: u32) -> Option<Stat> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// Returns the name (`comm`) of whoever has this pid now. It is for that process to choose.
+#[must_use]
+pub fn name(pid: u32) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned())
+}
+
 /// Parses a stat line. The name may hold anything, parentheses and newlines too: the fields begin
 /// after the last `)`.
 fn parse_stat(line: &[u8]) -> Option<Stat> {

@@ -1,0 +1,203 @@
+//! Switches the pinned tracker on and off. Nobody else changes anything meanwhile: the homes are
+//! locked, and before them the right to mount ([`super::place`]).
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::hooks::{ROLES, STAND_IN};
+use super::load::{self, LoadOptions};
+use super::lock::Lock;
+use super::pins::{self, Found, found_in, versions};
+use super::place::{self, Home, Mounts};
+use super::tracker::Tracker;
+use super::trusted::{Directory, Distrust};
+use super::{Error, Refusal, sys};
+
+/// How a switch of the tracker went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Switched {
+    /// Directories of other versions, or of loaders that were killed, that were removed.
+    pub replaced: Vec<String>,
+    /// What was missing from the tracker that was found and removed.
+    pub repaired: Option<String>,
+    /// Whether there was nothing to do.
+    pub unchanged: bool,
+    /// Where a BPF file system was mounted.
+    pub mounted: Option<&'static str>,
+    /// Why the BPF file system of the host is not used.
+    pub distrusted: Option<Distrust>,
+}
+
+impl Tracker {
+    /// Switches the pinned tracker on. What another version or a killed loader left is removed.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where lifemon cannot work, [`Error::Foreign`] where something that is not
+    /// lifemon's stands in its place, and whatever locking, loading or pinning fails with.
+    pub fn switch_on(options: &LoadOptions) -> Result<Switched, Error> {
+        super::preflight::check()?;
+        check_root()?;
+        let mounts = Mounts::lock()?;
+        let mut homes = Locked::all()?;
+        let mut switched = Switched::default();
+        match homes.look()? {
+            Found::Complete { directory } => {
+                switched.replaced = homes.remove_versions(Some(&directory))?;
+                switched.unchanged = true;
+                return Ok(switched);
+            }
+            Found::Torn { missing } => switched.repaired = Some(missing),
+            _ => {}
+        }
+        switched.replaced = homes.remove_versions(None)?;
+        if switched.repaired.is_some() {
+            switched.replaced.retain(|name| *name != pins::own_name());
+        }
+        let home = loop {
+            let new = place::make_home(&mounts)?;
+            (switched.mounted, switched.distrusted) =
+                (switched.mounted.or(new.mounted), new.distrusted);
+            // Another mount namespace may have removed it at once.
+            if let Some(home) = homes.add(new.home)? {
+                break home;
+            }
+        };
+        pins::pin(home, load::load(options)?)?;
+        sys::wait_for_running_programs().map_err(Error::Map)?;
+        if let Some(tracker) = Self::open()? {
+            tracker.sweep()?;
+        }
+        Ok(switched)
+    }
+
+    /// Switches the pinned tracker off: no program, map or pin of any version remains.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] where something that is not lifemon's stands in its place, and when the
+    /// pins cannot be locked or removed.
+    pub fn switch_off() -> Result<Switched, Error> {
+        super::preflight::check_privileges()?;
+        let mounts = Mounts::lock()?;
+        let homes = Locked::all()?;
+        let watched = Self::open();
+        let replaced = homes.remove_versions(None)?;
+        if let Ok(Some(tracker)) = watched {
+            // Watchers that still hold the maps see by this that no more events will come.
+            tracker.since().store(0, Ordering::SeqCst);
+        }
+        homes.remove();
+        mounts.unmount_unused();
+        Ok(Switched {
+            unchanged: replaced.is_empty(),
+            replaced,
+            distrusted: pins::look().distrusted,
+            ..Switched::default()
+        })
+    }
+}
+
+/// Checks that what this process makes will belong to root: nothing else is trusted later.
+fn check_root() -> Result<(), Refusal> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let missing = "user id 0, to which pins have to belong,".to_owned();
+    Err(Refusal::NoPrivilege { missing })
+}
+
+/// Homes with their locks: nobody else changes anything in them.
+#[derive(Debug)]
+struct Locked(Vec<(Home, Lock)>);
+
+impl Locked {
+    /// Locks all homes that there are.
+    ///
+    /// # Errors
+    /// As [`lock::lock`], and [`Error::Foreign`] where something in them is not lifemon's.
+    fn all() -> Result<Self, Error> {
+        let mut locked = Vec::new();
+        for home in place::survey().homes {
+            // One that was removed meanwhile holds nothing any more.
+            if let Some(lock) = home.lock()? {
+                versions(&home).map_err(Error::Foreign)?;
+                locked.push((home, lock));
+            }
+        }
+        Ok(Self(locked))
+    }
+
+    /// Adds a home, which may be among them already; its directory, or `None` when it was removed
+    /// meanwhile.
+    fn add(&mut self, home: Home) -> Result<Option<&Directory>, Error> {
+        let added = home.directory.identity().map_err(Error::Foreign)?;
+        let known = |(known, _): &(Home, Lock)| known.directory.identity().ok() == Some(added);
+        let index = match self.0.iter().position(known) {
+            Some(index) => index,
+            None => match home.lock()? {
+                Some(lock) => {
+                    self.0.push((home, lock));
+                    self.0.len() - 1
+                }
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(&self.0[index].0.directory))
+    }
+
+    /// Looks at what is in them.
+    fn look(&self) -> Result<Found, Error> {
+        let homes = self.0.iter().map(|(home, _)| home);
+        found_in(homes).map_err(Error::Foreign)
+    }
+
+    /// Removes every version but the one at `keep`; the names of those that were removed.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    fn remove_versions(&self, keep: Option<&Path>) -> Result<Vec<String>, Error> {
+        let mut removed = Vec::new();
+        for (home, _) in &self.0 {
+            for name in versions(home).map_err(Error::Foreign)? {
+                if keep != Some(home.directory.path().join(&name).as_path()) {
+                    remove_version(&home.directory, &name)?;
+                    removed.push(name);
+                }
+            }
+        }
+        removed.extend(remove_stranded()?);
+        Ok(removed)
+    }
+
+    /// Removes the homes, which are empty.
+    fn remove(self) {
+        for (home, _lock) in self.0 {
+            home.remove();
+        }
+    }
+}
+
+/// Removes what root has left in a home that it cannot trust any more; the paths.
+fn remove_stranded() -> Result<Vec<String>, Error> {
+    let Some((home, names)) = place::stranded(pins::is_version) else {
+        return Ok(Vec::new());
+    };
+    let remove = |name: String| {
+        remove_version(&home, &name)?;
+        Ok(home.path().join(name).display().to_string())
+    };
+    names.into_iter().map(remove).collect()
+}
+
+/// Removes one version: links first, the exit hook last of them, then the rest.
+fn remove_version(home: &Directory, name: &str) -> Result<(), Error> {
+    let name = Path::new(name);
+    if let Some(version) = home.child(name).map_err(Error::Foreign)?
+        && let Some(links) = version.child(Path::new("links")).map_err(Error::Foreign)?
+    {
+        let roles = [STAND_IN].into_iter().chain(ROLES.into_iter().rev());
+        for role in roles {
+            links.remove_file(Path::new(role)).map_err(Error::Pin)?;
+        }
+    }
+    home.remove_tree(name).map_err(Error::Pin)
+}
