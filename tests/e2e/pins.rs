@@ -131,7 +131,7 @@ impl Host {
         assert_eq!(stream.attached()["tracker"], "host");
         drop(stream);
         let killed = self.run(&["kill", &pid, "-o", "json"]);
-        assert_eq!(set_of(&assert_killed(&killed), "killed").len(), 1);
+        assert_eq!(assert_killed(&killed).killed.len(), 1);
     }
 
     #[track_caller]
