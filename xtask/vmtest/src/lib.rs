@@ -6,6 +6,7 @@ mod architecture;
 mod console;
 mod cpio;
 mod guests;
+mod host;
 mod initramfs;
 mod kernels;
 mod packages;
@@ -16,29 +17,22 @@ mod table;
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-
 use lifemon_tools::cargo::{ForTests, for_tests};
 use lifemon_tools::libtest::{Counts, Module};
-use lifemon_tools::toolchain::on_path;
 
-use apt::Apt;
 use architecture::Architecture;
 use guests::{ALL_BUDGET, GUEST_BUDGET, Plan, boot_all};
-use initramfs::Load;
+use host::Host;
 use kernels::{Expected, SUITES, Suite, chosen};
-use packages::{Kernel, Packages};
+use packages::Kernel;
 use report::{Outcome, Report};
 
 /// Continuous integration wants at least so many kernels that work.
 const KERNELS_MIN: usize = 3;
-
-/// The busybox of this suite.
-const TOOLS_SUITE: &str = "bookworm";
 
 /// The loads of the heaviest tests are divided by this in a guest.
 const SCALE: u32 = 10;
@@ -236,124 +230,6 @@ impl Fetched {
             reports,
         })
     }
-}
-
-/// This machine with all that guests need.
-#[derive(Debug)]
-struct Host {
-    architecture: Architecture,
-    cache: PathBuf,
-    packages: Packages,
-    /// For the guests' first process; with the kernels, while the network is there.
-    busybox: PathBuf,
-    _alone: File,
-}
-
-impl Host {
-    fn prepare(architecture: Architecture, suites: &[Suite]) -> Result<Self> {
-        ensure!(
-            env::consts::ARCH == "x86_64",
-            "the guests are made on x86-64 machines only"
-        );
-        for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
-            ensure!(
-                on_path(tool).is_some(),
-                "there is no {tool} here: the kernels come by Debian's own tools"
-            );
-        }
-        architecture.set_up()?;
-        let cache = cache()?;
-        let alone = lock(&cache)?;
-        let packages = packages(&cache, architecture, suites)?;
-        let busybox = packages.busybox(TOOLS_SUITE)?;
-        Ok(Self {
-            architecture,
-            cache,
-            packages,
-            busybox,
-            _alone: alone,
-        })
-    }
-
-    /// What travels, with the tools of a guest.
-    fn load(&self, built: ForTests, modules: Vec<Module>) -> Load {
-        Load {
-            architecture: self.architecture,
-            busybox: self.busybox.clone(),
-            lifemon: built.lifemon,
-            helpers: built.helpers,
-            tests: built.end_to_end,
-            modules,
-        }
-    }
-
-    /// Those that can be had, and a report on each that cannot.
-    fn kernels(&self, suites: &[Suite]) -> (Vec<Kernel>, Vec<Report>) {
-        let (mut kernels, mut reports) = (Vec::new(), Vec::new());
-        for &suite in suites {
-            match self.packages.kernel(suite) {
-                Ok(kernel) => kernels.push(kernel),
-                Err(error) => {
-                    let report = Report {
-                        suite,
-                        outcome: Outcome::Skipped(format!("{error:#}")),
-                    };
-                    print!("{report}");
-                    reports.push(report);
-                }
-            }
-        }
-        (kernels, reports)
-    }
-}
-
-/// Outside the repository: what is fetched serves every checkout.
-fn cache() -> Result<PathBuf> {
-    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache"));
-    let base = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(home);
-    let base = base.filter(|path| path.is_absolute());
-    let cache = base
-        .unwrap_or_else(|| "/var/cache".into())
-        .join("lifemon/vmtest");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    Ok(cache)
-}
-
-/// One at a time: two would disturb each other's deadlines, and share these files.
-fn lock(cache: &Path) -> Result<File> {
-    let file = File::create(cache.join("lock"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            eprintln!("waiting for another vmtest to end");
-            file.lock()?;
-        }
-        Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the cache"),
-    }
-    Ok(file)
-}
-
-fn packages(cache: &Path, architecture: Architecture, suites: &[Suite]) -> Result<Packages> {
-    // The lists of all suites of an architecture, whichever are wanted today: they stay fresh
-    // together.
-    let names = match architecture {
-        Architecture::Amd64 => SUITES.map(|suite| suite.name).to_vec(),
-        Architecture::Arm64 => suites
-            .iter()
-            .map(|suite| suite.name)
-            .chain([TOOLS_SUITE])
-            .collect(),
-    };
-    let directory = cache.join(format!("apt-{}", architecture.debian()));
-    let apt = Apt::prepare(directory, architecture, &names)?;
-    if let Some(trouble) = apt.refresh()? {
-        eprintln!("apt could not fetch every list:\n{}", trouble.trim_end());
-    }
-    let files = cache.join("files");
-    fs::create_dir_all(&files)?;
-    Ok(Packages::new(apt, files))
 }
 
 /// As the suites are listed, whatever ended first.
