@@ -66,7 +66,7 @@ pub(crate) struct Run<'a> {
 /// The file system of a guest, as an archive.
 pub(crate) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for directory in ["/proc", "/sys", "/dev", "/tmp"] {
+    for directory in ["/proc", "/sys", "/dev", "/run", "/tmp"] {
         archive.directory(Path::new(directory));
     }
     archive.file(Path::new("/init"), 0o755, INIT.as_bytes());
