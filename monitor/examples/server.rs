@@ -16,7 +16,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use lifemon::manager::{
-    Connection, ConnectionError, Options, Policy, ProcessManager, Scope, WorkerCommand,
+    Connection, ConnectionError, Health, Options, Policy, ProcessManager, Scope, WorkerCommand,
     run_if_asked,
 };
 use serde::Deserialize;
@@ -121,7 +121,7 @@ async fn engines(manager: &ProcessManager, workers: usize) -> Vec<Value> {
 async fn health(State(server): State<Arc<Server>>) -> (StatusCode, Json<Value>) {
     let health = server.manager.health_status();
     let code = match health.status {
-        "ok" => StatusCode::OK,
+        Health::Ok => StatusCode::OK,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     (code, Json(json!(health)))

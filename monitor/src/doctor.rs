@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::gpu::nvml::{Answer, Server};
 use crate::kernel::pins::{self, Found};
 use crate::kernel::{LoadOptions, Refusal, Tracker, preflight};
+use crate::words::count;
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -58,7 +59,7 @@ impl Check {
         }
     }
 
-    /// A refusal reads "what is wrong; what to do".
+    /// Makes a check of a refusal, which reads "what is wrong; what to do".
     fn of(name: &'static str, result: Result<(), Refusal>, fine: impl Into<String>) -> Self {
         match result {
             Ok(()) => Self::ok(name, fine),
@@ -104,7 +105,7 @@ pub fn examine() -> Vec<Check> {
     checks
 }
 
-/// NVIDIA's management library, asked as `lifemon gpu` asks it.
+/// Asks NVIDIA's management library as `lifemon gpu` does.
 fn gpu() -> Check {
     const NAME: &str = "GPU memory";
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -162,7 +163,8 @@ fn try_tracker() -> Vec<Check> {
     let tracker = match Tracker::load(&LoadOptions::default()) {
         Ok(tracker) => tracker,
         Err(error) => {
-            let remedy = "the kernel's message is above; a seccomp profile or a security module may forbid bpf(2)";
+            let remedy = "the kernel's message is above; \
+                a seccomp profile or a security module may forbid bpf(2)";
             return vec![Check::with(
                 "programs",
                 State::Failed,
@@ -173,23 +175,24 @@ fn try_tracker() -> Vec<Check> {
     };
     let mut checks = vec![Check::ok("programs", "all hooks load and attach")];
     checks.push(if tracker.has_group_dead() {
-        Check::ok("exit event", "fires before memory is released, once for each process")
+        Check::ok(
+            "exit event",
+            "fires before memory is released, once for each process",
+        )
     } else {
         Check::with(
             "exit event",
             State::Degraded,
-            "fires after memory is released (before Linux 6.16), so a large process is reported later",
+            "fires after memory is released (before Linux 6.16), \
+             so a large process is reported later",
             "the fatal signal is reported at once; boot 6.16 or newer for the exit event as well",
         )
     });
     let own = std::process::id();
     checks.push(match tracker.snapshot() {
         Ok(snapshot) if snapshot.live(own).is_some() => {
-            let count = snapshot.records.len();
-            Check::ok(
-                "lineage",
-                format!("{count} processes learnt, this one among them"),
-            )
+            let known = count(snapshot.records.len(), "process");
+            Check::ok("lineage", format!("{known} learnt, this one among them"))
         }
         Ok(_) => Check::with(
             "lineage",
@@ -207,7 +210,7 @@ fn try_tracker() -> Vec<Check> {
     checks
 }
 
-/// The host-wide tracker.
+/// Looks at the host-wide tracker.
 fn pinned(may_look: bool) -> Check {
     const NAME: &str = "host tracker";
     if !may_look {

@@ -14,7 +14,7 @@ pub struct Forest {
 }
 
 impl Forest {
-    /// The forest of these records, in any order.
+    /// Makes a forest of these records, in any order.
     #[must_use]
     pub fn new(records: impl IntoIterator<Item = (ProcessId, Record)>) -> Self {
         let records: HashMap<_, _> = records.into_iter().collect();
@@ -38,29 +38,29 @@ impl Forest {
         }
     }
 
-    /// The record of a process or ghost.
+    /// Returns the record of a process or ghost.
     #[must_use]
     pub fn record(&self, id: &ProcessId) -> Option<&Record> {
         self.records.get(id)
     }
 
-    /// Every process and ghost, in no order.
+    /// Returns every process and ghost, in no order.
     pub fn records(&self) -> impl Iterator<Item = (&ProcessId, &Record)> {
         self.records.iter()
     }
 
-    /// Every living process, in no order.
+    /// Returns every living process, in no order.
     pub fn all_living(&self) -> impl Iterator<Item = ProcessId> {
         self.by_pid.values().copied()
     }
 
-    /// The living process that has this pid.
+    /// Returns the living process that has this pid.
     #[must_use]
     pub fn live(&self, pid: u32) -> Option<ProcessId> {
         self.by_pid.get(&pid).copied()
     }
 
-    /// Whether it is there and alive.
+    /// Returns whether its record says that it is live: some thread of it can run user code.
     #[must_use]
     pub fn is_live(&self, id: &ProcessId) -> bool {
         self.records
@@ -68,41 +68,37 @@ impl Forest {
             .is_some_and(|record| record.state == LIVE)
     }
 
-    /// What it created and is still known, oldest first.
+    /// Returns whether its record says that it is dead: no thread of it can run user code again.
+    #[must_use]
+    pub fn is_dead(&self, id: &ProcessId) -> bool {
+        self.records
+            .get(id)
+            .is_some_and(|record| record.state != LIVE)
+    }
+
+    /// Returns what it created and is still known, oldest first.
     #[must_use]
     pub fn children(&self, id: &ProcessId) -> &[ProcessId] {
         self.children.get(id).map_or(&[], Vec::as_slice)
     }
 
-    /// The root and all its descendants, ghosts included, each creator before what it created.
-    /// Works for a root that has no record of its own any more.
+    /// Returns the root and all its descendants, ghosts included, each creator before what it
+    /// created. Works for a root that has no record of its own any more.
     #[must_use]
     pub fn tree(&self, root: ProcessId) -> Vec<ProcessId> {
         let order = self.tree_with_depth(root).into_iter();
         order.map(|(id, _)| id).collect()
     }
 
-    /// The same, each with how far it is below the root.
+    /// As [`Forest::tree`], each with how far it is below the root.
     #[must_use]
     pub fn tree_with_depth(&self, root: ProcessId) -> Vec<(ProcessId, usize)> {
-        let mut order = Vec::new();
-        let mut seen = HashSet::new();
-        let mut open = vec![(root, 0)];
-        // A half-written snapshot could hold a circle; each process is visited once.
-        while let Some((id, depth)) = open.pop() {
-            if !seen.insert(id) {
-                continue;
-            }
-            if self.records.contains_key(&id) {
-                order.push((id, depth));
-            }
-            let children = self.children(&id).iter().rev();
-            open.extend(children.map(|child| (*child, depth + 1)));
-        }
+        let mut order = walk(&[root], |id| self.children(id));
+        order.retain(|(id, _)| self.records.contains_key(id));
         order
     }
 
-    /// Those whose creator is not known, oldest first: where trees begin.
+    /// Returns those whose creator is not known, oldest first: where trees begin.
     #[must_use]
     pub fn tops(&self) -> Vec<ProcessId> {
         let is_top = |record: &Record| !self.records.contains_key(&record.creator);
@@ -112,7 +108,7 @@ impl Forest {
         tops
     }
 
-    /// Living members of the tree of `root`.
+    /// Returns living members of the tree of `root`.
     #[must_use]
     pub fn living(&self, root: ProcessId) -> Vec<ProcessId> {
         self.tree(root)
@@ -136,9 +132,9 @@ impl Forest {
         found
     }
 
-    /// The root of the tree that `id` belongs to: the topmost creator that is reached without crossing
-    /// a boundary, or `id` itself. `is_boundary(creator, created)` says where one tree ends and
-    /// another begins: what lies above is the system, a session, a shell.
+    /// Returns the root of the tree that `id` belongs to: the topmost creator that is reached
+    /// without crossing a boundary, or `id` itself. `is_boundary(creator, created)` says where one
+    /// tree ends and another begins: what lies above is the system, a session, a shell.
     #[must_use]
     pub fn root_of(
         &self,
@@ -155,19 +151,14 @@ impl Forest {
         at
     }
 
-    /// Whether it is alive and its creator is known to be dead.
+    /// Returns whether it is live and its creator is known to be dead.
     #[must_use]
     pub fn is_orphan(&self, id: &ProcessId) -> bool {
-        self.records.get(id).is_some_and(|record| {
-            record.state == LIVE
-                && self
-                    .records
-                    .get(&record.creator)
-                    .is_some_and(|creator| creator.state != LIVE)
-        })
+        let creator = self.records.get(id).map(|record| record.creator);
+        self.is_live(id) && creator.is_some_and(|creator| self.is_dead(&creator))
     }
 
-    /// Every living process whose creator is dead, oldest first.
+    /// Returns every living process whose creator is dead, oldest first.
     #[must_use]
     pub fn orphans(&self) -> Vec<ProcessId> {
         let mut found: Vec<_> = self
@@ -180,7 +171,7 @@ impl Forest {
         found
     }
 
-    /// Number of ghosts.
+    /// Returns the number of ghosts.
     #[must_use]
     pub fn ghosts(&self) -> usize {
         self.records
@@ -189,17 +180,37 @@ impl Forest {
             .count()
     }
 
-    /// Number of processes and ghosts.
+    /// Returns the number of processes and ghosts.
     #[must_use]
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether nothing is known.
+    /// Returns whether nothing is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
+}
+
+/// Lists trees, each creator before what it created, with how far each is below its top.
+pub fn walk<'a>(
+    tops: &[ProcessId],
+    children: impl Fn(&ProcessId) -> &'a [ProcessId],
+) -> Vec<(ProcessId, usize)> {
+    let mut order = Vec::new();
+    let mut seen = HashSet::new();
+    let mut open: Vec<_> = tops.iter().rev().map(|top| (*top, 0)).collect();
+    // A half-written snapshot could hold a circle; each process is visited once.
+    while let Some((id, depth)) = open.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
+        order.push((id, depth));
+        let children = children(&id).iter().rev();
+        open.extend(children.map(|child| (*child, depth + 1)));
+    }
+    order
 }
 
 #[cfg(test)]

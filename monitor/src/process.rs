@@ -1,16 +1,37 @@
 //! What lifemon says about one process, decoded from records and events: names, deaths, signals.
-//! Pure: no I/O, no clock.
+//! Pure: no I/O, no clock. `json` is how it is printed and sent.
+
+pub(crate) mod json;
+
+use std::fmt;
 
 use lifemon_ebpf::{
-    EXIT_UNSEEN, Event, INFERRED, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
+    EXIT_UNSEEN, Event, INFERRED, LIVE, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
 };
+use serde::{Deserialize, Serialize};
+
+/// Length of the clock tick to which `/proc` rounds starts down, in ns. It is a constant of the
+/// interface (`USER_HZ`), not of the kernel's configuration.
+const TICK_NS: u64 = 10_000_000;
+
+/// Returns whether two identities are of one process, where one of them, or both, are from `/proc`,
+/// which gives a start to a clock tick. A start that is not known (0) is like no other: the pid
+/// alone proves nothing.
+#[must_use]
+pub const fn is_same_process(one: ProcessId, other: ProcessId) -> bool {
+    one.pid == other.pid
+        && (one.start_ns == 0) == (other.start_ns == 0)
+        && one.start_ns / TICK_NS == other.start_ns / TICK_NS
+}
 
 /// A process by identity and, when known, by name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
     /// Its identity.
+    #[serde(flatten, with = "json::id")]
     pub id: ProcessId,
     /// Its `comm`; `None` when nothing is known but the identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
@@ -33,8 +54,10 @@ pub struct Process {
     pub elided: u32,
 }
 
-/// How a process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How a process ended. `Display` says it in words, `SIGKILL from 77 bash`; the alternate form
+/// (`{:#}`) leaves out who sent the signal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "json::ExitJson", from = "json::ExitJson")]
 pub struct Death {
     /// Status as `wait(2)` gives it.
     pub status: u32,
@@ -46,8 +69,30 @@ pub struct Death {
     pub unseen: bool,
 }
 
-/// Who sent a signal.
+/// The death of a process, and when it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Died {
+    /// When it began to die, ns since boot.
+    pub at_ns: u64,
+    /// How.
+    pub death: Death,
+}
+
+impl Died {
+    /// Returns what a ghost's record tells of its death; `None` while it is live.
+    #[must_use]
+    pub fn of_record(record: &Record) -> Option<Self> {
+        (record.state != LIVE).then(|| Self {
+            at_ns: record.exit_ns,
+            death: Death::of_record(record),
+        })
+    }
+}
+
+/// Who sent a signal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "json::SenderJson", try_from = "json::SenderJson")]
+#[non_exhaustive]
 pub enum Sender {
     /// A process.
     Process(Who),
@@ -56,7 +101,9 @@ pub enum Sender {
 }
 
 /// Why a process ended, in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Cause {
     /// It called exit.
     Exited,
@@ -69,7 +116,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The word of the output.
+    /// Returns the word of the output.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -82,7 +129,7 @@ impl Cause {
 }
 
 impl Death {
-    /// The exit code, unless a signal ended it.
+    /// Returns the exit code, unless a signal ended it.
     #[must_use]
     pub const fn code(&self) -> Option<u32> {
         if self.unseen || self.signal().is_some() {
@@ -92,7 +139,7 @@ impl Death {
         }
     }
 
-    /// The signal that ended it.
+    /// Returns the signal that ended it.
     #[must_use]
     pub const fn signal(&self) -> Option<u32> {
         match self.status & 0x7f {
@@ -101,13 +148,13 @@ impl Death {
         }
     }
 
-    /// Whether a core was dumped.
+    /// Returns whether a core was dumped.
     #[must_use]
     pub const fn core_dumped(&self) -> bool {
         self.signal().is_some() && self.status & 0x80 != 0
     }
 
-    /// Why it ended.
+    /// Returns why it ended.
     #[must_use]
     pub const fn cause(&self) -> Cause {
         if self.unseen {
@@ -121,7 +168,18 @@ impl Death {
         }
     }
 
-    /// The death that an exit event reports.
+    /// Returns the death that a status as `wait(2)` gives it tells of.
+    #[must_use]
+    pub const fn from_wait_status(status: i32) -> Self {
+        Self {
+            status: status.cast_unsigned(),
+            is_oom: false,
+            sender: None,
+            unseen: false,
+        }
+    }
+
+    /// Returns the death that an exit event reports.
     #[must_use]
     pub fn of_event(event: &Event) -> Self {
         Self {
@@ -132,7 +190,7 @@ impl Death {
         }
     }
 
-    /// The death that a ghost's record tells of.
+    /// Returns the death that a ghost's record tells of.
     #[must_use]
     pub fn of_record(record: &Record) -> Self {
         Self {
@@ -144,7 +202,45 @@ impl Death {
     }
 }
 
-/// Who sent, from the flags and fields of an event or a record.
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.cause(), self.signal()) {
+            (Cause::Unseen, _) => return f.write_str("how is not known"),
+            (Cause::Oom, _) => return f.write_str("out of memory (SIGKILL)"),
+            (_, None) => return write!(f, "code {}", self.code().unwrap_or_default()),
+            (_, Some(signal)) => f.write_str(&signal_name(signal))?,
+        }
+        if let Some(sender) = self.sender.as_ref().filter(|_| !f.alternate()) {
+            write!(f, " from {sender}")?;
+        }
+        if self.core_dumped() {
+            f.write_str(", core dumped")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process(who) => who.fmt(f),
+            Self::Kernel => f.write_str("the kernel"),
+        }
+    }
+}
+
+/// `4251 python3`. The name is as the process has it: whoever prints it makes it safe.
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.id.pid)?;
+        match &self.name {
+            Some(name) => write!(f, " {name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns who sent, from the flags and fields of an event or a record.
 #[must_use]
 pub fn sender(flags: u32, id: ProcessId, name: &[u8; 16]) -> Option<Sender> {
     if flags & SENT_BY_KERNEL != 0 {
@@ -160,7 +256,7 @@ pub fn sender(flags: u32, id: ProcessId, name: &[u8; 16]) -> Option<Sender> {
 }
 
 impl Process {
-    /// The process that an event is about.
+    /// Returns the process that an event is about.
     #[must_use]
     pub fn of_event(event: &Event) -> Self {
         Self {
@@ -174,7 +270,7 @@ impl Process {
         }
     }
 
-    /// The process that a record describes.
+    /// Returns the process that a record describes.
     #[must_use]
     pub fn of_record(id: ProcessId, record: &Record) -> Self {
         Self {
@@ -188,7 +284,7 @@ impl Process {
         }
     }
 
-    /// A process of which nothing but the identity is known.
+    /// Returns a process of which nothing but the identity is known.
     #[must_use]
     pub const fn unknown(id: ProcessId) -> Self {
         Self {
@@ -202,7 +298,7 @@ impl Process {
         }
     }
 
-    /// Identity and name.
+    /// Returns identity and name.
     #[must_use]
     pub fn who(&self) -> Who {
         Who {
@@ -216,7 +312,7 @@ fn known(id: ProcessId) -> Option<ProcessId> {
     (!id.is_none()).then_some(id)
 }
 
-/// A `comm` as text; `None` when it is empty. What is no UTF-8 is replaced.
+/// Returns a `comm` as text; `None` when it is empty. What is no UTF-8 is replaced.
 #[must_use]
 pub fn comm(bytes: &[u8; 16]) -> Option<String> {
     let end = bytes
@@ -226,7 +322,7 @@ pub fn comm(bytes: &[u8; 16]) -> Option<String> {
     (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
-/// `SIGKILL` for 9, and so on; `SIG34` for those without a name.
+/// Returns `SIGKILL` for 9, and so on; `SIG34` for those without a name.
 #[must_use]
 pub fn signal_name(signal: u32) -> String {
     i32::try_from(signal)
@@ -269,6 +365,43 @@ mod tests {
             .cause(),
             Cause::Oom
         );
+    }
+
+    #[test]
+    fn a_death_in_words() {
+        let sender = Who {
+            id: ProcessId::new(77, 5),
+            name: Some("bash".to_owned()),
+        };
+        let killed = |sender| Death { sender, ..death(9) };
+        let bash = killed(Some(Sender::Process(sender)));
+        assert_eq!(bash.to_string(), "SIGKILL from 77 bash");
+        assert_eq!(format!("{bash:#}"), "SIGKILL");
+        let kernel = killed(Some(Sender::Kernel));
+        assert_eq!(kernel.to_string(), "SIGKILL from the kernel");
+        assert_eq!(death(6 | 0x80).to_string(), "SIGABRT, core dumped");
+        assert_eq!(Death::from_wait_status(3 << 8).to_string(), "code 3");
+        let oom = Death {
+            is_oom: true,
+            ..bash
+        };
+        assert_eq!(oom.to_string(), "out of memory (SIGKILL)");
+        let unseen = Death {
+            unseen: true,
+            ..death(0)
+        };
+        assert_eq!(unseen.to_string(), "how is not known");
+    }
+
+    #[test]
+    fn a_pid_that_two_processes_have_had_is_of_neither() {
+        let exact = ProcessId::new(77, 1_234_567_890);
+        assert!(is_same_process(exact, ProcessId::new(77, 1_230_000_000)));
+        assert!(!is_same_process(exact, ProcessId::new(77, 1_240_000_000)));
+        assert!(!is_same_process(exact, ProcessId::new(78, 1_234_567_890)));
+        let unknown = ProcessId::new(77, 0);
+        assert!(is_same_process(unknown, unknown));
+        assert!(!is_same_process(unknown, ProcessId::new(77, 5)));
     }
 
     #[test]

@@ -4,30 +4,26 @@
 //! Stages of a death: `exit` is the kernel's event, as soon as no thread can run user code again;
 //! `gone` is the pidfd, when memory and files are released and the children have a new parent.
 
-mod loss;
 mod missed;
-mod pidfd;
 mod start;
 mod wakeups;
 
-pub use loss::Loss;
-pub(crate) use pidfd::{gone, open_pidfd, raise_descriptor_limit, send_signal};
-pub use start::Start;
+pub use start::{Ghost, Lost, Start};
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use lifemon_ebpf::{Event, LIVE, ProcessId, SENT_BY_KERNEL};
-use tokio::io::Interest;
+use lifemon_ebpf::{Event, ProcessId, SENT_BY_KERNEL};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::kernel::{Error, Tracker, WatchOptions, Watcher, clock};
+use crate::loss::Loss;
 use crate::proc;
-use crate::process::{Death, Process};
-use crate::watch::{Happening, Watch, What};
+use crate::process::{Died, Process};
+use crate::sys::pidfd;
+use crate::sys::poll::{OwnsDescriptor, readable};
+use crate::watch::{Happening, Known, Watch, What};
 
 use start::describe;
 use wakeups::WakeupBudget;
@@ -49,13 +45,13 @@ const GONE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Update {
     /// Something happened to a member.
     Happening(Box<Happening>),
-    /// Something was lost, or what was lost has been made good.
+    /// Something was lost, or what was lost has been recovered.
     Lost {
         /// What.
         loss: Loss,
-        /// How much since it was last said.
+        /// How much since it was last reported.
         count: u64,
-        /// Whether the comparison with the kernel's map has made it good.
+        /// Whether the comparison with the kernel's map has recovered it.
         recovered: bool,
         /// Whether answers are complete from here on.
         complete: bool,
@@ -114,7 +110,7 @@ impl Session {
         Self::start_all(tracker, root, &[], options)
     }
 
-    /// The same with the trees of others, which are alive, as one.
+    /// Begins to watch the tree of `root` and those of others, which are alive, as one.
     ///
     /// # Errors
     /// As [`Session::start`].
@@ -139,7 +135,7 @@ impl Session {
         let ghosts = start
             .ghosts
             .iter()
-            .map(|(process, ..)| process.clone())
+            .map(|ghost| ghost.process.clone())
             .collect();
         let watch = Watch::new(root, start.members.clone(), ghosts);
         let mut tick = interval(TICK);
@@ -161,7 +157,7 @@ impl Session {
             has_missed_forks: false,
             wakeups: WakeupBudget::new(),
             seen,
-            standing: start.losses.iter().map(|(loss, _)| *loss).collect(),
+            standing: start.losses.iter().map(|lost| lost.loss).collect(),
             ready: Vec::new(),
             extinct_since: None,
             ended: false,
@@ -170,19 +166,19 @@ impl Session {
         Ok((session, start))
     }
 
-    /// The model.
+    /// Returns the model.
     #[must_use]
     pub fn watch(&self) -> &Watch {
         &self.watch
     }
 
-    /// The kernel's side.
+    /// Returns the kernel's side.
     #[must_use]
     pub fn watcher(&self) -> &Watcher {
         self.watcher.get_ref()
     }
 
-    /// The kernel's side, to open its debug log.
+    /// Returns the kernel's side, to open its debug log.
     pub fn watcher_mut(&mut self) -> &mut Watcher {
         self.watcher.get_mut()
     }
@@ -202,13 +198,13 @@ impl Session {
         self.ignores_gone = true;
     }
 
-    /// What makes answers incomplete now.
+    /// Returns what makes answers incomplete now.
     #[must_use]
     pub fn standing_losses(&self) -> &[Loss] {
         &self.standing
     }
 
-    /// The next updates, at least one. Safe to drop and call again.
+    /// Waits for the next updates, at least one. Safe to drop and call again.
     ///
     /// # Errors
     /// When the maps cannot be read any more.
@@ -260,8 +256,9 @@ impl Session {
         Ok(())
     }
 
-    /// The kernel sends SIGKILL before it marks a victim of the out-of-memory killer, and since
-    /// 6.16 the exit event can overtake the mark. Then the mark is in the record's place by now.
+    /// Adds that it was the out-of-memory killer. The kernel sends SIGKILL before it marks a
+    /// victim, and since 6.16 the exit event can overtake the mark. Then the mark is in the
+    /// record's place by now.
     fn explain_late(&self, event: &mut Event) -> Result<(), Error> {
         let killed_by_kernel = event.kind == lifemon_ebpf::EVENT_EXIT
             && event.status & 0x7f == 9
@@ -288,18 +285,16 @@ impl Session {
     /// Waits for a dying member to be gone. Its pid may be free and taken again by now: then the
     /// descriptor is another process's, which its start time tells, and it is gone already.
     fn follow(&mut self, id: ProcessId) {
-        match open_pidfd(id.pid) {
-            Ok(pidfd) if proc::is_same(id) || proc::stat(id.pid).is_none() => {
-                match readable(pidfd) {
-                    Ok(pidfd) => {
-                        self.dying.spawn(async move {
-                            let _ = pidfd.readable().await;
-                            id
-                        });
-                    }
-                    Err(_) => self.polled.push(id),
+        match pidfd::open(id.pid) {
+            Ok(pidfd) if !proc::has_successor(id) => match readable(pidfd) {
+                Ok(pidfd) => {
+                    self.dying.spawn(async move {
+                        let _ = pidfd.readable().await;
+                        id
+                    });
                 }
-            }
+                Err(_) => self.polled.push(id),
+            },
             Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.polled.push(id),
             _ => {
                 self.dying.spawn(std::future::ready(id));
@@ -316,7 +311,7 @@ impl Session {
     fn on_tick(&mut self) -> Result<(), Error> {
         let (gone, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.polled)
             .into_iter()
-            .partition(|id| !proc::is_alive(*id));
+            .partition(|id| proc::is_gone(*id));
         self.polled = waiting;
         for id in gone {
             self.report_gone(id);
@@ -418,12 +413,11 @@ impl Session {
         }
         let records: std::collections::HashMap<_, _> = snapshot.records.into_iter().collect();
         let found = self.watch.resync(&members, |id| match records.get(&id) {
-            Some(record) => {
-                let death =
-                    (record.state != LIVE).then(|| (record.exit_ns, Death::of_record(record)));
-                (Some(Process::of_record(id, record)), death)
-            }
-            None => (None, None),
+            Some(record) => Known {
+                process: Some(Process::of_record(id, record)),
+                died: Died::of_record(record),
+            },
+            None => Known::default(),
         });
         for happening in found {
             self.report(happening);
@@ -432,14 +426,5 @@ impl Session {
     }
 }
 
-/// Waits for `inner` with the runtime. For the types of this module alone.
-fn readable<T: AsRawFd + OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: an `OwnsDescriptor` keeps its descriptor open and always returns that one.
-    unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }.map_err(io::Error::from)
-}
-
-/// Types that own the descriptor which `as_raw_fd` returns, and return the same one always.
-trait OwnsDescriptor {}
-
-impl OwnsDescriptor for Watcher {}
-impl OwnsDescriptor for OwnedFd {}
+// SAFETY: it returns the descriptor of its ring, which it owns and never exchanges.
+unsafe impl OwnsDescriptor for Watcher {}

@@ -1,12 +1,12 @@
-//! The lineage at one time, each creator before what it created, with what `/proc` adds to the living:
-//! what `lifemon tree` shows. What has died since the snapshot keeps what the record says.
+//! The lineage at one time, each creator before what it created, with what `/proc` adds to the
+//! living: what `lifemon tree` shows. What has died since the snapshot keeps what the record says.
 
-use lifemon_ebpf::{LIVE, ProcessId};
+use lifemon_ebpf::ProcessId;
 
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
 use crate::proc::{self, CommandLine, Placement};
-use crate::process::{Death, Process};
+use crate::process::{Died, Process};
 
 /// One process or ghost.
 #[derive(Debug, Clone)]
@@ -17,8 +17,8 @@ pub struct Entry {
     pub depth: usize,
     /// What `/proc` adds; `None` when it is dead.
     pub live: Option<Live>,
-    /// When, in ns since boot, and how it died; `None` while the record says that it lives.
-    pub death: Option<(u64, Death)>,
+    /// When and how it died; `None` while the record says that it lives.
+    pub died: Option<Died>,
     /// How many entries that follow have it as their creator.
     pub children: usize,
 }
@@ -37,7 +37,7 @@ pub struct Live {
 }
 
 impl Entry {
-    /// Whether its present parent is not its creator: it was reparented.
+    /// Returns whether its present parent is not its creator: it was reparented.
     #[must_use]
     pub fn is_reparented(&self) -> bool {
         let creator = self.process.creator.map(|creator| creator.pid);
@@ -47,7 +47,7 @@ impl Entry {
     }
 }
 
-/// The tree of `root`, or the whole host, in the order of creation.
+/// Returns the tree of `root`, or the whole host, in the order of creation.
 #[must_use]
 pub fn gather(snapshot: &Snapshot, root: Option<ProcessId>) -> Vec<Entry> {
     let forest = Forest::new(snapshot.records.iter().copied());
@@ -63,12 +63,11 @@ pub fn gather(snapshot: &Snapshot, root: Option<ProcessId>) -> Vec<Entry> {
 
 fn entry(forest: &Forest, id: ProcessId, depth: usize) -> Option<Entry> {
     let record = forest.record(&id)?;
-    let is_live = record.state == LIVE;
     Some(Entry {
         process: Process::of_record(id, record),
         depth,
-        live: is_live.then(|| look(id)).flatten(),
-        death: (!is_live).then(|| (record.exit_ns, Death::of_record(record))),
+        live: forest.is_live(&id).then(|| look(id)).flatten(),
+        died: Died::of_record(record),
         children: forest.children(&id).len(),
     })
 }
@@ -81,5 +80,5 @@ fn look(id: ProcessId) -> Option<Live> {
         command: proc::command_line_of(id.pid)?,
         placement: proc::placement_of(id.pid)?,
     };
-    proc::is_same(id).then_some(live)
+    proc::owns_pid(id).then_some(live)
 }

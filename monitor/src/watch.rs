@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use lifemon_ebpf::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_SIGNAL, Event, ProcessId};
 
-use crate::process::{Cause, Death, Process, Sender, Who, sender};
+use crate::process::{Cause, Death, Died, Process, Sender, Who, sender};
 
 /// Something that happened to a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct Happening {
 }
 
 impl Happening {
-    /// Age of the process when it happened, in ms; `None` when the time is not known.
+    /// Returns the age of the process when it happened, in ms; `None` when the time is not known.
     #[must_use]
     pub fn age_ms(&self) -> Option<u64> {
         self.at_ns
@@ -90,6 +90,15 @@ pub struct Totals {
     pub resynced: u64,
 }
 
+/// What the records tell of a process in a comparison.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Who it is; `None` without a record.
+    pub process: Option<Process>,
+    /// When and how it died, if it is dead.
+    pub died: Option<Died>,
+}
+
 /// The model of a watched tree.
 #[derive(Debug, Clone)]
 pub struct Watch {
@@ -106,8 +115,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The tree of `root` with these living members. `ghosts` are dead creators of theirs, that
-    /// can be named.
+    /// Makes the model of the tree of `root` with these living members. `ghosts` are dead creators
+    /// of theirs, that can be named.
     #[must_use]
     pub fn new(root: ProcessId, members: Vec<Process>, ghosts: Vec<Process>) -> Self {
         let mut watch = Self {
@@ -140,7 +149,7 @@ impl Watch {
         watch
     }
 
-    /// The root.
+    /// Returns the root.
     #[must_use]
     pub fn root(&self) -> ProcessId {
         self.root
@@ -152,19 +161,20 @@ impl Watch {
         &self.totals
     }
 
-    /// Living members as the model has them.
+    /// Returns living members as the model has them.
     #[must_use]
     pub fn living(&self) -> usize {
         self.alive.len()
     }
 
-    /// Whether it is alive as the model has it.
+    /// Returns whether it is live as the model has it.
     #[must_use]
-    pub fn is_alive(&self, id: &ProcessId) -> bool {
+    pub fn is_live(&self, id: &ProcessId) -> bool {
         self.alive.contains_key(id)
     }
 
-    /// Living members whose creator is dead; those of the root itself are no orphans of this tree.
+    /// Returns living members whose creator is dead; those of the root itself are no orphans of
+    /// this tree.
     #[must_use]
     pub fn orphans(&self) -> Vec<Who> {
         let mut found: Vec<_> = self
@@ -195,7 +205,7 @@ impl Watch {
         }
     }
 
-    /// Identity and, when the model has it, name.
+    /// Returns identity and, when the model has it, name.
     fn who(&self, id: ProcessId) -> Who {
         let node = self.alive.get(&id).or_else(|| self.dead.get(&id));
         Who {
@@ -266,7 +276,7 @@ impl Watch {
         self.adopt(seen.id, seen.creator);
     }
 
-    /// A member was created, unless it is known or known to be dead.
+    /// Enters a member that was created, unless it is known or known to be dead.
     fn born(&mut self, at_ns: Option<u64>, process: Process) -> Option<Happening> {
         self.complete(&process);
         if self.alive.contains_key(&process.id) || self.reported.contains_key(&process.id) {
@@ -303,7 +313,7 @@ impl Watch {
         }
     }
 
-    /// A living member has died.
+    /// Takes note that a living member has died.
     fn died(
         &mut self,
         at_ns: Option<u64>,
@@ -342,7 +352,8 @@ impl Watch {
         }
     }
 
-    /// A dead member is gone: says so, and which of its children have another parent now.
+    /// Takes note that a dead member is gone: reports it, and which of its children have another
+    /// parent now.
     pub fn gone(&mut self, id: ProcessId, at_ns: u64) -> Vec<Happening> {
         self.reported.entry(id).and_modify(|gone| *gone = true);
         let Some(node) = self.dead.get_mut(&id) else {
@@ -383,14 +394,15 @@ impl Watch {
     }
 
     /// Compares the model with the kernel's members, read after [`Watch::mark`], when the ring has
-    /// been drained once more since the reading. `describe` tells what the records say of a process.
+    /// been drained once more since the reading. `describe` tells what the records say of a
+    /// process.
     ///
     /// What was created since the mark may be missing from the reading and is left alone; what the
     /// reading lacks otherwise has died, and what the model lacks was created.
     pub fn resync(
         &mut self,
         members: &[ProcessId],
-        mut describe: impl FnMut(ProcessId) -> (Option<Process>, Option<(u64, Death)>),
+        mut describe: impl FnMut(ProcessId) -> Known,
     ) -> Vec<Happening> {
         let real: HashSet<_> = members.iter().copied().collect();
         let recent = self.recent.take().unwrap_or_default();
@@ -405,7 +417,9 @@ impl Watch {
             if self.dead.contains_key(id) {
                 continue;
             }
-            let process = describe(*id).0.unwrap_or_else(|| Process::unknown(*id));
+            let process = describe(*id)
+                .process
+                .unwrap_or_else(|| Process::unknown(*id));
             found.extend(self.born(None, process));
         }
         self.adopt_all();
@@ -418,9 +432,9 @@ impl Watch {
         // Children first: who is dead as well is nobody's orphan.
         over.sort_unstable_by(|a, b| b.cmp(a));
         for id in over {
-            let death = describe(id).1;
-            let at = death.as_ref().map(|(at, _)| *at);
-            found.extend(self.died(at, id, None, death.map(|(_, death)| death)));
+            let died = describe(id).died;
+            let at = died.as_ref().map(|died| died.at_ns);
+            found.extend(self.died(at, id, None, died.map(|died| died.death)));
             self.reported.insert(id, false);
         }
         for happening in &mut found {

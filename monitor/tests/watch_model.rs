@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lifemon::ProcessId;
 use lifemon::forest::Forest;
-use lifemon::process::{Cause, Death, Process};
-use lifemon::watch::{Happening, Watch, What};
+use lifemon::process::{Cause, Death, Died, Process};
+use lifemon::watch::{Happening, Known, Watch, What};
 use lifemon_ebpf::{DEAD, EVENT_EXEC, EVENT_EXIT, EVENT_FORK, Event, LIVE, OOM_KILLED, Record};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -370,7 +370,7 @@ struct Session {
     kernel: Kernel,
     watch: Watch,
     comparing: std::vec::IntoIter<(Vec<Op>, Vec<Op>)>,
-    /// Losses that a comparison has made good.
+    /// Losses that a comparison has recovered.
     handled: u64,
     /// Events before this moment may tell of what the snapshot has or lacks already.
     attached_at: u64,
@@ -469,13 +469,13 @@ impl Session {
             .expect("whoever died is gone some time");
         assert_eq!(first.process.id, id);
         assert!(matches!(first.what, What::Gone { .. }));
-        let root_alive = self.watch.is_alive(&self.kernel.root());
+        let root_alive = self.watch.is_live(&self.kernel.root());
         for happening in rest {
             assert_eq!(happening.what, What::Orphaned { root_alive });
             assert_eq!(happening.process.creator, Some(id));
         }
         let orphaned: Ids = rest.iter().map(|happening| happening.process.id).collect();
-        let alive = |child: &&Proc| self.watch.is_alive(&child.id);
+        let alive = |child: &&Proc| self.watch.is_live(&child.id);
         let possible = self.kernel.children(id).filter(alive);
         let possible: Ids = possible.map(|child| child.id).collect();
         assert!(orphaned.is_subset(&possible) && orphaned.len() == rest.len());
@@ -576,8 +576,12 @@ impl Session {
             .iter()
             .filter(|proc| self.kernel.has_record(proc.id))
             .map(|proc| {
-                let death = proc.died_at.map(|at| (at, proc.death()));
-                (proc.id, (Some(proc.describe()), death))
+                let died = proc.died_at.map(|at_ns| Died {
+                    at_ns,
+                    death: proc.death(),
+                });
+                let process = Some(proc.describe());
+                (proc.id, Known { process, died })
             })
             .collect();
         self.kernel.run(&after);
@@ -679,7 +683,7 @@ impl Session {
             } else if proc.is_member && !stalls && (is_known || self.handled == 0) {
                 assert!(self.exits.contains(&id), "the death of {id:?} is missing");
             }
-            assert_eq!(self.watch.is_alive(&id), living.contains(&id), "{id:?}");
+            assert_eq!(self.watch.is_live(&id), living.contains(&id), "{id:?}");
         }
         assert_eq!(self.watch.living(), living.len());
         let orphan = |id: &&ProcessId| {

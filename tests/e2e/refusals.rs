@@ -142,7 +142,7 @@ fn root_without_the_capability_is_told_which() {
     };
     assert_refused_when(
         with(&[CAP_SYS_PTRACE]),
-        &["CAP_BPF and CAP_PERFMON is missing", "sudo"],
+        &["CAP_BPF and CAP_PERFMON are missing", "sudo"],
     );
     assert_refused_when(with(&[CAP_PERFMON]), &["CAP_BPF is missing"]);
     assert_refused_when(with(&[CAP_BPF]), &["CAP_PERFMON is missing"]);

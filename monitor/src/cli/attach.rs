@@ -12,16 +12,15 @@ use crate::ProcessId;
 use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
-use crate::kernel::clock::{self, WallClock};
+use crate::kernel::clock;
 use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions};
 use crate::kill::{self, Force, KillError};
-use crate::proc;
+use crate::loss::Loss;
 use crate::process::Process;
-use crate::report::json::{Stream, Summary};
 use crate::report::out;
-use crate::report::text::Text;
-use crate::session::{Loss, Session, Start, Update};
-use crate::watch::{Happening, What};
+use crate::report::stream::{Printer, Summary};
+use crate::session::{Session, Update};
+use crate::watch::What;
 
 /// What was typed after `attach`.
 #[derive(Debug, clap::Args)]
@@ -62,6 +61,17 @@ pub struct Args {
     preemptible: bool,
 }
 
+impl Args {
+    fn load_options(&self, verbose: u8) -> LoadOptions {
+        LoadOptions {
+            max_processes: self.max_processes,
+            debug: verbose >= 2,
+            without_group_dead: self.without_group_dead,
+            preemptible: self.preemptible,
+        }
+    }
+}
+
 /// GPU memory of the dead, followed where this host has GPUs.
 struct Following {
     releases: Option<Releases>,
@@ -97,7 +107,7 @@ impl Following {
         }
     }
 
-    /// No member will die any more; whether there may be news nevertheless.
+    /// Takes note that no member will die any more; returns whether there may be news nevertheless.
     fn end(&mut self) -> bool {
         self.is_last = true;
         if let Some(releases) = &mut self.releases {
@@ -106,7 +116,7 @@ impl Following {
         self.releases.is_some()
     }
 
-    /// The next news. `None` once: there will be no more.
+    /// Waits for the next news. `None` once: there will be no more.
     async fn next(&mut self) -> Option<(News, Option<Process>)> {
         let Some(releases) = &mut self.releases else {
             return std::future::pending().await;
@@ -123,16 +133,10 @@ impl Following {
     }
 }
 
-/// Where the updates go.
-enum Printer {
-    Json(Stream),
-    Text(Text),
-}
-
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    // Also for who only looks on: where tracepoints can be preempted, a watcher that loses the processor
-    // in the middle of a call on a BPF map lets the kernel skip hooks.
-    super::go_first();
+    // Also for who only looks on: where tracepoints can be preempted, a watcher that loses the
+    // processor in the middle of a call on a BPF map lets the kernel skip hooks.
+    crate::sys::priority::go_first();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -143,13 +147,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     // From here on a signal ends the loop below, and what was attached is given back.
     let mut interrupts = Interrupts::listen()?;
     let devices = args.gpus.files()?;
-    let options = LoadOptions {
-        max_processes: args.max_processes,
-        debug: verbose >= 2,
-        without_group_dead: args.without_group_dead,
-        preemptible: args.preemptible,
-    };
-    let tracker = Tracker::open_or_load(&options)?;
+    let tracker = Tracker::open_or_load(&args.load_options(verbose))?;
     let is_pinned = tracker.is_pinned();
     let snapshot = tracker.snapshot()?;
     let root = args.target.find(&snapshot)?;
@@ -166,7 +164,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         session.spare(own)?;
         start.members.retain(|member| member.id != own);
     }
-    let mut printer = Printer::new(output, root);
+    let mut printer = printer(output, root);
     out::print(&printer.attached(&start, is_pinned))?;
     let mut kernel_log = (verbose >= 2)
         .then(|| session.watcher_mut().tracker_mut().debug_log())
@@ -175,16 +173,14 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     let mut releases = Following::begin(&devices, args.release_timeout);
     let mut force = None;
     loop {
-        let due = if args.kill_on_root_exit {
-            kill_rest(&mut session, &mut force).await?
-        } else {
-            None
-        };
+        if args.kill_on_root_exit && force.is_none() {
+            force = kill_rest(&mut session)?;
+        }
         if let Some(log) = &mut kernel_log {
             log.flush();
         }
         let updates = tokio::select! {
-            updates = session.next(), if !releases.is_last => updates?,
+            updates = next(&mut session, &mut force), if !releases.is_last => updates?,
             news = releases.next() => match news {
                 Some((news, of)) => {
                     out::print(&printer.news(&news, of.as_ref()))?;
@@ -194,7 +190,6 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
                 None => continue,
             },
             () = at(deadline) => break,
-            () = at(due) => continue,
             () = interrupts.next() => break,
         };
         releases.tell(&updates);
@@ -211,24 +206,32 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     close(&mut printer, &session, force.is_some())
 }
 
-/// Once the root is dead, kills the rest of the tree, a step at a time; when the next step is due. The
-/// tree that dies is the one that is watched, so its deaths are told like any others.
-async fn kill_rest(
-    session: &mut Session,
-    force: &mut Option<Force>,
-) -> Result<Option<Instant>, Error> {
-    let is_over = session.watcher().counters().live == 0;
-    if is_over || session.watch().is_alive(&session.watcher().root()) {
+/// Begins to kill the rest of the tree once the root is dead. The tree that dies is the one that is
+/// watched, so its deaths are reported like any others.
+fn kill_rest(session: &mut Session) -> Result<Option<Force>, Error> {
+    let is_extinct = session.watcher().counters().live == 0;
+    if is_extinct || session.watch().is_live(&session.watcher().root()) {
         return Ok(None);
     }
-    let force = match force {
-        Some(force) => force,
-        None => force.insert(Force::begin(session.watcher_mut())?),
-    };
-    let due = force.advance(session.watcher()).await?;
     // The session learns by itself who is gone.
-    force.let_go();
-    Ok(Some(due))
+    let force = Force::begin(session.watcher_mut())?;
+    Ok(Some(force.without_descriptors()))
+}
+
+/// Begins the stream in the format that was asked for.
+fn printer(output: Output, root: ProcessId) -> Printer {
+    match output {
+        Output::Json => Printer::json(root),
+        Output::Text => Printer::text(out::wants_colour()),
+    }
+}
+
+/// Returns the next updates; kills meanwhile, where that has begun.
+async fn next(session: &mut Session, force: &mut Option<Force>) -> Result<Vec<Update>, Error> {
+    match force {
+        Some(force) => force.next(session).await,
+        None => session.next().await,
+    }
 }
 
 /// Prints the closing summary; the watcher is given back when the session is dropped.
@@ -256,83 +259,5 @@ async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-impl Printer {
-    fn new(output: Output, root: ProcessId) -> Self {
-        let clock = WallClock::now();
-        match output {
-            Output::Json => Self::Json(Stream::new(clock, root)),
-            Output::Text => Self::Text(Text::new(clock, out::wants_colour())),
-        }
-    }
-
-    fn attached(&mut self, start: &Start, is_pinned: bool) -> String {
-        match self {
-            Self::Json(stream) => stream.attached(start, clock::boot_ns(), is_pinned),
-            Self::Text(text) => text.attached(start, is_pinned),
-        }
-    }
-
-    fn update(&mut self, update: &Update, losses: &[Loss]) -> String {
-        let now = clock::boot_ns();
-        match (self, update) {
-            (Self::Json(stream), Update::Happening(happening)) => {
-                stream.happening(happening, parent_of_orphan(happening))
-            }
-            (Self::Text(text), Update::Happening(happening)) => {
-                text.happening(happening, parent_of_orphan(happening))
-            }
-            (
-                Self::Json(stream),
-                Update::Lost {
-                    loss,
-                    count,
-                    recovered,
-                    complete,
-                },
-            ) => stream.lost(now, *loss, *count, *recovered, *complete),
-            (
-                Self::Text(text),
-                Update::Lost {
-                    loss,
-                    count,
-                    recovered,
-                    ..
-                },
-            ) => text.lost(now, *loss, *count, *recovered),
-            (Self::Json(stream), Update::Extinct) => stream.extinct(now, losses.is_empty()),
-            (Self::Text(text), Update::Extinct) => text.extinct(now, losses.is_empty()),
-            (_, Update::End) => String::new(),
-        }
-    }
-
-    fn news(&mut self, news: &News, of: Option<&Process>) -> String {
-        match (self, news) {
-            (Self::Json(stream), News::Hung) => {
-                stream.lost(clock::boot_ns(), Loss::DriverHung, 0, false, false)
-            }
-            (Self::Text(text), News::Hung) => {
-                text.lost(clock::boot_ns(), Loss::DriverHung, 0, false)
-            }
-            (Self::Json(stream), news) => stream.news(news, of, clock::boot_ns()),
-            (Self::Text(text), news) => text.news(news, of, clock::boot_ns()),
-        }
-    }
-
-    fn detached(&mut self, summary: &Summary<'_>) -> String {
-        match self {
-            Self::Json(stream) => stream.detached(summary),
-            Self::Text(text) => text.detached(summary),
-        }
-    }
-}
-
-/// The parent that `/proc` shows for an orphan, which is the new one: its creator is gone.
-fn parent_of_orphan(happening: &Happening) -> Option<u32> {
-    match happening.what {
-        What::Orphaned { .. } => proc::parent(happening.process.id),
-        _ => None,
     }
 }

@@ -1,5 +1,5 @@
-//! Which device files are GPUs, and what follows from that for those who kill: the same words for every
-//! command.
+//! Which device files are GPUs, and what follows from that for those who kill: the same words for
+//! every command.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub(super) struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The files.
+    /// Returns the files.
     pub(super) fn files(&self) -> Result<DeviceFiles, Usage> {
         if self.devices.is_empty() {
             return Ok(DeviceFiles::default());
@@ -26,10 +26,11 @@ impl DeviceArgs {
     }
 }
 
-/// How the release of GPU memory is waited for: not at all on a host without any of these files.
+/// Returns how the release of GPU memory is waited for: not at all on a host without any of these
+/// files.
 pub(super) fn release(files: &DeviceFiles) -> Option<ReleaseOptions> {
     files.exist().then(|| ReleaseOptions {
-        program: PathBuf::from("/proc/self/exe"),
+        program: PathBuf::from(crate::proc::OWN_PROGRAM),
         timeout: RELEASE_TIMEOUT,
     })
 }

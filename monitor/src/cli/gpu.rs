@@ -1,5 +1,6 @@
 //! `lifemon gpu`: GPU, memory, process, where it comes from, orphan or not.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::devices::DeviceArgs;
@@ -14,7 +15,7 @@ use crate::kill::KillOptions;
 use crate::orphan::{self, Wanted};
 use crate::proc;
 use crate::process::Process;
-use crate::report::gpu::{GpuReport, Holder};
+use crate::report::gpu::{Ancestor, GpuReport, Holder};
 use crate::report::{self, out};
 
 /// What was typed after `gpu`.
@@ -50,9 +51,9 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     if args.kill_orphans {
-        super::go_first();
+        crate::sys::priority::go_first();
     } else {
-        crate::session::raise_descriptor_limit();
+        crate::sys::limits::raise_descriptor_limit();
     }
     let files = args.gpus.files()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -64,8 +65,9 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     })?;
     let asked_ns = clock::boot_ns();
     let answer = runtime.block_on(async {
-        let program = std::path::Path::new("/proc/self/exe");
-        Server::new(program, args.driver_timeout).ask().await
+        Server::new(Path::new(proc::OWN_PROGRAM), args.driver_timeout)
+            .ask()
+            .await
     });
     let snapshot = tracker.snapshot()?;
     let forest = Forest::new(snapshot.records.iter().copied());
@@ -115,26 +117,31 @@ fn print(report: &GpuReport<'_>, output: Output, full: bool) -> anyhow::Result<(
     Ok(())
 }
 
-/// Who the holders are and where they come from; what has died meanwhile is left out.
+/// Describes the holders and where they come from; leaves out what has died meanwhile.
 fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
     let mut found: Vec<Holder> = survey
         .holders
         .iter()
         .filter_map(|(id, holding)| {
             let record = forest.record(id)?;
-            let who = |id| {
+            let ancestor = |id| {
                 let record = forest.record(&id)?;
-                Some((Process::of_record(id, record).who(), forest.is_live(&id)))
+                Some(Ancestor {
+                    who: Process::of_record(id, record).who(),
+                    alive: forest.is_live(&id),
+                })
             };
-            let (root, root_alive) = who(orphan::root_of(forest, *id))?;
             Some(Holder {
                 process: Process::of_record(*id, record),
                 holding: holding.clone(),
                 command: proc::command_line(*id)?,
                 placement: proc::placement(*id)?,
-                lineage: forest.ancestors(id).into_iter().filter_map(who).collect(),
-                root,
-                root_alive,
+                lineage: forest
+                    .ancestors(id)
+                    .into_iter()
+                    .filter_map(ancestor)
+                    .collect(),
+                root: ancestor(orphan::root_of(forest, *id))?,
             })
         })
         .collect();

@@ -77,7 +77,7 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    super::go_first();
+    crate::sys::priority::go_first();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let (mut tracker, mut code) = (Some(tracker), Code::Done);
     for (index, root) in roots.into_iter().enumerate() {
         // It was part of a tree before it, perhaps: then it is dead by now.
-        if index > 0 && !proc::is_alive(root) && !args.dry_run {
+        if index > 0 && !proc::is_live(root) && !args.dry_run {
             continue;
         }
         let tracker = tracker
@@ -107,7 +107,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         match runtime.block_on(kill(tracker, root, args, output)) {
             Ok(Code::Done) => {}
             Ok(other) => code = other,
-            Err(error) if index > 0 && !proc::is_alive(root) => log::info!("{error:#}"),
+            Err(error) if index > 0 && !proc::is_live(root) => log::info!("{error:#}"),
             Err(error) => return Err(error),
         }
     }
@@ -149,7 +149,7 @@ fn say_waiting(pid: u32, elapsed: Duration) {
     }
 }
 
-/// `TERM`, `SIGTERM`, `term` or `15`.
+/// Reads `TERM`, `SIGTERM`, `term` or `15`.
 pub(super) fn parse_signal(text: &str) -> Result<Signal, String> {
     if let Ok(number) = text.parse::<i32>() {
         return Signal::try_from(number).map_err(|_| format!("{number} is no signal"));

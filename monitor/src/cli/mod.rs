@@ -191,7 +191,7 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code_of(error))
 }
 
-/// The whole chain in one line, without what a cause repeats.
+/// Returns the whole chain in one line, without what a cause repeats.
 fn chain(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1) {
@@ -265,13 +265,7 @@ impl Interrupts {
     }
 }
 
-/// Prepares this process to follow or to kill a tree of any size, however busy that is.
-fn go_first() {
-    crate::session::raise_descriptor_limit();
-    crate::kill::go_first();
-}
-
-/// `10s`, `500ms`, `5m`, `1h`, or seconds.
+/// Reads `10s`, `500ms`, `5m`, `1h`, or seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
@@ -290,7 +284,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "a time like 10s, 500ms, 5m or 1h".to_owned())
 }
 
-/// A number of processes: at least a few, at most what a map can hold.
+/// Reads a number of processes: at least a few, at most what a map can hold.
 fn parse_capacity(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(number @ 16..=4_194_304) => Ok(number),
@@ -298,7 +292,7 @@ fn parse_capacity(text: &str) -> Result<u32, String> {
     }
 }
 
-/// The size of a ring: `64K`, `1M`, or bytes.
+/// Reads the size of a ring: `64K`, `1M`, or bytes.
 fn parse_ring_size(text: &str) -> Result<u32, String> {
     let (digits, factor) = match text.as_bytes().last() {
         Some(b'k' | b'K') => (&text[..text.len() - 1], 1 << 10),

@@ -16,10 +16,10 @@ use crate::gpu::{self, Survey};
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::{Guard, KillOptions, KillReport, kill_trees};
+use crate::loss::Loss;
 use crate::orphan::{self, Orphan, Wanted};
 use crate::proc;
 use crate::report::{self, out};
-use crate::session::Loss;
 
 /// What was typed after `orphans`.
 #[expect(
@@ -72,9 +72,9 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     if args.kill {
-        super::go_first();
+        crate::sys::priority::go_first();
     } else {
-        crate::session::raise_descriptor_limit();
+        crate::sys::limits::raise_descriptor_limit();
     }
     let patterns =
         RegexSet::new(&args.patterns).map_err(|error| super::Usage(regex_error(&error)))?;
@@ -121,7 +121,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     Ok(if is_no { Code::No } else { Code::Done })
 }
 
-/// The first line of what is wrong with a pattern says where, the last one what.
+/// Returns what is wrong with a pattern: the first line says where, the last one what.
 fn regex_error(error: &regex::Error) -> String {
     let text = error.to_string();
     let last = text.lines().last().unwrap_or_default();
@@ -162,7 +162,7 @@ async fn look(
     Ok((snapshot, survey, orphans))
 }
 
-/// What makes the answer incomplete.
+/// Returns what makes the answer incomplete.
 pub(super) fn losses(snapshot: &Snapshot, survey: &Survey) -> Vec<Loss> {
     let mut losses = snapshot.losses();
     match &survey.nvml {
@@ -185,14 +185,14 @@ pub(super) struct Killed {
 }
 
 impl Killed {
-    /// Whether none of the orphans is left.
+    /// Returns whether none of the orphans is left.
     pub(super) fn is_complete(&self) -> bool {
         self.spared == 0 && self.report.as_ref().is_none_or(KillReport::is_done)
     }
 }
 
-/// Kills the trees of these orphans, all as one; daemons and inferred ones only by force, and never what
-/// this command itself was started from.
+/// Kills the trees of these orphans, all as one; daemons and inferred ones only by force, and never
+/// what this command itself was started from.
 pub(super) async fn kill(
     tracker: Tracker,
     orphans: &[Orphan],
@@ -214,7 +214,7 @@ pub(super) async fn kill(
         } else if let Err(refusal) = guard.check(id, false) {
             log::warn!("{refusal}");
             spared += 1;
-        } else if proc::is_alive(id) {
+        } else if proc::is_live(id) {
             doomed.push(id);
         }
     }

@@ -1,14 +1,17 @@
 //! `lifemon run`: a command, and nothing of it left behind.
 
 use std::ffi::OsString;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use super::kill::parse_signal;
 use super::{Code, parse_duration};
+use crate::report;
 use crate::supervise::{self, RunOptions};
 
 /// What was typed after `run`.
@@ -41,6 +44,9 @@ pub struct Args {
     words: Vec<OsString>,
 }
 
+/// Exit code of what lifemon itself could not do.
+const FAILED: u8 = 125;
+
 /// Runs it. All of its failures have codes of their own.
 pub(super) fn run(args: &Args) -> Code {
     let options = RunOptions {
@@ -48,13 +54,39 @@ pub(super) fn run(args: &Args) -> Code {
         signal: args.signal as i32,
         grace: args.grace,
         keep_orphans: args.keep_orphans,
-        json: args.json.clone(),
     };
-    Code::Command(match supervise::run(&options) {
-        Ok(ended) => ended.code(),
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "lifemon: {error}");
-            error.code()
-        }
-    })
+    // Before anything runs: who asks for a report gets it, or nothing happens.
+    let file = match args.json.as_deref().map(File::create).transpose() {
+        Ok(file) => file,
+        Err(error) => return cannot_report(args, &error),
+    };
+    let ended = match supervise::run(&options) {
+        Ok(ended) => ended,
+        Err(error) => return fail(&error, error.code()),
+    };
+    // Standard error may be closed; there is nobody to tell then.
+    let text = report::run::text(&options, &ended.rest);
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    let written = file.map(|mut file| {
+        let json = report::run::json(&options, &ended)?;
+        file.write_all(json.as_bytes())
+    });
+    match written.transpose() {
+        Ok(_) => Code::Command(ended.code()),
+        Err(error) => cannot_report(args, &error),
+    }
+}
+
+fn cannot_report(args: &Args, error: &io::Error) -> Code {
+    let path = args.json.as_deref().unwrap_or(Path::new("")).display();
+    fail(
+        &format_args!("cannot write the report to {path}: {error}"),
+        FAILED,
+    )
+}
+
+/// Prints what went wrong; returns this exit code.
+fn fail(error: &dyn Display, code: u8) -> Code {
+    let _ = writeln!(std::io::stderr(), "lifemon: {error}");
+    Code::Command(code)
 }

@@ -15,6 +15,7 @@ use crate::kernel::tracker::HookCost;
 use crate::kernel::{Distrust, LoadOptions, Tracker, preflight};
 use crate::report::json::SCHEMA;
 use crate::report::out;
+use crate::words::count;
 
 /// How long `status` lets the kernel measure the hooks.
 const MEASURE: Duration = Duration::from_millis(500);
@@ -268,7 +269,7 @@ fn read_state(tracker: &Tracker) -> anyhow::Result<StateJson> {
     let cost = tracker.measure(MEASURE)?;
     let snapshot = tracker.snapshot()?;
     let host = tracker.host_counters();
-    // Exits that were missed have been made good.
+    // Exits that were missed have been recovered.
     let missed_runs = tracker.missed_forks();
     let forest = Forest::new(snapshot.records);
     Ok(StateJson {
@@ -294,21 +295,21 @@ fn describe(state: &StateJson) -> String {
     let used = state.processes + state.ghosts;
     let mut text = format!(
         "tracking is on since {}\n\
-         records      {} processes, {} ghosts, {} orphans; {used} of {} in use\n\
-         watched      {} trees, {} memberships\n\
-         seen         {} forks, {} exits\n\
-         lost         {} records (map full), {} missed hook runs{}\n",
+         records      {}, {}, {}; {used} of {} in use\n\
+         watched      {}, {}\n\
+         seen         {}, {}\n\
+         lost         {} (map full), {}{}\n",
         state.since,
-        state.processes,
-        state.ghosts,
-        state.orphans,
+        count(state.processes, "process"),
+        count(state.ghosts, "ghost"),
+        count(state.orphans, "orphan"),
         state.capacity,
-        state.watched_trees,
-        state.memberships,
-        state.forks,
-        state.exits,
-        state.lost.records,
-        state.lost.missed_runs,
+        count(state.watched_trees, "tree"),
+        count(state.memberships, "membership"),
+        count(state.forks, "fork"),
+        count(state.exits, "exit"),
+        count(state.lost.records, "record"),
+        count(state.lost.missed_runs, "missed hook run"),
         if state.complete { "" } else { ": not complete" },
     );
     for cost in &state.cost {
@@ -316,8 +317,8 @@ fn describe(state: &StateJson) -> String {
             || "did not run while it was measured".to_owned(),
             |ns| {
                 format!(
-                    "{ns} ns a run, {} runs in {} ms",
-                    cost.runs,
+                    "{ns} ns a run, {} in {} ms",
+                    count(cost.runs, "run"),
                     MEASURE.as_millis()
                 )
             },

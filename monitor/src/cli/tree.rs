@@ -46,7 +46,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     Ok(Code::Done)
 }
 
-/// As standard output is now.
+/// Returns the style for standard output as it is now.
 pub(super) fn style(full: bool) -> Style {
     Style {
         clock: WallClock::now(),

@@ -1,11 +1,11 @@
-//! GPU memory as DRM drivers (AMD, Intel and others) tell it: in `fdinfo` of every open descriptor of
-//! a GPU. Descriptors that were handed on tell the same client again, so each client counts once.
-//! Keys: the kernel's `Documentation/gpu/drm-usage-stats.rst`.
+//! GPU memory as DRM drivers (AMD, Intel and others) tell it: in `fdinfo` of every open descriptor
+//! of a GPU. Descriptors that were handed on tell the same client again, so each client counts
+//! once. Keys: the kernel's `Documentation/gpu/drm-usage-stats.rst`.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use super::{Kind, Memory};
+use crate::proc;
 
 /// A client of a DRM driver: what one descriptor tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,12 +18,12 @@ pub(super) struct Client {
     bytes: u64,
 }
 
-/// The client of one descriptor; `None` when it is not of a DRM driver that tells.
+/// Returns the client of one descriptor; `None` when it is not of a DRM driver that tells.
 pub(super) fn client(pid: u32, descriptor: u32) -> Option<Client> {
-    parse(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?)
+    parse(&proc::descriptor_info(pid, descriptor)?)
 }
 
-/// Memory of one process by GPU.
+/// Sums up the memory of one process by GPU.
 pub(super) fn memory(clients: impl IntoIterator<Item = Client>) -> Vec<Memory> {
     let mut once: BTreeMap<(String, u64), u64> = BTreeMap::new();
     for client in clients {
@@ -43,7 +43,7 @@ pub(super) fn memory(clients: impl IntoIterator<Item = Client>) -> Vec<Memory> {
     memory.collect()
 }
 
-/// Lines of `key: value`. A region is told as `drm-total-REGION` by newer drivers and as
+/// Reads lines of `key: value`. A region is told as `drm-total-REGION` by newer drivers and as
 /// `drm-memory-REGION` by older ones; where both are there they are the same memory.
 fn parse(text: &str) -> Option<Client> {
     let (mut gpu, mut driver, mut number) = (None, None, None);
@@ -77,7 +77,7 @@ fn parse(text: &str) -> Option<Client> {
     })
 }
 
-/// `123`, `123 KiB`, `123 MiB`.
+/// Reads `123`, `123 KiB`, `123 MiB`.
 fn bytes(value: &str) -> Option<u64> {
     let mut words = value.split_whitespace();
     let number: u64 = words.next()?.parse().ok()?;

@@ -39,7 +39,7 @@ pub struct BadPattern {
 }
 
 impl DeviceFiles {
-    /// The files that one of these patterns matches: `/dev/nvidia*`.
+    /// Takes the files that one of these patterns matches: `/dev/nvidia*`.
     ///
     /// # Errors
     /// [`BadPattern`].
@@ -64,7 +64,7 @@ impl DeviceFiles {
         self.set.is_match(path)
     }
 
-    /// Whether this host has any of these files: without one there is no GPU to ask about.
+    /// Returns whether this host has any of these files: without one there is no GPU to ask about.
     #[must_use]
     pub fn exist(&self) -> bool {
         let entries = self
@@ -116,7 +116,7 @@ pub fn scan(processes: impl IntoIterator<Item = ProcessId>, files: &DeviceFiles)
     scan
 }
 
-/// What one process has open; nothing when its pid is another process's by now.
+/// Returns what one process has open; nothing when its pid is another process's by now.
 fn holding(id: ProcessId, files: &DeviceFiles) -> io::Result<Holding> {
     let mut holding = Holding::default();
     let mut clients = Vec::new();
@@ -129,7 +129,7 @@ fn holding(id: ProcessId, files: &DeviceFiles) -> io::Result<Holding> {
         }
         holding.devices.insert(file.target);
     }
-    if holding.is_empty() || !proc::is_same(id) {
+    if holding.is_empty() || !proc::owns_pid(id) {
         return Ok(Holding::default());
     }
     holding.memory = drm::memory(clients);

@@ -1,7 +1,8 @@
 //! Who holds GPUs: memory by process from NVML ([`nvml`]), open device files of any vendor
-//! ([`holders`]), and memory of DRM drivers ([`drm`]); and when the dead give it back ([`release`]). All three, because each misses some: a process
-//! that died in the middle of a call holds memory without a file, one that is starting has a file
-//! and no memory, and NVML knows NVIDIA alone.
+//! ([`holders`]), and memory of DRM drivers ([`drm`]); and when the dead give it back
+//! ([`release`]). All three, because each misses some: a process that died in the middle of a call
+//! holds memory without a file, one that is starting has a file and no memory, and NVML knows
+//! NVIDIA alone.
 
 pub mod drm;
 pub mod holders;
@@ -28,13 +29,13 @@ pub struct Holding {
 }
 
 impl Holding {
-    /// Whether it holds nothing.
+    /// Returns whether it holds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.devices.is_empty() && self.memory.is_empty()
     }
 
-    /// All its memory, in bytes; `None` when no driver told any.
+    /// Returns all its memory, in bytes; `None` when no driver told any.
     #[must_use]
     pub fn memory_bytes(&self) -> Option<u64> {
         let told = self.memory.iter().filter_map(|memory| memory.bytes);
@@ -72,6 +73,16 @@ pub enum Kind {
     Drm,
 }
 
+/// Memory of a process that has no living record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Stranger {
+    /// Its pid as the driver has it.
+    pub pid: u32,
+    /// What it has.
+    #[serde(flatten)]
+    pub memory: Memory,
+}
+
 /// Everything that is known about GPUs at one time.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
@@ -80,13 +91,13 @@ pub struct Survey {
     /// Processes that hold something.
     pub holders: Holders,
     /// Memory of processes that have no living record: they are dying, or in another pid namespace.
-    pub strangers: Vec<(u32, Memory)>,
+    pub strangers: Vec<Stranger>,
     /// Processes whose files could not be looked at.
     pub unreadable: usize,
 }
 
 impl Survey {
-    /// The GPUs that NVML knows.
+    /// Returns the GPUs that NVML knows.
     #[must_use]
     pub fn gpus(&self) -> &[Gpu] {
         match &self.nvml {
@@ -111,7 +122,7 @@ pub fn survey(forest: &Forest, answer: Answer, asked_ns: u64, scan: Scan) -> Sur
             for (pid, memory) in gpu.memory() {
                 match forest.live(pid).filter(|id| id.start_ns < asked_ns) {
                     Some(id) => holders.entry(id).or_default().memory.push(memory),
-                    None => strangers.push((pid, memory)),
+                    None => strangers.push(Stranger { pid, memory }),
                 }
             }
         }

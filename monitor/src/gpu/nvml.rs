@@ -1,24 +1,26 @@
 //! GPU memory by process, as NVIDIA's management library tells it.
 //!
-//! A call into it can hang in the driver for ever, where not even SIGKILL helps. So it is called in a
-//! process of its own ([`serve`]), which is asked over a pipe and abandoned when it does not answer
-//! in time. The library is loaded at run time; a host without it is a normal one.
+//! A call into it can hang in the driver for ever, where not even SIGKILL helps. So it is called in
+//! a process of its own ([`serve`]), which is asked over a pipe and abandoned when it does not
+//! answer in time. The library is loaded at run time; a host without it is a normal one.
+
+#[cfg(feature = "gpu")]
+mod library;
 
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use nvml_wrapper::enums::device::UsedGpuMemory;
-use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::struct_wrappers::device::ProcessInfo;
-use nvml_wrapper::{Device, Nvml};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::{Kind, Memory};
+use crate::proc::OWN_PROGRAM;
+#[cfg(feature = "gpu")]
+use library::Library;
 
 /// The hidden command that runs [`serve`].
 pub const COMMAND: &str = "nvml-server";
@@ -68,7 +70,7 @@ pub struct GpuProcess {
 }
 
 impl Gpu {
-    /// The memory of each process.
+    /// Returns the memory of each process.
     pub(super) fn memory(&self) -> impl Iterator<Item = (u32, Memory)> {
         let gpu = self
             .uuid
@@ -99,6 +101,19 @@ impl Gpu {
     }
 }
 
+/// The library, in a build without it.
+#[cfg(not(feature = "gpu"))]
+#[derive(Default)]
+struct Library;
+
+#[cfg(not(feature = "gpu"))]
+impl Library {
+    /// Says that it cannot be asked.
+    fn ask(&mut self) -> Answer {
+        Answer::Absent("this lifemon was built without the feature `gpu`".to_owned())
+    }
+}
+
 /// What came of asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -117,7 +132,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// Whether GPUs may be missing from the answer that are there.
+    /// Returns whether GPUs may be missing from the answer that are there.
     #[must_use]
     pub fn is_incomplete(&self) -> bool {
         match self {
@@ -127,7 +142,7 @@ impl Answer {
         }
     }
 
-    /// Pids that have memory on any GPU.
+    /// Returns pids that have memory on any GPU.
     pub fn pids(&self) -> impl Iterator<Item = u32> {
         let gpus = match self {
             Self::Gpus(gpus) => gpus.as_slice(),
@@ -154,7 +169,7 @@ struct Running {
 }
 
 impl Server {
-    /// By this `lifemon` binary; started when it is first asked.
+    /// Makes a server of this `lifemon` binary; started when it is first asked.
     #[must_use]
     pub fn new(program: &Path, limit: Duration) -> Self {
         Self {
@@ -164,14 +179,14 @@ impl Server {
         }
     }
 
-    /// By the running binary, which must be `lifemon`.
+    /// Makes a server of the running binary, which must be `lifemon`.
     #[must_use]
     pub fn of_this_program() -> Self {
-        Self::new(Path::new("/proc/self/exe"), ANSWER_TIMEOUT)
+        Self::new(Path::new(OWN_PROGRAM), ANSWER_TIMEOUT)
     }
 
-    /// Asks. After a hang the next question starts another process. Needs a tokio runtime with I/O
-    /// and time.
+    /// Asks the library. After a hang the next question starts another process. Needs a tokio
+    /// runtime with I/O and time.
     pub async fn ask(&mut self) -> Answer {
         match timeout(self.limit, self.exchange()).await {
             Ok(Ok(answer)) => answer,
@@ -197,7 +212,7 @@ impl Server {
         serde_json::from_str(&line).map_err(io::Error::other)
     }
 
-    /// SIGKILL, which takes effect when the driver lets go. The runtime reaps it then.
+    /// Sends SIGKILL, which takes effect when the driver lets go. The runtime reaps it then.
     fn abandon(&mut self) {
         if let Some(mut running) = self.running.take() {
             let _ = running.child.start_kill();
@@ -224,122 +239,21 @@ fn start(program: &Path) -> io::Result<Running> {
     })
 }
 
-/// Answers each line of `questions` with one line, until they end: the process that asks the library.
+/// Answers each line of `questions` with one line, until they end: the process that asks the
+/// library.
 ///
 /// # Errors
 /// When the answers cannot be written.
 pub fn serve(questions: impl BufRead, mut answers: impl Write) -> io::Result<()> {
-    let mut library = None;
+    let mut library = Library::default();
     for question in questions.lines() {
         question?;
-        let answer = match &library {
-            Some(nvml) => look(nvml),
-            None => match Nvml::init() {
-                Ok(nvml) => look(library.insert(nvml)),
-                Err(error) => refusal(&error),
-            },
-        };
+        let answer = library.ask();
         let line = serde_json::to_string(&answer).map_err(io::Error::other)?;
         writeln!(answers, "{line}")?;
         answers.flush()?;
     }
     Ok(())
-}
-
-/// Why there is no library to ask.
-fn refusal(error: &NvmlError) -> Answer {
-    match error {
-        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => {
-            Answer::Absent("NVIDIA's management library is not installed".to_owned())
-        }
-        NvmlError::DriverNotLoaded => {
-            Answer::Absent("the driver of NVIDIA is not loaded".to_owned())
-        }
-        error => Answer::Failed(error.to_string()),
-    }
-}
-
-fn look(nvml: &Nvml) -> Answer {
-    match nvml.device_count() {
-        Ok(count) => Answer::Gpus((0..count).map(|index| gpu(nvml, index)).collect()),
-        Err(error) => Answer::Failed(error.to_string()),
-    }
-}
-
-/// One GPU; what cannot be asked is said in its errors.
-fn gpu(nvml: &Nvml, index: u32) -> Gpu {
-    let mut gpu = Gpu {
-        index,
-        ..Gpu::default()
-    };
-    let device = match nvml.device_by_index(index) {
-        Ok(device) => device,
-        Err(error) => {
-            gpu.errors.push(error.to_string());
-            return gpu;
-        }
-    };
-    gpu.uuid = device.uuid().ok();
-    gpu.name = device.name().ok();
-    if let Ok(memory) = device.memory_info() {
-        gpu.total_bytes = Some(memory.total);
-        gpu.used_bytes = Some(memory.used);
-    }
-    gpu.is_partitioned = device.mig_mode().is_ok_and(|mode| mode.current == 1);
-    add_processes(&mut gpu, &device);
-    if gpu.is_partitioned && gpu.processes.is_empty() {
-        // Some drivers tell the processes of instances to those who ask the instance alone.
-        for instance in 0..device.mig_device_count().unwrap_or(0) {
-            if let Ok(instance) = device.mig_device_by_index(instance) {
-                add_processes(&mut gpu, &instance);
-            }
-        }
-    }
-    gpu
-}
-
-fn add_processes(gpu: &mut Gpu, device: &Device<'_>) {
-    let lists = [
-        (Kind::Compute, compute(device)),
-        (Kind::Graphics, graphics(device)),
-    ];
-    for (kind, list) in lists {
-        match list {
-            Ok(list) => gpu
-                .processes
-                .extend(list.iter().map(|process| of_driver(kind, process))),
-            // A GPU that cannot draw, or cannot tell.
-            Err(NvmlError::NotSupported) => {}
-            Err(error) => gpu.errors.push(error.to_string()),
-        }
-    }
-}
-
-/// Drivers before 510 have the second version of the call alone.
-fn compute(device: &Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError> {
-    match device.running_compute_processes() {
-        Err(NvmlError::FailedToLoadSymbol(_)) => device.running_compute_processes_v2(),
-        other => other,
-    }
-}
-
-fn graphics(device: &Device<'_>) -> Result<Vec<ProcessInfo>, NvmlError> {
-    match device.running_graphics_processes() {
-        Err(NvmlError::FailedToLoadSymbol(_)) => device.running_graphics_processes_v2(),
-        other => other,
-    }
-}
-
-fn of_driver(kind: Kind, process: &ProcessInfo) -> GpuProcess {
-    GpuProcess {
-        pid: process.pid,
-        kind,
-        bytes: match process.used_gpu_memory {
-            UsedGpuMemory::Used(bytes) => Some(bytes),
-            UsedGpuMemory::Unavailable => None,
-        },
-        gpu_instance: process.gpu_instance_id,
-    }
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ impl Releases {
         }
     }
 
-    /// A member has begun to die at `at_ns`, ns since boot.
+    /// Takes note that a member has begun to die at `at_ns`, ns since boot.
     pub fn died(&self, id: ProcessId, at_ns: u64) {
         if let Some(deaths) = &self.deaths {
             // Where there is no driver, nobody listens.
@@ -84,13 +84,14 @@ impl Releases {
         }
     }
 
-    /// No member will die any more: [`Releases::next`] ends when all that died are released.
+    /// Takes note that no member will die any more: [`Releases::next`] ends when all that died are
+    /// released.
     pub fn close(&mut self) {
         self.deaths = None;
     }
 
-    /// What became of the next one; `None` when there is nothing more to wait for. Safe to drop and
-    /// call again.
+    /// Waits for what becomes of the next one; `None` when there is nothing more to wait for. Safe
+    /// to drop and call again.
     pub async fn next(&mut self) -> Option<News> {
         self.news.recv().await
     }
@@ -173,7 +174,7 @@ impl Waiting {
         self.dead.retain_mut(|dead| {
             let Died { id, at_ns } = dead.died;
             let after_ns = now.saturating_sub(at_ns);
-            let holds = holders.contains(&id.pid) && !is_of_successor(id);
+            let holds = holders.contains(&id.pid) && !proc::has_successor(id);
             dead.held |= holds;
             let told = if !holds {
                 dead.held.then_some(News::Released {
@@ -200,14 +201,9 @@ impl Waiting {
     }
 }
 
-/// Whether the pid belongs to a process that started later.
-fn is_of_successor(id: ProcessId) -> bool {
-    proc::stat(id.pid).is_some() && !proc::is_same(id)
-}
-
-/// What a process that does not let go is doing.
+/// Describes what a process that does not let go is doing.
 fn state(id: ProcessId) -> String {
-    let Some(stat) = proc::stat(id.pid).filter(|_| proc::is_same(id)) else {
+    let Some(stat) = proc::stat(id.pid).filter(|_| proc::owns_pid(id)) else {
         return "it is gone, and its driver accounts memory to it".to_owned();
     };
     match proc::wait_channel(id.pid) {
@@ -234,7 +230,7 @@ mod tests {
         Answer::Gpus(vec![Gpu::of_one_process(pid, 1)])
     }
 
-    /// What is told after these answers, the first of them before the death.
+    /// Returns what is told after these answers, the first of them before the death.
     fn told(before: &Answer, answers: &[Answer], timeout: Duration) -> Vec<News> {
         let (tell, mut news) = unbounded_channel();
         let mut waiting = Waiting::default();

@@ -45,7 +45,7 @@ impl Tracker {
         let Some(settle) = &self.settle else {
             return Ok(0);
         };
-        let over: Vec<_> = processes.iter().filter(|id| proc::is_over(**id)).collect();
+        let over: Vec<_> = processes.iter().filter(|id| proc::is_gone(**id)).collect();
         if over.is_empty() {
             return Ok(0);
         }

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use crate::words;
+
 /// Oldest kernel: BPF atomics that return a value, and the task iterator.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
@@ -42,10 +44,10 @@ pub enum Refusal {
     BadBtf(String),
     /// Capabilities are missing.
     #[error(
-        "not permitted: {missing} is missing; run as root (sudo lifemon ...), or grant CAP_BPF and CAP_PERFMON"
+        "not permitted: {missing}; run as root (sudo lifemon ...), or grant CAP_BPF and CAP_PERFMON"
     )]
     NoPrivilege {
-        /// Names of what is missing.
+        /// What is missing, as a sentence.
         missing: String,
     },
     /// The kernel lets only administrators open tracepoints, and this one's can be preempted.
@@ -152,7 +154,7 @@ pub fn check_privileges() -> Result<(), Refusal> {
         return Ok(());
     }
     Err(Refusal::NoPrivilege {
-        missing: missing.join(" and "),
+        missing: words::missing(&missing),
     })
 }
 

@@ -150,7 +150,7 @@ impl Tracker {
         let mut reclaimed = 0;
         for slot in 1..limits::TREE_SLOTS {
             let (generation, owner) = self.slot_owner(slot);
-            if generation % 2 == 1 && !proc::is_alive(owner) {
+            if generation % 2 == 1 && !proc::is_live(owner) {
                 self.give_back(slot)?;
                 reclaimed += 1;
             }

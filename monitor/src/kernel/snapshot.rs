@@ -2,7 +2,7 @@
 
 use lifemon_ebpf::{LIVE, ProcessId, Record};
 
-use crate::session::Loss;
+use crate::loss::Loss;
 
 /// All records at one time. Each bucket of the map was read under its lock, the whole was not:
 /// what lived through the whole reading is in it.

@@ -1,17 +1,24 @@
-//! SIGKILL to every member of a condemned tree: the closer, and beside it the killing passes over the
-//! membership map (I4). Whoever uses this goes on to follow the tree's events meanwhile.
+//! SIGKILL to every member of a condemned tree: the closer, and beside it the killing passes over
+//! the membership map (I4). The one loop of every kill with eBPF: what happens to the tree
+//! meanwhile is handed on.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::strike::{self, Outcome};
+use super::outcome::Survivor;
+use super::strike::{Strike, strike};
+use super::survivor;
 use crate::kernel::{Closer, Error, Watcher};
+use crate::process::Process;
+use crate::session::{Session, Update};
+use crate::sys::descriptor::make_room;
+use crate::sys::priority::RealTime;
 
 /// Pause after a pass that found somebody; doubled by each one that did not, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -21,14 +28,15 @@ const PAUSE_MAX: Duration = Duration::from_millis(40);
 /// Descriptors that are open for other reasons.
 const OTHER_DESCRIPTORS: usize = 128;
 
-/// A tree that is being killed. Dropping it detaches the closer; the tree stays condemned for as long as
-/// it is watched.
+/// A tree that is being killed. Dropping it detaches the closer; the tree stays condemned for as
+/// long as it is watched.
 #[derive(Debug)]
 pub(crate) struct Force {
     /// Whoever needs no signal any more.
     done: HashSet<ProcessId>,
-    /// Descriptors of those who were sent SIGKILL, as far as there was room.
-    struck: HashMap<ProcessId, OwnedFd>,
+    /// Descriptors of those who were sent SIGKILL, as far as there was room; `None` where they are
+    /// not kept.
+    struck: Option<HashMap<ProcessId, OwnedFd>>,
     already_dying: Vec<ProcessId>,
     denied: HashMap<ProcessId, String>,
     rejected: u64,
@@ -38,7 +46,9 @@ pub(crate) struct Force {
     due: Instant,
     attaching: Option<JoinHandle<Result<Closer, Error>>>,
     closer: Option<Closer>,
-    _priority: strike::Priority,
+    /// Whether the session has nothing more to report.
+    is_unreported: bool,
+    _priority: RealTime,
 }
 
 impl Force {
@@ -48,14 +58,15 @@ impl Force {
     /// # Errors
     /// When the tree cannot be condemned. Needs a tokio runtime.
     pub(crate) fn begin(watcher: &mut Watcher) -> Result<Self, Error> {
-        let priority = strike::Priority::raise();
+        let priority = RealTime::begin();
         watcher.condemn()?;
         let mut closer = watcher.closer()?;
-        make_room(watcher);
+        let live = usize::try_from(watcher.counters().live).unwrap_or(usize::MAX);
+        make_room(live.saturating_add(OTHER_DESCRIPTORS));
         let attach = move || closer.attach().map(|()| closer);
         Ok(Self {
             done: HashSet::new(),
-            struck: HashMap::new(),
+            struck: Some(HashMap::new()),
             already_dying: Vec::new(),
             denied: HashMap::new(),
             rejected: 0,
@@ -64,19 +75,64 @@ impl Force {
             due: Instant::now(),
             attaching: Some(tokio::task::spawn_blocking(attach)),
             closer: None,
+            is_unreported: false,
             _priority: priority,
         })
     }
 
-    /// Makes a pass if one is due; when to call this again.
-    ///
-    /// A new member can only come by a fork of a member, and is in the map before it is counted: so as
-    /// long as the count has not changed since the last reading, that was complete. A pass now and
-    /// then all the same finds those that were labelled late, after a loss.
+    /// Keeps no descriptors: for those who learn otherwise who is gone, or need them themselves.
+    pub(crate) fn without_descriptors(mut self) -> Self {
+        self.struck = None;
+        self
+    }
+
+    /// Kills until no member can run, or until `until`; hands on what the session reports
+    /// meanwhile. Returns whether the tree is extinct.
     ///
     /// # Errors
     /// When a map cannot be read.
-    pub(crate) async fn advance(&mut self, watcher: &Watcher) -> Result<Instant, Error> {
+    pub(crate) async fn drive(
+        &mut self,
+        session: &mut Session,
+        until: Instant,
+        mut on_update: impl FnMut(Update),
+    ) -> Result<bool, Error> {
+        while !is_extinct(session) && Instant::now() < until {
+            let Ok(updates) = timeout_at(until, self.next(session)).await else {
+                break;
+            };
+            updates?.into_iter().for_each(&mut on_update);
+        }
+        Ok(is_extinct(session))
+    }
+
+    /// Returns the next updates of the session; until they come, makes the passes that are due. May
+    /// be dropped and called again.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub(crate) async fn next(&mut self, session: &mut Session) -> Result<Vec<Update>, Error> {
+        while !is_extinct(session) {
+            let due = self.advance(session.watcher()).await?;
+            if self.is_unreported {
+                sleep_until(due).await;
+            } else if let Ok(updates) = timeout_at(due, session.next()).await {
+                let updates = updates?;
+                // The tracker was switched off. Whoever is known can still be killed.
+                let is_end = updates.iter().any(|update| matches!(update, Update::End));
+                self.is_unreported = is_end;
+                return Ok(updates);
+            }
+        }
+        session.next().await
+    }
+
+    /// Makes a pass if one is due; returns when to call this again.
+    ///
+    /// A new member can only come by a fork of a member, and is in the map before it is counted: so
+    /// as long as the count has not changed since the last reading, that was complete. A pass now
+    /// and then all the same finds those that were labelled late, after a loss.
+    async fn advance(&mut self, watcher: &Watcher) -> Result<Instant, Error> {
         self.settle_closer().await;
         // Before the reading, or a fork between the two would be missed.
         let forks = watcher.counters().forks;
@@ -92,10 +148,18 @@ impl Force {
         Ok(self.due)
     }
 
+    /// Takes over the closer once it is attached. Nothing is lost when this is dropped.
     async fn settle_closer(&mut self) {
-        let finished = self.attaching.take_if(|handle| handle.is_finished());
-        let Some(handle) = finished else { return };
-        match handle.await {
+        let Some(handle) = self
+            .attaching
+            .as_mut()
+            .filter(|handle| handle.is_finished())
+        else {
+            return;
+        };
+        let attached = handle.await;
+        self.attaching = None;
+        match attached {
             Ok(Ok(closer)) => self.closer = Some(closer),
             // The passes go on alone; what forks faster than they run shows as survivors.
             Ok(Err(error)) => log::warn!("killing without the closer: {error}"),
@@ -103,7 +167,7 @@ impl Force {
         }
     }
 
-    /// Sends SIGKILL to every living member that has not had it yet; whether there was one.
+    /// Sends SIGKILL to every living member that has not had it yet; returns whether there was one.
     fn pass(&mut self, watcher: &Watcher) -> Result<bool, Error> {
         let mut found = false;
         for id in watcher.live_members()? {
@@ -111,23 +175,22 @@ impl Force {
                 self.doubt(id);
                 continue;
             }
-            let mut outcome = strike::strike(watcher.tracker(), id, Signal::SIGKILL)?;
-            if matches!(outcome, Outcome::NoRoom) {
+            let mut outcome = strike(watcher.tracker(), id, Signal::SIGKILL)?;
+            if matches!(outcome, Strike::NoRoom) {
                 // They are opened again, one by one, when it is time to wait for them.
-                self.struck = HashMap::new();
-                outcome = strike::strike(watcher.tracker(), id, Signal::SIGKILL)?;
+                self.struck = self.struck.take().map(|_| HashMap::new());
+                outcome = strike(watcher.tracker(), id, Signal::SIGKILL)?;
             }
             found |= self.note(id, outcome);
         }
         Ok(found)
     }
 
-    /// A member that is still one although its record was not found to be live: it never had a record, or
-    /// is in the middle of its death. Nothing proves who it is, so only the closer can end it.
+    /// Notes a member that is still one although its record was not found to be live: it never had
+    /// a record, or is in the middle of its death. Nothing proves who it is, so only the closer can
+    /// end it.
     fn doubt(&mut self, id: ProcessId) {
-        if let Some(index) = self.already_dying.iter().position(|dying| *dying == id)
-            && !self.struck.contains_key(&id)
-        {
+        if let Some(index) = self.already_dying.iter().position(|dying| *dying == id) {
             let why =
                 "it has no record, so nothing proves who has its pid: the lineage map was full";
             self.denied.insert(id, why.to_owned());
@@ -135,42 +198,59 @@ impl Force {
         }
     }
 
-    /// Remembers what came of a signal; whether that was anything new.
-    fn note(&mut self, id: ProcessId, outcome: Outcome) -> bool {
+    /// Notes what came of a signal; returns whether that was anything new.
+    fn note(&mut self, id: ProcessId, outcome: Strike) -> bool {
         match outcome {
-            Outcome::Sent(pidfd) => {
-                self.struck.insert(id, pidfd);
+            Strike::Sent(pidfd) => {
+                if let Some(struck) = &mut self.struck {
+                    struck.insert(id, pidfd);
+                }
             }
-            Outcome::Stale => {
+            Strike::Stale => {
                 self.rejected += 1;
                 self.already_dying.push(id);
             }
-            Outcome::Dying => self.already_dying.push(id),
-            Outcome::NoRoom => {
+            Strike::Dying => self.already_dying.push(id),
+            Strike::NoRoom => {
                 let why = "no descriptor is left to signal it: raise the limit of open files";
                 return self.denied.insert(id, why.to_owned()).is_none();
             }
-            Outcome::Denied(why) => return self.denied.insert(id, why).is_none(),
+            Strike::Denied(why) => return self.denied.insert(id, why).is_none(),
         }
         self.denied.remove(&id);
         self.done.insert(id);
         true
     }
 
-    /// Ends it; what it came to.
+    /// Ends it; returns what it came to.
     pub(super) fn end(self) -> Ended {
         Ended {
-            struck: self.struck,
+            struck: self.struck.unwrap_or_default(),
             already_dying: self.already_dying,
             denied: self.denied,
             rejected: self.rejected,
         }
     }
+}
 
-    /// Lets go of the descriptors, for those who learn otherwise who is gone.
-    pub(crate) fn let_go(&mut self) {
-        self.struck = HashMap::new();
+fn is_extinct(session: &Session) -> bool {
+    session.watcher().counters().live == 0
+}
+
+/// Kills everything of a watched tree within `limit`, for an owner that needs its descriptors
+/// itself; returns those who are left.
+///
+/// # Errors
+/// When a map cannot be read or written.
+pub(crate) async fn kill_watched(
+    session: &mut Session,
+    limit: Duration,
+) -> Result<Vec<Survivor>, Error> {
+    let mut force = Force::begin(session.watcher_mut())?.without_descriptors();
+    if force.drive(session, Instant::now() + limit, drop).await? {
+        return Ok(Vec::new());
     }
+    force.end().survivors(session.watcher())
 }
 
 /// What the use of force came to.
@@ -179,21 +259,24 @@ pub(super) struct Ended {
     pub(super) struck: HashMap<ProcessId, OwnedFd>,
     pub(super) already_dying: Vec<ProcessId>,
     /// Why a member could not be signalled.
-    pub(super) denied: HashMap<ProcessId, String>,
+    denied: HashMap<ProcessId, String>,
     pub(super) rejected: u64,
 }
 
-/// Lets the table of descriptors grow at once to what the kill needs. Once this process has a second
-/// thread, each growth waits for a grace period of the kernel.
-fn make_room(watcher: &Watcher) {
-    let live = usize::try_from(watcher.counters().live).unwrap_or(usize::MAX);
-    let Ok(wanted) = libc::c_int::try_from(live.saturating_add(OTHER_DESCRIPTORS)) else {
-        return;
-    };
-    // SAFETY: no memory is passed. Where the limit does not allow it, nothing happens.
-    let far = unsafe { libc::fcntl(watcher.as_raw_fd(), libc::F_DUPFD_CLOEXEC, wanted) };
-    if far >= 0 {
-        // SAFETY: a descriptor that was just made for us and that nobody else owns.
-        drop(unsafe { OwnedFd::from_raw_fd(far) });
+impl Ended {
+    /// Returns the members that are still alive, each with the reason.
+    pub(super) fn survivors(&self, watcher: &Watcher) -> Result<Vec<Survivor>, Error> {
+        let survivor = |id: ProcessId| {
+            let process = match watcher.tracker().record(&id) {
+                Ok(Some(record)) => Process::of_record(id, &record),
+                _ => Process::unknown(id),
+            };
+            let denied = self.denied.get(&id).cloned();
+            Survivor::new(
+                process,
+                Some(denied.unwrap_or_else(|| survivor::reason(id))),
+            )
+        };
+        Ok(watcher.live_members()?.into_iter().map(survivor).collect())
     }
 }

@@ -1,4 +1,5 @@
-//! Whom lifemon does not kill.
+//! Refuses to kill what must not be killed: the host's init, lifemon itself, and what it was
+//! started from.
 
 use std::collections::HashSet;
 
@@ -13,6 +14,7 @@ const ANCESTORS: usize = 1_024;
 
 /// Why a tree is not killed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum KillRefusal {
     /// The whole host.
     #[error(
@@ -55,12 +57,12 @@ impl Guard {
         }
     }
 
-    /// This process.
+    /// Returns this process.
     pub(crate) fn own(&self) -> ProcessId {
         self.own
     }
 
-    /// Whether the tree of `root` may be killed.
+    /// Checks that the tree of `root` may be killed.
     pub(crate) fn check(&self, root: ProcessId, force: bool) -> Result<(), KillRefusal> {
         if root.pid == 1 {
             return Err(KillRefusal::Init);
@@ -68,7 +70,7 @@ impl Guard {
         if root.pid == std::process::id() {
             return Err(KillRefusal::Myself(root.pid));
         }
-        let is_parent = self.parents.contains(&root.pid) && proc::is_same(root);
+        let is_parent = self.parents.contains(&root.pid) && proc::owns_pid(root);
         if (is_parent || self.ancestors.contains(&root)) && !force {
             return Err(KillRefusal::Ancestor(root.pid));
         }
@@ -76,7 +78,8 @@ impl Guard {
     }
 }
 
-/// As [`Guard::check`]; the identity of this process, which is never killed.
+/// Checks as [`Guard::check`] does; returns this process, which is never killed.
+#[cfg(feature = "cli")]
 pub(crate) fn check(
     root: ProcessId,
     snapshot: &Snapshot,
@@ -87,7 +90,7 @@ pub(crate) fn check(
     Ok(guard.own())
 }
 
-/// Everybody above `pid` by the parents that `/proc` shows.
+/// Returns everybody above `pid` by the parents that `/proc` shows.
 fn parents_of(pid: u32) -> HashSet<u32> {
     let mut parents = HashSet::new();
     let mut at = pid;

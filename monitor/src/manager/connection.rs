@@ -16,12 +16,13 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::state::{DeadWorker, Shared};
+use super::health::DeadWorker;
+use super::state::Shared;
 pub use crate::supervise::frame::FRAME_BYTES_MAX;
-use crate::supervise::frame::{FrameError, Frames};
+use crate::supervise::frame::{FrameError, Frames, MessageError};
 use crate::supervise::message::encode;
 
-/// The variable that tells a worker the number of its descriptor.
+/// The variable that holds the number of a worker's descriptor.
 pub const WORKER_FD: &str = "LIFEMON_WORKER_FD";
 
 /// How long a message may take until the worker's side has taken it.
@@ -35,6 +36,7 @@ const READ_BYTES: usize = 64 << 10;
 
 /// Why no message came, or none was sent.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectionError {
     /// The worker is dead, or has closed its end.
     #[error("Worker process died (pipe closed)")]
@@ -53,8 +55,17 @@ pub enum ConnectionError {
     Failed(String),
 }
 
+impl From<MessageError> for ConnectionError {
+    fn from(error: MessageError) -> Self {
+        match error {
+            MessageError::Frame(error) => Self::Frame(error),
+            MessageError::NotUnderstood(error) => Self::NotJson(error.to_string()),
+        }
+    }
+}
+
 impl ConnectionError {
-    /// One word for it.
+    /// Returns one word for it.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -67,7 +78,7 @@ impl ConnectionError {
         }
     }
 
-    /// The error as a message, as the Python module hands it on.
+    /// Returns the error as a message, as the Python module hands it on.
     #[must_use]
     pub fn to_value(&self) -> Value {
         let mut value = json!({ "error": self.to_string(), "kind": self.kind() });
@@ -147,8 +158,8 @@ impl Connection {
         })
     }
 
-    /// Sends one message. Never waits longer than [`SEND_TIMEOUT`] for the worker. May be dropped. A
-    /// message that was begun by then, or when the time was over, reaches the worker all the same
+    /// Sends one message. Never waits longer than [`SEND_TIMEOUT`] for the worker. May be dropped.
+    /// A message that was begun by then, or when the time was over, reaches the worker all the same
     /// with the next one.
     ///
     /// # Errors
@@ -175,7 +186,7 @@ impl Connection {
         sent.unwrap_or(Err(ConnectionError::Stuck))
     }
 
-    /// The next message. Never hangs on a dead worker. May be dropped and called again.
+    /// Returns the next message. Never hangs on a dead worker. May be dropped and called again.
     ///
     /// # Errors
     /// [`ConnectionError`].
@@ -184,9 +195,8 @@ impl Connection {
         let mut changes = self.shared.changes();
         let mut buffer = vec![0; READ_BYTES];
         loop {
-            if let Some(body) = reader.frames.take()? {
-                let value = serde_json::from_slice(&body);
-                return value.map_err(|error| ConnectionError::NotJson(error.to_string()));
+            if let Some(message) = reader.frames.messages().next() {
+                return message.map_err(ConnectionError::from);
             }
             let death = self.death();
             let limit = if death.is_some() {
@@ -210,7 +220,7 @@ impl Connection {
         }
     }
 
-    /// The next message, or the error as a message: `{"error":…,"kind":…}`.
+    /// Returns the next message, or the error as a message: `{"error":…,"kind":…}`.
     pub async fn safe_recv(&self) -> Value {
         match self.recv().await {
             Ok(value) => value,
@@ -223,7 +233,7 @@ impl Connection {
         inner.workers.get(self.index)?.death.clone()
     }
 
-    /// The end of the stream can be seen before the death is known.
+    /// Returns the error for the end of the stream, which can be seen before the death is known.
     async fn dead(&self) -> ConnectionError {
         let mut changes = self.shared.changes();
         // The look is not inside the channel's lock: whoever changes something has the other one.

@@ -28,15 +28,15 @@ impl Default for FatalRules {
 }
 
 impl FatalRules {
-    /// One more part of a message.
+    /// Adds a part of a message.
     #[must_use]
     pub fn message(mut self, part: impl Into<String>) -> Self {
         self.messages.push(part.into());
         self
     }
 
-    /// Whether an error, or any cause of it, is fatal. The module that this replaces looks at the
-    /// outermost error alone.
+    /// Returns whether an error, or any cause of it, is fatal. The module that this replaces looks
+    /// at the outermost error alone.
     pub fn is_fatal<E: Error>(&self, error: &E) -> bool {
         let type_name = type_name_of_val(error);
         if self
@@ -76,7 +76,8 @@ impl FatalRules {
     }
 }
 
-/// Whether an error means that a worker's engine is dead, by the rules of the Python module.
+/// Returns whether an error means that a worker's engine is dead, by the rules of the Python
+/// module.
 pub fn is_fatal_worker_error<E: Error>(error: &E) -> bool {
     FatalRules::default().is_fatal(error)
 }

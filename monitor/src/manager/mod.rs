@@ -1,11 +1,11 @@
-//! [`ProcessManager`]: the workers of a server, their deaths the moment they happen, and nothing left
-//! of them when the server ends, however it ends.
+//! [`ProcessManager`]: the workers of a server, their deaths the moment they happen, and nothing
+//! left of them when the server ends, however it ends.
 //!
-//! The workers are children of a *guardian*: this program, executed anew as a
-//! [nursery](crate::supervise), small and alone in its process group. It is a subreaper, so all that
-//! a worker leaves stays below it. Should the server panic, abort or be killed, the guardian kills
-//! everything below itself and ends. Should the guardian be killed, the workers die with it, and with
-//! privileges the monitor kills what they have left; without them that lingers.
+//! The workers are children of a *guardian*: this program, executed anew ([`crate::supervise`]),
+//! small and alone in its process group. It is a subreaper, so all that a worker leaves stays below
+//! it. Should the server panic, abort or be killed, the guardian kills everything below itself and
+//! ends. Should the guardian be killed, the workers die with it, and with privileges the monitor
+//! kills what they have left; without them that lingers.
 //!
 //! | the Python module | here |
 //! |---|---|
@@ -23,16 +23,16 @@
 //! | `safe_recv(conn)` | [`Connection::safe_recv`]; [`Connection::recv`] with typed errors |
 //!
 //! What is known of workers comes from eBPF with privileges ([`Way::Ebpf`]), otherwise from the
-//! guardian, their parent ([`Way::Subreaper`]). A third way would be one more source beside these two
-//! in the monitor.
+//! guardian, their parent ([`Way::Subreaper`]). A third way would be one more source beside these
+//! two in the monitor.
 
 mod connection;
 mod fatal;
-mod guardian;
+mod health;
+mod lifespan;
 mod monitor;
 mod options;
 mod orphans;
-mod rescue;
 mod signals;
 mod state;
 
@@ -47,20 +47,23 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::ProcessId;
-use crate::supervise::ending::LIMIT;
-use crate::supervise::message::{Order, Request, Spec, encode};
-use crate::supervise::nursery::{self, Brief};
-use guardian::Guardian;
+use crate::kill::ending::LIMIT;
+use crate::kill::outcome::{Order, Outcome};
+use crate::supervise::guardian::Guardian;
+use crate::supervise::message::{Request, Spec, encode};
+use crate::supervise::serve::{Brief, words};
 use monitor::{Ask, Monitor};
 use state::Shared;
 
-pub use crate::supervise::nursery::run_if_asked;
-pub use crate::supervise::{Rest, Way};
+pub use crate::kill::{Killed, Rest, Subject, Survivor, Way};
+pub use crate::supervise::run_if_asked;
 pub use connection::{Connection, ConnectionError, FRAME_BYTES_MAX, SEND_TIMEOUT, WORKER_FD};
 pub use fatal::{FatalRules, is_fatal_worker_error};
+pub use health::{DeadWorker, GpuHolder, Health, HealthStatus, WorkersDied};
+pub use lifespan::Lifespan;
 pub use options::{Options, Policy, WorkerCommand};
 pub use orphans::{Cleaned, Scope, TreeKillError};
-pub use state::{DeadWorker, HealthStatus, Stop, WorkersDied};
+pub use state::Stop;
 
 /// How long the workers may take to be started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +76,7 @@ const TREE_KILL_TIMEOUT: Duration = LIMIT.saturating_add(Duration::from_secs(10)
 
 /// Why a manager was not started.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StartError {
     /// Something that it needs failed.
     #[error("cannot start the workers: {0}")]
@@ -91,10 +95,12 @@ pub enum StartError {
 
 /// What came of a server's end.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Finished {
     /// 0 after a shutdown that was asked for; 1 when workers had died before, or it was cut short.
     pub code: u8,
-    /// What became of everything below the guardian; `None` when the guardian could not say.
+    /// What became of everything below the guardian; `None` when the guardian was killed
+    /// before it could report.
     pub rest: Option<Rest>,
     /// Orphans of other dead servers, and such, that were cleaned up.
     pub cleaned: Vec<Cleaned>,
@@ -117,7 +123,7 @@ impl ProcessManager {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         if std::env::args_os()
             .next()
-            .is_some_and(|word| word == nursery::words(0).0)
+            .is_some_and(|word| word == words(0).0)
         {
             return Err(StartError::NotAsked);
         }
@@ -155,7 +161,7 @@ impl ProcessManager {
         };
         if let Err(error) = manager.wait_for_start().await {
             let _ = manager.asks.send(Ask::GiveUp);
-            manager.over().await;
+            manager.wait_for_end().await;
             return Err(error);
         }
         Ok(manager)
@@ -171,7 +177,7 @@ impl ProcessManager {
                     .workers
                     .iter()
                     .all(|worker| worker.id.is_some() || worker.death.is_some());
-                match (is_started, self.shared.change().is_over) {
+                match (is_started, self.shared.change().has_ended) {
                     (_, true) => return Err(StartError::NoAnswer),
                     (true, false) => return Ok(()),
                     (false, false) => tokio::time::sleep(STEP).await,
@@ -183,7 +189,7 @@ impl ProcessManager {
             .unwrap_or(Err(StartError::NoAnswer))
     }
 
-    /// Whether all workers live: one atomic load, no system call.
+    /// Checks that all workers live: one atomic load, no system call.
     ///
     /// # Errors
     /// [`WorkersDied`]: which, why, and since when.
@@ -191,11 +197,11 @@ impl ProcessManager {
         self.shared.check()
     }
 
-    /// The answer for a health check.
+    /// Returns the answer for a health check.
     #[must_use]
     pub fn health_status(&self) -> HealthStatus {
         let mut health = self.shared.health();
-        let is_walked = health.way == Way::Subreaper.word();
+        let is_walked = health.way == Way::Subreaper;
         if !is_walked && !self.options.devices.exist() {
             return health;
         }
@@ -208,20 +214,20 @@ impl ProcessManager {
                 .chain(orphans.iter().map(|orphan| orphan.id))
                 .collect()
         };
-        health.gpu = state::gpu(living, &self.options.devices);
+        health.gpu = health::gpu_holders(living, &self.options.devices);
         if is_walked {
-            health.orphans = orphans.iter().map(Cleaned::to_value).collect();
+            health.orphans = orphans.iter().map(Cleaned::who).collect();
         }
         health
     }
 
-    /// The connection of a worker.
+    /// Returns the connection of a worker.
     #[must_use]
     pub fn connection(&self, worker: usize) -> Option<&Connection> {
         self.connections.get(worker)
     }
 
-    /// Pids of the workers, as far as they were started.
+    /// Returns the pids of the workers, as far as they were started.
     #[must_use]
     pub fn pids(&self) -> Vec<Option<u32>> {
         let inner = self.shared.lock();
@@ -229,43 +235,43 @@ impl ProcessManager {
         workers.map(|worker| worker.id.map(|id| id.pid)).collect()
     }
 
-    /// The guardian's pid.
+    /// Returns the guardian's pid.
     #[must_use]
     pub fn guardian(&self) -> Option<u32> {
         self.shared.lock().guardian
     }
 
-    /// Returns when the server should end: a signal asked for it, or the policy says that monitoring
-    /// is over. For axum's `with_graceful_shutdown`.
+    /// Returns when the server should end: a signal asked for it, or the policy says that
+    /// monitoring has ended. For axum's `with_graceful_shutdown`.
     pub async fn stop_asked(&self) -> Stop {
         let (policy, workers) = (self.options.policy, self.shared.workers());
         let mut changes = self.shared.changes();
         let change = changes.wait_for(|change| {
-            change.stop != Stop::No || change.is_over || policy.is_over(change.dead, workers)
+            change.stop != Stop::No || change.has_ended || policy.has_ended(change.dead, workers)
         });
         let change = change.await.map(|change| *change);
         change.map_or(Stop::Now, |change| change.stop)
     }
 
-    /// Returns when the policy says that monitoring is over, with everything that the workers have
-    /// left killed. The server should exit with [`Finished::code`], which is 1.
+    /// Returns when the policy says that monitoring has ended, with everything that the workers
+    /// have left killed. The server should exit with [`Finished::code`], which is 1.
     pub async fn monitor_workers(&self) -> Finished {
         let (policy, workers) = (self.options.policy, self.shared.workers());
         let mut changes = self.shared.changes();
         // The workers of a server that was asked to stop are meant to end.
-        let over = |change: &state::Change| {
-            change.is_over || (change.stop == Stop::No && policy.is_over(change.dead, workers))
+        let ended = |change: &state::Change| {
+            change.has_ended || (change.stop == Stop::No && policy.has_ended(change.dead, workers))
         };
-        let _ = changes.wait_for(over).await;
+        let _ = changes.wait_for(ended).await;
         self.end().await
     }
 
     /// Ends the workers: the message, [`Options::shutdown_timeout`], SIGTERM,
-    /// [`Options::kill_timeout`], and then everything that is left is killed. All workers at the same
-    /// time, each step only for those that still live.
+    /// [`Options::kill_timeout`], and then everything that is left is killed. All workers at the
+    /// same time, each step only for those that still live.
     pub async fn shutdown(&self) -> Finished {
         self.shared.ask_to_stop(Stop::Graceful);
-        self.say_shutdown().await;
+        self.send_shutdown().await;
         if !self.all_dead_within(self.options.shutdown_timeout).await {
             for worker in self.alive() {
                 let signal = libc::SIGTERM;
@@ -280,13 +286,13 @@ impl ProcessManager {
         self.end().await
     }
 
-    /// A guard around the server's life.
+    /// Returns a guard around the server's life.
     #[must_use]
     pub fn lifespan(self: &Arc<Self>) -> Lifespan {
         Lifespan(Arc::clone(self))
     }
 
-    async fn say_shutdown(&self) {
+    async fn send_shutdown(&self) {
         let message = json!({ "type": "shutdown" });
         let alive = self.alive();
         let mut sending = Vec::new();
@@ -321,7 +327,7 @@ impl ProcessManager {
         let workers = self.shared.workers();
         let mut changes = self.shared.changes();
         let dead = changes.wait_for(|change| {
-            change.dead == workers || change.is_over || change.stop == Stop::Now
+            change.dead == workers || change.has_ended || change.stop == Stop::Now
         });
         timeout(limit, dead).await.is_ok()
     }
@@ -329,7 +335,7 @@ impl ProcessManager {
     /// Kills what is left, with the proof, and then the orphans that match.
     async fn end(&self) -> Finished {
         self.ask(Request::End(Order::default()));
-        self.over().await;
+        self.wait_for_end().await;
         let mut cleaned = Vec::new();
         // This manager's own are dead by now.
         if self.options.orphan_scope == Scope::DeadServers {
@@ -346,51 +352,37 @@ impl ProcessManager {
         }
     }
 
-    /// Judged at the end: the signal that explains a death can come after it.
+    /// Returns whether the server should exit with 1. Judged at the end: the signal that explains a
+    /// death can come after it.
     fn has_failed(&self) -> bool {
         let change = self.shared.change();
         match change.stop {
             Stop::No | Stop::Now => true,
             Stop::Graceful => {
                 let policy = self.options.policy;
-                policy.is_over(change.dead_before_stop, self.shared.workers())
+                policy.has_ended(change.dead_before_stop, self.shared.workers())
             }
         }
     }
 
-    /// Until the guardian is gone, and what it may have left.
-    async fn over(&self) {
+    /// Waits until the guardian is gone, and what it may have left.
+    async fn wait_for_end(&self) {
         let mut changes = self.shared.changes();
-        let over = changes.wait_for(|change| change.is_over);
-        let _ = timeout(TREE_KILL_TIMEOUT, over).await;
+        let ended = changes.wait_for(|change| change.has_ended);
+        let _ = timeout(TREE_KILL_TIMEOUT, ended).await;
     }
 
-    /// A monitor that does not hear is one whose work is done.
+    /// Sends the guardian a request. A monitor that does not take it is one whose work is done.
     fn ask(&self, request: Request) {
         let _ = self.asks.send(Ask::Guardian(request));
     }
 
-    /// Kills one process below the guardian and what is below it.
-    async fn kill_below(&self, id: ProcessId) -> usize {
+    /// Has the guardian kill one process below itself and what is below that; returns what became
+    /// of them. Nobody was killed where the guardian does not answer.
+    async fn kill_below(&self, id: ProcessId) -> Outcome {
         let (answer, answered) = oneshot::channel();
         let _ = self.asks.send(Ask::Kill(id, answer));
-        let count = timeout(TREE_KILL_TIMEOUT, answered).await;
-        count.ok().and_then(Result::ok).unwrap_or(0)
-    }
-}
-
-/// A server's life, from [`ProcessManager::lifespan`].
-#[derive(Debug, Clone)]
-pub struct Lifespan(Arc<ProcessManager>);
-
-impl Lifespan {
-    /// As [`ProcessManager::stop_asked`], for as long as this is not dropped.
-    pub async fn stop_asked(self) {
-        self.0.stop_asked().await;
-    }
-
-    /// Ends the workers as [`ProcessManager::shutdown`] does.
-    pub async fn finish(self) -> Finished {
-        self.0.shutdown().await
+        let outcome = timeout(TREE_KILL_TIMEOUT, answered).await;
+        outcome.ok().and_then(Result::ok).unwrap_or_default()
     }
 }

@@ -1,5 +1,5 @@
-//! The monitor: a thread of its own that hears the guardian, the kernel's events and the signals, so
-//! that a busy server delays nothing. What it learns goes into [`Shared`].
+//! The monitor: a thread of its own that follows the guardian, the kernel's events and the signals,
+//! so that a busy server delays nothing. What it learns goes into [`Shared`].
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -12,29 +12,39 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::START_TIMEOUT;
-use super::guardian::Guardian;
 use super::options::Options;
-use super::rescue;
+use super::orphans::Survivors;
 use super::signals::{Signals, end_process};
 use super::state::{Report, Shared, Stop};
 use crate::ProcessId;
 use crate::kernel::{self, LoadOptions, Tracker, WatchOptions, clock};
+use crate::kill::kill_watched;
+use crate::kill::outcome::{Order, Outcome, Way};
 use crate::proc;
-use crate::process::Death;
+use crate::process::is_same_process;
 use crate::session::{Session, Update};
-use crate::supervise::Way;
-use crate::supervise::frame::Frames;
-use crate::supervise::message::{Notice, Order, Request, encode};
+use crate::supervise::frame::{Frames, MessageError};
+use crate::supervise::guardian::Guardian;
+use crate::supervise::message::{Notice, Request, encode};
 use crate::watch::What;
+
+/// How long to go on killing what a guardian has left that was killed.
+const RESCUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the manager asks of the monitor.
 pub(super) enum Ask {
     /// To hand a request to the guardian.
     Guardian(Request),
-    /// To kill one process below the guardian with what is below it; how many were killed.
-    Kill(ProcessId, oneshot::Sender<usize>),
+    /// To kill one process below the guardian with what is below it.
+    Kill(ProcessId, oneshot::Sender<Outcome>),
     /// To kill the guardian, which has not started the workers.
     GiveUp,
+}
+
+/// A kill that the guardian was asked for.
+struct AskedKill {
+    id: ProcessId,
+    answer: oneshot::Sender<Outcome>,
 }
 
 pub(super) struct Monitor {
@@ -45,7 +55,7 @@ pub(super) struct Monitor {
     frames: Frames,
     session: Option<Session>,
     loading: Option<JoinHandle<Result<Tracker, kernel::Error>>>,
-    kills: Vec<(u32, oneshot::Sender<usize>)>,
+    kills: Vec<AskedKill>,
     /// How often to look besides.
     interval: Duration,
     /// Whether the guardian's channel is closed.
@@ -109,7 +119,7 @@ impl Monitor {
             .unwrap_or_else(|_| Err(io::Error::other("the monitor has ended")))
     }
 
-    /// Until the guardian is gone.
+    /// Works until the guardian is gone.
     async fn run(mut self, mut signals: Signals, brief: Vec<u8>, use_ebpf: bool) -> Signals {
         if use_ebpf {
             let load = || Tracker::open_or_load(&LoadOptions::default());
@@ -131,7 +141,7 @@ impl Monitor {
                 stop = signals.recv() => self.take_signal(stop).await,
                 updates = next(&mut self.session) => self.take_updates(updates),
                 read = self.channel.read(&mut buffer) => match read {
-                    Ok(count @ 1..) => self.hear(&buffer[..count]),
+                    Ok(count @ 1..) => self.receive(&buffer[..count]),
                     _ => self.is_alone = true,
                 },
                 ask = self.asks.recv(), if !self.is_dropped => self.take_ask(ask).await,
@@ -148,17 +158,14 @@ impl Monitor {
         self.is_alone = true;
     }
 
-    fn hear(&mut self, bytes: &[u8]) {
+    fn receive(&mut self, bytes: &[u8]) {
         self.frames.push(bytes);
-        loop {
-            let body = match self.frames.take() {
-                Ok(Some(body)) => body,
-                Ok(None) => return,
-                Err(_) => return self.is_alone = true,
-            };
-            match serde_json::from_slice(&body) {
+        let notices: Vec<_> = self.frames.messages().collect();
+        for notice in notices {
+            match notice {
                 Ok(notice) => self.take_notice(notice),
-                Err(error) => log::warn!("the guardian is not understood: {error}"),
+                Err(MessageError::Frame(_)) => self.is_alone = true,
+                Err(error) => log::warn!("the guardian: {error}"),
             }
         }
     }
@@ -166,14 +173,10 @@ impl Monitor {
     fn take_notice(&mut self, notice: Notice) {
         let now = clock::boot_ns();
         match notice {
-            Notice::Started {
-                worker,
-                pid,
-                start_ns,
-            } => {
+            Notice::Started { worker, id } => {
                 let mut inner = self.shared.lock();
                 if let Some(worker) = inner.workers.get_mut(worker) {
-                    worker.id = Some(ProcessId::new(pid, start_ns));
+                    worker.id = Some(id);
                 }
             }
             Notice::Failed { worker, errno } => {
@@ -181,22 +184,17 @@ impl Monitor {
                 let cause = format!("could not be started: {error}");
                 self.shared.bury(worker, now, Report::Fact(&cause));
             }
-            Notice::Died { worker, status } => {
-                let death = Death {
-                    status: status.cast_unsigned(),
-                    is_oom: false,
-                    sender: None,
-                    unseen: false,
-                };
+            Notice::Died { worker, death } => {
                 self.shared.bury(worker, now, Report::Status(&death));
             }
-            Notice::Killed { pid, count } => {
-                let at = self.kills.iter().position(|(wanted, _)| *wanted == pid);
+            Notice::Killed { id, outcome } => {
+                let at = self.kills.iter().position(|asked| asked.id == id);
                 if let Some(at) = at {
-                    let _ = self.kills.swap_remove(at).1.send(count);
+                    let _ = self.kills.swap_remove(at).answer.send(outcome);
                 }
             }
-            // Over is when the guardian itself is gone: that is the next and last thing it does.
+            // It has ended when the guardian itself is gone: that is the next and last thing it
+            // does.
             Notice::Ended(rest) => self.shared.lock().rest = Some(rest),
             Notice::Stopped { .. } => {}
         }
@@ -214,9 +212,8 @@ impl Monitor {
         match ask {
             Some(Ask::Guardian(request)) => self.send(&request).await,
             Some(Ask::Kill(id, answer)) => {
-                self.kills.push((id.pid, answer));
-                let (pid, start_ns) = (id.pid, id.start_ns);
-                self.send(&Request::Kill { pid, start_ns }).await;
+                self.kills.push(AskedKill { id, answer });
+                self.send(&Request::Kill { id }).await;
             }
             Some(Ask::GiveUp) => self.give_up(),
             None => {
@@ -226,11 +223,11 @@ impl Monitor {
         }
     }
 
-    /// Until the guardian has done what it was asked for.
+    /// Hears the guardian until it has done what it was asked for.
     async fn drain(&mut self) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = self.channel.read(&mut buffer).await {
-            self.hear(&buffer[..count]);
+            self.receive(&buffer[..count]);
         }
         self.is_alone = true;
     }
@@ -306,15 +303,14 @@ impl Monitor {
         inner.incomplete = vec![why];
     }
 
-    /// The worker with this identity. The guardian's is exact to a clock tick.
+    /// Returns the worker with this identity. The guardian's is exact to a clock tick.
     fn worker(&self, id: ProcessId) -> Option<usize> {
-        const TICK_NS: u64 = 10_000_000;
         let inner = self.shared.lock();
-        inner.workers.iter().position(|worker| {
-            worker.id.is_some_and(|known| {
-                known.pid == id.pid && known.start_ns.abs_diff(id.start_ns) <= TICK_NS
-            })
-        })
+        let is_this = |known: ProcessId| is_same_process(known, id);
+        inner
+            .workers
+            .iter()
+            .position(|worker| worker.id.is_some_and(is_this))
     }
 
     fn publish(&self) {
@@ -325,7 +321,7 @@ impl Monitor {
         inner.incomplete = losses.map(|loss| loss.word().to_owned()).collect();
     }
 
-    /// The fallback, should a notice of the guardian have been lost.
+    /// Looks for dead workers: the fallback, should a notice of the guardian have been lost.
     fn look(&self) {
         let workers: Vec<_> = {
             let inner = self.shared.lock();
@@ -338,14 +334,15 @@ impl Monitor {
                 .collect()
         };
         for (index, id) in workers {
-            if proc::is_over(id) {
+            if proc::is_gone(id) {
                 let report = Report::Fact("not known");
                 self.shared.bury(index, clock::boot_ns(), report);
             }
         }
     }
 
-    /// The guardian is gone: it has done its work, or was killed, and then the workers die with it.
+    /// Ends the work when the guardian is gone: it has done its own, or was killed, and then the
+    /// workers die with it.
     async fn close(&mut self) {
         self.guardian.wait();
         let now = clock::boot_ns();
@@ -358,9 +355,12 @@ impl Monitor {
         }
         self.shared.lock().incomplete = vec!["the guardian was killed".to_owned()];
         if let Some(session) = &mut self.session {
-            match rescue::kill_all(session).await {
+            match kill_watched(session, RESCUE_TIMEOUT).await {
                 Ok(left) if left.is_empty() => {}
-                Ok(left) => log::error!("the workers have left what cannot be killed: {left:?}"),
+                Ok(left) => {
+                    let left = Survivors(&left);
+                    log::error!("the workers have left what cannot be killed: {left}");
+                }
                 Err(error) => log::error!("what the workers have left was not killed: {error}"),
             }
         }

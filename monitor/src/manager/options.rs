@@ -1,4 +1,4 @@
-//! What a manager is told when it starts. The defaults are those of the Python module.
+//! The options of a manager. The defaults are those of the Python module.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::orphans::Scope;
 use crate::gpu::holders::DeviceFiles;
 
-/// When monitoring is over.
+/// When monitoring ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Policy {
     /// When every worker is dead.
     #[default]
@@ -18,9 +19,9 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// Whether it is over with so many dead.
+    /// Returns whether monitoring ends with so many dead.
     #[must_use]
-    pub const fn is_over(self, dead: usize, workers: usize) -> bool {
+    pub const fn has_ended(self, dead: usize, workers: usize) -> bool {
         match self {
             Self::AllDead => workers > 0 && dead == workers,
             Self::AnyDead => dead > 0,
@@ -37,7 +38,7 @@ pub struct WorkerCommand {
 }
 
 impl WorkerCommand {
-    /// The program, found as the shell finds it.
+    /// Runs this program, found as the shell finds it.
     pub fn new(program: impl Into<OsString>) -> Self {
         Self {
             words: vec![program.into()],
@@ -45,21 +46,21 @@ impl WorkerCommand {
         }
     }
 
-    /// One more argument.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, word: impl Into<OsString>) -> Self {
         self.words.push(word.into());
         self
     }
 
-    /// One more variable.
+    /// Adds a variable.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Where it starts.
+    /// Sets where it starts.
     #[must_use]
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
@@ -83,10 +84,10 @@ pub struct Options {
     pub shutdown_timeout: Duration,
     /// How long workers may take after SIGTERM.
     pub kill_timeout: Duration,
-    /// When monitoring is over.
+    /// When monitoring ends.
     pub policy: Policy,
-    /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end: for as
-    /// long as the process lives, also when the manager is gone.
+    /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end: for
+    /// as long as the process lives, also when the manager is gone.
     pub signals: bool,
     /// Whether the tracker is used where it can be.
     pub use_ebpf: bool,
@@ -113,13 +114,13 @@ impl Default for Options {
             use_ebpf: true,
             devices: DeviceFiles::default(),
             label: "vLLM".to_owned(),
-            guardian: PathBuf::from("/proc/self/exe"),
+            guardian: PathBuf::from(crate::proc::OWN_PROGRAM),
         }
     }
 }
 
 impl Options {
-    /// The defaults, and these workers.
+    /// Returns the defaults, and these workers.
     pub fn new(workers: impl IntoIterator<Item = WorkerCommand>) -> Self {
         Self {
             workers: workers.into_iter().collect(),
@@ -224,8 +225,8 @@ mod tests {
 
     #[test]
     fn a_policy_counts_the_dead() {
-        assert!(!Policy::AllDead.is_over(1, 2) && Policy::AllDead.is_over(2, 2));
-        assert!(Policy::AnyDead.is_over(1, 2) && !Policy::AnyDead.is_over(0, 2));
-        assert!(!Policy::AllDead.is_over(0, 0));
+        assert!(!Policy::AllDead.has_ended(1, 2) && Policy::AllDead.has_ended(2, 2));
+        assert!(Policy::AnyDead.has_ended(1, 2) && !Policy::AnyDead.has_ended(0, 2));
+        assert!(!Policy::AllDead.has_ended(0, 0));
     }
 }

@@ -1,24 +1,21 @@
 //! Orphans: what workers have left, and the tree kill for one process.
 
 use std::fmt;
-use std::fs;
 use std::io;
-
-use serde_json::Value;
 
 use super::ProcessManager;
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::gpu::Holders;
-use crate::kernel::{LoadOptions, Tracker};
-use crate::kill::{KillError, KillOptions, KillReport, kill_tree};
+use crate::kernel::Tracker;
+use crate::kill::{KillError, KillReport, Survivor, kill_on_a_thread};
 use crate::orphan::{self, Wanted};
 use crate::proc;
-use crate::process::Process;
-use crate::supervise::ending::process;
+use crate::process::{Who, is_same_process};
 
 /// Whose orphans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Scope {
     /// Those of this manager's workers.
     #[default]
@@ -31,6 +28,7 @@ pub enum Scope {
 
 /// An orphan.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Cleaned {
     /// Its identity.
     pub id: ProcessId,
@@ -42,6 +40,7 @@ pub struct Cleaned {
 
 /// Why a tree was not killed, or not all of it.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TreeKillError {
     /// It was not killed.
     #[error(transparent)]
@@ -52,17 +51,19 @@ pub enum TreeKillError {
         /// How many have died.
         killed: usize,
         /// Who is left, and why.
-        survivors: Vec<(Process, String)>,
+        survivors: Vec<Survivor>,
     },
 }
 
 /// `77 python (uninterruptible (state D)), 78 (stopped)`.
-struct Survivors<'a>(&'a [(Process, String)]);
+pub(super) struct Survivors<'a>(pub(super) &'a [Survivor]);
 
 impl fmt::Display for Survivors<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let survivors = self.0.iter().map(|(process, reason)| {
+        let survivors = self.0.iter().map(|survivor| {
+            let process = &survivor.process;
             let name = process.name.as_deref().unwrap_or("?");
+            let reason = survivor.reason.as_deref().unwrap_or("kept");
             format!("{} {name} ({reason})", process.id.pid)
         });
         f.write_str(&survivors.collect::<Vec<_>>().join(", "))
@@ -70,14 +71,19 @@ impl fmt::Display for Survivors<'_> {
 }
 
 impl Cleaned {
-    pub(super) fn to_value(&self) -> Value {
+    /// Returns its identity, named by the first word of its command line.
+    pub(super) fn who(&self) -> Who {
         let name = self.command_line.split(' ').next().unwrap_or_default();
-        process(self.id, Some(name.to_owned()))
+        Who {
+            id: self.id,
+            name: Some(name.to_owned()),
+        }
     }
 }
 
 impl ProcessManager {
-    /// Orphans of this manager's trees: whatever is below the guardian without being a worker.
+    /// Lists the orphans of this manager's trees: whatever is below the guardian without being a
+    /// worker.
     #[must_use]
     pub fn orphans(&self) -> Vec<Cleaned> {
         let (guardian, workers, known) = {
@@ -93,16 +99,19 @@ impl ProcessManager {
         let Some(guardian) = guardian else {
             return Vec::new();
         };
-        let children = children(guardian).into_iter().filter_map(proc::identify);
+        let children = proc::children(guardian)
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(proc::identify);
         let mut found: Vec<_> = children
-            .filter(|id| !workers.iter().any(|worker| worker.pid == id.pid))
+            .filter(|id| !workers.iter().any(|worker| is_same_process(*worker, *id)))
             .collect();
         // Below a subreaper among the workers, only the tracker knows them.
         let hidden = known
             .into_iter()
-            .filter(|id| !found.iter().any(|other| other.pid == id.pid));
+            .filter(|id| !found.iter().any(|other| is_same_process(*other, *id)));
         found.extend(hidden.collect::<Vec<_>>());
-        let alive = found.into_iter().filter(|id| proc::is_alive(*id));
+        let alive = found.into_iter().filter(|id| proc::is_live(*id));
         alive
             .map(|id| Cleaned {
                 id,
@@ -113,8 +122,8 @@ impl ProcessManager {
     }
 
     /// Kills orphans whose command line contains one of the patterns, each with what is below it.
-    /// Processes that have a living creator are never hit, whatever their name. Those that cannot be
-    /// killed are in the log, and not in the list.
+    /// Processes that have a living creator are never hit, whatever their name. Those that cannot
+    /// be killed are in the log, and not in the list.
     ///
     /// # Errors
     /// For [`Scope::DeadServers`], when the host's tracker is off.
@@ -135,7 +144,7 @@ impl ProcessManager {
         let mut cleaned = self.orphans();
         cleaned.retain(fits);
         for orphan in &mut cleaned {
-            orphan.killed = self.kill_below(orphan.id).await;
+            orphan.killed = self.kill_below(orphan.id).await.killed.len();
         }
         for mut orphan in others.into_iter().filter(fits) {
             orphan.killed = kill_orphan(&orphan).await;
@@ -153,10 +162,10 @@ impl ProcessManager {
     pub async fn kill_process_tree(&self, pid: u32) -> Result<usize, TreeKillError> {
         let id = proc::identify(pid).ok_or_else(|| nobody(pid))?;
         let refusal = match crate::kernel::preflight::check() {
-            Ok(()) => return count(kill_exactly(id).await?),
+            Ok(()) => return count(kill_on_a_thread(id).await?),
             Err(refusal) => refusal,
         };
-        match self.kill_below(id).await {
+        match self.kill_below(id).await.killed.len() {
             0 => Err(KillError::Kernel(refusal.into()).into()),
             count => Ok(count),
         }
@@ -167,21 +176,21 @@ fn nobody(pid: u32) -> KillError {
     crate::kernel::Error::NoProcess(pid.to_string()).into()
 }
 
-/// How many were killed, if nobody is left.
+/// Returns how many were killed, if nobody is left.
 fn count(report: KillReport) -> Result<usize, TreeKillError> {
-    let killed = report.killed.len();
+    let killed = report.outcome.killed.len();
     if report.is_done() {
         return Ok(killed);
     }
     Err(TreeKillError::Survivors {
         killed,
-        survivors: report.survivors,
+        survivors: report.outcome.survivors,
     })
 }
 
-/// How many processes of an orphan's tree were killed. The other orphans do not depend on it.
+/// Kills an orphan's tree; returns how many processes. The other orphans do not depend on it.
 async fn kill_orphan(orphan: &Cleaned) -> usize {
-    let killed = match kill_exactly(orphan.id).await {
+    let killed = match kill_on_a_thread(orphan.id).await {
         Ok(report) => count(report),
         // It ended by itself, or was below one that has just been killed.
         Err(KillError::Kernel(crate::kernel::Error::NoProcess(_))) => Ok(0),
@@ -194,24 +203,6 @@ async fn kill_orphan(orphan: &Cleaned) -> usize {
             TreeKillError::NotKilled(_) => 0,
         }
     })
-}
-
-/// The exact kill, in a thread of its own: it is not for threads that serve others.
-async fn kill_exactly(id: ProcessId) -> Result<KillReport, KillError> {
-    let body = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(crate::kernel::Error::Map)?;
-        let tracker = Tracker::open_or_load(&LoadOptions::default())?;
-        let snapshot = tracker.snapshot()?;
-        let root = snapshot.live(id.pid).map(|(id, _)| *id);
-        let root = root.filter(|_| proc::is_same(id));
-        let root = root.ok_or_else(|| nobody(id.pid))?;
-        runtime.block_on(kill_tree(tracker, root, &KillOptions::default()))
-    };
-    let done = tokio::task::spawn_blocking(body).await;
-    done.unwrap_or_else(|error| Err(crate::kernel::Error::Map(io::Error::other(error)).into()))
 }
 
 fn dead_servers_orphans() -> io::Result<Vec<Cleaned>> {
@@ -234,20 +225,10 @@ fn dead_servers_orphans() -> io::Result<Vec<Cleaned>> {
         .collect())
 }
 
-/// The words of a process, with spaces between.
+/// Returns the words of a process, with spaces between.
 fn command_line(pid: u32) -> String {
     let command = proc::command_line_of(pid).unwrap_or_default();
     command.to_strings().join(" ").trim_end().to_owned()
-}
-
-/// Children of a process with one thread.
-fn children(pid: u32) -> Vec<u32> {
-    let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let listed = listed.unwrap_or_default();
-    listed
-        .split_ascii_whitespace()
-        .flat_map(str::parse)
-        .collect()
 }
 
 #[cfg(test)]
@@ -255,16 +236,20 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::kill::{Killed, Outcome};
+    use crate::process::Process;
 
     #[test]
     fn who_has_survived_a_kill_is_named() {
         let process = |pid| Process::unknown(ProcessId::new(pid, 5));
+        let mut outcome = Outcome::default();
+        outcome.add_killed([Killed::new(process(77), None)]);
+        let survivor = Survivor::new(process(78), Some("stopped".to_owned()));
+        outcome.survivors.push(survivor);
         let mut report = KillReport {
             root: process(77),
             members: Vec::new(),
-            killed: vec![(process(77), None)],
-            already_dying: Vec::new(),
-            survivors: vec![(process(78), "stopped".to_owned())],
+            outcome,
             rejected: 0,
             extinct: false,
             losses: Vec::new(),
@@ -277,7 +262,7 @@ mod tests {
             error.to_string(),
             "killed 1, and these are left: 78 ? (stopped)"
         );
-        report.survivors.clear();
+        report.outcome.survivors.clear();
         report.extinct = true;
         assert_eq!(count(report).unwrap(), 1);
     }

@@ -1,8 +1,8 @@
 //! Signals that ask a server to end: the first is a request, the next one does not wait.
 //!
-//! Who has handled a signal once handles it for the life of the process: no handler is given back. So
-//! they are served also when the monitor's work is done, or nobody could end a server that hangs on its
-//! way out.
+//! Who has handled a signal once handles it for the life of the process: no handler is given back.
+//! So they are served also when the monitor's work is done, or nobody could end a server that hangs
+//! on its way out.
 
 use std::io;
 use std::process::exit;
@@ -39,7 +39,7 @@ impl Signals {
         })
     }
 
-    /// What the next one asks for. May be dropped and called again.
+    /// Waits for the next one; returns what it asks for. May be dropped and called again.
     pub(super) async fn recv(&mut self) -> Stop {
         match &mut self.streams {
             Some((terminate, interrupt)) => {
@@ -76,7 +76,7 @@ impl Signals {
     }
 }
 
-/// The end of a server that was asked twice.
+/// Ends a server that was asked twice.
 pub(super) fn end_process() -> ! {
     log::error!("asked twice to end: the workers were killed");
     exit(1);

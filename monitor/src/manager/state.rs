@@ -1,28 +1,26 @@
 //! What a manager knows about its workers, shared between the server's threads and the monitor.
 //! The healthy path reads one atomic word.
 
-use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::watch;
 
+use super::health::{DeadWorker, Health, HealthStatus, WorkersDied};
 use crate::ProcessId;
-use crate::gpu::holders::{DeviceFiles, scan};
 use crate::kernel::clock::WallClock;
-use crate::process::{Death, Sender, Who, signal_name};
-use crate::supervise::{Rest, Way};
+use crate::kill::{Rest, Way};
+use crate::process::{Death, Who};
 
-/// Who ends a server with all of its workers (a service manager, a shell) signals one after the other,
-/// and the first of them can be dead before the server has noticed its own signal. So whoever died
-/// this shortly before was asked as well.
+/// Who ends a server with all of its workers (a service manager, a shell) signals one after the
+/// other, and the first of them can be dead before the server has noticed its own signal. So
+/// whoever died this shortly before was asked as well.
 const TOGETHER: Duration = Duration::from_millis(200);
 
 /// How far a shutdown was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[non_exhaustive]
 pub enum Stop {
     /// Not at all.
     #[default]
@@ -45,74 +43,7 @@ pub(super) struct Change {
     /// Whether a signal has asked for it.
     is_signalled: bool,
     /// Nothing below this manager is left, or nobody can end it any more.
-    pub(super) is_over: bool,
-}
-
-/// A dead worker.
-#[derive(Debug, Clone, Serialize)]
-pub struct DeadWorker {
-    /// Its index.
-    pub index: usize,
-    /// Its pid.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// Why, in words: `SIGKILL from 77 bash`.
-    pub cause: String,
-    /// `code`, `signal`, `signal_name`, `cause`, as in every output of lifemon.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exit: Option<Value>,
-    /// Since when, RFC 3339.
-    pub since: String,
-}
-
-/// Workers are dead.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{label} worker(s) {indices} died. Restart the server to recover.", indices = Indices(.dead))]
-pub struct WorkersDied {
-    /// What the workers are called.
-    pub label: String,
-    /// Which, by index.
-    pub dead: Vec<DeadWorker>,
-}
-
-/// `[0, 2]`.
-struct Indices<'a>(&'a [DeadWorker]);
-
-impl fmt::Display for Indices<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.0.iter().map(|dead| dead.index))
-            .finish()
-    }
-}
-
-/// The answer of a health check. `status`, `dead_workers` and `message` are as the Python module
-/// has them; the rest is ours.
-#[derive(Debug, Clone, Serialize)]
-pub struct HealthStatus {
-    /// `ok` or `unhealthy`.
-    pub status: &'static str,
-    /// Indices of the dead workers; absent when there are none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub dead_workers: Vec<usize>,
-    /// What it means, and what to do.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-    /// Why each of them died.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub causes: Vec<DeadWorker>,
-    /// Living processes of the workers whose creator is dead.
-    pub orphans: Vec<Value>,
-    /// Workers and orphans that have the device file of a GPU open, and which.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub gpu: Vec<Value>,
-    /// How this is known: `ebpf` or `subreaper`.
-    pub way: &'static str,
-    /// Whether nothing can have been missed.
-    pub complete: bool,
-    /// Why not.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub incomplete: Vec<String>,
+    pub(super) has_ended: bool,
 }
 
 #[derive(Debug)]
@@ -146,7 +77,7 @@ pub(super) enum Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Of an event without facts only that it came is known.
+    /// Returns the report of an event. Where that has no facts, only that it came is known.
     pub(super) fn of_event(death: Option<&'a Death>) -> Self {
         death.map_or(Self::Fact("not known"), Self::Event)
     }
@@ -163,14 +94,14 @@ impl<'a> Report<'a> {
     fn cause(self) -> String {
         match self {
             Self::Fact(cause) => cause.to_owned(),
-            Self::Status(death) | Self::Event(death) => how(death),
+            Self::Status(death) | Self::Event(death) => death.to_string(),
         }
     }
 
-    fn exit(self) -> Option<Value> {
+    fn death(self) -> Option<Death> {
         match self {
             Self::Fact(_) => None,
-            Self::Status(death) | Self::Event(death) => Some(exit(death)),
+            Self::Status(death) | Self::Event(death) => Some(death.clone()),
         }
     }
 }
@@ -219,7 +150,7 @@ impl Shared {
         }
     }
 
-    /// What is behind the lock is whole at any time, so a panic elsewhere does not spoil it.
+    /// Locks the state, which is whole at any time: a panic elsewhere does not spoil it.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -236,7 +167,7 @@ impl Shared {
         self.lock().workers.len()
     }
 
-    /// One atomic load where all are alive.
+    /// Checks that all workers live: one atomic load where they do.
     pub(super) fn check(&self) -> Result<(), WorkersDied> {
         if self.dead.load(Ordering::Acquire) == 0 {
             return Ok(());
@@ -249,7 +180,7 @@ impl Shared {
         })
     }
 
-    /// A worker is dead. It dies once, and what is learned later may say more about it.
+    /// Notes that a worker is dead. It dies once, and what is learned later may say more about it.
     pub(super) fn bury(&self, index: usize, at_ns: u64, report: Report<'_>) {
         let mut inner = self.lock();
         let Some(worker) = inner.workers.get_mut(index) else {
@@ -264,9 +195,9 @@ impl Shared {
         worker.buried.get_or_insert_with(Instant::now);
         worker.death = Some(DeadWorker {
             index,
-            pid: worker.id.map(|id| id.pid),
+            process: worker.id.map(|id| Who { id, name: None }),
             cause: report.cause(),
-            exit: report.exit(),
+            death: report.death(),
             since: since.unwrap_or_else(|| self.clock.rfc3339(at_ns)),
         });
         // Who is woken by the count may hold the channel while it waits for this lock.
@@ -276,12 +207,13 @@ impl Shared {
         }
     }
 
-    /// The count comes after the facts, so who sees it sees them.
+    /// Counts a dead worker: after the facts, so whoever sees the count sees them.
     fn count(&self) {
         let dead = self.dead.fetch_add(1, Ordering::AcqRel) + 1;
         self.changes.send_modify(|change| change.dead = dead);
     }
 
+    /// Notes how far a shutdown was asked for.
     pub(super) fn ask_to_stop(&self, stop: Stop) {
         self.changes.send_modify(|change| {
             if change.stop == Stop::No {
@@ -291,7 +223,7 @@ impl Shared {
         });
     }
 
-    /// The same, by a signal that came now. Only the first one can excuse a death.
+    /// Notes a signal that came now. Only the first one can excuse a death.
     pub(super) fn take_signal(&self, stop: Stop, now: Instant) {
         let was_dead = |buried: Instant| now.saturating_duration_since(buried) > TOGETHER;
         let dead_before = {
@@ -309,7 +241,7 @@ impl Shared {
     }
 
     pub(super) fn end(&self) {
-        self.changes.send_modify(|change| change.is_over = true);
+        self.changes.send_modify(|change| change.has_ended = true);
     }
 
     pub(super) fn health(&self) -> HealthStatus {
@@ -317,68 +249,21 @@ impl Shared {
         let inner = self.lock();
         let causes = died.as_ref().map(|died| died.dead.clone());
         let causes = causes.unwrap_or_default();
-        let orphans = inner.orphans.iter().map(who);
         HealthStatus {
-            status: if died.is_some() { "unhealthy" } else { "ok" },
+            status: if died.is_some() {
+                Health::Unhealthy
+            } else {
+                Health::Ok
+            },
             dead_workers: causes.iter().map(|dead| dead.index).collect(),
             message: died.map(|died| died.to_string()),
             causes,
-            orphans: orphans.collect(),
+            orphans: inner.orphans.clone(),
             gpu: Vec::new(),
-            way: inner.way.word(),
+            way: inner.way,
             complete: inner.incomplete.is_empty(),
             incomplete: inner.incomplete.clone(),
         }
-    }
-}
-
-/// Those of these processes that have a GPU open. No driver is asked: that can take seconds, and a
-/// health check must not.
-pub(super) fn gpu(processes: Vec<ProcessId>, devices: &DeviceFiles) -> Vec<Value> {
-    if !devices.exist() {
-        return Vec::new();
-    }
-    let mut holders: Vec<_> = scan(processes, devices).holders.into_iter().collect();
-    holders.sort_by_key(|(id, _)| *id);
-    let holders = holders.into_iter().map(|(id, holding)| {
-        let mut holder = crate::supervise::ending::process(id, None);
-        let devices = holding.devices.iter();
-        holder["devices"] = devices.map(|path| path.display().to_string()).collect();
-        holder
-    });
-    holders.collect()
-}
-
-fn who(who: &Who) -> Value {
-    crate::supervise::ending::process(who.id, who.name.clone())
-}
-
-fn exit(death: &Death) -> Value {
-    let mut exit = crate::supervise::ending::exit(death.status.cast_signed());
-    exit["cause"] = death.cause().word().into();
-    if let Some(Sender::Process(sender)) = &death.sender {
-        exit["sender"] = who(sender);
-    }
-    exit
-}
-
-/// How it died, in words.
-fn how(death: &Death) -> String {
-    if death.unseen {
-        return "not known".to_owned();
-    }
-    let Some(signal) = death.signal() else {
-        return format!("exited with code {}", death.code().unwrap_or_default());
-    };
-    let signal = signal_name(signal);
-    match &death.sender {
-        _ if death.is_oom => format!("out of memory ({signal})"),
-        Some(Sender::Process(sender)) => {
-            let name = sender.name.as_deref().unwrap_or("?");
-            format!("{signal} from {} {name}", sender.id.pid)
-        }
-        Some(Sender::Kernel) => format!("{signal} from the kernel"),
-        None => signal,
     }
 }
 
@@ -387,24 +272,7 @@ mod tests {
     use super::*;
 
     fn killed() -> Death {
-        Death {
-            status: 9,
-            is_oom: false,
-            sender: None,
-            unseen: false,
-        }
-    }
-
-    #[test]
-    fn who_has_a_device_open_is_named() {
-        let _open = std::fs::File::open("/dev/full").unwrap();
-        let devices = DeviceFiles::new(["/dev/full"]).unwrap();
-        let own = crate::proc::identify(std::process::id()).unwrap();
-        let found = gpu(vec![own], &devices);
-        assert_eq!(found[0]["pid"], own.pid);
-        assert_eq!(found[0]["devices"][0], "/dev/full");
-        let none = DeviceFiles::new(["/dev/no-such*"]).unwrap();
-        assert!(gpu(vec![own], &none).is_empty());
+        Death::from_wait_status(9)
     }
 
     #[test]
@@ -447,7 +315,7 @@ mod tests {
         let causes = shared.health().causes;
         assert_eq!(causes[0].cause, "could not be started");
         assert_eq!(causes[1].cause, "SIGKILL");
-        assert!(causes[1].exit.is_some());
+        assert!(causes[1].death.is_some());
     }
 
     #[test]
@@ -485,5 +353,27 @@ mod tests {
         assert_eq!(value["status"], "unhealthy");
         assert_eq!(value["dead_workers"], serde_json::json!([0]));
         assert!(value["message"].is_string());
+    }
+
+    #[test]
+    fn a_health_status_comes_back_as_it_was() {
+        let shared = Shared::new(3, "vLLM".to_owned());
+        shared.lock().workers[1].id = Some(ProcessId::new(77, 5));
+        shared.bury(0, 5, Report::Fact("could not be started"));
+        shared.bury(1, 5, Report::Status(&killed()));
+        let orphan = Who {
+            id: ProcessId::new(78, 6),
+            name: Some("engine".to_owned()),
+        };
+        shared.lock().orphans = vec![orphan];
+        let health = shared.health();
+        let value = serde_json::to_value(&health).unwrap();
+        assert_eq!(value["causes"][0].get("pid"), None);
+        assert_eq!(value["causes"][1]["pid"], 77);
+        assert_eq!(value["causes"][1]["exit"]["signal"], 9);
+        assert_eq!(
+            serde_json::from_value::<HealthStatus>(value).unwrap(),
+            health
+        );
     }
 }

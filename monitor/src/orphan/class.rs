@@ -1,9 +1,9 @@
 //! What kind of orphan a process is, from facts alone. Pure: no I/O, no clock.
 //!
-//! The danger lies on one side: a leaked worker that is taken for a daemon is not shown. So a daemon
-//! needs evidence that its creator meant to leave it: it runs in a unit of its own, or the creator
-//! exited with 0 at once after creating it and it has settled down as daemons do. A creator that was
-//! killed, or that worked for a while first, never leaves a daemon.
+//! The danger lies on one side: a leaked worker that is taken for a daemon is not shown. So a
+//! daemon needs evidence that its creator meant to leave it: it runs in a unit of its own, or the
+//! creator exited with 0 at once after creating it and it has settled down as daemons do. A creator
+//! that was killed, or that worked for a while first, never leaves a daemon.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// The word of the output.
+    /// Returns the word of the output.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -76,7 +76,7 @@ pub enum Evidence {
 }
 
 impl Evidence {
-    /// The word of the JSON output.
+    /// Returns the word of the JSON output.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -146,7 +146,7 @@ pub struct Facts {
     pub terminal_session: Option<String>,
 }
 
-/// The class of an orphan whose creator's death was seen, and why.
+/// Returns the class of an orphan whose creator's death was seen, and why.
 #[must_use]
 pub fn classify(facts: &Facts) -> (Class, Vec<Evidence>) {
     if let Some(unit) = &facts.own_unit {
@@ -164,7 +164,7 @@ pub fn classify(facts: &Facts) -> (Class, Vec<Evidence>) {
     (class, Vec::new())
 }
 
-/// Evidence that it was made in order to be left alone; empty when that does not suffice.
+/// Returns evidence that it was made in order to be left alone; empty when that does not suffice.
 fn deliberate(facts: &Facts) -> Vec<Evidence> {
     let exited_well = facts
         .creator_death
@@ -207,7 +207,7 @@ mod tests {
         }
     }
 
-    /// As daemon(3) makes them.
+    /// Returns the facts of what daemon(3) makes.
     fn daemon() -> Facts {
         Facts {
             creator_death: Some(death(0)),

@@ -21,7 +21,7 @@ struct Marks {
     files: HashSet<PathBuf>,
 }
 
-/// Those that look like orphans; with a known tree, like orphans of that one.
+/// Finds those that look like orphans; with a known tree, like orphans of that one.
 pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
     let marks = tree.map(|root| marks(search, root));
     let older = search.older();
@@ -31,7 +31,7 @@ pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> 
         .collect()
 }
 
-/// One process: an orphan when there is evidence.
+/// Looks at one process: an orphan when there is evidence.
 fn look(
     search: &Search<'_>,
     id: ProcessId,
@@ -78,10 +78,10 @@ fn look(
     orphan.parent = search
         .live(stat.parent)
         .and_then(|parent| search.who(parent));
-    proc::is_alive(id).then_some(orphan)
+    proc::is_live(id).then_some(orphan)
 }
 
-/// Whether it is process 1 of the host or of another pid namespace.
+/// Returns whether it is process 1 of the host or of another pid namespace.
 fn is_init(search: &Search<'_>, pid: u32) -> bool {
     pid == 1
         || search
@@ -90,12 +90,12 @@ fn is_init(search: &Search<'_>, pid: u32) -> bool {
             .is_some_and(|record| record.ns_pid == 1)
 }
 
-/// Whether this pid is that of the leader of the session that is named after it.
+/// Returns whether this pid is that of the leader of the session that is named after it.
 fn leads(session: u32) -> bool {
-    proc::stat(session).is_some_and(|leader| leader.session == session && !leader.is_dead())
+    proc::stat(session).is_some_and(|leader| leader.session == session && !leader.is_gone())
 }
 
-/// What the living members of the tree of `root` have.
+/// Collects what the living members of the tree of `root` have.
 fn marks(search: &Search<'_>, root: ProcessId) -> Marks {
     let ancestors = search.forest.ancestors(&root).into_iter();
     let mut marks = Marks {
@@ -120,12 +120,12 @@ fn marks(search: &Search<'_>, root: ProcessId) -> Marks {
 }
 
 impl Marks {
-    /// Whether it is of the tree, or above it.
+    /// Returns whether it is of the tree, or above it.
     fn is_kin(&self, id: &ProcessId) -> bool {
         self.members.contains(id) || self.ancestors.contains(id)
     }
 
-    /// What a process has in common with the tree.
+    /// Returns what a process has in common with the tree.
     fn shared_with(&self, id: ProcessId, stat: &Stat, placement: &Placement) -> Vec<Evidence> {
         let mut evidence = Vec::new();
         if self.sessions.contains(&stat.session) {
@@ -147,7 +147,7 @@ impl Marks {
     }
 }
 
-/// Open files that a process has in common only with those who got them from it or from its
+/// Returns open files that a process has in common only with those who got them from it or from its
 /// ancestors, or who share memory with it by name.
 fn private_files(pid: u32) -> Vec<PathBuf> {
     let files = proc::open_files(pid).unwrap_or_default().into_iter();

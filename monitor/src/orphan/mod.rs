@@ -1,6 +1,6 @@
-//! What was left behind: every living process whose creator is dead, from the lineage and never from
-//! `ppid == 1`. [`class`] decides what kind of orphan it is, [`inferred`] looks at processes that are
-//! older than tracking.
+//! What was left behind: every living process whose creator is dead, from the lineage and never
+//! from `ppid == 1`. `class` decides what kind of orphan it is, `inferred` looks at processes
+//! that are older than tracking.
 //!
 //! The race: between the snapshot and the look into `/proc` an orphan can die and its pid be taken
 //! again. Whatever `/proc` says counts only if the process that is there has the orphan's start
@@ -88,9 +88,9 @@ pub fn find(forest: &Forest, wanted: &Wanted, holders: &Holders) -> Vec<Orphan> 
     found
 }
 
-/// The root of the tree that `id` belongs to. A tree ends below process 1, below a shell that
-/// somebody types into, and where the control group changes: units, sessions of users and containers
-/// have one each.
+/// Returns the root of the tree that `id` belongs to. A tree ends below process 1, below a shell
+/// that somebody types into, and where the control group changes: units, sessions of users and
+/// containers have one each.
 #[must_use]
 pub fn root_of(forest: &Forest, id: ProcessId) -> ProcessId {
     let holders = Holders::default();
@@ -114,7 +114,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// An orphan whose creator's death was seen; `None` when it has died meanwhile.
+    /// Describes an orphan whose creator's death was seen; `None` when it has died meanwhile.
     fn seen(&mut self, id: ProcessId) -> Option<Orphan> {
         let record = self.forest.record(&id)?;
         let creator = self.forest.record(&record.creator)?;
@@ -139,11 +139,11 @@ impl Search<'_> {
         orphan.root = self.who(root);
         orphan.root_alive = root_alive;
         orphan.parent = self.parent(&stat, record.creator);
-        proc::is_alive(id).then_some(orphan)
+        proc::is_live(id).then_some(orphan)
     }
 
-    /// What holds of an orphan of any class; `None` when its pid is free. The caller checks at last
-    /// that the pid was its own all the time.
+    /// Describes what holds of an orphan of any class; `None` when its pid is free. The caller
+    /// checks at last that the pid was its own all the time.
     fn describe(&self, id: ProcessId, record: &Record, stat: &Stat) -> Option<Orphan> {
         Some(Orphan {
             process: Process::of_record(id, record),
@@ -162,7 +162,7 @@ impl Search<'_> {
         })
     }
 
-    /// As [`root_of`].
+    /// Finds the root as [`root_of`] does.
     fn root_of(&mut self, id: ProcessId) -> ProcessId {
         let forest = self.forest;
         forest.root_of(&id, |above, below| {
@@ -171,7 +171,7 @@ impl Search<'_> {
         })
     }
 
-    /// Whether it is alive and leads a session on a terminal.
+    /// Returns whether it is alive and leads a session on a terminal.
     fn is_typed_into(&mut self, id: &ProcessId) -> bool {
         let forest = self.forest;
         *self.shells.entry(*id).or_insert_with(|| {
@@ -181,7 +181,7 @@ impl Search<'_> {
         })
     }
 
-    /// The keeper of the terminal session that a process is in, if its leader lives.
+    /// Returns the keeper of the terminal session that a process is in, if its leader lives.
     fn terminal_session(&self, stat: &Stat) -> Option<String> {
         if stat.terminal == 0 || stat.session == 0 {
             return None;
@@ -197,26 +197,26 @@ impl Search<'_> {
         })
     }
 
-    /// The living process with this pid.
+    /// Returns the living process with this pid.
     fn live(&self, pid: u32) -> Option<ProcessId> {
         self.forest.live(pid)
     }
 
-    /// Identity and name, from the record.
+    /// Returns identity and name, from the record.
     fn who(&self, id: ProcessId) -> Option<Who> {
         let record = self.forest.record(&id)?;
         Some(Process::of_record(id, record).who())
     }
 
-    /// The present parent, once it is another than the creator.
+    /// Returns the present parent, once it is another than the creator.
     fn parent(&self, stat: &Stat, creator: ProcessId) -> Option<Who> {
-        if stat.parent == 0 || (stat.parent == creator.pid && proc::is_same(creator)) {
+        if stat.parent == 0 || (stat.parent == creator.pid && proc::owns_pid(creator)) {
             return None;
         }
         self.live(stat.parent).and_then(|parent| self.who(parent))
     }
 
-    /// Living processes that are older than tracking, without process 1.
+    /// Returns living processes that are older than tracking, without process 1.
     fn older(&self) -> impl Iterator<Item = (&ProcessId, &Record)> {
         self.forest.records().filter(|(id, record)| {
             record.state == LIVE && record.origin & INFERRED != 0 && id.pid != 1
@@ -224,7 +224,7 @@ impl Search<'_> {
     }
 }
 
-/// The unit of a process, when its creator was not in the same control group.
+/// Returns the unit of a process, when its creator was not in the same control group.
 fn own_unit(record: &Record, creator: &Record, placement: &Placement) -> Option<String> {
     (record.cgroup_id != creator.cgroup_id)
         .then(|| placement.unit.clone())
@@ -232,6 +232,5 @@ fn own_unit(record: &Record, creator: &Record, placement: &Placement) -> Option<
 }
 
 fn has_null_input(pid: u32) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/fd/0"))
-        .is_ok_and(|path| path.as_os_str() == "/dev/null")
+    proc::input(pid).is_some_and(|path| path.as_os_str() == "/dev/null")
 }

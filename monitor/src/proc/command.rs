@@ -7,7 +7,7 @@ use std::io::Read as _;
 
 use lifemon_ebpf::ProcessId;
 
-use super::is_same;
+use super::owns_pid;
 
 /// Bytes of a command line or an environment that are looked at: the kernel allows more, and a
 /// pattern that people write fits in far less.
@@ -35,7 +35,7 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    /// The arguments.
+    /// Returns the arguments.
     pub fn arguments(&self) -> impl Iterator<Item = &[u8]> {
         let ends_with_zero = self.bytes.last() == Some(&0);
         let whole = &self.bytes[..self.bytes.len() - usize::from(ends_with_zero)];
@@ -44,7 +44,7 @@ impl CommandLine {
             .take(if whole.is_empty() { 0 } else { usize::MAX })
     }
 
-    /// The arguments as text, what is no UTF-8 replaced.
+    /// Returns the arguments as text, what is no UTF-8 replaced.
     #[must_use]
     pub fn to_strings(&self) -> Vec<String> {
         let arguments = self.arguments();
@@ -53,28 +53,28 @@ impl CommandLine {
             .collect()
     }
 
-    /// The arguments with a space between: what patterns are matched against.
+    /// Returns the arguments with a space between: what patterns are matched against.
     #[must_use]
     pub fn joined(&self) -> Vec<u8> {
         let arguments: Vec<&[u8]> = self.arguments().collect();
         arguments.join(&b' ')
     }
 
-    /// Whether there is none: a zombie, or a process that has erased it.
+    /// Returns whether there is none: a zombie, or a process that has erased it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.iter().all(|byte| *byte == 0)
     }
 }
 
-/// The command line of exactly this process; `None` when it is not there any more.
+/// Returns the command line of exactly this process; `None` when it is not there any more.
 #[must_use]
 pub fn command_line(id: ProcessId) -> Option<CommandLine> {
     let command = command_line_of(id.pid)?;
-    is_same(id).then_some(command)
+    owns_pid(id).then_some(command)
 }
 
-/// The command line of whoever has this pid now. The caller checks who that is.
+/// Returns the command line of whoever has this pid now. The caller checks who that is.
 pub(crate) fn command_line_of(pid: u32) -> Option<CommandLine> {
     let (mut bytes, truncated) = read_bounded(pid, "cmdline")?;
     // Padding of programs that have set a title.
@@ -84,8 +84,8 @@ pub(crate) fn command_line_of(pid: u32) -> Option<CommandLine> {
     Some(CommandLine { bytes, truncated })
 }
 
-/// The variables of this process that tell its job, as `NAME=VALUE`. Empty when there is none, or
-/// when it may not be looked at.
+/// Returns the variables of this process that tell its job, as `NAME=VALUE`. Empty when there is
+/// none, or when it may not be looked at.
 #[must_use]
 pub fn job_markers(id: ProcessId) -> Vec<String> {
     let Some((bytes, _)) = read_bounded(id.pid, "environ") else {
@@ -102,10 +102,10 @@ pub fn job_markers(id: ProcessId) -> Vec<String> {
     let markers = markers
         .map(|marker| String::from_utf8_lossy(marker).into_owned())
         .collect();
-    if is_same(id) { markers } else { Vec::new() }
+    if owns_pid(id) { markers } else { Vec::new() }
 }
 
-/// A file of `/proc/<pid>`, and whether there is more of it than is looked at.
+/// Reads a file of `/proc/<pid>`; also returns whether there is more of it than is looked at.
 fn read_bounded(pid: u32, name: &str) -> Option<(Vec<u8>, bool)> {
     let file = File::open(format!("/proc/{pid}/{name}")).ok()?;
     let mut bytes = Vec::new();

@@ -18,7 +18,7 @@ pub struct OpenFile {
     pub target: PathBuf,
 }
 
-/// The open files of whoever has this pid now. The caller checks who that is.
+/// Returns the open files of whoever has this pid now. The caller checks who that is.
 ///
 /// # Errors
 /// When they may not be looked at ([`io::ErrorKind::PermissionDenied`]), or the process is gone.
@@ -36,6 +36,16 @@ pub fn open_files(pid: u32) -> io::Result<Vec<OpenFile>> {
         }
     }
     Ok(files)
+}
+
+/// Returns what the kernel and the driver tell of one open file.
+pub(crate) fn descriptor_info(pid: u32, descriptor: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()
+}
+
+/// Returns the name of what a process has as its standard input.
+pub(crate) fn input(pid: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/fd/0")).ok()
 }
 
 fn number(name: &OsString) -> Option<u32> {

@@ -1,11 +1,11 @@
-//! Where a process was put: its control group, and the systemd unit or the container that the group's
-//! name tells of.
+//! Where a process was put: its control group, and the systemd unit or the container that the
+//! group's name tells of.
 
 use std::fs;
 
 use lifemon_ebpf::ProcessId;
 
-use super::is_same;
+use super::owns_pid;
 
 /// Digits of a container's id, as every runtime writes them.
 const CONTAINER_ID: usize = 64;
@@ -21,14 +21,14 @@ pub struct Placement {
     pub container: Option<String>,
 }
 
-/// Where exactly this process was put; `None` when it is not there any more.
+/// Returns where exactly this process was put; `None` when it is not there any more.
 #[must_use]
 pub fn placement(id: ProcessId) -> Option<Placement> {
     let placement = placement_of(id.pid)?;
-    is_same(id).then_some(placement)
+    owns_pid(id).then_some(placement)
 }
 
-/// Where whoever has this pid now was put. The caller checks who that is.
+/// Returns where whoever has this pid now was put. The caller checks who that is.
 pub(crate) fn placement_of(pid: u32) -> Option<Placement> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     Some(parse(&text))
@@ -61,8 +61,8 @@ fn parse(text: &str) -> Placement {
     }
 }
 
-/// The first part of a path that has a container's id: `docker-ID.scope`, `cri-containerd-ID.scope`,
-/// or the id alone.
+/// Returns the first part of a path that has a container's id: `docker-ID.scope`,
+/// `cri-containerd-ID.scope`, or the id alone.
 fn container_in(path: &str) -> Option<String> {
     path.split('/').find_map(|part| {
         let part = part.strip_suffix(".scope").unwrap_or(part);

@@ -6,20 +6,23 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::json::{ProcessJson, SCHEMA, WhoJson};
+use super::holding::{self, HoldingJson, size};
+use super::json::{ProcessJson, SCHEMA};
 use super::kill::KilledJson;
 use super::orphans::OrphanJson;
+use super::out::printable;
 use super::text::{self, Tone, paint};
 use super::tree::{KnownJson, StartJson, Style, command};
 use crate::ProcessId;
 use crate::gpu::nvml::{Answer, Gpu};
-use crate::gpu::{Holding, Memory, Survey};
+use crate::gpu::{Holding, Stranger, Survey};
 use crate::kernel::snapshot::Snapshot;
 use crate::kill::KillReport;
+use crate::loss::Loss;
 use crate::orphan::Orphan;
 use crate::proc::{CommandLine, Placement};
 use crate::process::{Process, Who};
-use crate::session::Loss;
+use crate::words::count;
 
 /// A process that holds a GPU, and where it comes from.
 #[derive(Debug, Clone)]
@@ -33,11 +36,18 @@ pub struct Holder {
     /// Control group, unit, container.
     pub placement: Placement,
     /// Its creators, nearest first.
-    pub lineage: Vec<(Who, bool)>,
+    pub lineage: Vec<Ancestor>,
     /// The root of its tree.
-    pub root: Who,
-    /// Whether that root lives.
-    pub root_alive: bool,
+    pub root: Ancestor,
+}
+
+/// A creator of a process, or a creator of that one, and so on.
+#[derive(Debug, Clone)]
+pub struct Ancestor {
+    /// Who it is.
+    pub who: Who,
+    /// Whether it is live.
+    pub alive: bool,
 }
 
 /// Everything that is said about GPUs.
@@ -57,37 +67,7 @@ pub struct GpuReport<'a> {
     pub losses: &'a [Loss],
 }
 
-/// `  2.0 GiB on GPU-1, /dev/nvidia0`, or nothing.
-pub(super) fn holding(holding: &Holding) -> String {
-    if holding.is_empty() {
-        return String::new();
-    }
-    let mut parts = Vec::new();
-    for memory in &holding.memory {
-        let bytes = memory
-            .bytes
-            .map_or_else(|| "memory of unknown size".to_owned(), size);
-        parts.push(format!("{bytes} on {}", super::out::printable(&memory.gpu)));
-    }
-    let devices = holding
-        .devices
-        .iter()
-        .map(|path| path.display().to_string());
-    parts.extend(devices.map(|path| super::out::printable(&path)));
-    format!("  {{{}}}", parts.join(", "))
-}
-
-/// `1.5 GiB`.
-fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    let unit = UNITS.iter().find(|(_, unit)| bytes >= *unit);
-    unit.map_or_else(
-        || format!("{bytes} B"),
-        |(name, unit)| format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
-    )
-}
-
-/// The report as text.
+/// Returns the report as text.
 #[must_use]
 pub fn text(report: &GpuReport<'_>, style: Style) -> String {
     let mut text = String::new();
@@ -113,19 +93,16 @@ pub fn text(report: &GpuReport<'_>, style: Style) -> String {
     for holder in report.holders {
         one_holder(&mut text, holder, report.orphans, style);
     }
-    for (pid, memory) in &report.survey.strangers {
+    for Stranger { pid, memory } in &report.survey.strangers {
         let bytes = memory.bytes.map_or_else(|| "memory".to_owned(), size);
         let _ = writeln!(
             text,
             "{pid}  {bytes} on {}: no living process of this host has this pid",
-            memory.gpu
+            printable(&memory.gpu)
         );
     }
     totals(&mut text, report.holders);
-    for loss in report.losses {
-        let line = format!("not complete: {}\n", loss.advice());
-        text.push_str(&paint(style.colour, Tone::Warn, &line));
-    }
+    text::incomplete(&mut text, style.colour, report.losses);
     text
 }
 
@@ -134,19 +111,19 @@ fn one_gpu(text: &mut String, gpu: &Gpu) {
         .name
         .as_deref()
         .unwrap_or("a GPU that does not tell its name");
-    let _ = write!(text, "GPU {} {}", gpu.index, super::out::printable(name));
+    let _ = write!(text, "GPU {} {}", gpu.index, printable(name));
     if let (Some(used), Some(total)) = (gpu.used_bytes, gpu.total_bytes) {
         let _ = write!(text, ", {} of {} in use", size(used), size(total));
     }
     if let Some(uuid) = &gpu.uuid {
-        let _ = write!(text, ", {}", super::out::printable(uuid));
+        let _ = write!(text, ", {}", printable(uuid));
     }
     if gpu.is_partitioned {
         text.push_str(", partitioned");
     }
     text.push('\n');
     for error in &gpu.errors {
-        let _ = writeln!(text, "  not asked: {}", super::out::printable(error));
+        let _ = writeln!(text, "  not asked: {}", printable(error));
     }
 }
 
@@ -163,16 +140,16 @@ fn one_holder(text: &mut String, holder: &Holder, orphans: &[Orphan], style: Sty
         None => format!("{:<10}", "held"),
     };
     let command = command(&holder.command, style.full);
-    let held = self::holding(&holder.holding);
+    let held = holding::text(&holder.holding);
     let _ = writeln!(
         text,
         "{state} {}  {command}{held}",
         text::process(&holder.process)
     );
     let mut line: Vec<String> = Vec::new();
-    for (who, alive) in &holder.lineage {
-        let mark = if *alive { "" } else { "\u{2020} " };
-        line.push(format!("{mark}{}", text::who(who)));
+    for ancestor in &holder.lineage {
+        let mark = if ancestor.alive { "" } else { "\u{2020} " };
+        line.push(format!("{mark}{}", text::who(&ancestor.who)));
     }
     if !line.is_empty() {
         let line = format!("           created by {}\n", line.join(" < "));
@@ -180,25 +157,24 @@ fn one_holder(text: &mut String, holder: &Holder, orphans: &[Orphan], style: Sty
     }
 }
 
-/// Memory by tree.
+/// Adds the memory by tree.
 fn totals(text: &mut String, holders: &[Holder]) {
     for total in by_tree(holders) {
         let bytes = total
             .bytes
             .map_or_else(|| "no memory told".to_owned(), size);
-        let state = if total.alive { "alive" } else { "dead" };
+        let state = if total.root.alive { "alive" } else { "dead" };
         let _ = writeln!(
             text,
-            "tree of {} ({state}): {bytes}, {} processes",
-            text::who(&total.root),
-            total.processes
+            "tree of {} ({state}): {bytes}, {}",
+            text::who(&total.root.who),
+            count(total.processes, "process")
         );
     }
 }
 
 struct Total {
-    root: Who,
-    alive: bool,
+    root: Ancestor,
     bytes: Option<u64>,
     processes: usize,
 }
@@ -206,9 +182,8 @@ struct Total {
 fn by_tree(holders: &[Holder]) -> Vec<Total> {
     let mut totals: BTreeMap<ProcessId, Total> = BTreeMap::new();
     for holder in holders {
-        let total = totals.entry(holder.root.id).or_insert_with(|| Total {
+        let total = totals.entry(holder.root.who.id).or_insert_with(|| Total {
             root: holder.root.clone(),
-            alive: holder.root_alive,
             bytes: None,
             processes: 0,
         });
@@ -220,29 +195,6 @@ fn by_tree(holders: &[Holder]) -> Vec<Total> {
     totals.into_values().collect()
 }
 
-/// What a process holds.
-#[derive(Serialize)]
-pub(super) struct HoldingJson<'a> {
-    devices: Vec<String>,
-    memory: &'a [Memory],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    memory_bytes: Option<u64>,
-}
-
-impl<'a> HoldingJson<'a> {
-    pub(super) fn of(holding: &'a Holding) -> Option<Self> {
-        (!holding.is_empty()).then(|| Self {
-            devices: holding
-                .devices
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect(),
-            memory: &holding.memory,
-            memory_bytes: holding.memory_bytes(),
-        })
-    }
-}
-
 #[derive(Serialize)]
 struct ReportJson<'a> {
     schema: &'static str,
@@ -250,7 +202,7 @@ struct ReportJson<'a> {
     gpus: &'a [Gpu],
     holders: Vec<HolderJson<'a>>,
     /// Pids that the driver names and no living process has.
-    strangers: Vec<StrangerJson<'a>>,
+    strangers: &'a [Stranger],
     trees: Vec<TotalJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
@@ -301,15 +253,17 @@ struct HolderJson<'a> {
 #[derive(Serialize)]
 struct AncestorJson {
     #[serde(flatten)]
-    who: WhoJson,
+    who: Who,
     alive: bool,
 }
 
-#[derive(Serialize)]
-struct StrangerJson<'a> {
-    pid: u32,
-    #[serde(flatten)]
-    memory: &'a Memory,
+impl From<&Ancestor> for AncestorJson {
+    fn from(ancestor: &Ancestor) -> Self {
+        Self {
+            who: ancestor.who.clone(),
+            alive: ancestor.alive,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -320,7 +274,7 @@ struct TotalJson {
     memory_bytes: Option<u64>,
 }
 
-/// The report as one JSON object and a newline.
+/// Returns the report as one JSON object and a newline.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
@@ -330,27 +284,18 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         .iter()
         .map(|orphan| (orphan.process.id, orphan))
         .collect();
-    let ancestor = |who: &Who, alive: bool| AncestorJson {
-        who: who.into(),
-        alive,
-    };
     let holders = report.holders.iter().map(|holder| HolderJson {
         process: (&holder.process).into(),
         holding: HoldingJson::of(&holder.holding),
         start: StartJson::new(&holder.command, &holder.placement),
-        lineage: holder
-            .lineage
-            .iter()
-            .map(|(who, alive)| ancestor(who, *alive))
-            .collect(),
-        root: ancestor(&holder.root, holder.root_alive),
+        lineage: holder.lineage.iter().map(Into::into).collect(),
+        root: (&holder.root).into(),
         orphan: orphans
             .get(&holder.process.id)
             .map(|orphan| OrphanJson::new(orphan, style)),
     });
-    let strangers = report.survey.strangers.iter();
     let trees = by_tree(report.holders).into_iter().map(|total| TotalJson {
-        root: ancestor(&total.root, total.alive),
+        root: (&total.root).into(),
         processes: total.processes,
         memory_bytes: total.bytes,
     });
@@ -360,24 +305,10 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         nvml: (&report.survey.nvml).into(),
         gpus: report.survey.gpus(),
         holders: holders.collect(),
-        strangers: strangers
-            .map(|(pid, memory)| StrangerJson { pid: *pid, memory })
-            .collect(),
+        strangers: &report.survey.strangers,
         trees: trees.collect(),
         kill,
         known: KnownJson::new(report.snapshot, report.losses, style.clock),
     };
     Ok(serde_json::to_string(&json)? + "\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_read_well() {
-        assert_eq!(size(5), "5 B");
-        assert_eq!(size(3 << 29), "1.5 GiB");
-        assert_eq!(size(1 << 20), "1.0 MiB");
-    }
 }

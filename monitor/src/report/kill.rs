@@ -1,13 +1,15 @@
-//! What a kill came to, as text and as JSON.
+//! Reports of a kill, as text and as JSON.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::json::{ExitJson, Id, MemberJson, ProcessJson, SCHEMA, WhoJson, is_false};
+use super::json::{Id, MemberJson, SCHEMA, is_false};
+use super::out::printable;
 use super::text;
-use crate::kill::{KillReport, Release};
+use crate::kill::{KillReport, Outcome, Release};
 use crate::process::Process;
+use crate::words::count;
 
 /// What a kill came to.
 #[expect(
@@ -21,9 +23,8 @@ pub(super) struct KilledJson {
     dry_run: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     members: Vec<MemberJson>,
-    killed: Vec<DeadJson>,
-    already_dying: Vec<WhoJson>,
-    survivors: Vec<SurvivorJson>,
+    #[serde(flatten)]
+    outcome: Outcome,
     rejected: u64,
     /// The root is older than tracking: what it had lost to others before is not known.
     #[serde(skip_serializing_if = "is_false")]
@@ -36,65 +37,10 @@ pub(super) struct KilledJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     gone_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    gpu: Option<ReleaseJson>,
+    gpu: Option<Release>,
 }
 
-/// GPU memory of the killed.
-#[derive(Serialize)]
-struct ReleaseJson {
-    released: Vec<ReleasedJson>,
-    held: Vec<HeldJson>,
-    hung: bool,
-}
-
-#[derive(Serialize)]
-struct ReleasedJson {
-    #[serde(flatten)]
-    id: Id,
-    after_ms: f64,
-}
-
-#[derive(Serialize)]
-struct HeldJson {
-    #[serde(flatten)]
-    id: Id,
-    state: String,
-}
-
-impl From<&Release> for ReleaseJson {
-    fn from(release: &Release) -> Self {
-        let released = release.released.iter().map(|(id, after)| ReleasedJson {
-            id: (*id).into(),
-            after_ms: after.as_secs_f64() * 1e3,
-        });
-        let held = release.held.iter().map(|(id, state)| HeldJson {
-            id: (*id).into(),
-            state: state.clone(),
-        });
-        Self {
-            released: released.collect(),
-            held: held.collect(),
-            hung: release.hung,
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct DeadJson {
-    #[serde(flatten)]
-    process: ProcessJson,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exit: Option<ExitJson>,
-}
-
-#[derive(Serialize)]
-struct SurvivorJson {
-    #[serde(flatten)]
-    process: ProcessJson,
-    reason: String,
-}
-
-/// The report as one JSON object and a newline.
+/// Returns the report as one JSON object and a newline.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
@@ -114,23 +60,7 @@ impl KilledJson {
             tree: report.root.id.into(),
             dry_run: is_dry_run,
             members: members.iter().map(Into::into).collect(),
-            killed: report
-                .killed
-                .iter()
-                .map(|(process, death)| DeadJson {
-                    process: process.into(),
-                    exit: death.as_ref().map(Into::into),
-                })
-                .collect(),
-            already_dying: report.already_dying.iter().map(Into::into).collect(),
-            survivors: report
-                .survivors
-                .iter()
-                .map(|(process, reason)| SurvivorJson {
-                    process: process.into(),
-                    reason: reason.clone(),
-                })
-                .collect(),
+            outcome: report.outcome.clone(),
             rejected: report.rejected,
             inferred: report.root.inferred,
             extinct: report.extinct,
@@ -138,27 +68,29 @@ impl KilledJson {
             incomplete: report.losses.iter().map(|loss| loss.word()).collect(),
             elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
             gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
-            gpu: report.release.as_ref().map(Into::into),
+            gpu: report.release.clone(),
         }
     }
 }
 
-/// What a kill did.
+/// Returns what a kill did, in words.
 #[must_use]
 pub fn done(report: &KillReport) -> String {
     let ms = report.elapsed.as_secs_f64() * 1e3;
     let mut text = format!(
         "tree of {}: {} killed in {ms:.1} ms{}\n",
         text::process(&report.root),
-        report.killed.len(),
+        report.outcome.killed.len(),
         if report.extinct {
             ", none of it is left"
         } else {
             ""
         },
     );
-    for (process, reason) in &report.survivors {
-        let _ = writeln!(text, "still alive: {}  {reason}", text::process(process));
+    for survivor in &report.outcome.survivors {
+        let process = text::process(&Process::from(&survivor.process));
+        let reason = printable(survivor.reason.as_deref().unwrap_or_default());
+        let _ = writeln!(text, "still alive: {process}  {reason}");
     }
     if report.extinct && report.gone.is_none() {
         text.push_str("the memory of some of them is not released yet\n");
@@ -170,9 +102,9 @@ pub fn done(report: &KillReport) -> String {
     text
 }
 
-/// GPU memory of the killed.
+/// Writes what became of the GPU memory of the killed.
 fn gpu(text: &mut String, release: &Release) {
-    if let Some(longest) = release.released.iter().map(|(_, after)| *after).max() {
+    if let Some(longest) = release.released.iter().map(|released| released.after).max() {
         let ms = longest.as_secs_f64() * 1e3;
         let count = release.released.len();
         let _ = writeln!(
@@ -180,21 +112,22 @@ fn gpu(text: &mut String, release: &Release) {
             "GPU memory of {count} released, the last after {ms:.1} ms"
         );
     }
-    for (id, state) in &release.held {
-        let _ = writeln!(text, "GPU memory still held by {}: {state}", id.pid);
+    for held in &release.held {
+        let (pid, state) = (held.id.pid, &held.state);
+        let _ = writeln!(text, "GPU memory still held by {pid}: {state}");
     }
     if release.hung {
         text.push_str("whether GPU memory is released is not known: the driver does not answer\n");
     }
 }
 
-/// What a kill would do.
+/// Returns what a kill would do, in words.
 #[must_use]
 pub fn would(report: &KillReport) -> String {
     let mut text = format!(
-        "the tree of {}: {} processes would die\n",
+        "the tree of {}: {} would die\n",
         text::process(&report.root),
-        report.members.len()
+        count(report.members.len(), "process")
     );
     for member in &report.members {
         let _ = writeln!(
@@ -208,7 +141,7 @@ pub fn would(report: &KillReport) -> String {
     text
 }
 
-/// Why a member belongs to the tree.
+/// Returns why a member belongs to the tree.
 fn why(member: &Process, root: &Process) -> String {
     if member.id == root.id {
         return "the root".to_owned();
@@ -230,7 +163,8 @@ fn doubts(text: &mut String, report: &KillReport) {
     }
     if report.root.inferred {
         text.push_str(
-            "older than tracking: what left the tree before is not known; `lifemon track on` keeps it from now on\n",
+            "older than tracking: what left the tree before is not known; \
+             `lifemon track on` keeps it from now on\n",
         );
     }
 }

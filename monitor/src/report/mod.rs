@@ -1,10 +1,14 @@
-//! How lifemon speaks: [`json`] for scripts, [`text`] for people, [`kill`], [`tree`], [`orphans`]
-//! and [`gpu`] for both of what they are named after, [`out`] for where it goes.
+//! Everything that is printed: [`stream`], [`kill`], [`tree`], [`orphans`] and [`gpu`] turn what
+//! they are named after into text for people and JSON for scripts, of the same pieces ([`text`],
+//! [`json`], `holding`); [`out`] is where it goes.
 
 pub mod gpu;
+mod holding;
 pub mod json;
 pub mod kill;
 pub mod orphans;
 pub mod out;
+pub mod run;
+pub mod stream;
 pub mod text;
 pub mod tree;

@@ -4,17 +4,20 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::gpu::{self, HoldingJson};
-use super::json::{ExitJson, ProcessJson, SCHEMA, WhoJson};
+use super::holding::{self, HoldingJson};
+use super::json::{ProcessJson, SCHEMA};
 use super::kill::KilledJson;
+use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
 use crate::kernel::snapshot::Snapshot;
 use crate::kill::KillReport;
+use crate::loss::Loss;
 use crate::orphan::{Class, Evidence, Orphan};
-use crate::session::Loss;
+use crate::process::Who;
+use crate::process::json::ExitJson;
 
-/// The orphans as text.
+/// Returns the orphans as text.
 #[must_use]
 pub fn text(orphans: &[Orphan], losses: &[Loss], style: Style) -> String {
     let mut text = String::new();
@@ -24,14 +27,11 @@ pub fn text(orphans: &[Orphan], losses: &[Loss], style: Style) -> String {
     for orphan in orphans {
         one(&mut text, orphan, style);
     }
-    for loss in losses {
-        let line = format!("not complete: {}\n", loss.advice());
-        text.push_str(&paint(style.colour, Tone::Warn, &line));
-    }
+    text::incomplete(&mut text, style.colour, losses);
     text
 }
 
-/// A head line, and what explains it below.
+/// Adds a head line, and what explains it below.
 fn one(text: &mut String, orphan: &Orphan, style: Style) {
     let tone = match orphan.class {
         Class::Stranded => Tone::Bad,
@@ -40,7 +40,7 @@ fn one(text: &mut String, orphan: &Orphan, style: Style) {
     };
     let class = paint(style.colour, tone, &format!("{:<10}", orphan.class.word()));
     let shown = command(&orphan.command, style.full);
-    let gpu = gpu::holding(&orphan.gpu);
+    let gpu = holding::text(&orphan.gpu);
     let _ = writeln!(
         text,
         "{class} {}  {shown}{gpu}",
@@ -76,7 +76,7 @@ fn one(text: &mut String, orphan: &Orphan, style: Style) {
     let evidence = orphan
         .evidence
         .iter()
-        .map(|evidence| super::out::printable(&evidence.to_string()));
+        .map(|evidence| printable(&evidence.to_string()));
     story.extend(evidence);
     let line = format!("           {}\n", story.join("; "));
     text.push_str(&paint(style.colour, Tone::Faint, &line));
@@ -99,7 +99,7 @@ pub(super) struct OrphanJson<'a> {
     process: ProcessJson,
     class: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    creator: Option<WhoJson>,
+    creator: Option<Who>,
     #[serde(skip_serializing_if = "Option::is_none")]
     creator_exit: Option<ExitJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +110,7 @@ pub(super) struct OrphanJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     root: Option<RootJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    parent: Option<WhoJson>,
+    parent: Option<Who>,
     state: char,
     #[serde(flatten)]
     start: StartJson<'a>,
@@ -123,7 +123,7 @@ pub(super) struct OrphanJson<'a> {
 #[derive(Serialize)]
 struct RootJson {
     #[serde(flatten)]
-    who: WhoJson,
+    who: Who,
     alive: bool,
 }
 
@@ -148,16 +148,16 @@ impl<'a> OrphanJson<'a> {
         Self {
             process: (&orphan.process).into(),
             class: orphan.class.word(),
-            creator: orphan.creator.as_ref().map(Into::into),
+            creator: orphan.creator.clone(),
             creator_exit: orphan.creator_death.as_ref().map(Into::into),
             orphaned: orphan.orphaned_ns.map(|at| style.clock.rfc3339(at)),
             orphaned_ms: orphan.orphaned_ns.map(ms_since),
             age_ms: ms_since(orphan.process.id.start_ns),
             root: orphan.root.as_ref().map(|root| RootJson {
-                who: root.into(),
+                who: root.clone(),
                 alive: orphan.root_alive,
             }),
-            parent: orphan.parent.as_ref().map(Into::into),
+            parent: orphan.parent.clone(),
             state: orphan.state,
             start: StartJson::new(&orphan.command, &orphan.placement),
             gpu: HoldingJson::of(&orphan.gpu),
@@ -166,8 +166,8 @@ impl<'a> OrphanJson<'a> {
     }
 }
 
-/// The orphans as one JSON object and a newline; with what came of killing them, if that was asked
-/// for.
+/// Returns the orphans as one JSON object and a newline; with what came of killing them, if that
+/// was asked for.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.

@@ -3,7 +3,7 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-/// Whether colour belongs on standard output: a terminal, and no `NO_COLOR`.
+/// Returns whether colour belongs on standard output: a terminal, and no `NO_COLOR`.
 #[must_use]
 pub fn wants_colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -41,8 +41,8 @@ pub fn print(text: &str) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Text of others made safe for a terminal: control characters are escaped, so that no process name
-/// can move the cursor or change the colour.
+/// Makes text of others safe for a terminal: control characters are escaped, so that no process
+/// name can move the cursor or change the colour.
 #[must_use]
 pub fn printable(text: &str) -> String {
     let is_unsafe =

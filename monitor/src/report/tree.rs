@@ -4,20 +4,18 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::json::{ExitJson, Id, IncompleteJson, MemberJson, SCHEMA};
+use super::json::{Id, IncompleteJson, MemberJson, SCHEMA};
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use crate::ProcessId;
 use crate::kernel::clock::WallClock;
 use crate::kernel::snapshot::Snapshot;
 use crate::proc::{CommandLine, Placement};
+use crate::process::json::ExitJson;
 use crate::tree::{Entry, Live};
 
 /// Characters of a command line that are shown unless all is asked for.
 const COMMAND_CHARS: usize = 100;
-
-/// Levels that are indented; a deeper tree goes on at this depth.
-const DEEPEST_INDENT: usize = 40;
 
 /// How a tree is shown.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +30,7 @@ pub struct Style {
     pub full: bool,
 }
 
-/// The tree as text.
+/// Returns the tree as text.
 #[must_use]
 pub fn text(entries: &[Entry], snapshot: &Snapshot, style: Style) -> String {
     let mut text = String::new();
@@ -40,24 +38,20 @@ pub fn text(entries: &[Entry], snapshot: &Snapshot, style: Style) -> String {
     while at < entries.len() {
         let count = if style.full { 1 } else { fold(&entries[at..]) };
         let entry = &entries[at];
-        let indent = 2 * entry.depth.min(DEEPEST_INDENT);
         let mut line = line(entry, style);
         if count > 1 {
             let last = entries[at + count - 1].process.id.pid;
             let more = format!("  (and {} more like it, up to {last})", count - 1);
             line.push_str(&paint(style.colour, Tone::Faint, &more));
         }
-        let _ = writeln!(text, "{:indent$}{line}", "");
+        text::line(&mut text, entry.depth, &line);
         at += count;
     }
-    for loss in snapshot.losses() {
-        let line = format!("not complete: {}\n", loss.advice());
-        text.push_str(&paint(style.colour, Tone::Warn, &line));
-    }
+    text::incomplete(&mut text, style.colour, &snapshot.losses());
     text
 }
 
-/// How many of the entries from here on are equal siblings without children.
+/// Counts the entries from here on that are equal siblings without children.
 fn fold(entries: &[Entry]) -> usize {
     let first = &entries[0];
     let is_like = |entry: &&Entry| {
@@ -83,10 +77,12 @@ fn what(entry: &Entry) -> Option<(&CommandLine, &Placement)> {
 fn line(entry: &Entry, style: Style) -> String {
     let mark = if entry.process.inferred { "~ " } else { "" };
     let who = text::process(&entry.process);
-    if let Some((died_ns, death)) = &entry.death {
-        let since = duration_ms(style.now_ns.saturating_sub(*died_ns) / 1_000_000);
-        let line = format!("\u{2020} {mark}{who}  {}, {since} ago", text::how(death));
-        return paint(style.colour, Tone::Faint, &line) + &elided(entry);
+    let elided = text::elided(&entry.process);
+    if let Some(died) = &entry.died {
+        let since = duration_ms(style.now_ns.saturating_sub(died.at_ns) / 1_000_000);
+        let how = text::how(&died.death);
+        let line = format!("\u{2020} {mark}{who}  {how}, {since} ago");
+        return paint(style.colour, Tone::Faint, &line) + &elided;
     }
     let Some(live) = &entry.live else {
         let line = format!("{mark}{who}  dying");
@@ -103,14 +99,7 @@ fn line(entry: &Entry, style: Style) -> String {
         let parent = format!("  parent is {}", live.parent);
         text.push_str(&paint(style.colour, Tone::Warn, &parent));
     }
-    text + &elided(entry)
-}
-
-fn elided(entry: &Entry) -> String {
-    match entry.process.elided {
-        0 => String::new(),
-        count => format!("  ({count} dead creators not kept)"),
-    }
+    text + &elided
 }
 
 fn details(entry: &Entry, live: &Live, now_ns: u64) -> String {
@@ -122,7 +111,7 @@ fn details(entry: &Entry, live: &Live, now_ns: u64) -> String {
     details + &placed(&live.placement)
 }
 
-/// `, foo.service, container 0123456789ab`.
+/// Returns `, foo.service, container 0123456789ab`.
 pub(super) fn placed(placement: &Placement) -> String {
     let mut text = String::new();
     match (&placement.container, &placement.unit) {
@@ -138,7 +127,7 @@ pub(super) fn placed(placement: &Placement) -> String {
     text
 }
 
-/// A command line in one line, safe for a terminal; cut unless all is wanted.
+/// Returns a command line in one line, safe for a terminal; cut unless all is wanted.
 pub(super) fn command(command: &CommandLine, full: bool) -> String {
     let text = printable(&command.to_strings().join(" "));
     if full || text.chars().count() <= COMMAND_CHARS {
@@ -168,11 +157,7 @@ pub(super) struct KnownJson {
 }
 
 impl KnownJson {
-    pub(super) fn new(
-        snapshot: &Snapshot,
-        losses: &[crate::session::Loss],
-        clock: WallClock,
-    ) -> Self {
+    pub(super) fn new(snapshot: &Snapshot, losses: &[crate::loss::Loss], clock: WallClock) -> Self {
         Self {
             since: clock.rfc3339(snapshot.since_ns),
             tracker: if snapshot.is_pinned {
@@ -234,7 +219,7 @@ impl<'a> StartJson<'a> {
     }
 }
 
-/// The tree as one JSON object and a newline.
+/// Returns the tree as one JSON object and a newline.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
@@ -257,13 +242,13 @@ pub fn json(
 fn entry_json(entry: &Entry, style: Style) -> EntryJson<'_> {
     let mut member = MemberJson::from(&entry.process);
     let mut end_ns = style.now_ns;
-    if let Some((died_ns, death)) = &entry.death {
-        end_ns = *died_ns;
-        member.set_death(style.clock.rfc3339(*died_ns), ExitJson::from(death));
+    if let Some(died) = &entry.died {
+        end_ns = died.at_ns;
+        member.set_death(style.clock.rfc3339(end_ns), ExitJson::from(&died.death));
     }
     EntryJson {
         member,
-        alive: entry.death.is_none(),
+        alive: entry.died.is_none(),
         age_ms: end_ns.saturating_sub(entry.process.id.start_ns) / 1_000_000,
         live: entry.live.as_ref().map(|live| LiveJson {
             state: live.state,
@@ -292,7 +277,7 @@ mod tests {
                 command: CommandLine::default(),
                 placement: Placement::default(),
             }),
-            death: None,
+            died: None,
             children: 0,
         }
     }

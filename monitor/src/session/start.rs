@@ -2,12 +2,30 @@
 
 use std::collections::HashSet;
 
-use lifemon_ebpf::{LIVE, ProcessId, Record};
+use lifemon_ebpf::{ProcessId, Record};
 
-use super::Loss;
 use crate::forest::Forest;
 use crate::kernel::Watcher;
-use crate::process::{Death, Process};
+use crate::loss::Loss;
+use crate::process::{Died, Process};
+
+/// A dead process of a tree with living descendants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ghost {
+    /// Who it was.
+    pub process: Process,
+    /// When and how it died.
+    pub died: Died,
+}
+
+/// What is not known, and how much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// What.
+    pub loss: Loss,
+    /// How much.
+    pub count: u64,
+}
 
 /// The tree when watching began.
 #[derive(Debug, Clone)]
@@ -16,10 +34,10 @@ pub struct Start {
     pub root: Process,
     /// Living members, each creator before what it created.
     pub members: Vec<Process>,
-    /// Dead processes of the tree with living descendants, and how and when they died.
-    pub ghosts: Vec<(Process, u64, Death)>,
-    /// What is not complete, with how much of it.
-    pub losses: Vec<(Loss, u64)>,
+    /// Dead processes of the tree with living descendants.
+    pub ghosts: Vec<Ghost>,
+    /// What makes it incomplete.
+    pub losses: Vec<Lost>,
     /// Since when the lineage is known, ns since boot.
     pub since_ns: u64,
 }
@@ -39,8 +57,8 @@ pub(super) fn describe(
             |record| Process::of_record(*id, record),
         )
     };
-    // A member that has died since the members were read, and left no ghost, has no record any more:
-    // its events are in the ring. Where the lineage map is full there never was one.
+    // A member that has died since the members were read, and left no ghost, has no record any
+    // more: its events are in the ring. Where the lineage map is full there never was one.
     let is_full = watcher.tracker().host_counters().lost_records > 0;
     let mut wanted: HashSet<_> = members
         .iter()
@@ -60,13 +78,11 @@ pub(super) fn describe(
     let ghosts = order
         .iter()
         .filter_map(|id| Some((*id, forest.record(id)?)))
-        .filter(|(_, record)| record.state != LIVE)
-        .map(|(id, record)| {
-            (
-                Process::of_record(id, record),
-                record.exit_ns,
-                Death::of_record(record),
-            )
+        .filter_map(|(id, record)| {
+            Some(Ghost {
+                died: Died::of_record(record)?,
+                process: Process::of_record(id, record),
+            })
         })
         .collect();
     let unlabelled = watcher.unlabelled();
@@ -76,12 +92,12 @@ pub(super) fn describe(
         (Loss::MembersFull, unlabelled.failed),
         (Loss::MissedRuns, watcher.tracker().missed_forks()),
     ];
-    let losses = losses.into_iter().filter(|(_, count)| *count > 0).collect();
+    let losses = losses.into_iter().filter(|(_, count)| *count > 0);
     Start {
         root: process(&root),
         members: living,
         ghosts,
-        losses,
+        losses: losses.map(|(loss, count)| Lost { loss, count }).collect(),
         since_ns,
     }
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Wakeups that may come in quick succession. A wakeup costs the dying process several microseconds,
-/// so in a storm of deaths the ring is looked at every [`POLL`] instead: a lone death is still
-/// reported at once.
+/// Wakeups that may come in quick succession. A wakeup costs the dying process several
+/// microseconds, so in a storm of deaths the ring is looked at every [`POLL`] instead: a lone death
+/// is still reported at once.
 const WAKEUPS: u32 = 64;
 
 /// Time after which one more wakeup may come.

@@ -1,6 +1,9 @@
-//! Frames: four bytes of length, big-endian, then that many bytes. Nothing here knows what they mean.
+//! Frames: four bytes of length, big-endian, then that many bytes, which are JSON. Nothing here
+//! knows what it means.
 
 use std::io::{self, Read};
+
+use serde::de::DeserializeOwned;
 
 /// Bytes of one frame at most. A longer length means that the other side does not speak this, and
 /// nothing that it sends can be trusted any more.
@@ -14,6 +17,7 @@ const READ_BYTES: usize = 64 << 10;
 
 /// Why a stream of frames cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FrameError {
     /// A frame is larger than allowed.
     #[error("a message of {bytes} bytes is too large: at most {FRAME_BYTES_MAX} are allowed")]
@@ -31,7 +35,19 @@ pub enum FrameError {
     },
 }
 
-/// The frame of these bytes.
+/// Why there is no next message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MessageError {
+    /// What came is no frame: nothing that follows can be understood.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// What came is not the JSON of a message. The next one may be.
+    #[error("a message is not understood: {0}")]
+    NotUnderstood(#[from] serde_json::Error),
+}
+
+/// Returns the frame of these bytes.
 ///
 /// # Errors
 /// [`FrameError::TooLarge`].
@@ -60,7 +76,26 @@ impl Frames {
         self.buffer.extend(bytes);
     }
 
-    /// The next whole frame.
+    /// Takes the messages that are whole, one after the other. After a [`MessageError::Frame`]
+    /// nothing else comes.
+    pub fn messages<M: DeserializeOwned>(
+        &mut self,
+    ) -> impl Iterator<Item = Result<M, MessageError>> + '_ {
+        let mut is_readable = true;
+        std::iter::from_fn(move || {
+            let body = match self.take() {
+                _ if !is_readable => return None,
+                Ok(body) => body?,
+                Err(error) => {
+                    is_readable = false;
+                    return Some(Err(error.into()));
+                }
+            };
+            Some(serde_json::from_slice(&body).map_err(MessageError::from))
+        })
+    }
+
+    /// Takes the next whole frame.
     ///
     /// # Errors
     /// [`FrameError::TooLarge`], as soon as the length is there.
@@ -80,7 +115,7 @@ impl Frames {
         Ok(Some(whole.split_off(HEADER_BYTES)))
     }
 
-    /// What the end of the stream means here.
+    /// Checks that the stream may end here.
     ///
     /// # Errors
     /// [`FrameError::Truncated`] inside a frame.
@@ -94,7 +129,7 @@ impl Frames {
         })
     }
 
-    /// Reads once; whether the stream has not ended.
+    /// Reads once; returns whether the stream has not ended.
     ///
     /// # Errors
     /// Whatever the reader fails with, `WouldBlock` included.
@@ -144,6 +179,30 @@ mod tests {
         let bytes = FRAME_BYTES_MAX as u64 + 1;
         assert_eq!(frames.take(), Err(FrameError::TooLarge { bytes }));
         assert!(frame(&vec![0; FRAME_BYTES_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn a_message_that_is_not_understood_does_not_hide_the_next_and_no_frame_hides_all() {
+        let mut frames = Frames::default();
+        frames.push(
+            &[
+                frame(b"1").unwrap(),
+                frame(b"?").unwrap(),
+                frame(b"2").unwrap(),
+            ]
+            .concat(),
+        );
+        frames.push(&u32::MAX.to_be_bytes());
+        let found: Vec<_> = frames.messages::<u32>().collect();
+        assert!(matches!(
+            found.as_slice(),
+            [
+                Ok(1),
+                Err(MessageError::NotUnderstood(_)),
+                Ok(2),
+                Err(MessageError::Frame(_)),
+            ]
+        ));
     }
 
     #[test]

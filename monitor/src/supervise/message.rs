@@ -1,16 +1,17 @@
-//! What the owner and the nursery say to each other, as JSON in frames.
+//! The messages between the owner and the guardian, as JSON in frames.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::ending::Rest;
 use super::frame::{Frames, frame};
+use crate::ProcessId;
+use crate::kill::outcome::{Order, Outcome, Rest};
+use crate::process::{Death, json};
 
 /// A command to start.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -19,21 +20,10 @@ pub(crate) struct Spec {
     pub(crate) words: Vec<OsString>,
     /// Variables to set.
     pub(crate) env: Vec<(OsString, OsString)>,
-    /// Where it starts; where the nursery is unless given.
+    /// Where it starts; where the guardian is unless given.
     pub(crate) directory: Option<PathBuf>,
     /// A descriptor that it inherits under the same number.
     pub(crate) inherited: Option<i32>,
-}
-
-/// How the rest is to end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Order {
-    /// Sent first, to let it end by itself.
-    pub(crate) signal: Option<i32>,
-    /// How long to wait after that.
-    pub(crate) grace: Duration,
-    /// Leave it alive.
-    pub(crate) keep: bool,
 }
 
 /// From the owner.
@@ -46,32 +36,40 @@ pub(crate) enum Request {
         signal: i32,
         group: bool,
     },
-    /// Kill a process below the nursery, with what is below it: that process, and no heir of its pid.
-    Kill { pid: u32, start_ns: u64 },
-    /// End what is left, say what became of it, and exit.
+    /// Kill a process below the guardian, with what is below it: that process, and no heir of its
+    /// pid.
+    Kill {
+        #[serde(with = "json::id")]
+        id: ProcessId,
+    },
+    /// End what is left, report what became of it, and exit.
     End(Order),
-    /// The grace is over.
+    /// The grace has ended.
     Hurry,
 }
 
-/// From the nursery.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// From the guardian.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Notice {
     /// A command runs.
     Started {
         worker: usize,
-        pid: u32,
-        start_ns: u64,
+        #[serde(with = "json::id")]
+        id: ProcessId,
     },
     /// A command could not be started.
     Failed { worker: usize, errno: i32 },
     /// A command was stopped by a signal.
     Stopped { worker: usize, signal: i32 },
-    /// A command is dead, with its status as `wait(2)` gives it.
-    Died { worker: usize, status: i32 },
-    /// How many processes a kill has hit.
-    Killed { pid: u32, count: usize },
+    /// A command is dead.
+    Died { worker: usize, death: Death },
+    /// What became of the tree of a process that was to be killed.
+    Killed {
+        #[serde(with = "json::id")]
+        id: ProcessId,
+        outcome: Outcome,
+    },
     /// Nothing is left, or it was to be left alone. The last message.
     Ended(Rest),
 }
@@ -91,7 +89,7 @@ impl Channel {
         }
     }
 
-    /// The stream, to wait for.
+    /// Returns the stream, to wait for.
     pub(crate) fn stream(&self) -> &UnixStream {
         &self.stream
     }
@@ -101,8 +99,8 @@ impl Channel {
         self.stream.write_all(&encode(message)?)
     }
 
-    /// Reads once, when there is something to read; the messages that are whole now, and whether
-    /// the other side is still there.
+    /// Reads once, when there is something to read; returns the messages that are whole now, and
+    /// whether the other side is still there.
     pub(crate) fn receive<M: DeserializeOwned>(&mut self) -> io::Result<(Vec<M>, bool)> {
         let is_open = match self.frames.read_from(&mut self.stream) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
@@ -110,15 +108,45 @@ impl Channel {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => false,
             result => result?,
         };
-        let mut found = Vec::new();
-        while let Some(body) = self.frames.take().map_err(io::Error::other)? {
-            found.push(serde_json::from_slice(&body)?);
-        }
-        Ok((found, is_open))
+        let found = self.frames.messages().collect::<Result<_, _>>();
+        Ok((found.map_err(io::Error::other)?, is_open))
     }
 }
 
-/// A message as a frame.
+/// Returns a message as a frame.
 pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     frame(&serde_json::to_vec(message)?).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kill::outcome::{Killed, Subject};
+
+    /// What the other side receives.
+    fn sent<M: DeserializeOwned>(message: &impl Serialize) -> M {
+        let (ours, its) = UnixStream::pair().unwrap();
+        Channel::new(ours).send(message).unwrap();
+        let (mut found, is_open) = Channel::new(its).receive::<M>().unwrap();
+        assert!(is_open && found.len() == 1);
+        found.remove(0)
+    }
+
+    #[test]
+    fn what_is_sent_is_received() {
+        let id = ProcessId::new(77, 1_234_567_890);
+        let request = Request::Kill { id };
+        assert_eq!(sent::<Request>(&request), request);
+        let mut outcome = Outcome::default();
+        let death = Death::from_wait_status(9);
+        outcome.add_killed([Killed::new(Subject::new(id, None), Some(death.clone()))]);
+        let notices = [
+            Notice::Started { worker: 1, id },
+            Notice::Died { worker: 1, death },
+            Notice::Killed { id, outcome },
+        ];
+        for notice in notices {
+            assert_eq!(sent::<Notice>(&notice), notice);
+        }
+    }
 }

@@ -1,28 +1,27 @@
 //! `lifemon run`, and what it shares with the manager: a command in the care of two processes.
 //!
-//! The *owner* is the process that the user started (or the server). The *nursery* is its child and
-//! the parent of the command. Both are subreapers, so whatever the command leaves behind becomes a
-//! child of the nursery, and of the owner should the nursery be killed. An unreaped child keeps its
-//! pid, so a signal to one is exact without any privilege. If either of the two is killed, the other
-//! notices and kills the rest: only who kills both at the same time leaves something behind.
+//! The *owner* is the process that the user started (or the server). The *guardian* is its child
+//! and the parent of the command. Both are subreapers, so whatever the command leaves behind
+//! becomes a child of the guardian, and of the owner should the guardian be killed. An unreaped
+//! child keeps its pid, so a signal to one is exact without any privilege. If either of the two is
+//! killed, the other notices and has the rest killed: only who kills both at the same time leaves
+//! something behind.
 //!
-//! Reading order: [`signals`], [`descendants`] (exact signals to what is below this process),
-//! [`census`] (who that is, for a list), [`killer`] (the tree kill with eBPF), [`ending`] (how the
-//! rest dies), [`frame`] and [`message`], [`spawn`], [`nursery`], [`terminal`], [`owner`] (the user's
-//! side), [`report`].
+//! Both keep processes and give orders; what kills is `kill::ending`.
+//!
+//! Reading order: `options` (what is asked for and what comes of it), [`frame`] and `message`,
+//! `spawn`, `serve` (the guardian at work), `guardian` (its process, as its parent has it),
+//! `terminal`, `owner` (the user's side).
 
-mod census;
-pub(crate) mod descendants;
-pub(crate) mod ending;
 pub mod frame;
-mod killer;
+pub(crate) mod guardian;
 pub(crate) mod message;
-pub mod nursery;
+mod options;
 mod owner;
-mod report;
-pub(crate) mod signals;
+pub(crate) mod serve;
 pub(crate) mod spawn;
 mod terminal;
 
-pub use ending::{Rest, Way};
-pub use owner::{Ended, RunError, RunOptions, run};
+pub use options::{Ended, RunError, RunOptions};
+pub use owner::run;
+pub use serve::run_if_asked;

@@ -1,12 +1,12 @@
-//! Starts a command as a child of the nursery: in the process group it belongs to, with the signals
-//! as the user's process had them, and not outliving its parent.
+//! Starts a command as a child of the guardian: in the process group it belongs to, with the
+//! signals as the user's process had them, and not outliving its parent.
 
 use std::io;
-use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use super::message::Spec;
-use super::signals::{Before, Mask, check};
+use crate::sys::child::BeforeExec;
+use crate::sys::signals::Before;
 
 /// Which process group a command runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,42 +43,16 @@ pub(crate) fn spawn(spec: &Spec, place: Place) -> io::Result<u32> {
     if let Some(directory) = &spec.directory {
         command.current_dir(directory);
     }
-    let (inherited, nursery) = (spec.inherited, std::process::id());
-    // SAFETY: `prepare` makes system calls only.
-    unsafe { command.pre_exec(move || prepare(place, inherited, nursery)) };
-    Ok(command.spawn()?.id())
-}
-
-/// Between fork and exec.
-fn prepare(place: Place, inherited: Option<i32>, nursery: u32) -> io::Result<()> {
-    // From the background, only with SIGTTOU blocked may the terminal be taken.
-    Mask::ALL.set()?;
-    die_with(nursery)?;
-    let group = match place.group {
-        Group::Own | Group::Foreground => 0,
-        Group::Join(group) => group,
+    let prepared = BeforeExec {
+        dies_with: Some(std::process::id()),
+        group: Some(match place.group {
+            Group::Own | Group::Foreground => 0,
+            Group::Join(group) => group,
+        }),
+        takes_terminal: place.group == Group::Foreground,
+        keeps: spec.inherited.into_iter().collect(),
+        signals: Some(place.before),
     };
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::setpgid(0, group) }.into())?;
-    if place.group == Group::Foreground {
-        // SAFETY: no memory is passed. A terminal that was lost meanwhile is no reason not to run.
-        unsafe { libc::tcsetpgrp(libc::STDIN_FILENO, libc::getpid()) };
-    }
-    if let Some(fd) = inherited {
-        // SAFETY: no memory is passed.
-        check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }.into())?;
-    }
-    place.before.restore()
-}
-
-/// SIGKILL when the nursery, whose only thread has forked this, is dead. It may be dead already.
-fn die_with(nursery: u32) -> io::Result<()> {
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }.into())?;
-    // SAFETY: no memory is passed.
-    if unsafe { libc::getppid() }.cast_unsigned() == nursery {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(libc::ESRCH))
-    }
+    prepared.set(&mut command);
+    Ok(command.spawn()?.id())
 }

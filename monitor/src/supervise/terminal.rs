@@ -3,9 +3,9 @@
 
 use std::fs::File;
 use std::io::IsTerminal as _;
-use std::os::fd::AsRawFd as _;
 
 use super::spawn::Group;
+use crate::sys::terminal;
 
 /// The controlling terminal, and this process's place at it.
 #[derive(Debug)]
@@ -25,8 +25,7 @@ impl Terminal {
     /// input and output are terminals is taken for an interactive one.
     pub(super) fn look() -> Self {
         let tty = File::options().read(true).write(true).open("/dev/tty").ok();
-        // SAFETY: no memory is passed.
-        let own_group = unsafe { libc::getpgrp() };
+        let own_group = nix::unistd::getpgrp().as_raw();
         let mut terminal = Self {
             is_interactive: tty.is_some()
                 && std::io::stdin().is_terminal()
@@ -41,8 +40,8 @@ impl Terminal {
         terminal
     }
 
-    /// The process group for the command. In the foreground without taking it, the command stays in
-    /// this process's group: then it may use the terminal, as a pager in a pipeline does.
+    /// Returns the process group for the command. In the foreground without taking it, the command
+    /// stays in this process's group: then it may use the terminal, as a pager in a pipeline does.
     pub(super) fn group(&self) -> Group {
         match (self.was_in_front, self.is_interactive) {
             (true, true) => Group::Foreground,
@@ -51,22 +50,22 @@ impl Terminal {
         }
     }
 
-    /// Whether what the terminal sends to this process, it sends to the command as well.
+    /// Returns whether the terminal sends to the command as well what it sends to this process.
     pub(super) fn is_shared(&self) -> bool {
         matches!(self.group(), Group::Join(_))
     }
 
-    /// Whether the command has the terminal.
+    /// Returns whether the command has the terminal.
     pub(super) fn is_lent(&self) -> bool {
         self.is_lent
     }
 
-    /// The job was stopped: the shell has the terminal.
+    /// Notes that the job was stopped: the shell has the terminal.
     pub(super) fn stopped(&mut self) {
         self.is_lent = false;
     }
 
-    /// The job goes on. In the foreground the command gets the terminal.
+    /// Gives the command the terminal when the job goes on in the foreground.
     pub(super) fn lend(&mut self, group: u32) {
         if self.is_interactive && self.foreground() == Some(self.own_group) {
             self.give(group.cast_signed());
@@ -74,7 +73,7 @@ impl Terminal {
         }
     }
 
-    /// The command has ended.
+    /// Takes the terminal back when the command has ended.
     pub(super) fn take_back(&mut self) {
         if self.is_lent {
             self.give(self.own_group);
@@ -83,17 +82,14 @@ impl Terminal {
     }
 
     fn foreground(&self) -> Option<i32> {
-        let tty = self.tty.as_ref()?;
-        // SAFETY: no memory is passed; the descriptor is open.
-        let group = unsafe { libc::tcgetpgrp(tty.as_raw_fd()) };
-        (group > 0).then_some(group)
+        terminal::foreground(self.tty.as_ref()?)
     }
 
-    /// SIGTTOU is blocked, so this works from the background too. A terminal that is lost is lost.
+    /// Puts a group in the foreground. SIGTTOU is blocked, so this works from the background too. A
+    /// terminal that is lost is lost.
     fn give(&self, group: i32) {
         if let Some(tty) = &self.tty {
-            // SAFETY: no memory is passed; the descriptor is open.
-            unsafe { libc::tcsetpgrp(tty.as_raw_fd(), group) };
+            let _ = terminal::set_foreground(tty, group);
         }
     }
 }

@@ -40,7 +40,7 @@ async fn manager(use_ebpf: bool) -> ProcessManager {
     let options = Options::new([worker]).signals(false).use_ebpf(use_ebpf);
     let manager = ProcessManager::start(options).await.expect("workers");
     let way = if use_ebpf { "ebpf" } else { "subreaper" };
-    while manager.health_status().way != way {
+    while manager.health_status().way.word() != way {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     manager
@@ -189,10 +189,10 @@ fn starts() {
         .expect("lifemon");
     std::thread::sleep(Duration::from_millis(200));
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id()));
-    let nursery = children.unwrap_or_default();
+    let guardian = children.unwrap_or_default();
     println!("lifemon run, owner: {}", memory(run.id()));
-    if let Ok(nursery) = nursery.trim().parse() {
-        println!("lifemon run, nursery: {}", memory(nursery));
+    if let Ok(guardian) = guardian.trim().parse() {
+        println!("lifemon run, guardian: {}", memory(guardian));
     }
     let _ = run.kill();
     let _ = run.wait();

@@ -1,47 +1,48 @@
-//! The nursery: the parent of the commands. It starts them, passes signals on, reaps, and when its
-//! owner asks for it, or is dead, it ends everything below itself. It has one thread, its own
+//! The guardian: the parent of the commands. It starts them, passes signals on, reaps, and when its
+//! owner asks for it, or is dead, it has everything below itself killed. It has one thread, its own
 //! process group, and all signals blocked: Ctrl-C and signals to groups do not take it along.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::parent_id;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::descendants;
-use super::ending::{Ending, Rest};
-use super::killer::set_name;
-use super::message::{Channel, Notice, Order, Request, Spec};
-use super::signals::{Signals, check, wait_for};
+use super::message::{Channel, Notice, Request, Spec};
 use super::spawn::{Group, Place, spawn};
 use crate::ProcessId;
+use crate::kill::ending::Ending;
+use crate::kill::outcome::{Order, Rest};
+use crate::kill::{kill_below, walk};
 use crate::proc;
-use crate::session::{open_pidfd, raise_descriptor_limit};
+use crate::sys::child::{become_subreaper, lead_group, set_name};
+use crate::sys::descriptor::keep_on_exec;
+use crate::sys::limits::raise_descriptor_limit;
+use crate::sys::pidfd;
+use crate::sys::poll::wait_for;
+use crate::sys::signals::{self, Signals};
+use crate::words::count;
 
-/// By this first argument the program is asked to be a nursery.
-const ASKED: &str = "lifemon-nursery";
+/// By this first argument the program is asked to be a guardian.
+const ASKED: &str = "lifemon-guardian";
 
-/// How often the walk of one kill is repeated: each round takes what the round before has orphaned.
-const KILL_ROUNDS: usize = 1_000;
-
-/// What an executed nursery is told first.
+/// What an executed guardian is sent first.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Brief {
     /// The commands.
     pub(crate) specs: Vec<Spec>,
 }
 
-/// The words that make this program a nursery on this descriptor.
+/// Returns the words that make this program a guardian on this descriptor.
 pub(crate) fn words(channel: i32) -> (&'static str, String) {
     (ASKED, channel.to_string())
 }
 
-/// Does not return if this process was started to be a nursery. The first line of `main` of every
-/// program that uses [`crate::manager::ProcessManager`]: the nursery is the same program, executed
-/// anew, so that no copy of a threaded program runs on.
+/// Makes this process a guardian if it was started to be one, and does not return then. The first
+/// line of `main` of every program that uses [`crate::manager::ProcessManager`]: the guardian is
+/// the same program, executed anew, so that no copy of a threaded program runs on.
 pub fn run_if_asked() {
     let mut words = std::env::args_os();
     if words.next().is_none_or(|word| word != ASKED) {
@@ -51,7 +52,7 @@ pub fn run_if_asked() {
     let code = match fd.map(executed) {
         Some(Ok(())) => 0,
         Some(Err(error)) => {
-            eprintln!("lifemon nursery: {error}");
+            eprintln!("lifemon guardian: {error}");
             1
         }
         None => 2,
@@ -60,7 +61,7 @@ pub fn run_if_asked() {
 }
 
 fn executed(fd: i32) -> io::Result<()> {
-    set_close_on_exec(fd)?;
+    keep_on_exec(fd, false)?;
     // SAFETY: the parent has made this descriptor for us, and nobody else here uses it.
     let mut channel = Channel::new(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }));
     let (_, before) = Signals::block()?;
@@ -73,7 +74,7 @@ fn executed(fd: i32) -> io::Result<()> {
         }
     };
     for fd in brief.specs.iter().filter_map(|spec| spec.inherited) {
-        set_close_on_exec(fd)?;
+        keep_on_exec(fd, false)?;
     }
     let place = Place {
         group: Group::Own,
@@ -82,18 +83,13 @@ fn executed(fd: i32) -> io::Result<()> {
     serve(channel, &brief.specs, place)
 }
 
-fn set_close_on_exec(fd: i32) -> io::Result<()> {
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into()).map(drop)
-}
-
 /// A command that was started.
 struct Worker {
     pid: u32,
     is_alive: bool,
 }
 
-struct Nursery {
+struct Guarding {
     channel: Channel,
     signals: Signals,
     owner: Option<OwnedFd>,
@@ -102,21 +98,19 @@ struct Nursery {
     owner_is_dead: bool,
 }
 
-/// Runs the nursery to its end. All signals are blocked, and this process has one thread.
+/// Runs the guardian to its end. All signals are blocked, and this process has one thread.
 ///
 /// # Errors
 /// When the kernel refuses what it needs.
 pub(crate) fn serve(channel: Channel, specs: &[Spec], place: Place) -> io::Result<()> {
-    set_name(c"lifemon-nursery");
-    // SAFETY: no memory is passed.
-    let parent = unsafe { libc::getppid() }.cast_unsigned();
-    let owner = open_pidfd(parent).ok();
-    // SAFETY: no memory is passed.
-    let is_same = unsafe { libc::getppid() }.cast_unsigned() == parent;
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::setpgid(0, 0) }.into())?;
+    // `comm` has 15 bytes.
+    set_name(c"lifemon-guard");
+    let parent = parent_id();
+    let owner = pidfd::open(parent).ok();
+    let is_same = parent_id() == parent;
+    lead_group()?;
     become_subreaper()?;
-    let mut nursery = Nursery {
+    let mut guarding = Guarding {
         channel,
         signals: Signals::open()?,
         owner: owner.filter(|_| is_same),
@@ -125,20 +119,14 @@ pub(crate) fn serve(channel: Channel, specs: &[Spec], place: Place) -> io::Resul
         owner_is_dead: false,
     };
     for (worker, spec) in specs.iter().enumerate() {
-        nursery.start(worker, spec, place);
+        guarding.start(worker, spec, place);
     }
     // After the commands, which have the limits of whoever started this.
     raise_descriptor_limit();
-    nursery.run()
+    guarding.run()
 }
 
-/// Orphans below this process become its children.
-pub(crate) fn become_subreaper() -> io::Result<()> {
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) }.into()).map(drop)
-}
-
-impl Nursery {
+impl Guarding {
     fn start(&mut self, worker: usize, spec: &Spec, place: Place) {
         let started = spawn(spec, place);
         if let Some(fd) = spec.inherited {
@@ -151,12 +139,9 @@ impl Nursery {
                     pid,
                     is_alive: true,
                 });
-                let start_ns = proc::identify(pid).map_or(0, |id| id.start_ns);
-                self.say(&Notice::Started {
-                    worker,
-                    pid,
-                    start_ns,
-                });
+                // Nobody else can have its pid before it is reaped here.
+                let id = proc::identify(pid).unwrap_or(ProcessId::new(pid, 0));
+                self.send(&Notice::Started { worker, id });
             }
             Err(error) => {
                 self.workers.push(Worker {
@@ -164,13 +149,13 @@ impl Nursery {
                     is_alive: false,
                 });
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.say(&Notice::Failed { worker, errno });
+                self.send(&Notice::Failed { worker, errno });
             }
         }
     }
 
-    /// An owner that does not hear is dead, which the next wait tells.
-    fn say(&mut self, notice: &Notice) {
+    /// Sends a notice. An owner that does not take it is dead, which the next wait shows.
+    fn send(&mut self, notice: &Notice) {
         let _ = self.channel.send(notice);
     }
 
@@ -178,7 +163,7 @@ impl Nursery {
         loop {
             let [by_signal, by_owner, by_death, by_killer] = self.wait()?;
             if by_owner {
-                self.hear();
+                self.receive();
             }
             if by_death {
                 self.lose_owner();
@@ -198,7 +183,7 @@ impl Nursery {
         }
     }
 
-    /// Which of these it was: a signal, a message, the owner's death, the killer.
+    /// Waits; returns what it was: a signal, a message, the owner's death, the killer.
     fn wait(&self) -> io::Result<[bool; 4]> {
         let ending = self.ending.as_ref();
         let owner = self.owner.as_ref().map(OwnedFd::as_fd);
@@ -211,7 +196,7 @@ impl Nursery {
         wait_for(sources, ending.map(Ending::wait))
     }
 
-    fn hear(&mut self) {
+    fn receive(&mut self) {
         let Ok((requests, is_open)) = self.channel.receive::<Request>() else {
             return self.lose_owner();
         };
@@ -222,7 +207,10 @@ impl Nursery {
                     signal,
                     group,
                 } => self.signal(worker, signal, group),
-                Request::Kill { pid, start_ns } => self.kill(ProcessId::new(pid, start_ns)),
+                Request::Kill { id } => {
+                    let outcome = kill_below(id);
+                    self.send(&Notice::Killed { id, outcome });
+                }
                 Request::End(order) => {
                     self.ending.get_or_insert_with(|| Ending::begin(order));
                 }
@@ -238,7 +226,7 @@ impl Nursery {
         }
     }
 
-    /// Everything ends at once.
+    /// Ends everything at once.
     fn lose_owner(&mut self) {
         if self.owner_is_dead {
             return;
@@ -249,79 +237,48 @@ impl Nursery {
             .hurry();
     }
 
-    /// An unreaped child keeps its pid, and a process group exists as long as its leader is not
-    /// reaped: so both signals hit whom they mean.
+    /// Hands a signal on. An unreaped child keeps its pid, and a process group exists as long as
+    /// its leader is not reaped: so both signals hit whom they mean.
     fn signal(&self, worker: usize, signal: i32, group: bool) {
         let Some(worker) = self.workers.get(worker).filter(|worker| worker.is_alive) else {
             return;
         };
-        let pid = worker.pid.cast_signed();
-        // SAFETY: no memory is passed.
-        let group = group && unsafe { libc::getpgid(pid) } == pid;
-        // SAFETY: no memory is passed.
-        unsafe { libc::kill(if group { -pid } else { pid }, signal) };
-    }
-
-    /// Kills one process below this one, and what is below it. First all of it is stopped, so that
-    /// what has a parent keeps it, and none is missed; then all of it is killed, through the descriptors
-    /// by which it was stopped.
-    fn kill(&mut self, root: ProcessId) {
-        let pid = root.pid;
-        let is_meant = |id: ProcessId| id.pid == pid && proc::is_same(root);
-        let mut hit = HashMap::new();
-        for _ in 0..KILL_ROUNDS {
-            let mut below = HashSet::new();
-            let mut found_new = false;
-            for descendant in descendants::of_this_process(None) {
-                let id = descendant.id;
-                let parent = proc::parent(id);
-                if !is_meant(id) && !parent.is_some_and(|parent| below.contains(&parent)) {
-                    continue;
-                }
-                below.insert(id.pid);
-                if let Entry::Vacant(place) = hit.entry(id) {
-                    found_new |= descendant.signal(libc::SIGSTOP).is_ok();
-                    place.insert(descendant);
-                }
-            }
-            if !found_new {
-                break;
-            }
-        }
-        let killed = hit.values().map(|hit| hit.signal(libc::SIGKILL));
-        let count = killed.filter(|killed| matches!(killed, Ok(true))).count();
-        self.say(&Notice::Killed { pid, count });
+        // One that is dying does not need it.
+        let _ = signals::send_to_child(worker.pid, signal, group);
     }
 
     fn reap(&mut self) {
-        while let Some((pid, status)) = descendants::wait_any() {
+        while let Some(reaped) = walk::reap() {
+            // Until now the pid was that of the worker, if that was alive.
             let worker = self
                 .workers
                 .iter()
-                .position(|worker| worker.is_alive && worker.pid == pid);
-            if libc::WIFSTOPPED(status) {
+                .position(|worker| worker.is_alive && worker.pid == reaped.id.pid);
+            if let Some(signal) = reaped.stopped_by() {
                 if let Some(worker) = worker {
-                    let signal = libc::WSTOPSIG(status);
-                    self.say(&Notice::Stopped { worker, signal });
+                    self.send(&Notice::Stopped { worker, signal });
                 }
                 continue;
             }
-            if let Some(worker) = worker {
+            if let (Some(worker), Some(death)) = (worker, reaped.death()) {
                 self.workers[worker].is_alive = false;
-                self.say(&Notice::Died { worker, status });
+                self.send(&Notice::Died { worker, death });
             }
             if let Some(ending) = &mut self.ending {
-                ending.reaped(pid, status);
+                ending.reaped(&reaped);
             }
         }
     }
 
+    /// Sends what became of the rest. Where the owner is dead this process has nobody else to
+    /// report to than whoever reads its standard error.
     fn finish(&mut self, rest: Rest) {
         if self.owner_is_dead {
             let (killed, left) = (rest.killed.len(), rest.survivors.len());
             let _ = writeln!(
                 io::stderr(),
-                "lifemon: its owner is dead: {killed} processes killed, {left} left"
+                "lifemon: its owner is dead: {} killed, {left} left",
+                count(killed, "process")
             );
             return;
         }
@@ -329,25 +286,7 @@ impl Nursery {
             .channel
             .stream()
             .set_write_timeout(Some(Duration::from_mins(1)));
-        self.say(&Notice::Ended(rest));
-    }
-}
-
-/// A nursery that is forked: for a process with one thread and all signals blocked.
-pub(super) fn fork_nursery(spec: &Spec, place: Place) -> io::Result<(i32, Channel)> {
-    let (ours, its) = UnixStream::pair()?;
-    // SAFETY: this process has one thread, so the child is a whole copy of it.
-    match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Parent { child } => Ok((child.as_raw(), Channel::new(ours))),
-        nix::unistd::ForkResult::Child => {
-            drop(ours);
-            let result = serve(Channel::new(its), std::slice::from_ref(spec), place);
-            if let Err(error) = &result {
-                let _ = writeln!(io::stderr(), "lifemon nursery: {error}");
-            }
-            // SAFETY: ends the process; the parent's destructors are not ours to run.
-            unsafe { libc::_exit(i32::from(result.is_err())) }
-        }
+        self.send(&Notice::Ended(rest));
     }
 }
 
@@ -356,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_test_is_no_nursery() {
+    fn this_test_is_no_guardian() {
         run_if_asked();
         assert_eq!(words(7), (ASKED, "7".to_owned()));
     }

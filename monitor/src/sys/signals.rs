@@ -1,12 +1,14 @@
-//! Signals as descriptors: all of them blocked, read one by one. Raw system calls, because libc
-//! keeps two real-time signals for itself, and those are forwarded as well.
+//! Signals as a descriptor: all of them blocked, read one by one; and signals to children. Raw
+//! system calls, because libc keeps two real-time signals for itself, and those are forwarded as
+//! well.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::time::Duration;
+use std::mem::offset_of;
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, getpgid};
+
+use super::check;
 
 /// Bytes of the kernel's signal set.
 const SET_BYTES: usize = 8;
@@ -14,10 +16,13 @@ const SET_BYTES: usize = 8;
 /// Signals of one look at the descriptor; more stay for the next.
 const BATCH: usize = 32;
 
+/// Bytes of what a descriptor tells of one signal.
+const INFO_BYTES: usize = size_of::<libc::signalfd_siginfo>();
+
 /// The highest signal number.
 pub(crate) const LAST: i32 = 64;
 
-/// Which signals are blocked, as the kernel has it: bit 0 is signal 1.
+/// Blocked signals, as the kernel has them: bit 0 is signal 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mask(u64);
 
@@ -25,12 +30,12 @@ impl Mask {
     /// Every signal that can be blocked.
     pub(crate) const ALL: Self = Self(u64::MAX);
 
-    /// This mask without one signal.
+    /// Returns this mask without one signal.
     pub(crate) const fn without(self, signal: i32) -> Self {
         Self(self.0 & !(1 << (signal - 1)))
     }
 
-    /// Makes it the mask of this thread; the mask before. Safe between fork and exec.
+    /// Makes it the mask of this thread; returns the mask before. Safe between fork and exec.
     pub(crate) fn set(self) -> io::Result<Self> {
         let mut before = 0_u64;
         // SAFETY: both sets live until the call returns and have the size that is given.
@@ -47,7 +52,7 @@ impl Mask {
     }
 }
 
-/// What a command is to find as the user's process had it.
+/// What a command is to find as the process of the user had it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Before {
     mask: Mask,
@@ -65,8 +70,9 @@ impl Before {
     }
 }
 
-/// Whether dead children are forgotten at once; whether they were. Who ignores SIGCHLD, which is
-/// inherited, is never told of a death, and the pids of its children are free before it has looked.
+/// Lets the kernel reap dead children by itself, or not; returns whether it did. A process that
+/// ignores SIGCHLD, which is inherited, gets no status, and the pids of its children are free
+/// before it has looked.
 fn ignore_children(ignore: bool) -> io::Result<bool> {
     let handler = if ignore { libc::SIG_IGN } else { libc::SIG_DFL };
     // SAFETY: no handler is installed.
@@ -86,12 +92,23 @@ pub(crate) struct Signal {
     pub(crate) by_kernel: bool,
 }
 
+impl Signal {
+    /// Reads what a descriptor tells of one signal.
+    fn parse(info: &[u8]) -> Self {
+        let number = |at: usize| i32::from_ne_bytes(std::array::from_fn(|byte| info[at + byte]));
+        Self {
+            number: number(offset_of!(libc::signalfd_siginfo, ssi_signo)),
+            by_kernel: number(offset_of!(libc::signalfd_siginfo, ssi_code)) == libc::SI_KERNEL,
+        }
+    }
+}
+
 /// Reads the blocked signals of this process.
 #[derive(Debug)]
 pub(crate) struct Signals(OwnedFd);
 
 impl Signals {
-    /// Blocks all signals of this thread, and sees to it that dead children wait to be reaped; how to
+    /// Blocks all signals of this thread, and makes dead children wait to be reaped; returns how to
     /// read the signals, and what was before.
     pub(crate) fn block() -> io::Result<(Self, Before)> {
         let before = Before {
@@ -101,7 +118,7 @@ impl Signals {
         Ok((Self::open()?, before))
     }
 
-    /// A descriptor for this process: what a parent opened reads the parent's signals.
+    /// Opens a descriptor for this process: what a parent opened reads the parent's signals.
     pub(crate) fn open() -> io::Result<Self> {
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         let all = Mask::ALL.0;
@@ -113,70 +130,39 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
 
-    /// The descriptor, to wait for.
+    /// Returns the descriptor, to wait for.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    /// What has come since the last look.
+    /// Returns what has come since the last look.
     pub(crate) fn read(&self) -> io::Result<Vec<Signal>> {
         let mut found = Vec::new();
+        let mut batch = [0; BATCH * INFO_BYTES];
         loop {
-            // SAFETY: integers only; all zero is valid.
-            let mut batch: [libc::signalfd_siginfo; BATCH] = unsafe { std::mem::zeroed() };
-            let size = size_of_val(&batch);
-            // SAFETY: the buffer has the size that is given.
-            let read = unsafe { libc::read(self.0.as_raw_fd(), batch.as_mut_ptr().cast(), size) };
-            let bytes = match check(read as libc::c_long) {
-                Ok(bytes) => usize::try_from(bytes).unwrap_or(0),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(found),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+            let bytes = match rustix::io::read(&self.0, &mut batch) {
+                Ok(bytes) => bytes,
+                Err(rustix::io::Errno::AGAIN) => return Ok(found),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
             };
-            let count = bytes / size_of::<libc::signalfd_siginfo>();
-            found.extend(batch[..count].iter().map(|info| Signal {
-                number: info.ssi_signo.cast_signed(),
-                by_kernel: info.ssi_code == libc::SI_KERNEL,
-            }));
+            found.extend(batch[..bytes].chunks_exact(INFO_BYTES).map(Signal::parse));
         }
     }
 }
 
-/// Waits until one of the descriptors is readable or closed, or the time is over; which are.
-pub(crate) fn wait_for<const N: usize>(
-    sources: [Option<BorrowedFd<'_>>; N],
-    limit: Option<Duration>,
-) -> io::Result<[bool; N]> {
-    let present = sources.iter().flatten();
-    let mut fds: Vec<_> = present
-        .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
-        .collect();
-    let timeout = limit.map_or(PollTimeout::NONE, |limit| {
-        PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)
-    });
-    match poll(&mut fds, timeout) {
-        Ok(_) => {}
-        Err(Errno::EINTR) => return Ok([false; N]),
-        Err(errno) => return Err(errno.into()),
-    }
-    let mut fds = fds.iter();
-    Ok(sources.map(|source| {
-        let fd = source.and_then(|_| fds.next());
-        fd.is_some_and(|fd| fd.any() == Some(true))
-    }))
-}
-
-/// Whether a supervisor hands this signal on. SIGKILL and SIGSTOP cannot be seen, SIGCHLD is about
-/// its own children.
+/// Returns whether a supervisor hands this signal on. SIGKILL and SIGSTOP cannot be seen, SIGCHLD
+/// is about its own children.
 pub(crate) fn is_forwarded(signal: i32) -> bool {
     (1..=LAST).contains(&signal) && !matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGCHLD)
 }
 
-/// Stops this process as `signal` would. Returns when it goes on; whether it was stopped at all,
+/// Stops this process as `signal` would. Returns when it goes on: true if it was stopped at all,
 /// which the kernel does not do where nobody could continue it.
 pub(crate) fn stop_self(signal: i32, mask: Mask) -> bool {
-    // SAFETY: no memory is passed; the disposition is the default one.
-    unsafe { libc::raise(signal) };
+    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+        let _ = nix::sys::signal::raise(signal);
+    }
     // It stops here.
     let _ = mask.without(signal).set();
     let _ = mask.set();
@@ -190,13 +176,14 @@ fn is_pending(signal: i32) -> bool {
     result == 0 && pending >> (signal - 1) & 1 == 1
 }
 
-/// The error of a system call that returned -1.
-pub(crate) fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+/// Sends a signal, by number, to a child that is not reaped: its pid is nobody else's. With `group`
+/// to its process group, if it leads one, which exists for as long as it is not reaped.
+pub(crate) fn send_to_child(pid: u32, signal: i32, group: bool) -> io::Result<()> {
+    let pid = pid.cast_signed();
+    let leads = || getpgid(Pid::from_raw(pid)).is_ok_and(|found| Pid::as_raw(Some(found)) == pid);
+    let to = if group && leads() { -pid } else { pid };
+    // SAFETY: the call takes no pointer.
+    check(unsafe { libc::kill(to, signal) }.into()).map(drop)
 }
 
 #[cfg(test)]

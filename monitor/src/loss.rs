@@ -1,7 +1,11 @@
 //! What makes an answer incomplete, in the words of the output.
 
+use serde::{Deserialize, Serialize};
+
 /// Why an answer is not complete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Loss {
     /// The watcher's ring was full.
     RingFull,
@@ -26,7 +30,7 @@ pub enum Loss {
 }
 
 impl Loss {
-    /// The word of the JSON output.
+    /// Returns the word of the JSON output.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -43,7 +47,7 @@ impl Loss {
         }
     }
 
-    /// What happened and what to do about it.
+    /// Returns what happened and what to do about it.
     #[must_use]
     pub const fn advice(self) -> &'static str {
         match self {
@@ -54,11 +58,36 @@ impl Loss {
             Self::Unsettled => "the lineage of some processes did not settle; attach again",
             Self::SwitchedOff => "the tracker was switched off",
             Self::NoHistory => {
-                "the host's tracker is off, so what died before now is not known; `lifemon track on` keeps it from now on"
+                "the host's tracker is off, so what died before now is not known; \
+                 `lifemon track on` keeps it from now on"
             }
             Self::DriverHung => "the driver of a GPU does not answer; see the kernel's log",
             Self::DriverFailed => "the driver of a GPU has failed; see `lifemon gpu`",
             Self::Unreadable => "files of some processes may not be looked at; run this as root",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_is_the_word_of_the_output() {
+        let all = [
+            Loss::RingFull,
+            Loss::MembersFull,
+            Loss::LineageFull,
+            Loss::MissedRuns,
+            Loss::Unsettled,
+            Loss::SwitchedOff,
+            Loss::NoHistory,
+            Loss::DriverHung,
+            Loss::DriverFailed,
+            Loss::Unreadable,
+        ];
+        for loss in all {
+            assert_eq!(serde_json::to_value(loss).unwrap(), loss.word());
         }
     }
 }

@@ -1,25 +1,25 @@
-//! Who is below this process, for a list that is shown to somebody.
+//! Lists what is below this process, for somebody to see.
 //!
-//! A walk from parents to children can miss a process that is orphaned meanwhile: its new parent has
-//! been visited already. A signal does not care, because the next walk meets it; a list does. So here
-//! every process of the host is looked at, and of each its parent. Two facts settle it:
+//! A walk from parents to children can miss a process that is orphaned meanwhile: its new parent
+//! has been visited already. A signal does not care, because the next walk meets it; a list does.
+//! So here every process of the host is looked at, and of each its parent. Two facts settle it:
 //!
-//! - Who is below a subreaper stays below it as long as it lives, whoever its parent is. So a link to
-//!   a parent proves the descent, however old the link is, if the parent's descent is proven.
+//! - Who is below a subreaper stays below it as long as it lives, whoever its parent is. So a link
+//!   to a parent proves the descent, however old the link is, if the parent's descent is proven.
 //! - A parent is older than its child, also one that has adopted it. So a parent that is not in the
 //!   table, or is younger there than its child, has died since, and the child's link is read again.
 //!
-//! Who lives as long as one look takes is in it. Whether the tree stood still meanwhile is told by a
-//! second look that sees the same: the same alive, who still are at its end, and the same dead. Whoever
-//! was born and not seen was born of one that was seen alive and has died since, so there is a difference.
+//! A look lists every process that is alive for its whole duration. A second look that sees the
+//! same proves that the tree stood still meanwhile: the same alive, who still are at its end, and
+//! the same dead. Whoever was born and not seen was born of one that was seen alive and has died
+//! since, so there is a difference.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::descendants::Descendant;
+use super::walk::Descendant;
 use crate::proc;
 
 /// How long a tree may go on changing before what was seen last is the answer.
@@ -43,7 +43,7 @@ pub(crate) struct Census {
 /// Whatever comes and goes below changes one of these, or adds one.
 #[derive(Debug, PartialEq, Eq)]
 struct State {
-    is_alive: bool,
+    is_gone: bool,
     /// Page faults of those whom it has reaped.
     reaped_faults: u64,
 }
@@ -58,7 +58,8 @@ struct Look {
     is_torn: bool,
 }
 
-/// Looks until the tree below this process stands still. `except` and what is below it are left out.
+/// Looks until the tree below this process stands still; returns what was seen. `except` and what
+/// is below it are left out.
 pub(crate) fn take(except: Option<u32>) -> Census {
     let begun = Instant::now();
     let mut before: Option<Look> = None;
@@ -73,7 +74,7 @@ pub(crate) fn take(except: Option<u32>) -> Census {
             }
         };
         let is_same = before.as_ref().is_some_and(|it| it.seen == look.seen);
-        let is_settled = is_same && !look.is_torn && look.members.iter().all(Descendant::is_there);
+        let is_settled = is_same && !look.is_torn && !look.members.iter().any(Descendant::is_gone);
         if is_settled || (before.is_some() && begun.elapsed() > SETTLE) {
             let moved = (!is_settled).then_some("processes came and went while they were listed");
             return Census {
@@ -88,7 +89,7 @@ pub(crate) fn take(except: Option<u32>) -> Census {
     }
 }
 
-/// Fails when a directory cannot be read, or no descriptor is left.
+/// Looks once. Fails when a directory cannot be read, or no descriptor is left.
 fn look(except: Option<u32>) -> io::Result<Look> {
     let own = std::process::id();
     let mut links = Links::read()?;
@@ -116,10 +117,10 @@ fn look(except: Option<u32>) -> io::Result<Look> {
             continue;
         }
         let state = State {
-            is_alive: member.is_there(),
+            is_gone: member.is_gone(),
             reaped_faults: link.reaped_faults,
         };
-        if state.is_alive {
+        if !state.is_gone {
             look.members.push(member);
         }
         look.seen.insert((pid, link.start), state);
@@ -161,11 +162,8 @@ impl Links<fn(u32) -> Option<Link>> {
                 })
             },
         };
-        for entry in fs::read_dir("/proc")? {
-            let name = entry?.file_name();
-            if let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) {
-                links.renew(pid);
-            }
+        for pid in proc::pids()? {
+            links.renew(pid);
         }
         Ok(links)
     }
@@ -188,7 +186,7 @@ impl<Read: Fn(u32) -> Option<Link>> Links<Read> {
         }
     }
 
-    /// Whether the links lead from `pid` up to `root`, and not by way of `except`.
+    /// Returns whether the links lead from `pid` up to `root`, and not by way of `except`.
     fn lead_to(&mut self, root: u32, pid: u32, except: Option<u32>) -> bool {
         if pid == root {
             return false;

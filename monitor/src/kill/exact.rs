@@ -1,0 +1,390 @@
+//! The exact kill: a watched tree of its own, condemned, killed with [`Force`], and followed until
+//! its counter is 0, its members are gone, and their GPU memory is released.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lifemon_ebpf::ProcessId;
+use nix::sys::signal::Signal;
+use tokio::time::{Instant, timeout_at};
+
+use super::force::{Ended, Force};
+use super::outcome::{Held, KillReport, Killed, Outcome, Release, Released};
+use super::refuse::{Guard, KillRefusal};
+use super::strike::{Strike, strike};
+use crate::gpu::nvml::{ANSWER_TIMEOUT, Server};
+use crate::gpu::release::{News, Releases};
+use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock};
+use crate::proc;
+use crate::process::{Death, Process, Who, is_same_process};
+use crate::session::{Session, Start, Update};
+use crate::sys::pidfd;
+use crate::watch::What;
+
+/// How long to wait for the killed to be gone, once none of them can run any more. Memory of very
+/// large processes takes its time; the kill is proven before.
+const GONE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a tree is killed.
+#[derive(Debug, Clone)]
+pub struct KillOptions {
+    /// Sent to every member first, to let it end by itself.
+    pub first_signal: Option<Signal>,
+    /// How long to wait after the first signal.
+    pub grace: Duration,
+    /// How long to go on killing.
+    pub timeout: Duration,
+    /// Never hit, nor what they create. This process is always among them.
+    pub protected: Vec<ProcessId>,
+    /// Only report what would die.
+    pub dry_run: bool,
+    /// Kill also a tree that this process descends from.
+    pub force: bool,
+    /// Wait until the GPU memory of the killed is released.
+    pub release: Option<ReleaseOptions>,
+}
+
+/// How the release of GPU memory is waited for.
+#[derive(Debug, Clone)]
+pub struct ReleaseOptions {
+    /// The `lifemon` binary, which asks the driver in a process of its own.
+    pub program: PathBuf,
+    /// How long to wait.
+    pub timeout: Duration,
+}
+
+impl Default for KillOptions {
+    fn default() -> Self {
+        Self {
+            first_signal: None,
+            grace: Duration::ZERO,
+            timeout: Duration::from_secs(30),
+            protected: Vec::new(),
+            dry_run: false,
+            force: false,
+            release: None,
+        }
+    }
+}
+
+/// Why a kill could not be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KillError {
+    /// It must not be done.
+    #[error(transparent)]
+    Refused(#[from] KillRefusal),
+    /// The tracker failed.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+}
+
+/// Kills the tree of `root`, which may be a ghost: then its descendants die.
+///
+/// Dropping the future gives everything back: nothing stays condemned, and nothing attached.
+/// Signals that were sent stay sent.
+///
+/// # Errors
+/// [`KillError`]. Survivors are no error: the report has them.
+pub async fn kill_tree(
+    tracker: Tracker,
+    root: ProcessId,
+    options: &KillOptions,
+) -> Result<KillReport, KillError> {
+    kill_trees(tracker, root, &[], options).await
+}
+
+/// Kills the tree of `root` and those of `others`, all as one: they are condemned together, and the
+/// proof is one. `others` are alive; one that has died meanwhile has nothing left to kill.
+///
+/// # Errors
+/// As [`kill_tree`]; when one of them is refused, none is killed.
+pub async fn kill_trees(
+    tracker: Tracker,
+    root: ProcessId,
+    others: &[ProcessId],
+    options: &KillOptions,
+) -> Result<KillReport, KillError> {
+    let begun = Instant::now();
+    let snapshot = tracker.snapshot()?;
+    let guard = Guard::new(&snapshot);
+    for root in [root].iter().chain(others) {
+        guard.check(*root, options.force)?;
+    }
+    let watch = WatchOptions::default();
+    let (mut session, start) = Session::start_all(tracker, root, others, &watch)?;
+    session.ignore_gone();
+    let mut killing = Killing::new(session, start, begun);
+    for id in options.protected.iter().copied().chain([guard.own()]) {
+        killing.session.spare(id)?;
+        killing.members.retain(|member| member.id != id);
+    }
+    if options.dry_run {
+        return Ok(killing.report(false));
+    }
+    // The driver is asked beside the killing, never before it.
+    let releases = options.release.as_ref().map(follow_releases);
+    if let Some(signal) = options.first_signal {
+        killing.ask(signal, options.grace).await?;
+    }
+    let deadline = Instant::now() + options.timeout;
+    let extinct = killing.is_extinct() || killing.kill(deadline).await?;
+    killing.elapsed = begun.elapsed();
+    if extinct {
+        killing
+            .wait_until_gone(Instant::now() + GONE_TIMEOUT)
+            .await?;
+    }
+    if let Some(releases) = releases {
+        killing.release = Some(killing.deaths.wait_until_released(releases).await);
+    }
+    Ok(killing.report(true))
+}
+
+/// Kills the tree of `id`, which may be exact to a clock tick, on a thread of its own: the kill
+/// raises the priority of its thread, and keeps it busy, so it is not for threads that serve
+/// others.
+///
+/// # Errors
+/// As [`kill_tree`].
+pub(crate) async fn kill_on_a_thread(id: ProcessId) -> Result<KillReport, KillError> {
+    let is_meant = move |root| is_same_process(root, id) && proc::owns_pid(id);
+    let kill = move || kill_blocking(id.pid, is_meant, |_| KillOptions::default());
+    let done = tokio::task::spawn_blocking(kill).await;
+    done.unwrap_or_else(|error| Err(Error::Map(io::Error::other(error)).into()))
+}
+
+/// Kills the tree of the process that has this pid now, if it is the one that is meant, on this
+/// thread. `options` are made for its exact identity.
+///
+/// # Errors
+/// As [`kill_tree`].
+pub(super) fn kill_blocking(
+    pid: u32,
+    is_meant: impl FnOnce(ProcessId) -> bool,
+    options: impl FnOnce(ProcessId) -> KillOptions,
+) -> Result<KillReport, KillError> {
+    let tracker = Tracker::open_or_load(&LoadOptions::default())?;
+    let root = tracker.snapshot()?.live(pid).map(|(id, _)| *id);
+    let Some(root) = root.filter(|root| is_meant(*root)) else {
+        return Err(Error::NoProcess(pid.to_string()).into());
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Map)?;
+    runtime.block_on(kill_tree(tracker, root, &options(root)))
+}
+
+fn follow_releases(options: &ReleaseOptions) -> Releases {
+    let server = Server::new(&options.program, ANSWER_TIMEOUT);
+    Releases::follow(server, options.timeout)
+}
+
+/// A kill under way.
+struct Killing {
+    session: Session,
+    root: Process,
+    members: Vec<Process>,
+    begun: Instant,
+    elapsed: Duration,
+    gone: Option<Duration>,
+    release: Option<Release>,
+    force: Ended,
+    deaths: Deaths,
+    /// Signals of the first kind that were held back.
+    rejected: u64,
+}
+
+impl Killing {
+    fn new(session: Session, start: Start, begun: Instant) -> Self {
+        Self {
+            session,
+            root: start.root,
+            members: start.members,
+            begun,
+            elapsed: Duration::ZERO,
+            gone: None,
+            release: None,
+            force: Ended::default(),
+            deaths: Deaths::default(),
+            rejected: 0,
+        }
+    }
+
+    fn is_extinct(&self) -> bool {
+        self.session.watcher().counters().live == 0
+    }
+
+    /// Asks every member to end, and waits for the grace or the end of all.
+    async fn ask(&mut self, signal: Signal, grace: Duration) -> Result<(), Error> {
+        let until = Instant::now() + grace;
+        for id in self.session.watcher().live_members()? {
+            let strike = strike(self.session.watcher().tracker(), id, signal)?;
+            self.rejected += u64::from(matches!(strike, Strike::Stale));
+        }
+        while !self.is_extinct() && Instant::now() < until {
+            self.follow(until).await?;
+        }
+        Ok(())
+    }
+
+    /// Kills until none can run, or until the deadline; returns whether the tree is extinct.
+    async fn kill(&mut self, deadline: Instant) -> Result<bool, Error> {
+        let mut force = Force::begin(self.session.watcher_mut())?;
+        let deaths = &mut self.deaths;
+        let extinct = force
+            .drive(&mut self.session, deadline, |update| deaths.note(update))
+            .await?;
+        self.force = force.end();
+        Ok(extinct)
+    }
+
+    /// Takes in what happens until `until`, or until something has happened.
+    async fn follow(&mut self, until: Instant) -> Result<(), Error> {
+        if let Ok(updates) = timeout_at(until, self.session.next()).await {
+            updates?
+                .into_iter()
+                .for_each(|update| self.deaths.note(update));
+        }
+        Ok(())
+    }
+
+    /// Waits until memory and files of all are released.
+    async fn wait_until_gone(&mut self, until: Instant) -> Result<(), Error> {
+        // The last deaths are in the ring.
+        while !self.deaths.are_all && Instant::now() < until {
+            self.follow(until).await?;
+        }
+        let mut struck = std::mem::take(&mut self.force.struck);
+        let dead = self.deaths.order.iter();
+        let dead: Vec<_> = dead.map(|id| (*id, struck.remove(id))).collect();
+        let all = async {
+            for (id, pidfd) in dead {
+                if !is_gone(id, pidfd).await {
+                    return false;
+                }
+            }
+            true
+        };
+        if self.deaths.are_all && timeout_at(until, all).await == Ok(true) {
+            self.gone = Some(self.begun.elapsed());
+        }
+        Ok(())
+    }
+
+    fn report(self, acted: bool) -> KillReport {
+        let watcher = self.session.watcher();
+        let survivors = if acted {
+            self.force.survivors(watcher).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let members = self.members.iter();
+        let names: HashMap<_, _> = members.map(|member| (member.id, &member.name)).collect();
+        let already_dying = self.force.already_dying.iter().map(|id| Who {
+            id: *id,
+            name: names.get(id).and_then(|name| (*name).clone()),
+        });
+        KillReport {
+            outcome: Outcome {
+                already_dying: already_dying.collect(),
+                survivors,
+                killed: self.deaths.killed(),
+            },
+            rejected: self.rejected + self.force.rejected,
+            extinct: watcher.counters().live == 0,
+            losses: self.session.standing_losses().to_vec(),
+            elapsed: self.elapsed,
+            gone: self.gone,
+            release: self.release,
+            root: self.root,
+            members: self.members,
+        }
+    }
+}
+
+/// Who has died so far.
+#[derive(Default)]
+struct Deaths {
+    dead: HashMap<ProcessId, Dead>,
+    order: Vec<ProcessId>,
+    /// Whether no more will come.
+    are_all: bool,
+}
+
+struct Dead {
+    process: Process,
+    death: Option<Death>,
+    /// When it began to die, ns since boot.
+    at_ns: Option<u64>,
+}
+
+impl Deaths {
+    /// Takes in what the session reports.
+    fn note(&mut self, update: Update) {
+        match update {
+            Update::Happening(happening) => {
+                if let What::Exit { death, .. } = happening.what {
+                    let id = happening.process.id;
+                    self.order.push(id);
+                    let dead = Dead {
+                        process: happening.process,
+                        death,
+                        at_ns: happening.at_ns,
+                    };
+                    self.dead.insert(id, dead);
+                }
+            }
+            Update::End => self.are_all = true,
+            Update::Lost { .. } | Update::Extinct => {}
+        }
+    }
+
+    /// Waits until the driver accounts no GPU memory to the dead any more, each for as long as was
+    /// allowed.
+    async fn wait_until_released(&self, mut releases: Releases) -> Release {
+        for id in &self.order {
+            let at_ns = self.dead.get(id).and_then(|dead| dead.at_ns);
+            releases.died(*id, at_ns.unwrap_or_else(clock::boot_ns));
+        }
+        releases.close();
+        let mut release = Release::default();
+        while let Some(news) = releases.next().await {
+            match news {
+                News::Released { id, after_ns, .. } => {
+                    let after = Duration::from_nanos(after_ns);
+                    release.released.push(Released { id, after });
+                }
+                News::StillHeld { id, state, .. } => release.held.push(Held { id, state }),
+                News::Hung => release.hung = true,
+            }
+        }
+        release
+    }
+
+    /// Returns them in the order in which they died.
+    fn killed(mut self) -> Vec<Killed> {
+        let order = std::mem::take(&mut self.order).into_iter();
+        let dead = order.filter_map(|id| self.dead.remove(&id));
+        dead.map(|dead| Killed::new(dead.process, dead.death))
+            .collect()
+    }
+}
+
+/// Waits until a dead member is gone; returns false when that cannot be waited for. Without a
+/// descriptor from when it lived: its pid may be free and taken again by now, which its start time
+/// tells.
+async fn is_gone(id: ProcessId, pidfd: Option<OwnedFd>) -> bool {
+    if let Some(pidfd) = pidfd {
+        return pidfd::wait_until_gone(pidfd).await;
+    }
+    match pidfd::open(id.pid) {
+        Ok(pidfd) if !proc::has_successor(id) => pidfd::wait_until_gone(pidfd).await,
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() == Some(libc::ESRCH),
+    }
+}

@@ -1,0 +1,66 @@
+//! Pids of children, and of everybody.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+
+use super::stat;
+
+/// Returns every pid that `/proc` shows.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn pids() -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(pids)
+}
+
+/// Returns the pids of the children of a process, those of every thread of it, as the kernel lists
+/// them; `None` where the kernel keeps no such lists.
+pub(crate) fn children(parent: u32) -> Option<Vec<u32>> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else {
+        return Some(Vec::new());
+    };
+    let mut found = Vec::new();
+    for task in tasks.flatten() {
+        match fs::read_to_string(task.path().join("children")) {
+            Ok(pids) => found.extend(pids.split_ascii_whitespace().flat_map(str::parse::<u32>)),
+            // The thread is gone, or there are no lists at all.
+            Err(_) if task.path().join("stat").exists() => return None,
+            Err(_) => {}
+        }
+    }
+    Some(found)
+}
+
+/// Returns the pids of all children by parent, from a look at every process.
+pub(crate) fn children_by_parent() -> HashMap<u32, Vec<u32>> {
+    let mut all: HashMap<_, Vec<_>> = HashMap::new();
+    for pid in pids().unwrap_or_default() {
+        if let Some(stat) = stat(pid) {
+            all.entry(stat.parent).or_default().push(pid);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn both_ways_to_list_children_agree() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let own = std::process::id();
+        assert!(children(own).is_none_or(|pids| pids.contains(&child.id())));
+        assert!(children_by_parent()[&own].contains(&child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,80 @@
+//! Single facts of a process, each from a file of its own: of whoever has the pid now. The caller
+//! checks who that is.
+
+use std::fs;
+use std::path::Path;
+
+use super::mounts;
+
+/// Returns the name (`comm`) of the process that has this pid. It is for that process to choose.
+#[must_use]
+pub fn name(pid: u32) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = String::from_utf8_lossy(&bytes);
+    Some(name.trim_end_matches('\n').to_owned())
+}
+
+/// Returns one field of `/proc/<pid>/status`, without white space around it.
+pub(super) fn field(pid: u32, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let mut values = status.lines().filter_map(|line| line.strip_prefix(name));
+    let value = values.find_map(|value| value.strip_prefix(':'))?;
+    Some(value.trim().to_owned())
+}
+
+/// Returns the pid of the process that traces this one.
+pub(crate) fn tracer(pid: u32) -> Option<u32> {
+    let tracer = field(pid, "TracerPid")?.parse().ok()?;
+    (tracer != 0).then_some(tracer)
+}
+
+/// Returns where in the kernel the task with this pid waits; `None` when it does not, or that may
+/// not be known.
+#[must_use]
+pub fn wait_channel(pid: u32) -> Option<String> {
+    let channel = fs::read_to_string(format!("/proc/{pid}/wchan")).ok()?;
+    (!channel.is_empty() && channel != "0").then_some(channel)
+}
+
+/// Returns the frozen control group of the process: of the v1 freezer, or of the v2 hierarchy.
+pub(crate) fn frozen_cgroup(pid: u32) -> Option<String> {
+    let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    lines.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let is_v1 = controllers
+            .split(',')
+            .any(|controller| controller == "freezer");
+        let mount = match (is_v1, id) {
+            (true, _) => mounts::cgroup("cgroup", "freezer")?,
+            (false, "0") => mounts::cgroup("cgroup2", "")?,
+            _ => return None,
+        };
+        let directory = mount.join(path.trim_start_matches('/'));
+        is_frozen(&directory, is_v1).then(|| path.to_owned())
+    })
+}
+
+fn is_frozen(directory: &Path, is_v1: bool) -> bool {
+    let (file, word) = if is_v1 {
+        ("freezer.state", "FR")
+    } else {
+        ("cgroup.events", "frozen 1")
+    };
+    fs::read_to_string(directory.join(file)).is_ok_and(|state| state.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_of_this_process() {
+        let own = std::process::id();
+        assert_eq!(field(own, "Tgid"), Some(own.to_string()));
+        assert_eq!(field(own, "Tgi"), None);
+        assert_eq!(tracer(own), None);
+        assert!(name(own).is_some_and(|name| !name.is_empty() && !name.contains('\n')));
+        assert_eq!(name(u32::MAX / 4), None);
+    }
+}

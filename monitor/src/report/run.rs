@@ -1,0 +1,199 @@
+//! What a command has left behind: nothing is printed where nothing was left, otherwise a few
+//! lines, and one JSON object on request.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::json::SCHEMA;
+use super::out::printable;
+use crate::ProcessId;
+use crate::kill::{Killed, Rest, Subject, Survivor, Way};
+use crate::process::{Death, json as process_json};
+use crate::supervise::{Ended, RunOptions};
+use crate::words::count;
+
+/// Processes that are named in the text.
+const NAMED_MAX: usize = 20;
+
+#[derive(Serialize)]
+struct RunJson<'a> {
+    schema: &'static str,
+    command: CommandJson,
+    exit: &'a Death,
+    code: u8,
+    way: Way,
+    killed: &'a [Killed],
+    survivors: &'a [Survivor],
+    kept: bool,
+    complete: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    incomplete: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_not_ebpf: Option<&'a str>,
+    #[serde(rename = "elapsed_ms", with = "process_json::ms")]
+    elapsed: Duration,
+}
+
+#[derive(Serialize)]
+struct CommandJson {
+    #[serde(flatten, with = "process_json::id")]
+    id: ProcessId,
+    words: Vec<String>,
+}
+
+/// Returns the report as one JSON object and a newline.
+///
+/// # Errors
+/// Never in practice: all of it can be written as JSON.
+pub fn json(options: &RunOptions, ended: &Ended) -> Result<String, serde_json::Error> {
+    let rest = &ended.rest;
+    let words = options.words.iter();
+    let json = RunJson {
+        schema: SCHEMA,
+        command: CommandJson {
+            id: ended.command,
+            words: words.map(|word| word.to_string_lossy().into()).collect(),
+        },
+        exit: &ended.death,
+        code: ended.code(),
+        way: rest.way,
+        killed: &rest.killed,
+        survivors: &rest.survivors,
+        kept: options.keep_orphans,
+        complete: rest.complete,
+        incomplete: &rest.incomplete,
+        why_not_ebpf: rest.why_not_ebpf.as_deref(),
+        elapsed: rest.elapsed,
+    };
+    Ok(serde_json::to_string(&json)? + "\n")
+}
+
+/// Returns what was left, in words; nothing where that is nothing.
+#[must_use]
+pub fn text(options: &RunOptions, rest: &Rest) -> String {
+    let mut text = String::new();
+    let way = format!(
+        "{}{}",
+        rest.way.word(),
+        if rest.complete { "" } else { ", not complete" }
+    );
+    if !rest.killed.is_empty() {
+        // Who sent the signal is known: lifemon.
+        let how = |killed: &Killed| killed.death.as_ref().map(|death| format!("{death:#}"));
+        let killed = rest.killed.iter();
+        let _ = writeln!(
+            text,
+            "lifemon: {} left behind, killed ({way}): {}",
+            count(rest.killed.len(), "process"),
+            list(killed.map(|killed| (&killed.process, how(killed)))),
+        );
+    }
+    if !rest.survivors.is_empty() {
+        let what = if options.keep_orphans {
+            "left behind, kept"
+        } else {
+            "left behind and still alive"
+        };
+        let left = rest.survivors.iter();
+        let _ = writeln!(
+            text,
+            "lifemon: {} {what} ({way}): {}",
+            count(rest.survivors.len(), "process"),
+            list(left.map(|left| (&left.process, left.reason.clone()))),
+        );
+    }
+    for reason in &rest.incomplete {
+        let _ = writeln!(
+            text,
+            "lifemon: somebody may be missing: {}",
+            printable(reason)
+        );
+    }
+    text
+}
+
+fn list<'a>(processes: impl ExactSizeIterator<Item = (&'a Subject, Option<String>)>) -> String {
+    let all = processes.len();
+    let named = processes.take(NAMED_MAX).map(|(process, detail)| {
+        let name = process.name.as_deref().map_or("?".into(), printable);
+        let detail = detail.map_or_else(String::new, |detail| format!(" ({})", printable(&detail)));
+        format!("{} {name}{detail}", process.id.pid)
+    });
+    let mut text = named.collect::<Vec<_>>().join(", ");
+    if all > NAMED_MAX {
+        let _ = write!(text, ", and {} more", all - NAMED_MAX);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::{Sender, Who};
+
+    fn options() -> RunOptions {
+        RunOptions {
+            words: vec!["true".into()],
+            signal: libc::SIGTERM,
+            grace: std::time::Duration::ZERO,
+            keep_orphans: false,
+        }
+    }
+
+    fn rest(killed: usize) -> Rest {
+        let sender = Who {
+            id: ProcessId::new(7, 7),
+            name: Some("lifemon-killer".to_owned()),
+        };
+        let death = Death {
+            sender: Some(Sender::Process(sender)),
+            ..Death::from_wait_status(9)
+        };
+        let killed = (0..killed).map(|pid| {
+            let id = ProcessId::new(u32::try_from(pid).unwrap(), 5);
+            Killed::new(
+                Subject::new(id, Some("a\u{1b}".to_owned())),
+                Some(death.clone()),
+            )
+        });
+        let mut rest: Rest = serde_json::from_value(serde_json::json!({
+            "way": "subreaper", "killed": [], "survivors": [], "complete": true, "elapsed_ms": 1.0,
+        }))
+        .unwrap();
+        rest.killed = killed.collect();
+        rest
+    }
+
+    #[test]
+    fn where_nothing_is_left_nothing_is_printed() {
+        assert_eq!(text(&options(), &rest(0)), "");
+    }
+
+    #[test]
+    fn names_are_made_safe_and_the_list_ends() {
+        let text = text(&options(), &rest(NAMED_MAX + 2));
+        assert!(text.starts_with(
+            "lifemon: 22 processes left behind, killed (subreaper): 0 a\\u{1b} (SIGKILL), "
+        ));
+        assert!(text.ends_with(", and 2 more\n"), "{text}");
+    }
+
+    #[test]
+    fn the_object_has_every_field_that_is_known() {
+        let ended = Ended {
+            command: ProcessId::new(77, 5),
+            death: Death::from_wait_status(3 << 8),
+            rest: rest(1),
+        };
+        let text = json(&options(), &ended).unwrap();
+        let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let command = serde_json::json!({"pid": 77, "start_ns": 5, "words": ["true"]});
+        assert_eq!((&object["command"], &object["code"]), (&command, &3.into()));
+        assert_eq!(object["exit"]["code"], 3);
+        assert_eq!(object["killed"][0]["exit"]["signal_name"], "SIGKILL");
+        assert_eq!(object.get("incomplete"), None);
+        assert_eq!(object.get("why_not_ebpf"), None);
+    }
+}

@@ -1,0 +1,73 @@
+//! What `lifemon run` is asked for, and what comes of it.
+
+use std::ffi::OsString;
+use std::io;
+use std::time::Duration;
+
+use crate::ProcessId;
+use crate::kill::Rest;
+use crate::process::Death;
+
+/// What to run, and what becomes of what it leaves.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The program and its arguments.
+    pub words: Vec<OsString>,
+    /// Sent first to what is left behind.
+    pub signal: i32,
+    /// How long to wait after that.
+    pub grace: Duration,
+    /// Leave it alive.
+    pub keep_orphans: bool,
+}
+
+/// How a command ended, and what became of what it left.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Ended {
+    /// The command's process.
+    pub command: ProcessId,
+    /// How it died.
+    pub death: Death,
+    /// What it left.
+    pub rest: Rest,
+}
+
+impl Ended {
+    /// Returns the exit code: the command's own, or 128 and the signal that ended it.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        let by_signal = self.death.signal().map(|signal| 128 + signal);
+        let code = by_signal.or(self.death.code()).unwrap_or_default();
+        u8::try_from(code).unwrap_or(u8::MAX)
+    }
+}
+
+/// Why a command was not run to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The command does not exist, or may not run.
+    #[error("cannot run {word}: {error}")]
+    NotStarted {
+        /// The command.
+        word: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Something that this process needs failed.
+    #[error("cannot supervise the command: {0}")]
+    Failed(#[from] io::Error),
+}
+
+impl RunError {
+    /// Returns the exit code, as `env` and `timeout` have it.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::NotStarted { error, .. } if error.raw_os_error() == Some(libc::ENOENT) => 127,
+            Self::NotStarted { .. } => 126,
+            Self::Failed(_) => 125,
+        }
+    }
+}

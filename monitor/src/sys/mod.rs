@@ -1,0 +1,29 @@
+//! The ground floor: system calls, each behind one safe function with a plain name. Nothing here
+//! knows what lifemon is for, and nothing above it has `unsafe` for a plain call.
+//!
+//! [`pidfd`] (a process that cannot be mistaken), [`poll`] (waiting for descriptors), [`signals`]
+//! (blocked signals as a descriptor, and sending), [`child`] (fork, exec, wait, subreaper),
+//! [`descriptor`] (flags and numbers of descriptors), [`terminal`], [`limits`], [`priority`].
+//!
+//! What `rustix` or `nix` offer as a safe call is taken from there. What is left to `libc` needs
+//! signal numbers that those refuse: libc keeps 32 and 33 for itself, and they are forwarded too.
+
+pub(crate) mod child;
+pub(crate) mod descriptor;
+pub(crate) mod limits;
+pub(crate) mod pidfd;
+pub(crate) mod poll;
+pub(crate) mod priority;
+pub(crate) mod signals;
+pub(crate) mod terminal;
+
+use std::io;
+
+/// Turns the result of a system call that returned -1 into its error.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
