@@ -12,7 +12,7 @@ const EVERYWHERE: [&str; 2] = ["deaths", "lifecycle"];
 const SHARES: [(&str, &[&str]); 4] = [
     (
         "bookworm",
-        &["history", "kill", "lineage", "loss", "refusals"],
+        &["history", "kill", "lineage", "loss", "pins", "refusals"],
     ),
     (
         "trixie",
@@ -27,7 +27,7 @@ const SHARES: [(&str, &[&str]); 4] = [
             "watchers",
         ],
     ),
-    ("sid", &["kill_exact", "kill_survivors", "lineage"]),
+    ("sid", &["kill_exact", "kill_survivors", "lineage", "pins"]),
     ("trixie-backports", &["orphans", "tracker"]),
 ];
 
@@ -48,7 +48,8 @@ const NOWHERE: [&str; 12] = [
 ];
 
 /// What takes longest in a guest, the longest last: a slow machine leaves these out first.
-const SLOW: [&str; 8] = [
+const SLOW: [&str; 9] = [
+    "pins",
     "history",
     "kill_survivors",
     "orphans",
