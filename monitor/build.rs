@@ -1,7 +1,8 @@
 //! Compiles the kernel half for the BPF target into `OUT_DIR/tracker`, from where the library
 //! embeds it, and records the commit. Installs nothing: what is missing, `cargo xtask setup` gets.
 
-#[path = "../xtask/src/toolchain.rs"]
+#[path = "../xtask/tools/src/toolchain.rs"]
+#[expect(unreachable_pub, reason = "the tools share this file")]
 mod toolchain;
 
 use std::env;
@@ -9,8 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, bail};
-use aya_build::Package;
+use anyhow::{Context as _, Result, anyhow, bail};
 
 fn main() -> ExitCode {
     match build() {
@@ -35,11 +35,14 @@ fn build() -> Result<()> {
     build_kernel_half(root)
 }
 
+/// What the kernel half is called, there and in `OUT_DIR`.
+const OBJECT: &str = "tracker";
+
 /// Set by cargo to the program that compiles the workspace in the compiler's place.
 const WRAPPER_ENV: &str = "RUSTC_WORKSPACE_WRAPPER";
 
-/// Lints run nothing: an empty object does for them, and costs no minute. The library does not compile
-/// with one otherwise.
+/// Lints run nothing: an empty object does for them, and costs no minute. The library does not
+/// compile with one otherwise.
 fn is_for_lints() -> bool {
     println!("cargo::rerun-if-env-changed={WRAPPER_ENV}");
     let wrapper = env::var_os(WRAPPER_ENV).map(PathBuf::from);
@@ -53,35 +56,80 @@ fn is_for_lints() -> bool {
 fn build_kernel_half(root: &Path) -> Result<()> {
     if is_for_lints() {
         let out = PathBuf::from(env::var("OUT_DIR").context("run by cargo only")?);
-        return fs::write(out.join("tracker"), "").context("cannot write an empty object");
+        return fs::write(out.join(OBJECT), "").context("cannot write an empty object");
     }
     let toolchain = pick_toolchain()?;
-    // aya-build watches the sources. The versions and the profile come from these.
-    for file in ["Cargo.toml", "Cargo.lock"] {
-        watch(&root.join(file));
+    let source = root.join("monitor-ebpf");
+    // The versions and the profile come from the two files.
+    for input in [&source, &root.join("Cargo.toml"), &root.join("Cargo.lock")] {
+        watch(input);
     }
     watch(&toolchain.sysroot.join("bin/rustc"));
 
-    // SAFETY: a build script has one thread here, so nothing reads the environment meanwhile.
-    // aya-build turns on `-Z build-std` by it where the compiler is not a nightly one.
-    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
-
-    let root_dir = root.join("monitor-ebpf");
-    let root_dir = root_dir
-        .to_str()
-        .context("the path of the workspace is not UTF-8: move it")?;
-    aya_build::build_ebpf(
-        [Package {
-            name: "lifemon-ebpf",
-            root_dir,
-            ..Package::default()
-        }],
-        aya_build::Toolchain::Custom(&toolchain.name),
-    )
-    .context("the kernel half (monitor-ebpf) does not build: the `cargo:warning` lines say why")
+    let out = PathBuf::from(env::var("OUT_DIR").context("run by cargo only")?);
+    // Apart from the outer cargo's directory, which that cargo has locked.
+    let target_dir = out.join("kernel-half");
+    let target = bpf_target()?;
+    let mut cargo = inner_cargo(&toolchain.name, target)?;
+    cargo
+        .current_dir(&source)
+        .arg("--target-dir")
+        .arg(&target_dir);
+    let built = cargo
+        .output()
+        .with_context(|| format!("cannot start {cargo:?}"))?;
+    let diagnostics = String::from_utf8_lossy(&built.stderr);
+    if !built.status.success() {
+        let context = format!(
+            "the kernel half (monitor-ebpf) does not build ({})",
+            built.status
+        );
+        return Err(anyhow!("{diagnostics}").context(context));
+    }
+    // Before the first there may be a word of rustup, about the cargo that it has picked.
+    let lines = diagnostics.lines();
+    for line in lines.skip_while(|line| !line.starts_with("warning")) {
+        println!("cargo::warning={line}");
+    }
+    let object = target_dir.join(target).join("release").join(OBJECT);
+    fs::copy(&object, out.join(OBJECT))
+        .with_context(|| format!("the build made no {}", object.display()))?;
+    Ok(())
 }
 
-/// Fails in plain words where aya-build would fail inside another cargo.
+/// Returns the target of the kernel half for the processor that lifemon is built for.
+fn bpf_target() -> Result<&'static str> {
+    let endian = env::var("CARGO_CFG_TARGET_ENDIAN").context("run by cargo only")?;
+    Ok(match endian.as_str() {
+        "big" => "bpfeb-unknown-none",
+        _ => "bpfel-unknown-none",
+    })
+}
+
+/// Returns the cargo that builds the kernel half, with the sources of `core`. It is quiet: what it
+/// prints are warnings and errors, not its progress, which the outer cargo would repeat each time.
+fn inner_cargo(toolchain: &str, target: &str) -> Result<Command> {
+    let processor = env::var("CARGO_CFG_TARGET_ARCH").context("run by cargo only")?;
+    let mut cargo = Command::new("rustup");
+    cargo.args(["run", toolchain, "cargo", "build", "--quiet", "--release"]);
+    cargo.args(["--package", "lifemon-ebpf", "--bins", "--target", target]);
+    cargo.args(["-Z", "build-std=core"]);
+    let flags = [
+        &format!("--cfg=bpf_target_arch=\"{processor}\""),
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+    ];
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    // `-Z` on a compiler that is not a nightly one.
+    cargo.env("RUSTC_BOOTSTRAP", "1");
+    // Set by the outer cargo, for the compiler of the host.
+    for name in ["RUSTC", WRAPPER_ENV] {
+        cargo.env_remove(name);
+    }
+    Ok(cargo)
+}
+
+/// Picks the toolchain for the kernel half, and says in plain words what is missing.
 fn pick_toolchain() -> Result<toolchain::Toolchain> {
     println!("cargo::rerun-if-env-changed={}", toolchain::OVERRIDE_ENV);
     if toolchain::on_path("rustup").is_none() {

@@ -7,8 +7,7 @@ use std::{fs, io};
 
 use lifemon_tests::handicap::{self, readable_copy};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Sandbox, actor, private_lock, proc, run_alone,
-    wait_until,
+    Actor, DEADLINE, HostTracker, Lifemon, Sandbox, actor, needs, proc, run_alone, wait_until,
 };
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
@@ -262,7 +261,7 @@ fn on_a_terminal(change: impl FnOnce(&mut Command)) -> String {
 
 #[test]
 fn colour_is_for_terminals_that_want_it() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let has_colour = |text: &str| text.contains('\x1b');
     let coloured = on_a_terminal(|command| _ = command.env_remove("NO_COLOR"));
     assert!(

@@ -4,16 +4,44 @@
 use std::thread;
 use std::time::Instant;
 
+use lifemon_tests::reports::{Exit, Sender, Signal, read};
 use lifemon_tests::story::is_about;
-use lifemon_tests::{DEADLINE, Pidfd, Process, Sandbox, Watching, actor, proc};
-use serde_json::{Value, json};
+use lifemon_tests::{DEADLINE, Pidfd, Process, Sandbox, Story, Watching, actor, proc};
+use serde_json::json;
 
-/// Where an event says that this process sent the signal, by this name.
+/// How a process died, as its `exit` says.
 #[track_caller]
-fn assert_sent_by(sender: &Value, process: Process, name: &str) {
-    assert!(is_about(sender, process), "{sender} is not {process:?}");
-    assert_eq!(sender["name"], name, "{sender}");
-    assert!(sender.get("kernel").is_none(), "{sender}");
+fn death(story: &Story, process: Process) -> Exit {
+    read(&story.the("exit", process)["exit"])
+}
+
+/// The signal that `signal` says is the fatal one.
+#[track_caller]
+fn fatal_signal(story: &Story, process: Process) -> Signal {
+    read(&story.the("signal", process)["signal"])
+}
+
+/// Claims that this signal has ended a process, which left a core dump or did not.
+#[track_caller]
+fn assert_ended_by(exit: &Exit, signal: i32, core_dumped: bool) {
+    assert_eq!((exit.code, exit.signal), (None, Some(signal)), "{exit:?}");
+    assert_eq!(exit.core_dumped, core_dumped, "{exit:?}");
+    assert_eq!(exit.cause, "signal", "{exit:?}");
+}
+
+/// Claims that this process sent the signal, and is called so.
+#[track_caller]
+fn assert_sent_by(sender: Option<&Sender>, process: Process, name: &str) {
+    let sender = sender.expect("a sender");
+    assert_eq!(sender.process(), Some(process), "{sender:?}");
+    assert_eq!(sender.name.as_deref(), Some(name), "{sender:?}");
+    assert!(!sender.kernel, "{sender:?}");
+}
+
+/// Claims that the kernel itself sent the signal.
+#[track_caller]
+fn assert_sent_by_the_kernel(sender: Option<&Sender>) {
+    assert_eq!(sender, Some(&Sender::KERNEL));
 }
 
 /// The test as a sender of signals: its process, whatever thread it sends from.
@@ -34,15 +62,10 @@ fn an_abort_is_a_signal_to_oneself_with_a_core_dump() {
     let worker = actor.child("worker");
     let story = watching.end_of(actor);
     story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
-    let exit = &story.the("exit", worker)["exit"];
-    assert_eq!(
-        (&exit["code"], &exit["signal"]),
-        (&json!(null), &json!(libc::SIGABRT))
-    );
-    assert_eq!(exit["signal_name"], "SIGABRT");
-    assert_eq!(exit["core_dumped"], true);
-    assert_eq!(exit["cause"], "signal");
-    assert_sent_by(&exit["sender"], worker, "actor");
+    let exit = death(&story, worker);
+    assert_ended_by(&exit, libc::SIGABRT, true);
+    assert_eq!(exit.signal_name.as_deref(), Some("SIGABRT"));
+    assert_sent_by(exit.sender.as_ref(), worker, "actor");
 }
 
 #[test]
@@ -66,16 +89,14 @@ fn who_sends_sigkill_is_told_before_and_with_the_death() {
     ]);
     let (this, name) = this_process();
     for (victim, sender, name) in [(by_actor, root, "actor"), (by_test, this, &name)] {
-        for (event, field) in [("signal", "signal"), ("exit", "exit")] {
-            let told = &story.the(event, victim)[field];
-            assert_eq!(told["signal"], libc::SIGKILL, "{told}");
-            assert_eq!(told["signal_name"], "SIGKILL", "{told}");
-            assert_sent_by(&told["sender"], sender, name);
-        }
-        let exit = &story.the("exit", victim)["exit"];
-        assert_eq!(exit["cause"], "signal");
-        assert_eq!(exit["code"], json!(null));
-        assert_eq!(exit["core_dumped"], false);
+        let told = fatal_signal(&story, victim);
+        let number_and_name = (told.signal, told.signal_name.as_str());
+        assert_eq!(number_and_name, (libc::SIGKILL, "SIGKILL"));
+        assert_sent_by(told.sender.as_ref(), sender, name);
+        let exit = death(&story, victim);
+        assert_ended_by(&exit, libc::SIGKILL, false);
+        assert_eq!(exit.signal_name.as_deref(), Some("SIGKILL"));
+        assert_sent_by(exit.sender.as_ref(), sender, name);
     }
     assert_eq!(story.summary()["exits"], json!({"exited": 1, "signal": 2}));
 }
@@ -116,11 +137,8 @@ fn a_process_in_a_pid_namespace_is_told_with_both_pids() {
         }
     }
     let (this, name) = this_process();
-    assert_sent_by(&story.the("exit", init)["exit"]["sender"], this, &name);
-    assert_eq!(
-        story.the("exit", worker)["exit"]["sender"],
-        json!({"kernel": true})
-    );
+    assert_sent_by(death(&story, init).sender.as_ref(), this, &name);
+    assert_sent_by_the_kernel(death(&story, worker).sender.as_ref());
 }
 
 #[test]
@@ -133,13 +151,11 @@ fn a_fault_is_the_kernels_signal() {
     let worker = actor.child("worker");
     let story = watching.end_of(actor);
     story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
-    let by_kernel = json!({"kernel": true});
-    assert_eq!(story.the("signal", worker)["signal"]["sender"], by_kernel);
-    let exit = &story.the("exit", worker)["exit"];
-    assert_eq!(exit["signal_name"], "SIGSEGV");
-    assert_eq!(exit["cause"], "signal");
-    assert_eq!(exit["core_dumped"], false);
-    assert_eq!(exit["sender"], by_kernel);
+    assert_sent_by_the_kernel(fatal_signal(&story, worker).sender.as_ref());
+    let exit = death(&story, worker);
+    assert_ended_by(&exit, libc::SIGSEGV, false);
+    assert_eq!(exit.signal_name.as_deref(), Some("SIGSEGV"));
+    assert_sent_by_the_kernel(exit.sender.as_ref());
 }
 
 #[test]
@@ -154,15 +170,12 @@ fn a_signal_to_oneself_has_oneself_as_its_sender() {
         let worker = actor.child("worker");
         let story = watching.end_of(actor);
         story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
-        let told = &story.the("signal", worker)["signal"];
-        assert_eq!(told["signal"], signal);
-        assert_sent_by(&told["sender"], worker, "actor");
-        let exit = &story.the("exit", worker)["exit"];
-        assert_eq!(
-            (&exit["signal"], &exit["cause"]),
-            (&json!(signal), &json!("signal"))
-        );
-        assert_sent_by(&exit["sender"], worker, "actor");
+        let told = fatal_signal(&story, worker);
+        assert_eq!(told.signal, signal);
+        assert_sent_by(told.sender.as_ref(), worker, "actor");
+        let exit = death(&story, worker);
+        assert_ended_by(&exit, signal, false);
+        assert_sent_by(exit.sender.as_ref(), worker, "actor");
     }
 }
 
@@ -189,10 +202,10 @@ fn memory_beyond_the_limit_is_never_a_mere_signal() {
     );
     story.assert_exactly(&expected);
     for worker in workers {
-        let exit = &story.the("exit", worker)["exit"];
-        assert_eq!(exit["cause"], "oom", "{exit}");
-        assert_eq!(exit["signal"], libc::SIGKILL, "{exit}");
-        assert_eq!(exit["sender"], json!({"kernel": true}), "{exit}");
+        let exit = death(&story, worker);
+        let how = (exit.cause.as_str(), exit.signal);
+        assert_eq!(how, ("oom", Some(libc::SIGKILL)), "{exit:?}");
+        assert_sent_by_the_kernel(exit.sender.as_ref());
     }
     assert_eq!(story.summary()["exits"], json!({"exited": 1, "oom": TIMES}));
 }

@@ -4,13 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::alive;
+use lifemon_tests::killing::{alive, assert_killed};
 use lifemon_tests::left_behind::{entry, find, kill_and_wait};
 use lifemon_tests::nvml::NvmlDouble;
+use lifemon_tests::reports::Identified as _;
 use lifemon_tests::story::is_about;
-use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Output, Process, Sandbox, actor, private_lock, stretched,
-};
+use lifemon_tests::{Actor, DEADLINE, Lifemon, Output, Process, Sandbox, actor, needs, stretched};
 use serde_json::{Value, json};
 
 /// Device nodes that hosts have, in the place of a GPU's.
@@ -70,7 +69,7 @@ fn wait_for_device(process: Process) {
 
 #[test]
 fn who_has_a_device_open_holds_it() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (mut actor, server, workers) = server_on(&sandbox, 2);
     let output = Lifemon::find().run(["gpu", "-o", "json", "--device", device()]);
@@ -107,7 +106,7 @@ fn who_has_a_device_open_holds_it() {
 
 #[test]
 fn memory_is_told_by_process_and_by_tree() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
     let mut actor = actor!(sandbox, "serve", 2, "init");
@@ -143,7 +142,7 @@ fn memory_is_told_by_process_and_by_tree() {
 
 #[test]
 fn a_driver_that_fails_is_said() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
     // Driver not loaded: not an NVIDIA host. No permission, unknown: failures.
@@ -167,7 +166,7 @@ fn a_driver_that_fails_is_said() {
 
 #[test]
 fn a_driver_that_hangs_is_not_suffered() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
     double.answer("hang");
@@ -197,7 +196,7 @@ fn is_event(line: &Value, event: &str, process: Process) -> bool {
 
 #[test]
 fn memory_of_the_dead_is_released() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
     let mut actor = actor!(sandbox, "fork-hold", 2);
@@ -230,7 +229,7 @@ fn memory_of_the_dead_is_released() {
 
 #[test]
 fn memory_that_is_never_released_is_told_as_held() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
     let mut actor = actor!(sandbox, "fork-hold", 1);
@@ -254,7 +253,7 @@ fn memory_that_is_never_released_is_told_as_held() {
 /// `kill` with the stand-in, and the memory of the killed given back after a while.
 #[test]
 fn a_kill_waits_until_memory_is_released() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
     let mut actor = actor!(sandbox, "fork-hold", 2);
@@ -273,18 +272,19 @@ fn a_kill_waits_until_memory_is_released() {
     double.answer("");
     let output = running.finish(DEADLINE);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-    let report = output.json();
-    let released = &report["gpu"]["released"];
-    assert_eq!(released.as_array().map(Vec::len), Some(1), "{report}");
-    assert!(is_about(&released[0], worker), "{report}");
-    let after_ms = released[0]["after_ms"].as_f64();
-    assert!(after_ms.is_some_and(|ms| ms >= 60.0), "{report}");
-    assert_eq!(report["gpu"]["held"], json!([]), "{report}");
+    let report = assert_killed(&output);
+    let memory = report.gpu.expect("memory to wait for");
+    let [released] = &memory.released[..] else {
+        panic!("not of one: {memory:?}");
+    };
+    assert_eq!(released.process(), worker, "{memory:?}");
+    assert!(released.after_ms >= 60.0, "{memory:?}");
+    assert_eq!(memory.held, [], "{memory:?}");
 }
 
 #[test]
 fn a_kill_does_not_wait_for_a_driver_that_fails() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
     double.answer("init 999");
@@ -293,7 +293,7 @@ fn a_kill_does_not_wait_for_a_driver_that_fails() {
     let pid = actor.pid().to_string();
     let output = with_driver(&double, &["kill", &pid, "--device", device()]);
     // A driver that fails at once has nothing to wait for.
-    assert_eq!(output.code, Some(0), "{output:?}");
-    assert_eq!(output.json()["gpu"]["hung"], false, "{output:?}");
+    let memory = assert_killed(&output).gpu;
+    assert_eq!(memory.map(|memory| memory.hung), Some(false), "{output:?}");
     assert_eq!(alive(&sandbox), [].into());
 }

@@ -5,25 +5,24 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
-use lifemon_tests::killing::{
-    alive, assert_killed, assert_nobody, check_report, kill, set_of, words,
-};
-use lifemon_tests::story::is_about;
+use lifemon_tests::killing::{alive, assert_killed, assert_nobody, checked, kill, words};
+use lifemon_tests::reports::{Identified, KillReport, entry, set_of};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, actor, proc, wait_until,
-    with_either_tracker,
+    Actor, DEADLINE, Lifemon, Process, Sandbox, actor, needs, proc, wait_until, with_either_tracker,
 };
 use nix::unistd::{Pid, getsid};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-/// The entry of one process in a list of a report.
+/// The code that a process of the report has exited with.
 #[track_caller]
-fn entry(report: &Value, list: &str, process: Process) -> Value {
-    let entries = report[list].as_array().expect("a list");
-    let found = entries.iter().find(|entry| is_about(entry, process));
-    found
-        .unwrap_or_else(|| panic!("no {process:?} in {list}: {report}"))
-        .clone()
+fn code_of(report: &KillReport, process: Process) -> Option<i32> {
+    entry(&report.killed, process).exit.as_ref()?.code
+}
+
+/// The signal that has ended a process of the report.
+#[track_caller]
+fn signal_of(report: &KillReport, process: Process) -> Option<i32> {
+    entry(&report.killed, process).exit.as_ref()?.signal
 }
 
 /// All of one role, and the actor itself.
@@ -41,18 +40,15 @@ fn every_member_dies_and_the_report_names_it() {
     let output = kill(&actor.pid(), &[]);
     assert_nobody(&sandbox);
     let report = assert_killed(&output);
-    assert!(is_about(&report["tree"], actor.process()), "{report}");
-    assert_eq!(set_of(&report, "killed"), tree);
-    assert_eq!(report["already_dying"], json!([]), "{report}");
+    assert_eq!(report.tree.process(), actor.process());
+    assert_eq!(set_of(&report.killed), tree);
+    assert_eq!(report.already_dying, [], "{report:?}");
     for process in &tree {
-        let exit = &entry(&report, "killed", *process)["exit"];
-        assert_eq!(
-            (&exit["signal"], &exit["cause"]),
-            (&json!(9), &json!("signal"))
-        );
+        let exit = entry(&report.killed, *process).exit.as_ref();
+        let how = exit.map(|exit| (exit.signal, exit.cause.as_str()));
+        assert_eq!(how, Some((Some(libc::SIGKILL), "signal")));
     }
-    let times = [&report["elapsed_ms"], &report["gone_ms"]].map(Value::as_f64);
-    assert!(times[0].is_some() && times[0] <= times[1], "{report}");
+    assert!(Some(report.elapsed_ms) <= report.gone_ms, "{report:?}");
 }
 
 fn those_who_left_die_as_well() {
@@ -83,7 +79,7 @@ fn those_who_left_die_as_well() {
     let output = kill(&actor.pid(), &[]);
     assert_nobody(&sandbox);
     assert_nobody(&elsewhere);
-    assert_eq!(set_of(&assert_killed(&output), "killed"), tree);
+    assert_eq!(set_of(&assert_killed(&output).killed), tree);
 }
 
 fn who_shares_name_session_and_group_is_untouched() {
@@ -115,18 +111,19 @@ fn a_dry_run_kills_nobody_and_names_everybody() {
         (Some(0), ""),
         "{output:?}"
     );
-    let report = output.json();
-    check_report(&report);
-    assert_eq!(report["dry_run"], true, "{report}");
-    assert_eq!(set_of(&report, "members"), tree);
-    for list in ["killed", "already_dying", "survivors"] {
-        assert_eq!(report[list], json!([]), "{list}: {report}");
-    }
-    assert_eq!(report["extinct"], false, "{report}");
+    let report = checked(&output.json());
+    assert!(report.dry_run && !report.extinct, "{report:?}");
+    assert_eq!(set_of(&report.members), tree);
+    assert_eq!(
+        (&report.killed[..], &report.survivors[..]),
+        (&[][..], &[][..])
+    );
+    assert_eq!(report.already_dying, []);
     let [root, mid, leaf] = [actor.process(), actor.child("mid"), actor.child("leaf")];
     for (process, creator) in [(mid, root), (leaf, mid)] {
-        let member = entry(&report, "members", process);
-        assert!(is_about(&member["creator"], creator), "{member}");
+        let member = entry(&report.members, process);
+        let created_by = member.creator.as_ref().map(Identified::process);
+        assert_eq!(created_by, Some(creator), "{member:?}");
     }
 
     let text = Lifemon::find().run(["kill", &root.pid.to_string(), "--dry-run"]);
@@ -157,8 +154,8 @@ fn several_trees_in_one_command() {
         .collect();
     assert_eq!(lines.len(), 3, "{output:?}");
     for (actor, report) in actors.iter().zip(&lines) {
-        check_report(report);
-        assert_eq!(set_of(report, "killed"), with_root(actor, &["worker"]));
+        let report = checked(report);
+        assert_eq!(set_of(&report.killed), with_root(actor, &["worker"]));
     }
 }
 
@@ -219,8 +216,8 @@ fn two_kills_at_once_of_a_tree_in_a_tree() {
         assert_killed(&outer),
         assert_killed(&of_inner.finish(DEADLINE)),
     );
-    assert_eq!(set_of(&outer, "killed").len(), 21, "{outer}");
-    assert_eq!(set_of(&inner, "killed").len(), 1, "{inner}");
+    assert_eq!(set_of(&outer.killed).len(), 21, "{outer:?}");
+    assert_eq!(set_of(&inner.killed).len(), 1, "{inner:?}");
 }
 
 fn who_ends_when_asked_is_not_killed() {
@@ -230,13 +227,13 @@ fn who_ends_when_asked_is_not_killed() {
     let output = kill(&actor.pid(), &["--signal", "TERM", "--grace", "15s"]);
     assert_nobody(&sandbox);
     let report = assert_killed(&output);
-    let elapsed_ms = report["elapsed_ms"].as_f64().expect("a time");
-    assert!(elapsed_ms < 10_000.0, "waited in vain: {report}");
+    let elapsed_ms = report.elapsed_ms;
+    assert!(elapsed_ms < 10_000.0, "waited in vain: {report:?}");
     assert_eq!(actor.wait().code(), Some(5));
-    assert_eq!(entry(&report, "killed", actor.process())["exit"]["code"], 5);
+    assert_eq!(code_of(&report, actor.process()), Some(5));
     for child in actor.children("good") {
         assert_eq!(actor.reaped(child.pid)["code"], 3);
-        assert_eq!(entry(&report, "killed", child)["exit"]["code"], 3);
+        assert_eq!(code_of(&report, child), Some(3));
     }
 }
 
@@ -247,14 +244,14 @@ fn who_does_not_end_when_asked_is_killed_after_the_grace() {
     let output = kill(&actor.pid(), &["--signal", "15", "--grace", "700ms"]);
     assert_nobody(&sandbox);
     let report = assert_killed(&output);
-    let elapsed_ms = report["elapsed_ms"].as_f64().expect("a time");
-    assert!(elapsed_ms >= 700.0, "no grace: {report}");
+    let elapsed_ms = report.elapsed_ms;
+    assert!(elapsed_ms >= 700.0, "no grace: {report:?}");
     for child in actor.children("good") {
         assert_eq!(actor.reaped(child.pid)["code"], 3);
-        assert_eq!(entry(&report, "killed", child)["exit"]["code"], 3);
+        assert_eq!(code_of(&report, child), Some(3));
     }
     for child in actor.children("bad") {
-        assert_eq!(entry(&report, "killed", child)["exit"]["signal"], 9);
+        assert_eq!(signal_of(&report, child), Some(9));
     }
 }
 
@@ -273,7 +270,7 @@ with_either_tracker!(
 
 #[test]
 fn the_descendants_of_a_dead_root_die() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     for exactly in [false, true] {
         let sandbox = Sandbox::new();
         let mut actor = actor!(sandbox, "double-fork");
@@ -282,34 +279,33 @@ fn the_descendants_of_a_dead_root_die() {
         assert_eq!(proc::stat(middle.pid), None);
         let mut target = middle.pid.to_string();
         if exactly {
-            let report = kill(&target, &["--dry-run"]).json();
-            let start_ns = &report["tree"]["start_ns"];
-            target = format!("{target}@{start_ns}");
+            let report = checked(&kill(&target, &["--dry-run"]).json());
+            target = format!("{target}@{}", report.tree.start_ns);
         }
         let output = kill(&target, &[]);
         assert_eq!(alive(&sandbox), [actor.pid()].into());
         let report = assert_killed(&output);
-        assert!(is_about(&report["tree"], middle), "{report}");
-        assert_eq!(set_of(&report, "killed"), [grandchild].into());
+        assert_eq!(report.tree.process(), middle);
+        assert_eq!(set_of(&report.killed), [grandchild].into());
     }
 }
 
 #[test]
 fn orphans_of_the_dead_in_the_middle_die_with_the_root() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "chain", 50);
     actor.step();
     let output = kill(&actor.pid(), &[]);
     assert_nobody(&sandbox);
     let report = assert_killed(&output);
-    assert_eq!(set_of(&report, "killed"), with_root(&actor, &["last"]));
+    assert_eq!(set_of(&report.killed), with_root(&actor, &["last"]));
 }
 
 /// lifemon runs below the shell whose tree it kills: all of that dies but lifemon, which reports.
 #[test]
 fn a_shell_that_kills_itself_by_force() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let script = "sleep 50 & \"$0\" kill $$ --force -o json; echo 'still here'";
     let mut shell = Command::new("sh");
@@ -320,12 +316,9 @@ fn a_shell_that_kills_itself_by_force() {
     assert_eq!(output.status.code(), None, "{output:?}");
     let text = String::from_utf8(output.stdout).expect("text");
     let report: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
-    check_report(&report);
-    assert_eq!(set_of(&report, "killed").len(), 2, "{report}");
-    assert_eq!(
-        (&report["extinct"], &report["complete"]),
-        (&json!(true), &json!(true))
-    );
+    let report = checked(&report);
+    assert_eq!(report.killed.len(), 2, "{report:?}");
+    assert!(report.extinct && report.complete, "{report:?}");
     wait_until("the end of lifemon", Duration::from_secs(5), || {
         alive(&sandbox).is_empty()
     });

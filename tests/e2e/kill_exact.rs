@@ -1,17 +1,18 @@
-//! The two promises of `lifemon kill` that rest on single instructions: no child of the condemned runs,
-//! and no heir of a pid is hit. Each race is made to happen every time.
+//! The two promises of `lifemon kill` that rest on single instructions: no child of the condemned
+//! runs, and no heir of a pid is hit. Each race is made to happen every time.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use lifemon_tests::handicap::with_capabilities;
-use lifemon_tests::killing::{alive, assert_killed, assert_nobody, set_of, words};
+use lifemon_tests::killing::{alive, assert_killed, assert_nobody, words};
+use lifemon_tests::reports::{KillReport, set_of};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Process, Running, Sandbox, Toll, actor, closer, proc,
-    scaled, stretched, wait_until, with_either_tracker,
+    Actor, DEADLINE, HostTracker, Lifemon, Process, Running, Sandbox, Toll, actor, closer, needs,
+    proc, scaled, stretched, wait_until, with_either_tracker,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Kills at most until something that the killer has read is stale.
 const STALE_ROUNDS: u32 = 10;
@@ -20,7 +21,8 @@ const STALE_ROUNDS: u32 = 10;
 const NEWBORNS: u64 = 1_000;
 /// Pids that pass to somebody else in the middle of a strike.
 const HEIRS: u64 = 10;
-/// Longer than any member lives: all that the killer has read is dead by then, and their pids have passed on.
+/// Longer than any member lives: all that the killer has read is dead by then, and their pids have
+/// passed on.
 const SLOWNESS: Duration = Duration::from_millis(150);
 
 const CAP_SYS_ADMIN: libc::c_ulong = 21;
@@ -73,8 +75,8 @@ impl Newborns {
     }
 }
 
-/// Starts a kill that may not signal the processes of others, and waits for its closer: from then on
-/// the closer is all that kills.
+/// Starts a kill that may not signal the processes of others, and waits for its closer: from then
+/// on the closer is all that kills.
 #[track_caller]
 fn kill_by_the_closer_alone(newborns: &mut Newborns) -> Running {
     let lifemon = Lifemon::find();
@@ -108,7 +110,7 @@ fn no_child_of_the_condemned_runs() {
         assert_eq!(created.len() as u64, count + 1, "not every parent forked");
     }
     assert_eq!(newborns.run(), 0, "children ran");
-    let killed = set_of(&assert_killed(&output), "killed");
+    let killed = set_of(&assert_killed(&output).killed);
     let killed: BTreeSet<_> = killed.iter().map(|process| process.pid).collect();
     let untold: Vec<_> = created.difference(&killed).collect();
     assert!(untold.is_empty(), "not in the report: {untold:?}");
@@ -116,13 +118,13 @@ fn no_child_of_the_condemned_runs() {
 
 #[test]
 fn no_child_of_the_condemned_runs_tracker_off() {
-    let _host = HostTracker::off();
+    needs!(no_tracker);
     no_child_of_the_condemned_runs();
 }
 
 #[test]
 fn no_child_of_the_condemned_runs_tracker_on() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     no_child_of_the_condemned_runs();
 }
 
@@ -157,10 +159,13 @@ fn who_is_condemned_goes_free_with_lifemon() {
     }
 }
 
-/// Kills one process whose pid becomes another's while lifemon is in the middle of this call about it; the
-/// report.
+/// Kills one process whose pid becomes another's while lifemon is in the middle of this call about
+/// it; the report.
 #[track_caller]
-fn kill_while_the_pid_passes_on(call: libc::c_long, is_about: impl Fn(u64, i32) -> bool) -> Value {
+fn kill_while_the_pid_passes_on(
+    call: libc::c_long,
+    is_about: impl Fn(u64, i32) -> bool,
+) -> KillReport {
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "heir");
     actor.step();
@@ -181,8 +186,8 @@ fn kill_while_the_pid_passes_on(call: libc::c_long, is_about: impl Fn(u64, i32) 
     assert_eq!(stat.start_ticks, heir.start_ticks);
     assert!(proc::is_running(heir.pid), "the heir was hit: {output:?}");
     let report = assert_killed(&output);
-    assert_eq!(set_of(&report, "killed"), [first].into(), "{report}");
-    assert_eq!(set_of(&report, "already_dying"), [first].into(), "{report}");
+    assert_eq!(set_of(&report.killed), [first].into(), "{report:?}");
+    assert_eq!(set_of(&report.already_dying), [first].into(), "{report:?}");
     report
 }
 
@@ -190,7 +195,7 @@ fn an_heir_between_look_and_descriptor_is_not_hit() {
     for _ in 0..scaled(HEIRS) {
         let is_about = |argument, pid| argument == u64::try_from(pid).expect("a pid");
         let report = kill_while_the_pid_passes_on(libc::SYS_pidfd_open, is_about);
-        assert_eq!(report["rejected"], json!(1), "{report}");
+        assert_eq!(report.rejected, 1, "{report:?}");
     }
 }
 
@@ -198,12 +203,12 @@ fn an_heir_between_descriptor_and_signal_is_not_hit() {
     for _ in 0..scaled(HEIRS) {
         // Its first argument is a descriptor.
         let report = kill_while_the_pid_passes_on(libc::SYS_pidfd_send_signal, |_, _| true);
-        assert_eq!(report["rejected"], json!(0), "{report}");
+        assert_eq!(report.rejected, 0, "{report:?}");
     }
 }
 
-/// Processes that come and go by the thousand, whose pids pass to bystanders at once, and a killer that is
-/// slow: most of what it has read is stale when its turn comes.
+/// Processes that come and go by the thousand, whose pids pass to bystanders at once, and a killer
+/// that is slow: most of what it has read is stale when its turn comes.
 #[track_caller]
 fn kill_slowly(file: &Path, sandbox: &Sandbox, options: &[&str]) -> u64 {
     let mut actor = actor!(sandbox, "successors", file.display(), "clone-parent");
@@ -223,8 +228,8 @@ fn kill_slowly(file: &Path, sandbox: &Sandbox, options: &[&str]) -> u64 {
     actor.send("stop");
     let answer = actor.wait_for("the bystanders", |line| line["bystanders"].is_u64());
     assert!(answer["bystanders"].as_u64() >= Some(200), "{answer}");
-    assert_eq!(answer["hit"], json!(0), "{answer}; {report}");
-    report["rejected"].as_u64().expect("a count")
+    assert_eq!(answer["hit"], json!(0), "{answer}; {report:?}");
+    report.rejected
 }
 
 fn bystanders_with_the_pids_of_the_dead_are_not_hit() {

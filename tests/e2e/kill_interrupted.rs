@@ -1,14 +1,14 @@
-//! A `lifemon kill` that does not come to its end: interrupted while it waits, or killed itself at any moment.
-//! Nothing of it stays, and a second one does what the first did not.
+//! A `lifemon kill` that does not come to its end: interrupted while it waits, or killed itself at
+//! any moment. Nothing of it stays, and a second one does what the first did not.
 
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::{alive, assert_killed, assert_nobody, check_report, kill, words};
+use lifemon_tests::killing::{alive, assert_killed, assert_nobody, checked, kill, words};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Running, Sandbox, Toll, actor, closer, proc, scaled,
-    wait_until, with_either_tracker,
+    Actor, DEADLINE, HostTracker, Lifemon, Running, Sandbox, Toll, actor, closer, needs, proc,
+    scaled, wait_until, with_either_tracker,
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -92,8 +92,8 @@ fn usual_time() -> Duration {
     times.into_iter().max().expect("three")
 }
 
-/// Kills what is left by a second command: by its root where that is known, alive or dead; otherwise one by
-/// one.
+/// Kills what is left by a second command: by its root where that is known, alive or dead;
+/// otherwise one by one.
 #[track_caller]
 fn finish(sandbox: &Sandbox, actor: &Actor) {
     if alive(sandbox).is_empty() {
@@ -101,7 +101,7 @@ fn finish(sandbox: &Sandbox, actor: &Actor) {
     }
     let output = kill(&actor.pid(), &[]);
     if output.code == Some(0) {
-        check_report(&output.json());
+        checked(&output.json());
         return assert_nobody(sandbox);
     }
     // Its root was dead already, with nobody to keep its lineage, or all were about to die.
@@ -133,8 +133,8 @@ fn kill_after_strikes(actor: &Actor, count: usize) {
     running.kill();
 }
 
-/// SIGKILL to lifemon, half of the times at moments that are spread over the whole of a kill, half of the
-/// times for certain in its middle.
+/// SIGKILL to lifemon, half of the times at moments that are spread over the whole of a kill, half
+/// of the times for certain in its middle.
 #[track_caller]
 fn kill_the_killer(trials: u64) {
     let detached = || wait_until("no closer", DEADLINE, || closer::attached() == 0);
@@ -160,7 +160,7 @@ fn kill_the_killer(trials: u64) {
 #[test]
 fn lifemon_is_killed_at_any_moment_tracker_off() {
     // Dropped at the end, it claims that there is no program, map or link.
-    let _host = HostTracker::off();
+    needs!(no_tracker);
     kill_the_killer(scaled(TRIALS_OFF));
 }
 

@@ -1,9 +1,9 @@
-//! `lifemon attach --kill-on-root-exit`: the root ends, the rest of its tree is killed, nobody else is, and all
-//! of it is told as it happens.
+//! `lifemon attach --kill-on-root-exit`: the root ends, the rest of its tree is killed, nobody else
+//! is, and all of it is told as it happens.
 
 use lifemon_tests::killing::alive;
 use lifemon_tests::{
-    Actor, DEADLINE, Freezer, HostTracker, Lifemon, Sandbox, Watching, actor, private_lock,
+    Actor, DEADLINE, Freezer, HostTracker, Lifemon, Sandbox, Watching, actor, needs, private_lock,
     wait_until,
 };
 use serde_json::json;
@@ -79,7 +79,7 @@ fn what_survives_is_no_success() {
     let Some(freezer) = Freezer::new() else {
         return;
     };
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "fork-hold", 2);
     actor.step();

@@ -3,9 +3,7 @@
 use std::process::Command;
 
 use lifemon_tests::killing::{alive, kill};
-use lifemon_tests::{
-    HostTracker, Lifemon, Output, Sandbox, actor, private_lock, with_either_tracker,
-};
+use lifemon_tests::{Lifemon, Output, Sandbox, actor, needs, with_either_tracker};
 
 /// Claims this exit code, one line with these words, and nothing on stdout.
 #[track_caller]
@@ -66,7 +64,7 @@ with_either_tracker!(
 /// The descendants of a dead root are known to a tracker that was on, and to nobody else.
 #[test]
 fn a_dead_root_without_the_tracker() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "double-fork");
     actor.step();
@@ -79,7 +77,7 @@ fn a_dead_root_without_the_tracker() {
 /// Trees that contain one another: each takes a layer, and there are eight.
 #[test]
 fn a_process_in_too_many_trees() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let actor = actor!(sandbox, "pause");
     let lifemon = Lifemon::find();

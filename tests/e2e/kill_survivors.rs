@@ -1,23 +1,24 @@
-//! What `lifemon kill` cannot end at once, because something else holds it: reported as alive with the
-//! reason, in time, and dead when it is let go. And what looks as if it were held, and is not.
+//! What `lifemon kill` cannot end at once, because something else holds it: reported as alive with
+//! the reason, in time, and dead when it is let go. And what looks as if it were held, and is not.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::{alive, assert_killed, assert_nobody, check_report, kill, set_of};
+use lifemon_tests::killing::{alive, assert_killed, assert_nobody, checked, kill};
+use lifemon_tests::reports::{KillReport, set_of};
 use lifemon_tests::{
     Actor, DEADLINE, Freezer, Output, Pidfd, Process, Sandbox, actor, proc, wait_until,
     with_either_tracker,
 };
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
 
 /// For a kill that will not succeed.
 const TIMEOUT_MS: f64 = 700.0;
 
-/// Kills what cannot die, and claims that the answer is no, in time, with this one alive for this reason.
+/// Kills what cannot die, and claims that the answer is no, in time, with this one alive for this
+/// reason.
 #[track_caller]
-fn assert_survives(target: Process, survivor: Process, reasons: &[&str]) -> Value {
+fn assert_survives(target: Process, survivor: Process, reasons: &[&str]) -> KillReport {
     let begun = Instant::now();
     let output = kill(&target.pid, &["--timeout", &format!("{TIMEOUT_MS}ms")]);
     assert!(begun.elapsed() < Duration::from_secs(20), "{output:?}");
@@ -26,20 +27,14 @@ fn assert_survives(target: Process, survivor: Process, reasons: &[&str]) -> Valu
         (Some(1), ""),
         "{output:?}"
     );
-    let report = output.json();
-    check_report(&report);
-    assert_eq!(set_of(&report, "survivors"), [survivor].into(), "{report}");
-    let reason = report["survivors"][0]["reason"].as_str().expect("checked");
+    let report = checked(&output.json());
+    assert_eq!(set_of(&report.survivors), [survivor].into(), "{report:?}");
+    let reason = &report.survivors[0].reason;
     for word in reasons {
         assert!(reason.contains(word), "no {word:?} in {reason:?}");
     }
-    assert_eq!(
-        (&report["extinct"], &report["complete"]),
-        (&json!(false), &json!(true)),
-        "{report}"
-    );
-    let elapsed_ms = report["elapsed_ms"].as_f64().expect("a time");
-    assert!(elapsed_ms >= TIMEOUT_MS, "gave up early: {report}");
+    assert!(!report.extinct && report.complete, "{report:?}");
+    assert!(report.elapsed_ms >= TIMEOUT_MS, "gave up early: {report:?}");
     report
 }
 
@@ -59,7 +54,7 @@ fn who_is_frozen_survives_until_thawed() {
     let workers = actor.children("worker");
     freezer.freeze(workers[2]);
     let report = assert_survives(actor.process(), workers[2], &["frozen cgroup", "thaw"]);
-    assert_eq!(set_of(&report, "killed").len(), 4, "{report}");
+    assert_eq!(report.killed.len(), 4, "{report:?}");
     assert_eq!(alive(&sandbox), [workers[2].pid].into());
     freezer.thaw();
     wait_until("the end of all", DEADLINE, || alive(&sandbox).is_empty());
@@ -113,7 +108,7 @@ fn assert_dies(actor: &Actor, child: Process) -> Output {
     let output = kill(&child.pid, &["--timeout", "20s"]);
     assert!(!proc::is_running(child.pid), "{output:?}");
     let report = assert_killed(&output);
-    assert_eq!(set_of(&report, "killed"), [child].into(), "{report}");
+    assert_eq!(set_of(&report.killed), [child].into(), "{report:?}");
     assert!(proc::is_running(actor.pid()));
     output
 }
@@ -159,7 +154,7 @@ fn who_is_frozen_by_version_2_dies_at_once() {
     let output = kill(&actor.pid(), &["--timeout", "20s"]);
     assert_nobody(&sandbox);
     assert_nobody(&frozen);
-    assert_eq!(set_of(&assert_killed(&output), "killed").len(), 4);
+    assert_eq!(assert_killed(&output).killed.len(), 4);
 }
 
 with_either_tracker!(

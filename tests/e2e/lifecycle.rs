@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use lifemon_tests::story::{self, exited, is_about, time};
-use lifemon_tests::{Lifemon, Sandbox, Watching, actor, on_every_path, private_lock};
+use lifemon_tests::{Lifemon, Sandbox, Watching, actor, needs, on_every_path};
 use serde_json::{Value, json};
 
 on_every_path!(
@@ -182,7 +182,7 @@ fn text_is_for_people_and_plain_where_there_is_no_terminal() {
     let mut actor = actor!(sandbox, "nested");
     actor.step();
     let (mid, leaf) = (actor.child("mid"), actor.child("leaf"));
-    let _lock = private_lock();
+    needs!(private_tracker);
     let output = thread::scope(|scope| {
         let words = ["attach", &actor.pid().to_string(), "--for", "1s"].map(str::to_owned);
         let lifemon = scope.spawn(|| Lifemon::find().run(words));

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lifemon_tests::story::{self, is_about};
 use lifemon_tests::{
-    DEADLINE, Process, Sandbox, Story, Watching, actor, on_every_path, private_lock, wait_until,
+    DEADLINE, Process, Sandbox, Story, Watching, actor, needs, on_every_path, wait_until,
 };
 use serde_json::json;
 
@@ -88,7 +88,7 @@ fn entries(path: &Path) -> usize {
 #[test]
 fn attaching_to_a_tree_that_never_stands_still_misses_nobody() {
     // Before the trees begin to move: pids come round again while we wait for the lock.
-    let _lock = private_lock();
+    needs!(private_tracker);
     for round in 0..lifemon_tests::scaled(20) {
         let sandbox = Sandbox::new();
         let path = sandbox.directory().join("log");

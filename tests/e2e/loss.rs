@@ -8,7 +8,7 @@ use std::path::Path;
 
 use lifemon_tests::story::{is_about, process, processes};
 use lifemon_tests::{
-    Actor, DEADLINE, Finished, HostLock, HostTracker, Lifemon, Process, Sandbox, Stream, actor,
+    Actor, DEADLINE, Finished, HostLock, Lifemon, Process, Sandbox, Stream, actor, needs,
     on_every_path, private_lock, proc,
 };
 use nix::sys::signal::Signal;
@@ -251,7 +251,7 @@ fn processes_of_the_host() -> usize {
 fn full_maps_are_said_and_what_fits_is_right(options: &[&str]) {
     let count = lifemon_tests::scaled(1000).max(400);
     // The processes of other tests would take the room of this one's.
-    let _alone = HostTracker::off();
+    needs!(no_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "fork-hold", count);
     let room = (processes_of_the_host() + 250).to_string();
@@ -328,7 +328,7 @@ fn is_child(event: &Value, children: &BTreeSet<Process>) -> bool {
 
 #[test]
 fn a_tree_that_does_not_fit_is_told_at_once() {
-    let _alone = HostTracker::off();
+    needs!(no_tracker);
     let sandbox = Sandbox::new();
     let count = usize::try_from(lifemon_tests::scaled(1000).max(400)).expect("few");
     let mut actor = actor!(sandbox, "fork-hold", count);

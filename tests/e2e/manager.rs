@@ -1,18 +1,16 @@
 //! The example server and its workers, over HTTP: deaths are known at once, and nothing is left of
 //! the workers however the server ends.
 
-#[expect(dead_code, reason = "manager_wire.rs uses the rest")]
-#[path = "manager/server.rs"]
-mod server;
+pub(crate) mod server;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::{alive, assert_nobody};
-use lifemon_tests::{DEADLINE, Pidfd, Sandbox, private_lock, proc, scaled, wait_until};
+use lifemon_tests::killing::alive;
+use lifemon_tests::{DEADLINE, Pidfd, Sandbox, needs, proc, scaled, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use server::{Server, get, has_python};
+use server::{Server, get};
 
 /// How fast a death must be known, over HTTP.
 const KNOWN: Duration = Duration::from_millis(50);
@@ -25,15 +23,14 @@ fn patient(limit: Duration) -> Duration {
     if scaled(100) < 100 { limit * 30 } else { limit }
 }
 
-const BOTH_WAYS: [&[&str]; 2] = [&[], &["--no-ebpf"]];
+/// Both ways to watch the workers, by the names that the server has for them, and the options for
+/// them.
+const BOTH_WAYS: [(&str, &[&str]); 2] = [("ebpf", &[]), ("subreaper", &["--no-ebpf"])];
 
 #[test]
 fn a_dead_worker_is_unhealthy_at_once_with_its_cause() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
-    for (way, options) in ["ebpf", "subreaper"].into_iter().zip(BOTH_WAYS) {
+    needs!(python, private_tracker);
+    for (way, options) in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let words = [options, &["--workers", "5"]].concat();
         let server = Server::start(&sandbox, &words, &[]);
@@ -80,25 +77,15 @@ fn a_dead_worker_is_unhealthy_at_once_with_its_cause() {
             "vLLM worker(s) [0, 1, 2, 3] died. Restart the server to recover."
         );
         // What the dead have left: their engines.
-        wait_until("four orphans", DEADLINE, || {
-            let health = server.get("/health").1;
-            health["orphans"]
-                .as_array()
-                .is_some_and(|orphans| orphans.len() == 4)
-        });
+        server.wait_for_orphans(4);
         assert_eq!(server.get("/generate?prompt=x").0, 503);
-        server.signal(Signal::SIGTERM);
-        assert_eq!(server.finish().code, Some(0));
-        assert_nobody(&sandbox);
+        server.stops(&sandbox);
     }
 }
 
 #[test]
 fn the_workers_answer() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
     for round in 0..10 {
@@ -112,65 +99,47 @@ fn the_workers_answer() {
 
 #[test]
 fn when_all_workers_are_dead_the_server_ends_with_1() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
-    for options in BOTH_WAYS {
+    needs!(python, private_tracker);
+    for (_, options) in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, options, &[]);
         for worker in server.workers() {
             Pidfd::open(worker).expect("it lives").kill();
         }
-        let finished = server.finish();
-        assert_eq!(finished.code, Some(1), "{finished:?}");
-        assert_nobody(&sandbox);
+        server.ends_with(1, &sandbox);
     }
 }
 
 #[test]
 fn one_dead_worker_is_enough_where_the_policy_says_so() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &["--any", "--workers", "3"], &[]);
-    Pidfd::open(server.workers()[1]).expect("it lives").kill();
-    let finished = server.finish();
-    assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert_nobody(&sandbox);
+    server.kill_worker(1);
+    server.ends_with(1, &sandbox);
 }
 
 #[test]
 fn sigterm_is_graceful_and_every_worker_gets_the_message() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, &["--workers", "3"], &[]);
         let workers = server.workers();
         server.signal(signal);
-        let finished = server.finish();
-        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let finished = server.ends_with(0, &sandbox);
         for worker in workers {
             let said = json!({"worker": worker, "shutdown": true});
             assert!(finished.events.contains(&said), "{worker}: {finished:?}");
         }
-        assert_nobody(&sandbox);
     }
 }
 
 /// As a service manager does it: it asks the server, and all others of its group.
 #[test]
 fn workers_that_are_asked_together_with_the_server_have_not_failed() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
-    for (way, options) in ["ebpf", "subreaper"].into_iter().zip(BOTH_WAYS) {
+    needs!(python, private_tracker);
+    for (way, options) in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let mut server = Server::start(&sandbox, &[options, &["--any"]].concat(), &[]);
         server.wait_for_way(way);
@@ -187,20 +156,15 @@ fn workers_that_are_asked_together_with_the_server_have_not_failed() {
             let _ = other.signal(Signal::SIGTERM);
         }
         assert_eq!(asking.join().expect("an answer").0, 500);
-        let finished = server.finish();
-        assert_eq!(finished.code, Some(0), "{finished:?}");
-        assert_nobody(&sandbox);
+        server.ends_with(0, &sandbox);
     }
 }
 
 #[test]
 fn a_server_that_is_killed_or_aborts_leaves_nothing() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let mut took = Vec::new();
-    for options in BOTH_WAYS {
+    for (_, options) in BOTH_WAYS {
         for signal in [Signal::SIGKILL, Signal::SIGABRT] {
             let sandbox = Sandbox::new();
             let server = Server::start(&sandbox, options, &[]);
@@ -217,10 +181,7 @@ fn a_server_that_is_killed_or_aborts_leaves_nothing() {
 
 #[test]
 fn without_any_privilege_nothing_is_left_either() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let sandbox = Sandbox::new();
         let server = Server::start_as_nobody(&sandbox, &[]);
@@ -230,13 +191,8 @@ fn without_any_privilege_nothing_is_left_either() {
             (&json!("subreaper"), &json!(false))
         );
         // Its engine is an orphan, in a session of its own.
-        Pidfd::open(server.workers()[0]).expect("it lives").kill();
-        wait_until("an orphan", DEADLINE, || {
-            let health = server.get("/health").1;
-            health["orphans"]
-                .as_array()
-                .is_some_and(|orphans| orphans.len() == 1)
-        });
+        server.kill_worker(0);
+        server.wait_for_orphans(1);
         server.signal(signal);
         wait_until("nobody", DEADLINE, || sandbox.pids().is_empty());
         server.finish();
@@ -245,18 +201,15 @@ fn without_any_privilege_nothing_is_left_either() {
 
 #[test]
 fn when_the_guardian_is_killed_the_workers_die_and_the_server_ends() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
     server.wait_for_way("ebpf");
     Pidfd::open(server.guardian()).expect("it lives").kill();
     let finished = server.finish();
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    // Also the engines, which had become nobody's. None of them can run any more when the server ends; the
-    // last of them may still be on its way out.
+    // Also the engines, which had become nobody's. None of them can run any more when the server
+    // ends; the last of them may still be on its way out.
     wait_until("nobody", Duration::from_secs(1), || {
         alive(&sandbox).is_empty()
     });
@@ -264,69 +217,45 @@ fn when_the_guardian_is_killed_the_workers_die_and_the_server_ends() {
 
 #[test]
 fn who_ignores_the_message_and_sigterm_is_killed_after_the_time_outs() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let times = ["--shutdown-ms", "400", "--kill-ms", "300"];
     let server = Server::start(&sandbox, &times, &["ignore"]);
     let begun = Instant::now();
     server.signal(Signal::SIGTERM);
-    let finished = server.finish();
-    assert!(
-        begun.elapsed() >= Duration::from_millis(700),
-        "{:?}",
-        begun.elapsed()
-    );
-    assert!(
-        begun.elapsed() < patient(Duration::from_secs(5)),
-        "{:?}",
-        begun.elapsed()
-    );
-    assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert_nobody(&sandbox);
+    server.ends_with(0, &sandbox);
+    let took = begun.elapsed();
+    let limits = Duration::from_millis(700)..patient(Duration::from_secs(5));
+    assert!(limits.contains(&took), "{took:?}");
 }
 
 #[test]
 fn a_second_signal_does_not_wait() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let times = ["--shutdown-ms", "100000", "--kill-ms", "100000"];
     let mut server = Server::start(&sandbox, &times, &["ignore"]);
     server.signal(Signal::SIGTERM);
     server.wait_for("the message", |event| event["shutdown"] == true);
     server.signal(Signal::SIGTERM);
-    let finished = server.finish();
-    assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert_nobody(&sandbox);
+    server.ends_with(1, &sandbox);
 }
 
 #[test]
 fn a_cleanup_hits_orphans_that_match_and_nobody_who_is_well() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
-    for options in BOTH_WAYS {
+    needs!(python, private_tracker);
+    for (_, options) in BOTH_WAYS {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, options, &[]);
         let engines = server.engines();
         assert_eq!(server.get("/cleanup").1, json!({"cleaned": []}));
-        Pidfd::open(server.workers()[0]).expect("it lives").kill();
-        wait_until("an orphan", DEADLINE, || {
-            let health = server.get("/health").1;
-            health["orphans"][0]["pid"] == engines[0]
-        });
+        server.kill_worker(0);
+        let health = server.wait_for_orphans(1);
+        assert_eq!(health["orphans"][0]["pid"], engines[0], "{health}");
         assert_eq!(server.get("/cleanup").1, json!({"cleaned": [engines[0]]}));
         wait_until("its end", DEADLINE, || !proc::is_running(engines[0]));
         // The engine of the other worker has the same name, and is well.
         assert!(proc::is_running(engines[1]));
-        server.signal(Signal::SIGTERM);
-        assert_eq!(server.finish().code, Some(0));
-        assert_nobody(&sandbox);
+        server.stops(&sandbox);
     }
 }

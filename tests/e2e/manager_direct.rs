@@ -1,7 +1,6 @@
 //! The manager used as a library, without the server around it: the end by its own word, the exact
 //! kill of any tree, and the cleanup of what other servers have left.
 
-#[path = "manager/process.rs"]
 mod process;
 
 use std::fs;
@@ -13,7 +12,7 @@ use std::time::Duration;
 
 use lifemon::manager::{Options, ProcessManager, Scope, StartError, WorkerCommand};
 use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{DEADLINE, HostTracker, Pidfd, Sandbox, private_lock, proc, wait_until};
+use lifemon_tests::{DEADLINE, Pidfd, Sandbox, needs, proc, wait_until};
 use nix::sys::signal::Signal;
 use process::Process;
 
@@ -91,7 +90,7 @@ fn wait_for(sandbox: &Sandbox, part: &str, count: usize) -> Vec<i32> {
 
 #[test]
 fn monitoring_ends_with_the_last_worker_and_leaves_nothing() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for use_ebpf in [true, false] {
         let sandbox = Sandbox::new();
         let script = "(setsid sleep 1001 &); sleep 1002 & wait";
@@ -125,7 +124,7 @@ fn monitoring_ends_with_the_last_worker_and_leaves_nothing() {
 
 #[test]
 fn any_tree_can_be_killed_exactly() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let options = options(&sandbox, 1, "sleep 1001 & wait");
     let mut tree = shell(
@@ -169,13 +168,13 @@ fn engine(directory: &Path, name: &str) -> String {
 
 #[test]
 fn what_a_dead_server_left_is_cleaned_up_and_what_a_living_one_has_is_not() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let engine_path = engine(sandbox.directory(), "engine");
     let other = engine(sandbox.directory(), "other");
     let options = options(&sandbox, 1, "sleep 1001 & wait");
-    // A server, its engine, another process; below the engine one whose creator dies as well. So two
-    // orphans fit, of which one belongs to the other's tree.
+    // A server, its engine, another process; below the engine one whose creator dies as well. So
+    // two orphans fit, of which one belongs to the other's tree.
     let nested = format!("{engine_path} 1005 & sh -c '{engine_path} 1006 & kill -9 \\$\\$'; wait");
     let script = format!("sh -c \"{nested}\" engine & {other} 1007 & wait");
     let mut dead = shell(&sandbox, &script);
@@ -214,7 +213,7 @@ fn what_a_dead_server_left_is_cleaned_up_and_what_a_living_one_has_is_not() {
 
 #[test]
 fn without_the_hosts_tracker_nobody_knows_what_other_servers_left() {
-    let _tracker = HostTracker::off();
+    needs!(no_tracker);
     let sandbox = Sandbox::new();
     let options = options(&sandbox, 1, "sleep 1001 & wait");
     run(async {
@@ -232,7 +231,7 @@ fn without_the_hosts_tracker_nobody_knows_what_other_servers_left() {
 
 #[test]
 fn a_shutdown_cleans_up_what_a_dead_server_left_where_that_is_wanted() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let engine_path = engine(sandbox.directory(), "engine");
     let mut dead = shell(&sandbox, &format!("{engine_path} 1005 & wait"));
@@ -258,7 +257,7 @@ fn a_shutdown_cleans_up_what_a_dead_server_left_where_that_is_wanted() {
 
 #[test]
 fn a_worker_that_cannot_be_started_is_dead_for_that_reason() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let missing = sandbox.directory().join("missing");
     let options = options(&sandbox, 1, "sleep 1001 & wait").worker(WorkerCommand::new(missing));
@@ -282,7 +281,7 @@ fn a_worker_that_cannot_be_started_is_dead_for_that_reason() {
 
 #[test]
 fn a_guardian_that_does_not_answer_is_not_left() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let guardian = sandbox.directory().join("guardian");
     let script = format!("#!/bin/sh\n{}exec sleep 1009\n", enter(&sandbox));
@@ -299,7 +298,7 @@ fn a_guardian_that_does_not_answer_is_not_left() {
 
 #[test]
 fn a_server_that_panics_leaves_nothing() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let mut server = Process::start(&sandbox, "panics");
     server.wait_for("started");
@@ -309,7 +308,7 @@ fn a_server_that_panics_leaves_nothing() {
 
 #[test]
 fn signals_are_served_when_no_worker_is_left_and_no_manager() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let mut server = Process::start(&sandbox, "outlives its workers");
     server.wait_for("over");
@@ -322,7 +321,7 @@ fn signals_are_served_when_no_worker_is_left_and_no_manager() {
 
 #[test]
 fn the_first_signal_in_a_shutdown_does_not_cut_it_short() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let mut server = Process::start(&sandbox, "ends by itself");
     server.wait_for("begun");
@@ -334,7 +333,7 @@ fn the_first_signal_in_a_shutdown_does_not_cut_it_short() {
 
 #[test]
 fn a_server_without_free_descriptors_does_not_lose_its_workers() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let mut server = Process::start(&sandbox, "has no descriptors");
     server.wait_for("alive");

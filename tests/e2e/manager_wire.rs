@@ -1,81 +1,70 @@
 //! Workers that do not speak as they should: every answer of the server comes, with its reason, and
 //! nothing that a worker does blocks the manager.
 
-#[expect(dead_code, reason = "manager.rs uses the rest")]
-#[path = "manager/server.rs"]
-mod server;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{Pidfd, Sandbox, private_lock};
-use nix::sys::signal::Signal;
-use serde_json::json;
-use server::{Server, get, has_python, post};
+use lifemon_tests::{Sandbox, needs};
+use serde_json::{Value, json};
 
-/// What the server says to this prompt.
-fn kind_of(prompt: &str) -> Option<String> {
-    if !has_python() {
-        return None;
-    }
-    let _lock = private_lock();
+use crate::manager::server::{Server, get, post};
+
+/// Claims that the server answers with a failure of this kind; its words.
+#[track_caller]
+fn assert_fails((code, answer): &(u16, Value), kind: &str) -> Value {
+    let answer = answer.clone();
+    assert_eq!(
+        (*code, answer["kind"].as_str()),
+        (500, Some(kind)),
+        "{answer}"
+    );
+    answer
+}
+
+/// Claims that the server refuses what its worker says to this prompt, and why.
+#[track_caller]
+fn assert_refused(prompt: &str, kind: &str) {
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
-    let (code, answer) = server.get(&format!("/generate?worker=0&prompt={prompt}"));
-    assert_eq!(code, 500, "{answer}");
+    let answer = server.get(&format!("/generate?worker=0&prompt={prompt}"));
+    assert_fails(&answer, kind);
     // The other one is as well as before.
     assert_eq!(server.get("/generate?worker=1&prompt=ab").1["text"], "ba");
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.finish().code, Some(0));
-    assert_nobody(&sandbox);
-    Some(answer["kind"].as_str().expect("a kind").to_owned())
+    server.stops(&sandbox);
 }
 
 #[test]
 fn a_message_that_is_too_large_is_refused() {
-    assert!(kind_of("too-large").is_none_or(|kind| kind == "too_large"));
+    assert_refused("too-large", "too_large");
 }
 
 #[test]
 fn a_message_that_is_not_json_is_refused() {
-    assert!(kind_of("not-json").is_none_or(|kind| kind == "not_json"));
+    assert_refused("not-json", "not_json");
 }
 
 #[test]
 fn a_message_that_is_cut_off_is_told_from_an_end() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
-    let (code, answer) = server.get("/generate?worker=0&prompt=truncated");
-    assert_eq!(
-        (code, answer["kind"].as_str()),
-        (500, Some("truncated")),
-        "{answer}"
+    assert_fails(
+        &server.get("/generate?worker=0&prompt=truncated"),
+        "truncated",
     );
 }
 
 #[test]
 fn a_worker_that_dies_under_a_request_answers_it_with_its_cause() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let mut server = Server::start(&sandbox, &[], &[]);
     let port = server.port();
     let asking = thread::spawn(move || get(port, "/generate?worker=0&prompt=never"));
     server.wait_for("the request taken", |line| line["taken"] == "never");
-    Pidfd::open(server.workers()[0]).expect("it lives").kill();
-    let (code, answer) = asking.join().expect("an answer");
-    assert_eq!(
-        (code, answer["kind"].as_str()),
-        (500, Some("worker_dead")),
-        "{answer}"
-    );
+    server.kill_worker(0);
+    let answer = assert_fails(&asking.join().expect("an answer"), "worker_dead");
     assert_eq!(answer["error"], "Worker process died (pipe closed)");
     assert!(
         answer["cause"]
@@ -87,10 +76,7 @@ fn a_worker_that_dies_under_a_request_answers_it_with_its_cause() {
 
 #[test]
 fn a_worker_that_hangs_while_it_receives_blocks_nobody() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let options = [
         "--answer-ms",
@@ -115,43 +101,26 @@ fn a_worker_that_hangs_while_it_receives_blocks_nobody() {
         "{:?}",
         begun.elapsed()
     );
-    let (code, answer) = asking.join().expect("an answer");
-    assert_eq!(
-        (code, answer["kind"].as_str()),
-        (500, Some("stuck")),
-        "{answer}"
-    );
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.finish().code, Some(0));
-    assert_nobody(&sandbox);
+    assert_fails(&asking.join().expect("an answer"), "stuck");
+    server.stops(&sandbox);
 }
 
 #[test]
 fn an_answer_that_comes_too_late_is_given_to_nobody_else() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &["--answer-ms", "2000"], &[]);
     assert_eq!(server.get("/generate?worker=0&prompt=late").0, 504);
     // It comes now, before the answer to this.
     assert_eq!(server.get("/generate?worker=0&prompt=ab").1["text"], "ba");
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.finish().code, Some(0));
-    assert_nobody(&sandbox);
+    server.stops(&sandbox);
 }
 
 #[test]
 fn a_server_whose_workers_are_not_ready_yet_can_be_asked_to_end() {
-    if !has_python() {
-        return;
-    }
-    let _lock = private_lock();
+    needs!(python, private_tracker);
     let sandbox = Sandbox::new();
     let mut server = Server::begin(&sandbox, &["--workers", "1"], &["mute"]);
     server.wait_for("a worker that says nothing", |line| line["mute"].is_u64());
-    server.signal(Signal::SIGTERM);
-    assert_eq!(server.finish().code, Some(0));
-    assert_nobody(&sandbox);
+    server.stops(&sandbox);
 }

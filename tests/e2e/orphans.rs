@@ -1,17 +1,14 @@
-//! `lifemon orphans`: what was left behind, found at the first look, told from what was meant to stay,
-//! and killed without touching anybody else.
+//! `lifemon orphans`: what was left behind, found at the first look, told from what was meant to
+//! stay, and killed without touching anybody else.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use lifemon_tests::killing::{alive, set_of};
-use lifemon_tests::left_behind::{ask, check_orphans, entry, find, kill_and_wait, orphans};
-use lifemon_tests::story::is_about;
-use lifemon_tests::{
-    Actor, HostTracker, Lifemon, Process, Sandbox, actor, private_lock, proc, scaled,
-};
-use serde_json::{Value, json};
+use lifemon_tests::killing::alive;
+use lifemon_tests::left_behind::{ask, checked_orphans, kill_and_wait, orphans};
+use lifemon_tests::reports::{Exit, Identified, Orphan, OrphansReport, entry, find, set_of};
+use lifemon_tests::{Actor, Lifemon, Process, Sandbox, actor, needs, private_lock, proc, scaled};
 
 /// A server whose workers `mode` takes over, killed; the actor, the server and the workers.
 #[track_caller]
@@ -27,20 +24,32 @@ fn killed_server(sandbox: &Sandbox, count: u64, mode: &str) -> (Actor, Process, 
 
 /// Claims that each of `workers` is reported as an orphan of a killed `server`.
 #[track_caller]
-fn assert_left_by(report: &Value, server: Process, workers: &[Process], class: &str) {
+fn assert_left_by(report: &OrphansReport, server: Process, workers: &[Process], class: &str) {
     for worker in workers {
-        let orphan = entry(&report["orphans"], *worker);
-        assert!(is_about(&orphan["creator"], server), "{orphan}");
-        assert_eq!(orphan["class"], class, "{orphan}");
-        let exit = &orphan["creator_exit"];
-        assert_eq!(
-            (&exit["signal"], &exit["cause"]),
-            (&json!(9), &json!("signal")),
-            "{orphan}"
-        );
-        let parent = proc::ppid(worker.pid).expect("it lives");
-        assert_eq!(orphan["parent"]["pid"], parent, "{orphan}");
+        let orphan = entry(&report.orphans, *worker);
+        assert_eq!(process(orphan.creator.as_ref()), Some(server), "{orphan:?}");
+        assert_eq!(orphan.class, class, "{orphan:?}");
+        let exit = |exit: &Exit| (exit.signal, exit.cause.clone());
+        let killed = (Some(libc::SIGKILL), "signal".to_owned());
+        assert_eq!(orphan.creator_exit.as_ref().map(exit), Some(killed));
+        assert_eq!(parent_of(orphan), proc::ppid(worker.pid), "{orphan:?}");
     }
+}
+
+/// The process that a field names, if it is there.
+fn process(field: Option<&impl Identified>) -> Option<Process> {
+    field.map(Identified::process)
+}
+
+/// The pid of the parent that it has now.
+fn parent_of(orphan: &Orphan) -> Option<i32> {
+    orphan.parent.as_ref().map(|parent| parent.pid)
+}
+
+/// The words for all that speaks for its class.
+fn evidence(orphan: &Orphan) -> Vec<&str> {
+    let evidence = orphan.evidence.iter();
+    evidence.map(|evidence| evidence.kind.as_str()).collect()
 }
 
 /// What people ask instead.
@@ -55,28 +64,32 @@ fn pgrep_finds_nobody_below(process: Process) {
 
 #[test]
 fn workers_that_init_took_over() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (actor, server, workers) = killed_server(&sandbox, 3, "init");
     let report = orphans(&[]);
-    assert_eq!(report["complete"], true, "{report}");
+    assert!(report.complete, "{report:?}");
     // The actor, which started the server, is the root of all that, and lives.
     assert_left_by(&report, server, &workers, "reparented");
-    let orphan = entry(&report["orphans"], workers[0]);
-    assert!(is_about(&orphan["root"], actor.process()), "{orphan}");
+    let orphan = entry(&report.orphans, workers[0]);
+    assert_eq!(
+        process(orphan.root.as_ref()),
+        Some(actor.process()),
+        "{orphan:?}"
+    );
     pgrep_finds_nobody_below(server);
 }
 
 #[test]
 fn workers_that_a_subreaper_took_over() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (mut actor, server, workers) = killed_server(&sandbox, 3, "subreaper");
     let report = orphans(&[]);
     assert_left_by(&report, server, &workers, "reparented");
     for worker in &workers {
-        let orphan = entry(&report["orphans"], *worker);
-        assert_eq!(orphan["parent"]["pid"], actor.pid(), "{orphan}");
+        let orphan = entry(&report.orphans, *worker);
+        assert_eq!(parent_of(orphan), Some(actor.pid()), "{orphan:?}");
     }
     // With the root gone they are stranded.
     actor.kill();
@@ -85,22 +98,22 @@ fn workers_that_a_subreaper_took_over() {
 
 #[test]
 fn workers_in_a_pid_namespace() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (mut actor, server, workers) = killed_server(&sandbox, 3, "namespace");
     let report = orphans(&[]);
     assert_left_by(&report, server, &workers, "reparented");
     let init = actor.child("ns-init");
     for worker in &workers {
-        let orphan = entry(&report["orphans"], *worker);
-        assert!(is_about(&orphan["parent"], init), "{orphan}");
-        assert_ne!(orphan["ns_pid"], worker.pid, "{orphan}");
+        let orphan = entry(&report.orphans, *worker);
+        assert_eq!(process(orphan.parent.as_ref()), Some(init), "{orphan:?}");
+        assert_ne!(orphan.ns_pid, Some(worker.pid), "{orphan:?}");
     }
 }
 
 #[test]
 fn workers_of_a_server_under_a_shell() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let script = "exec 3<&0; \"$0\" \"$@\" <&3 & wait; sleep 60";
     let words = ["-c", script, env!("CARGO_BIN_EXE_actor"), "serve-here", "3"];
@@ -117,20 +130,24 @@ fn workers_of_a_server_under_a_shell() {
 
 #[test]
 fn a_double_fork_is_an_orphan_of_a_creator_that_exited() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "daemonise", "half");
     actor.step();
     let report = orphans(&[]);
-    let orphan = entry(&report["orphans"], actor.child("daemon"));
-    assert!(is_about(&orphan["creator"], actor.child("middle")));
-    assert_eq!(orphan["creator_exit"]["code"], 0, "{orphan}");
-    assert_eq!(orphan["class"], "reparented", "{orphan}");
+    let orphan = entry(&report.orphans, actor.child("daemon"));
+    assert_eq!(
+        process(orphan.creator.as_ref()),
+        Some(actor.child("middle"))
+    );
+    let exit = orphan.creator_exit.as_ref();
+    assert_eq!(exit.and_then(|exit| exit.code), Some(0), "{orphan:?}");
+    assert_eq!(orphan.class, "reparented", "{orphan:?}");
 }
 
 #[test]
 fn daemons_are_told_from_orphans_and_are_spared() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     for how in ["classic", "program"] {
         let mut actor = actor!(sandbox, "daemonise", how);
@@ -138,13 +155,13 @@ fn daemons_are_told_from_orphans_and_are_spared() {
         let daemon = actor.child("daemon");
         let tree = actor.pid().to_string();
         let report = orphans(&["--tree", &tree]);
-        assert_eq!(report["orphans"], json!([]), "{report}");
+        assert_eq!(report.orphans, [], "{report:?}");
         let report = orphans(&["--tree", &tree, "--all"]);
-        let orphan = entry(&report["orphans"], daemon);
-        assert_eq!(orphan["class"], "daemon", "{orphan}");
-        let evidence = orphan["evidence"].to_string();
-        assert!(evidence.contains("creator_left_at_once"), "{evidence}");
-        assert!(evidence.contains("own_session"), "{evidence}");
+        let orphan = entry(&report.orphans, daemon);
+        assert_eq!(orphan.class, "daemon", "{orphan:?}");
+        let evidence = evidence(orphan);
+        assert!(evidence.contains(&"creator_left_at_once"), "{evidence:?}");
+        assert!(evidence.contains(&"own_session"), "{evidence:?}");
 
         // Others of this session may look like orphans of it too: only this one is meant.
         let own = format!("^(.*actor daemonise {how}|some-daemon)$");
@@ -169,24 +186,26 @@ fn what_is_older_than_tracking_is_inferred_and_spared() {
     let workers = actor.children("worker");
     kill_and_wait(actor.child("server"));
     drop(lock);
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let report = orphans(&[]);
     for worker in &workers {
-        assert!(find(&report["orphans"], *worker).is_none(), "{report}");
+        assert!(find(&report.orphans, *worker).is_none(), "{report:?}");
     }
     let report = orphans(&["--all"]);
     for worker in &workers {
-        let orphan = entry(&report["orphans"], *worker);
-        assert_eq!(orphan["class"], "inferred", "{orphan}");
-        assert!(orphan.get("creator").is_none(), "{orphan}");
-        let evidence = orphan["evidence"].to_string();
-        assert!(evidence.contains("session_of_others"), "{evidence}");
+        let orphan = entry(&report.orphans, *worker);
+        assert_eq!(orphan.class, "inferred", "{orphan:?}");
+        assert!(orphan.creator.is_none(), "{orphan:?}");
+        assert!(
+            evidence(orphan).contains(&"session_of_others"),
+            "{orphan:?}"
+        );
     }
     // With a tree that is known: what they have in common with it.
     let tree = actor.pid().to_string();
     let report = orphans(&["--all", "--tree", &tree]);
-    let orphan = entry(&report["orphans"], workers[0]);
-    assert!(orphan["evidence"].to_string().contains("shared_session"));
+    let orphan = entry(&report.orphans, workers[0]);
+    assert!(evidence(orphan).contains(&"shared_session"), "{orphan:?}");
     let spared = ask("orphans", &["--all", "--tree", &tree, "--kill"]);
     assert_eq!(spared.code, Some(1), "{spared:?}");
     assert!(workers.iter().all(|worker| proc::is_running(worker.pid)));
@@ -194,18 +213,18 @@ fn what_is_older_than_tracking_is_inferred_and_spared() {
 
 #[test]
 fn without_the_tracker_it_says_that_it_cannot_know() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let (_actor, _, workers) = killed_server(&sandbox, 1, "init");
     let report = orphans(&[]);
-    assert_eq!(report["complete"], false, "{report}");
-    assert_eq!(report["incomplete"][0]["reason"], "no_history", "{report}");
-    assert!(find(&report["orphans"], workers[0]).is_none(), "{report}");
+    assert!(!report.complete, "{report:?}");
+    assert_eq!(report.incomplete[0].reason, "no_history", "{report:?}");
+    assert!(find(&report.orphans, workers[0]).is_none(), "{report:?}");
 }
 
 #[test]
 fn only_what_was_left_behind_is_killed() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let name = "VLLM::EngineCore";
     let mut healthy = actor!(sandbox, "serve", 3, "init", name);
@@ -226,10 +245,9 @@ fn only_what_was_left_behind_is_killed() {
         (Some(0), ""),
         "{killed:?}"
     );
-    let report = killed.json();
-    check_orphans(&report);
-    assert_eq!(set_of(&report, "orphans"), left);
-    assert_eq!(set_of(&report["kill"], "killed"), left);
+    let report = checked_orphans(&killed.json());
+    assert_eq!(set_of(&report.orphans), left);
+    assert_eq!(set_of(&report.kill.expect("a kill").killed), left);
     let workers = healthy.children("worker");
     let expected: BTreeSet<_> = [healthy.pid(), healthy.child("server").pid, broken.pid()]
         .into_iter()
@@ -242,13 +260,13 @@ fn only_what_was_left_behind_is_killed() {
 
 #[test]
 fn very_many_at_once() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let count = scaled(2_000);
     let (actor, server, workers) = killed_server(&sandbox, count, "init");
     let report = orphans(&["--tree", &server.pid.to_string()]);
     let expected: BTreeSet<_> = workers.into_iter().collect();
-    assert_eq!(set_of(&report, "orphans"), expected);
+    assert_eq!(set_of(&report.orphans), expected);
     let killed = ask("orphans", &["--tree", &server.pid.to_string(), "--kill"]);
     assert_eq!(killed.code, Some(0), "{}", killed.stderr);
     assert_eq!(alive(&sandbox), [actor.pid()].into());
@@ -256,7 +274,7 @@ fn very_many_at_once() {
 
 #[test]
 fn odd_command_lines() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "odd-commands");
     actor.step();
@@ -265,19 +283,16 @@ fn odd_command_lines() {
     let tree = server.pid.to_string();
     let report = orphans(&["--tree", &tree]);
     let command = |actor: &mut Actor, role: &str| {
-        let orphan = entry(&report["orphans"], actor.child(role));
-        orphan["command"].clone()
+        let orphan = entry(&report.orphans, actor.child(role));
+        orphan.command.clone()
     };
-    assert_eq!(command(&mut actor, "newline"), json!(["two\nlines", "\r"]));
-    assert_eq!(
-        command(&mut actor, "invalid"),
-        json!(["not\u{fffd}\u{fffd}text"])
-    );
-    assert_eq!(command(&mut actor, "empty"), json!([]));
+    assert_eq!(command(&mut actor, "newline"), ["two\nlines", "\r"]);
+    assert_eq!(command(&mut actor, "invalid"), ["not\u{fffd}\u{fffd}text"]);
+    assert_eq!(command(&mut actor, "empty"), [""; 0]);
     let escape = "\u{1b}[31mred\u{1b}]0;title\u{7}";
-    assert_eq!(command(&mut actor, "escape"), json!([escape]));
+    assert_eq!(command(&mut actor, "escape"), [escape]);
     let long = command(&mut actor, "long");
-    assert_eq!(long[1].as_str().map(str::len), Some(128 * 1024 - 1));
+    assert_eq!(long[1].len(), 128 * 1024 - 1);
 
     for words in [["orphans", "--full"], ["tree", "--full"]] {
         let text = Lifemon::find().run(words);
@@ -291,12 +306,12 @@ fn odd_command_lines() {
     let line = text.stdout.lines().find(|line| line.contains(&long));
     assert!(line.is_some_and(|line| line.len() < 400), "{text:?}");
     let matched = orphans(&["--match", "x{1000}"]);
-    assert_eq!(set_of(&matched, "orphans"), [actor.child("long")].into());
+    assert_eq!(set_of(&matched.orphans), [actor.child("long")].into());
 }
 
 #[test]
 fn orphans_that_die_while_they_are_looked_at() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let file = sandbox.directory().join("made");
     // Every process of it is an orphan the moment its creator exits.
@@ -305,13 +320,13 @@ fn orphans_that_die_while_they_are_looked_at() {
     for _ in 0..scaled(20) {
         let output = ask("orphans", &["--all"]);
         assert_eq!(output.code, Some(0), "{output:?}");
-        check_orphans(&output.json());
+        checked_orphans(&output.json());
     }
 }
 
 #[test]
 fn a_proc_that_hides_processes_of_others() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let (_actor, server, workers) = killed_server(&sandbox, 2, "init");
     let lifemon = Lifemon::find();
@@ -320,7 +335,12 @@ fn a_proc_that_hides_processes_of_others() {
     let output = lifemon.start(command).finish(lifemon_tests::DEADLINE);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
     // Root sees all of them there, whatever the mount hides from users.
-    assert_left_by(&output.json(), server, &workers, "reparented");
+    assert_left_by(
+        &checked_orphans(&output.json()),
+        server,
+        &workers,
+        "reparented",
+    );
 }
 
 #[test]

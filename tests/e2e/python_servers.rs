@@ -1,32 +1,18 @@
-//! Servers written in Python with its own `multiprocessing`, as users have them: killed, they leave their
-//! workers behind, and those are found and killed while another server of the same kind goes on.
+//! Servers written in Python with its own `multiprocessing`, as users have them: killed, they leave
+//! their workers behind, and those are found and killed while another server of the same kind goes
+//! on.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use lifemon_tests::killing::{alive, set_of};
-use lifemon_tests::left_behind::{ask, entry, kill_and_wait, orphans};
-use lifemon_tests::story::is_about;
-use lifemon_tests::{Actor, DEADLINE, HostTracker, Process, Sandbox, wait_until};
+use lifemon_tests::killing::alive;
+use lifemon_tests::left_behind::{ask, checked_orphans, kill_and_wait, orphans};
+use lifemon_tests::reports::{Exit, Identified, Orphan, entry, set_of};
+use lifemon_tests::{Actor, DEADLINE, Output, Process, Sandbox, needs, wait_until};
 
 const SERVER: &str = include_str!("python/server.py");
-
-/// Whether this host has Python.
-fn has_python() -> bool {
-    let mut python = Command::new("python3");
-    python.arg("-c").arg("import multiprocessing, ctypes");
-    let has = python
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !has {
-        println!("skipped: this host has no python3");
-    }
-    has
-}
 
 /// A server that has made its workers.
 #[track_caller]
@@ -39,6 +25,24 @@ fn server(sandbox: &Sandbox, method: &str) -> Actor {
     server
 }
 
+/// Claims that a killed server has left this, and nobody above it lives.
+#[track_caller]
+fn assert_stranded_by(server: Process, orphan: &Orphan) {
+    let creator = orphan.creator.as_ref().map(Identified::process);
+    assert_eq!(creator, Some(server), "{orphan:?}");
+    let signal = |exit: &Exit| exit.signal;
+    let killed = orphan.creator_exit.as_ref().and_then(signal);
+    assert_eq!(killed, Some(libc::SIGKILL), "{orphan:?}");
+    assert_eq!(orphan.class, "stranded", "{orphan:?}");
+}
+
+/// Who died when orphans were killed.
+#[track_caller]
+fn dead(output: &Output) -> BTreeSet<Process> {
+    let report = checked_orphans(&output.json());
+    set_of(&report.kill.expect("a kill").killed)
+}
+
 fn pgrep_finds_nobody_below(process: Process) {
     let pid = process.pid.to_string();
     if let Ok(output) = Command::new("pgrep").args(["-P", &pid]).output() {
@@ -48,10 +52,7 @@ fn pgrep_finds_nobody_below(process: Process) {
 
 #[test]
 fn spawned_workers_of_a_killed_server() {
-    let _tracker = HostTracker::on(&[]);
-    if !has_python() {
-        return;
-    }
+    needs!(multiprocessing, host_tracker);
     let sandbox = Sandbox::new();
     let healthy = server(&sandbox, "spawn");
     let before = alive(&sandbox);
@@ -60,18 +61,16 @@ fn spawned_workers_of_a_killed_server() {
     kill_and_wait(root);
     let report = orphans(&["--tree", &root.pid.to_string()]);
     for worker in broken.children("worker") {
-        let orphan = entry(&report["orphans"], worker);
-        assert!(is_about(&orphan["creator"], root), "{orphan}");
-        assert_eq!(orphan["creator_exit"]["signal"], 9, "{orphan}");
-        assert_eq!(orphan["class"], "stranded", "{orphan}");
-        assert!(orphan["command"].to_string().contains("multiprocessing"));
+        let orphan = entry(&report.orphans, worker);
+        assert_stranded_by(root, orphan);
+        assert!(orphan.command.concat().contains("multiprocessing"));
     }
     pgrep_finds_nobody_below(root);
-    // Python's own helper ends by itself when the server is dead; whatever is left is killed, and below
-    // the workers their renamed children.
+    // Python's own helper ends by itself when the server is dead; whatever is left is killed, and
+    // below the workers their renamed children.
     let killed = ask("orphans", &["--tree", &root.pid.to_string(), "--kill"]);
     assert_eq!(killed.code, Some(0), "{killed:?}");
-    let dead = set_of(&killed.json()["kill"], "killed");
+    let dead = dead(&killed);
     let workers: BTreeSet<_> = broken.children("worker").into_iter().collect();
     let grandchildren: BTreeSet<_> = broken.children("grandchild").into_iter().collect();
     assert_eq!(grandchildren.len(), 3);
@@ -84,26 +83,20 @@ fn spawned_workers_of_a_killed_server() {
 
 #[test]
 fn workers_of_a_forkserver() {
-    let _tracker = HostTracker::on(&[]);
-    if !has_python() {
-        return;
-    }
+    needs!(multiprocessing, host_tracker);
     let sandbox = Sandbox::new();
     let broken = server(&sandbox, "forkserver");
     let root = broken.process();
     kill_and_wait(root);
-    // The workers were created by the fork server, which outlives the server: that one is the orphan, and
-    // the workers die with it.
+    // The workers were created by the fork server, which outlives the server: that one is the
+    // orphan, and the workers die with it.
     let tree = root.pid.to_string();
     let report = orphans(&["--tree", &tree, "--match", "forkserver"]);
-    let fork_server = &report["orphans"][0];
-    assert!(is_about(&fork_server["creator"], root), "{report}");
-    assert_eq!(fork_server["creator_exit"]["signal"], 9, "{report}");
-    assert_eq!(fork_server["class"], "stranded", "{report}");
+    assert_stranded_by(root, &report.orphans[0]);
     pgrep_finds_nobody_below(root);
     let killed = ask("orphans", &["--tree", &tree, "--kill"]);
     assert_eq!(killed.code, Some(0), "{killed:?}");
-    let dead = set_of(&killed.json()["kill"], "killed");
+    let dead = dead(&killed);
     for role in ["worker", "grandchild"] {
         let made: BTreeSet<_> = broken.children(role).into_iter().collect();
         assert!(made.len() == 3 && dead.is_superset(&made), "{killed:?}");
@@ -115,10 +108,7 @@ fn workers_of_a_forkserver() {
 
 #[test]
 fn forked_workers_of_a_data_loader_with_a_thread() {
-    let _tracker = HostTracker::on(&[]);
-    if !has_python() {
-        return;
-    }
+    needs!(multiprocessing, host_tracker);
     let sandbox = Sandbox::new();
     let loader = server(&sandbox, "fork");
     let root = loader.process();
@@ -130,7 +120,7 @@ fn forked_workers_of_a_data_loader_with_a_thread() {
         "--match",
         "server.py fork$",
     ]);
-    assert_eq!(set_of(&report, "orphans"), workers);
+    assert_eq!(set_of(&report.orphans), workers);
     let killed = ask("orphans", &["--tree", &root.pid.to_string(), "--kill"]);
     assert_eq!(killed.code, Some(0), "{killed:?}");
     assert_eq!(alive(&sandbox), [].into());

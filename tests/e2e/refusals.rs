@@ -160,7 +160,8 @@ fn root_without_the_capability_is_told_which() {
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
 }
 
-/// What users may measure: above 2 (of some distributions' kernels) not even what `CAP_PERFMON` allows.
+/// What users may measure: above 2 (of some distributions' kernels) not even what `CAP_PERFMON`
+/// allows.
 fn paranoia() -> i32 {
     let text = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
     text.trim().parse().unwrap_or_default()

@@ -1,7 +1,6 @@
 //! `lifemon run`: the command's own end, and what becomes of what it leaves behind.
 
-#[path = "run/lifemon_run.rs"]
-mod lifemon_run;
+pub(crate) mod lifemon_run;
 
 use std::fs;
 use std::process::Command;
@@ -10,9 +9,7 @@ use std::time::{Duration, Instant};
 use lifemon_run::{Rights, command, keeping, read_report, report_path, run, writable_file};
 use lifemon_tests::handicap::{as_nobody, ignoring_children, readable_copy, with_hidden_processes};
 use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{
-    DEADLINE, HostTracker, Lifemon, Output, Pidfd, Sandbox, private_lock, proc, wait_until,
-};
+use lifemon_tests::{DEADLINE, Lifemon, Output, Pidfd, Sandbox, needs, proc, wait_until};
 use serde_json::Value;
 
 const ACTOR: &str = env!("CARGO_BIN_EXE_actor");
@@ -89,7 +86,7 @@ fn options_of_the_command_are_its_own() {
 
 #[test]
 fn ten_ways_to_stay_behind_end_with_the_command() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for rights in Rights::BOTH {
         let sandbox = Sandbox::new();
         let report = report_path(&sandbox);
@@ -125,7 +122,7 @@ fn ten_ways_to_stay_behind_end_with_the_command() {
 
 #[test]
 fn the_hosts_tracker_is_used_where_it_is_on() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
     let words = [
@@ -143,7 +140,7 @@ fn the_hosts_tracker_is_used_where_it_is_on() {
 
 #[test]
 fn who_ends_at_the_first_signal_is_not_killed() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for rights in Rights::BOTH {
         let sandbox = Sandbox::new();
         let report = report_path(&sandbox);
@@ -167,7 +164,7 @@ fn who_ends_at_the_first_signal_is_not_killed() {
 
 #[test]
 fn who_asks_again_does_not_wait_for_the_grace() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for rights in Rights::BOTH {
         let sandbox = Sandbox::new();
         let script = "trap '' TERM; (setsid sleep 100 &); exit 3";
@@ -279,7 +276,7 @@ fn where_proc_hides_processes_that_is_a_doubt() {
 /// Who starts lifemon may ignore SIGCHLD, and that is inherited.
 #[test]
 fn where_dead_children_are_ignored_the_end_is_known_all_the_same() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for rights in Rights::BOTH {
         let sandbox = Sandbox::new();
         let output = |words: &[&str]| {
@@ -303,7 +300,7 @@ fn where_dead_children_are_ignored_the_end_is_known_all_the_same() {
 /// Its leader is a zombie, and its other thread waits.
 #[test]
 fn who_lives_on_without_its_leader_is_named_and_killed() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for (rights, keep) in [
         (Rights::Root, true),
         (Rights::Nobody, true),
@@ -314,7 +311,8 @@ fn who_lives_on_without_its_leader_is_named_and_killed() {
         let report = report_path(&sandbox);
         let said = writable_file(&sandbox, "said");
         let script = format!(
-            "exec 2>/dev/null; (echo; exec sleep 100) | setsid {ACTOR} leader-exits-first 0 >{said} &
+            "exec 2>/dev/null
+             (echo; exec sleep 100) | setsid {ACTOR} leader-exits-first 0 >{said} &
              until grep -q leader_exited {said}; do sleep 0.01; done"
         );
         let what = if keep { "--keep-orphans" } else { "--grace=0" };
@@ -347,7 +345,7 @@ fn who_lives_on_without_its_leader_is_named_and_killed() {
 
 #[test]
 fn what_forks_while_it_is_killed_dies_as_well() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     // Bounded in count by the sandbox, in time by each loop.
     let bomb = "i=0; while [ $i -lt 2000 ]; do (sleep 5 &) ; i=$((i+1)); done";

@@ -1,17 +1,14 @@
-//! `lifemon run` where it is itself in trouble: killed, nested, without standard streams, as the first
-//! process of a pid namespace.
-
-#[expect(dead_code, reason = "run.rs uses the rest")]
-#[path = "run/lifemon_run.rs"]
-mod lifemon_run;
+//! `lifemon run` where it is itself in trouble: killed, nested, without standard streams, as the
+//! first process of a pid namespace.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
-use lifemon_run::{Rights, command, keeping, read_report, report_path, run};
 use lifemon_tests::handicap::in_a_pid_namespace;
 use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, private_lock, proc, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, Output, Pidfd, Sandbox, needs, proc, wait_until};
+
+use crate::run::lifemon_run::{Rights, command, keeping, read_report, report_path, run};
 
 /// The pid of the guardian: the only child of lifemon.
 fn guardian_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
@@ -42,7 +39,7 @@ fn wait_for_family(sandbox: &Sandbox) {
 
 #[test]
 fn whichever_of_its_processes_is_killed_nothing_lingers() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     for rights in Rights::BOTH {
         for kill_the_owner in [true, false] {
             let sandbox = Sandbox::new();
@@ -67,7 +64,7 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
 
 #[test]
 fn what_is_to_be_kept_outlives_the_guardian() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
     let family = format!("exec >/dev/null 2>&1; {FAMILY}");
@@ -91,23 +88,25 @@ fn what_is_to_be_kept_outlives_the_guardian() {
     }
 }
 
-#[test]
-fn nested_runs_each_answer_for_their_own() {
-    let _lock = private_lock();
-    let lifemon = Lifemon::find();
-    let lifemon = lifemon
-        .program()
-        .to_str()
-        .expect("a path in UTF-8")
-        .to_owned();
+/// A run in a run, the inner one with these options: its command leaves one process behind.
+#[track_caller]
+fn nested(inner: &[&str]) -> Output {
     let sandbox = Sandbox::new();
-    let inner = "(setsid sleep 100 &); exit 4";
-    let words = [
-        "--grace", "0", "--", &lifemon, "run", "--grace", "0", "--", "sh", "-c", inner,
-    ];
+    let lifemon = Lifemon::find();
+    let lifemon = lifemon.program().to_str().expect("a path in UTF-8");
+    let outer = ["--grace", "0", "--", lifemon, "run"];
+    let leaves_one = ["--", "sh", "-c", "(setsid sleep 100 &); exit 4"];
+    let words = [&outer[..], inner, &leaves_one].concat();
     let output = run(&sandbox, Rights::Root, &words);
     assert_nobody(&sandbox);
     assert_eq!(output.code, Some(4), "{output:?}");
+    output
+}
+
+#[test]
+fn nested_runs_each_answer_for_their_own() {
+    needs!(private_tracker);
+    let output = nested(&["--grace", "0"]);
     // The inner one says it, and to the outer one nothing is left.
     assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
     assert!(
@@ -118,38 +117,15 @@ fn nested_runs_each_answer_for_their_own() {
 
 #[test]
 fn what_an_inner_run_keeps_the_outer_one_kills() {
-    let _lock = private_lock();
-    let lifemon = Lifemon::find();
-    let lifemon = lifemon
-        .program()
-        .to_str()
-        .expect("a path in UTF-8")
-        .to_owned();
-    let sandbox = Sandbox::new();
-    let script = "(setsid sleep 100 &); exit 4";
-    let inner = [
-        lifemon.as_str(),
-        "run",
-        "--keep-orphans",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ];
-    let output = run(
-        &sandbox,
-        Rights::Root,
-        &[&["--grace", "0", "--"], &inner[..]].concat(),
-    );
-    assert_nobody(&sandbox);
-    assert_eq!(output.code, Some(4), "{output:?}");
+    needs!(private_tracker);
+    let output = nested(&["--keep-orphans"]);
     assert!(output.stderr.contains("kept"), "{output:?}");
     assert!(output.stderr.contains("killed"), "{output:?}");
 }
 
 #[test]
 fn closed_standard_streams_change_nothing() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let lifemon = Lifemon::find();
     let sandbox = Sandbox::new();
     let script = format!(

@@ -109,7 +109,8 @@ fn a_thousand_zombies_are_reaped_while_the_command_runs() {
     let sandbox = Sandbox::new();
     let count = scaled(1_000);
     let script = format!(
-        "i=0; while [ $i -lt {count} ]; do (sh -c 'exit 3' &); i=$((i+1)); done; echo done; read line"
+        "i=0; while [ $i -lt {count} ]; do (sh -c 'exit 3' &); i=$((i+1)); done; \
+         echo done; read line"
     );
     let mut run = Run::start(&sandbox, &["sh", "-c", &script]);
     assert_eq!(run.line(), "done");

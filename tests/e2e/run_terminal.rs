@@ -56,7 +56,8 @@ impl Terminal {
         unsafe {
             command.pre_exec(|| {
                 nix::unistd::setsid()?;
-                // A job in the background ignores them, and that is inherited: at a terminal nobody does.
+                // A job in the background ignores them, and that is inherited: at a terminal nobody
+                // does.
                 for keyboard in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP] {
                     signal(keyboard, SigHandler::SigDfl)?;
                 }
@@ -136,8 +137,8 @@ fn the_command_is_at_the_terminal_and_ctrl_c_is_for_it() {
     );
     terminal.press("word\n");
     terminal.wait_for("got-word");
-    // A shell that is just starting a program takes an interrupt for its own, and then waits for the
-    // program, which was too young to get it.
+    // A shell that is just starting a program takes an interrupt for its own, and then waits for
+    // the program, which was too young to get it.
     wait_for_sleep(&sandbox);
     terminal.press(CTRL_C);
     terminal.wait_for("code-130");
@@ -223,7 +224,10 @@ fn ctrl_c_in_a_pipeline_reaches_the_command_once() {
 fn nested_at_a_terminal_both_stop_and_go_on() {
     let sandbox = Sandbox::new();
     let mut terminal = Terminal::open(&sandbox);
-    terminal.enter("$LIFEMON run -- $LIFEMON run -- sh -c 'echo at-${0:+work}; read a; echo got-$a; exit 5'; echo code-$?");
+    terminal.enter(
+        "$LIFEMON run -- $LIFEMON run -- \
+         sh -c 'echo at-${0:+work}; read a; echo got-$a; exit 5'; echo code-$?",
+    );
     terminal.wait_for("at-work");
     terminal.press(CTRL_Z);
     terminal.wait_for(PROMPT);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lifemon_tests::bpf::{BPF_FS, Traces};
 use lifemon_tests::{
-    DEADLINE, HostTracker, Lifemon, Sandbox, actor, can_preempt_tracepoints, private_lock, scaled,
+    DEADLINE, HostTracker, Lifemon, Sandbox, actor, can_preempt_tracepoints, needs, scaled,
     wait_until,
 };
 use serde_json::Value;
@@ -132,7 +132,7 @@ fn attach_says_whose_tracker_it_uses() {
     let sandbox = Sandbox::new();
     let actor = actor!(sandbox, "pause");
     {
-        let _lock = private_lock();
+        needs!(private_tracker);
         assert_eq!(
             Lifemon::find().attach(&actor.pid(), &[]).attached()["tracker"],
             "private"

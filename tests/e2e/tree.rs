@@ -2,7 +2,7 @@
 
 use lifemon_tests::left_behind::{ask, entry, find};
 use lifemon_tests::story::is_about;
-use lifemon_tests::{HostTracker, Lifemon, Sandbox, actor, private_lock, proc, scaled};
+use lifemon_tests::{Lifemon, Sandbox, actor, needs, proc, scaled};
 use serde_json::{Value, json};
 
 #[track_caller]
@@ -20,7 +20,7 @@ fn tree(options: &[&str]) -> Value {
 
 #[test]
 fn a_ghost_stands_between_its_creator_and_what_it_created() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "double-fork");
     actor.step();
@@ -64,7 +64,7 @@ fn a_ghost_stands_between_its_creator_and_what_it_created() {
 
 #[test]
 fn a_ghost_can_be_the_root() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "double-fork");
     actor.step();
@@ -81,7 +81,7 @@ fn a_ghost_can_be_the_root() {
 
 #[test]
 fn equal_siblings_fold_in_text_and_only_there() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let count = scaled(200).max(3);
     let mut actor = actor!(sandbox, "fork-hold", count);
@@ -100,7 +100,7 @@ fn equal_siblings_fold_in_text_and_only_there() {
 
 #[test]
 fn the_whole_host() {
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "nested");
     actor.step();
@@ -116,7 +116,7 @@ fn the_whole_host() {
 
 #[test]
 fn without_the_tracker_the_living_are_there_and_the_dead_are_not() {
-    let _lock = private_lock();
+    needs!(private_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "double-fork");
     actor.step();

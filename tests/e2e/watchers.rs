@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use lifemon_tests::story::{is_about, process, processes};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, on_every_path, scaled,
+    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, needs, on_every_path,
+    scaled,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -149,7 +150,7 @@ fn the_ninth_on_one_tree_is_refused() {
 #[test]
 fn a_stopped_watcher_loses_only_its_own_events() {
     let burst = usize::try_from(scaled(2000).max(400)).expect("few");
-    let _tracker = HostTracker::on(&[]);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "burst", burst);
     let mut slow = attach(actor.process(), &["--ring-size", "4K"]);

@@ -2,28 +2,29 @@
 //! does not ask lifemon: who is left in a sandbox.
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::story::processes;
+use crate::reports::{Identified, KillReport, read, set_of};
 use crate::{Lifemon, Output, Process, Sandbox, proc};
 
-/// Makes two tests of each function: with a tracker that lifemon loads for itself, and with that of the
-/// host, switched on before the function makes any process.
+/// Makes two tests of each function: with a tracker that lifemon loads for itself, and with that of
+/// the host, switched on before the function makes any process.
 #[macro_export]
 macro_rules! with_either_tracker {
     ($($name:ident),+ $(,)?) => {
         mod tracker_off {
             $(#[test] fn $name() {
-                let _lock = $crate::private_lock();
+                $crate::needs!(private_tracker);
                 super::$name();
             })+
         }
         mod tracker_on {
             $(#[test] fn $name() {
-                let _tracker = $crate::HostTracker::on(&[]);
+                $crate::needs!(host_tracker);
                 super::$name();
             })+
         }
@@ -51,65 +52,48 @@ pub fn kill(target: &impl ToString, options: &[&str]) -> Output {
     clippy::must_use_candidate,
     reason = "what it says matters to few tests"
 )]
-pub fn assert_killed(output: &Output) -> Value {
+pub fn assert_killed(output: &Output) -> KillReport {
     assert_eq!(
         (output.code, output.stderr.as_str()),
         (Some(0), ""),
         "{output:?}"
     );
-    let report = output.json();
-    check_report(&report);
-    assert_eq!(report["dry_run"], false, "{report}");
-    assert_eq!(report["survivors"], serde_json::json!([]), "{report}");
-    assert_eq!(report["extinct"], true, "{report}");
-    assert_eq!(report["complete"], true, "{report}");
+    let report = checked(&output.json());
+    assert!(!report.dry_run, "{report:?}");
+    assert_eq!(report.survivors, [], "{report:?}");
+    assert!(report.extinct && report.complete, "{report:?}");
     report
 }
 
-/// Claims what holds of every report, whatever came of the kill.
+/// Reads a report, and claims what holds of every one, whatever came of the kill.
 ///
 /// # Panics
 /// When it does not.
 #[track_caller]
-pub fn check_report(report: &Value) {
-    assert_eq!(report["schema"], "lifemon/1", "{report}");
-    let tree = &report["tree"];
-    assert!(
-        tree["pid"].is_u64() && tree["start_ns"].is_u64(),
-        "{report}"
-    );
-    for field in ["dry_run", "extinct", "complete"] {
-        assert!(report[field].is_boolean(), "{field}: {report}");
-    }
-    let elapsed_ms = report["elapsed_ms"].as_f64();
-    assert!(elapsed_ms.is_some_and(|ms| ms >= 0.0), "{report}");
-    let once = |field: &str| {
-        let all = processes(&report[field]);
-        let once: BTreeSet<_> = all.iter().copied().collect();
-        assert_eq!(once.len(), all.len(), "twice in {field}: {report}");
-        once
-    };
-    let (killed, survivors) = (once("killed"), once("survivors"));
-    assert!(killed.is_disjoint(&survivors), "{report}");
-    once("already_dying");
-    for survivor in report["survivors"].as_array().expect("checked above") {
-        let reason = survivor["reason"].as_str();
-        assert!(reason.is_some_and(|reason| !reason.is_empty()), "{report}");
-    }
-    assert!(
-        report["extinct"] == false || survivors.is_empty(),
-        "{report}"
-    );
+#[expect(
+    clippy::must_use_candidate,
+    reason = "what it says matters to few tests"
+)]
+pub fn checked(report: &Value) -> KillReport {
+    let report: KillReport = read(report);
+    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert!(report.elapsed_ms >= 0.0, "{report:?}");
+    let (killed, survivors) = (once(&report.killed), once(&report.survivors));
+    assert!(killed.is_disjoint(&survivors), "{report:?}");
+    once(&report.already_dying);
+    let mut reasons = report.survivors.iter().map(|survivor| &survivor.reason);
+    assert!(reasons.all(|reason| !reason.is_empty()), "{report:?}");
+    assert!(!report.extinct || survivors.is_empty(), "{report:?}");
+    assert_eq!(report.complete, report.incomplete.is_empty(), "{report:?}");
+    report
 }
 
-/// The processes of one field of a report.
-///
-/// # Panics
-/// When it has no such list.
+/// Claims that no process is twice in a list; the processes.
 #[track_caller]
-#[must_use]
-pub fn set_of(report: &Value, field: &str) -> BTreeSet<Process> {
-    processes(&report[field]).into_iter().collect()
+fn once(list: &[impl Identified + Debug]) -> BTreeSet<Process> {
+    let once = set_of(list);
+    assert_eq!(once.len(), list.len(), "twice in {list:?}");
+    once
 }
 
 /// Processes of the sandbox that still run; the dead that wait to be reaped are none.

@@ -1,11 +1,10 @@
-//! `lifemon orphans`, `tree` and `gpu` with `-o json`, run to their end, and what must hold of every
-//! answer.
-
-use std::collections::BTreeSet;
+//! `lifemon orphans`, `tree` and `gpu` with `-o json`, run to their end, and what must hold of
+//! every answer.
 
 use serde_json::Value;
 
-use crate::story::{is_about, process};
+use crate::reports::{OrphansReport, read, set_of};
+use crate::story::is_about;
 use crate::{DEADLINE, Lifemon, Output, Pidfd, Process};
 
 /// The answer of `lifemon orphans` with these options.
@@ -14,16 +13,14 @@ use crate::{DEADLINE, Lifemon, Output, Pidfd, Process};
 /// When it does not succeed, or says something that cannot be.
 #[track_caller]
 #[must_use]
-pub fn orphans(options: &[&str]) -> Value {
+pub fn orphans(options: &[&str]) -> OrphansReport {
     let output = ask("orphans", options);
     assert_eq!(
         (output.code, output.stderr.as_str()),
         (Some(0), ""),
         "{output:?}"
     );
-    let report = output.json();
-    check_orphans(&report);
-    report
+    checked_orphans(&output.json())
 }
 
 /// A command that answers with one object, whatever comes of it.
@@ -37,34 +34,33 @@ pub fn ask(command: &str, options: &[&str]) -> Output {
     Lifemon::find().run(words.iter().chain(options))
 }
 
-/// Claims what holds of every list of orphans.
+/// Reads a list of orphans, and claims what holds of every one.
 ///
 /// # Panics
 /// When it does not.
 #[track_caller]
-pub fn check_orphans(report: &Value) {
-    assert_eq!(report["schema"], "lifemon/1", "{report}");
-    assert!(report["complete"].is_boolean(), "{report}");
-    let orphans = report["orphans"].as_array().expect("a list");
-    let mut seen = BTreeSet::new();
-    for orphan in orphans {
-        let identity = process(orphan).expect("an identity");
-        assert!(seen.insert(identity), "twice: {orphan}");
-        let class = orphan["class"].as_str().expect("a class");
-        assert!(
-            ["stranded", "reparented", "daemon", "inferred"].contains(&class),
-            "{orphan}"
-        );
-        let is_seen = class != "inferred";
-        assert_eq!(orphan["creator_exit"].is_object(), is_seen, "{orphan}");
-        assert_eq!(orphan["root"].is_object(), is_seen, "{orphan}");
-        match class {
-            "stranded" => assert_eq!(orphan["root"]["alive"], false, "{orphan}"),
-            "reparented" => assert_eq!(orphan["root"]["alive"], true, "{orphan}"),
-            _ => assert!(!orphan["evidence"].as_array().expect("evidence").is_empty()),
+#[expect(
+    clippy::must_use_candidate,
+    reason = "what it says matters to few tests"
+)]
+pub fn checked_orphans(report: &Value) -> OrphansReport {
+    let report: OrphansReport = read(report);
+    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    let once = set_of(&report.orphans);
+    assert_eq!(once.len(), report.orphans.len(), "twice: {report:?}");
+    for orphan in &report.orphans {
+        let is_seen = orphan.class != "inferred";
+        assert_eq!(orphan.creator_exit.is_some(), is_seen, "{orphan:?}");
+        assert_eq!(orphan.root.is_some(), is_seen, "{orphan:?}");
+        let root_lives = orphan.root.as_ref().map(|root| root.alive);
+        match orphan.class.as_str() {
+            "stranded" => assert_eq!(root_lives, Some(false), "{orphan:?}"),
+            "reparented" => assert_eq!(root_lives, Some(true), "{orphan:?}"),
+            "daemon" | "inferred" => assert!(!orphan.evidence.is_empty(), "{orphan:?}"),
+            class => panic!("{class} is no class: {orphan:?}"),
         }
-        assert!(orphan["command"].is_array(), "{orphan}");
     }
+    report
 }
 
 /// The entry of one process in a list of an answer, if it is there.

@@ -1,5 +1,6 @@
 //! A mount namespace for one test, with a `/run` and a BPF file system of its own: users may do
-//! there what they like to the places where lifemon keeps its pins, and the host's stay as they are.
+//! there what they like to the places where lifemon keeps its pins, and the host's stay as they
+//! are.
 
 use std::fs::File;
 use std::io;

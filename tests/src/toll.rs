@@ -1,6 +1,6 @@
-//! Holds up every call of one kind that a program makes to the kernel, until the test lets it go on: so that
-//! a race which takes microseconds happens each time. By a filter of seccomp, which the program cannot
-//! tell from a slow machine.
+//! Holds up every call of one kind that a program makes to the kernel, until the test lets it go
+//! on: so that a race which takes microseconds happens each time. By a filter of seccomp, which the
+//! program cannot tell from a slow machine.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -103,8 +103,8 @@ impl Toll {
             flags: GO_ON,
         };
         if let Some(listener) = &self.listener {
-            // SAFETY: an answer has the size that is part of the request. Who was killed meanwhile does
-            // not hear it.
+            // SAFETY: an answer has the size that is part of the request. Who was killed meanwhile
+            // does not hear it.
             unsafe { libc::ioctl(listener.as_raw_fd(), SEND, &raw mut answer) };
         }
     }

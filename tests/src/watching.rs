@@ -21,8 +21,8 @@ pub struct Watching {
 }
 
 /// Makes three tests of each function: with the exit hook as it is since Linux 6.16, with what
-/// older kernels get, which do not say which thread is the last, and with the hooks of kernels whose
-/// tracepoints can be preempted.
+/// older kernels get, which do not say which thread is the last, and with the hooks of kernels
+/// whose tracepoints can be preempted.
 #[macro_export]
 macro_rules! on_every_path {
     ($($name:ident),+ $(,)?) => {
@@ -46,8 +46,8 @@ macro_rules! on_every_path {
     };
 }
 
-/// Whether the exit event of this kernel says which thread is the last. Where it does not, both paths
-/// are one, and the reason why the first is left out is printed.
+/// Whether the exit event of this kernel says which thread is the last. Where it does not, both
+/// paths are one, and the reason why the first is left out is printed.
 ///
 /// # Panics
 /// When the kernel does not tell its release.
@@ -60,8 +60,8 @@ pub fn says_who_is_last() -> bool {
     says
 }
 
-/// Whether the hooks for preemptible tracepoints are others than this kernel's own, and the machine is
-/// fast enough to run every test with them as well. Where not, the reason is printed.
+/// Whether the hooks for preemptible tracepoints are others than this kernel's own, and the machine
+/// is fast enough to run every test with them as well. Where not, the reason is printed.
 #[must_use]
 pub fn has_other_hooks() -> bool {
     let reason = if can_preempt_tracepoints() {

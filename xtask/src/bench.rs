@@ -5,10 +5,10 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use crate::build::{find, lifemon, test_programs};
-use crate::privilege::as_root;
 use crate::run::become_it;
 use crate::setup::{self, Report};
+use lifemon_tools::cargo::{find, lifemon, test_programs};
+use lifemon_tools::privilege::as_root;
 
 /// Returns only when it failed.
 pub(crate) fn bench(args: &[OsString]) -> Result<()> {

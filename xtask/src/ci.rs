@@ -7,10 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::command::{output, run_lines};
-use crate::privilege::as_root;
 use crate::stage::Stages;
 use crate::test::{self, Kernels};
+use lifemon_tools::command::{output, run_lines};
+use lifemon_tools::privilege::as_root;
 
 const PINS: &str = "/sys/fs/bpf/lifemon";
 

@@ -4,21 +4,16 @@
 mod bench;
 mod build;
 mod ci;
-mod command;
-mod libtest;
-mod packages;
-mod privilege;
 mod run;
 mod setup;
 mod stage;
 mod test;
-mod toolchain;
-mod vmtest;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use lifemon_vmtest as vmtest;
 
 use test::Kernels;
 
@@ -53,8 +48,8 @@ enum Task {
         /// Only on the running kernel: not in emulated machines, which takes minutes
         #[arg(long)]
         this_kernel: bool,
-        /// Arguments for every test executable: a filter, or an option of libtest. Then only on the
-        /// running kernel as well
+        /// A part of the names of tests (of a module too, as `kill::`), or an option of libtest.
+        /// Then only on the running kernel as well
         #[arg(last = true)]
         args: Vec<OsString>,
     },
@@ -88,7 +83,9 @@ fn main() -> ExitCode {
             test::test(&args, kernels)
         }
         Task::Ci => ci::ci(),
-        Task::Vmtest(options) => vmtest::vmtest(&options),
+        Task::Vmtest(options) => {
+            setup::setup(setup::Report::Changes).and_then(|()| vmtest::vmtest(&options))
+        }
         Task::Bench { args } => bench::bench(&args),
     };
     match result {

@@ -7,10 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::build::lifemon_quietly;
-use crate::command::shown;
-use crate::privilege::as_root;
 use crate::setup::{self, Report};
+use lifemon_tools::cargo::lifemon_quietly;
+use lifemon_tools::command::shown;
+use lifemon_tools::privilege::as_root;
 
 /// Returns only when it failed.
 pub(crate) fn run(args: &[OsString]) -> Result<()> {

@@ -8,11 +8,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::command::{self, cargo, shown};
-use crate::packages;
-use crate::toolchain::LINKED;
 use decide::{Step, decide};
 use facts::Facts;
+use lifemon_tools::command::{self, cargo, shown};
+use lifemon_tools::packages;
+use lifemon_tools::toolchain::LINKED;
 
 /// The version of bpf-linker that lifemon is tested with.
 const LINKER_VERSION: &str = "0.13.0";

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::libtest::Counts;
+use lifemon_tools::libtest::Counts;
 
 struct Stage {
     name: &'static str,

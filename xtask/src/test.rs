@@ -1,21 +1,31 @@
-//! `cargo xtask test`: format, lints, unit tests without privileges, then the end-to-end tests as root.
-//! All are built by the caller, at once and as lifemon is released, and only run as root.
+//! `cargo xtask test`: format, lints, unit tests without privileges, then the end-to-end tests as
+//! root. All are built by the caller, at once and as lifemon is released, and only run as root.
 
 use std::ffi::{OsStr, OsString};
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::build::{self, Executable, ForTests};
-use crate::command::{self, cargo, check, run_lines};
-use crate::libtest::Counts;
-use crate::privilege::as_root;
 use crate::setup::{self, Report};
 use crate::stage::Stages;
-use crate::vmtest;
+use lifemon_tools::cargo::{Executable, ForTests, for_tests};
+use lifemon_tools::command::{self, cargo, run_lines};
+use lifemon_tools::libtest::{Counts, Module, options};
+use lifemon_tools::privilege::as_root;
+use lifemon_vmtest as vmtest;
+
+/// How long the end-to-end tests of one module may take: ten times what the longest takes on a
+/// machine that does nothing else. They wait for those of other checkouts, which use the same
+/// kernel.
+const MODULE_LIMIT: Duration = Duration::from_mins(15);
+
+/// What `timeout` ends with where the limit has passed, and where it had to kill.
+const TIMED_OUT: i32 = 124;
+const KILLED: i32 = 137;
 
 /// Which machines the end-to-end tests run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +36,7 @@ pub(crate) enum Kernels {
     All,
 }
 
-/// Runs all stages; `args` go to every test executable.
+/// Runs all stages; `args` choose tests, or say how they are run.
 pub(crate) fn test(args: &[OsString], kernels: Kernels) -> Result<()> {
     let mut stages = Stages::default();
     let result = all(&mut stages, args, kernels);
@@ -63,7 +73,7 @@ fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
              warnings",
         )
     })?;
-    let built = stages.stage("build", |_| build::for_tests(|_| {}))?;
+    let built = stages.stage("build", |_| for_tests(|_| {}))?;
     stages.stage("unit tests", |counts| unit_tests(&built.unit, args, counts))?;
     stages.stage("end-to-end tests", |counts| {
         end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)
@@ -78,45 +88,56 @@ fn run_cargo(line: &str) -> Result<()> {
 }
 
 fn unit_tests(tests: &[Executable], args: &[OsString], counts: &mut Counts) -> Result<()> {
-    let command = |test: &Executable| {
-        eprintln!("running the unit tests of {}", test.name);
+    ensure!(!tests.is_empty(), "no unit tests were built");
+    let runs = tests.iter().map(|test| {
         let mut command = Command::new(&test.path);
         command.env("CARGO_MANIFEST_DIR", &test.package_dir);
-        command.current_dir(&test.package_dir);
-        Ok(command)
-    };
-    run_each(tests, command, args, counts)
+        command.current_dir(&test.package_dir).args(args);
+        (format!("the unit tests of {}", test.name), Ok(command))
+    });
+    run_each(runs, counts)
 }
 
-/// Runs the tests that need root.
+/// Runs the tests that need root: each module in a process of its own, and all of them as root.
+/// Within a module libtest runs them side by side. A runner such as cargo-nextest would make it a
+/// process for each test, but the guests of other kernels have none, so that a test could not rely
+/// on it, and one more program would have to be installed first.
 fn end_to_end_tests(
-    tests: &[Executable],
+    test: &Executable,
     lifemon: &Path,
     args: &[OsString],
     counts: &mut Counts,
 ) -> Result<()> {
-    let command = |test: &Executable| {
-        eprintln!("running {} as root", test.name);
-        end_to_end(test, lifemon)
-    };
-    run_each(tests, command, args, counts)
+    let modules = Module::list(&test.path, args)?;
+    if modules.is_empty() {
+        println!("no end-to-end test is called so");
+    }
+    let runs = modules.iter().map(|module| {
+        let command = end_to_end(test, lifemon).map(|mut command| {
+            command.args(options(args)).args(module.arguments());
+            command
+        });
+        (format!("the end-to-end tests of {}", module.name), command)
+    });
+    run_each(runs, counts)
 }
 
 /// Runs them all, also when one has failed.
 fn run_each(
-    tests: &[Executable],
-    command: impl Fn(&Executable) -> Result<Command>,
-    args: &[OsString],
+    runs: impl Iterator<Item = (String, Result<Command>)>,
     counts: &mut Counts,
 ) -> Result<()> {
-    ensure!(!tests.is_empty(), "no tests were built");
     let mut failed = Vec::new();
-    for test in tests {
-        let mut command = command(test)?;
-        command.args(args);
-        if let Err(error) = run_counted(&mut command, counts) {
-            eprintln!("{error:#}");
-            failed.push(test.name.as_str());
+    for (name, command) in runs {
+        eprintln!("running {name}");
+        let status = run_counted(&mut command?, counts)?;
+        if !status.success() {
+            let how = match status.code() {
+                Some(TIMED_OUT | KILLED) => format!("did not end in {} s", MODULE_LIMIT.as_secs()),
+                _ => format!("failed ({status})"),
+            };
+            eprintln!("{name}: {how}");
+            failed.push(name);
         }
     }
     if !failed.is_empty() {
@@ -125,20 +146,25 @@ fn run_each(
     Ok(())
 }
 
-/// A test executable where and as cargo would run it.
+/// Returns the command for the end-to-end tests where and as cargo would run them, within a limit:
+/// what hangs is ended. The limit is kept by a program that is root as they are, because nobody
+/// else may end them.
 fn end_to_end(test: &Executable, lifemon: &Path) -> Result<Command> {
     let package_dir = test.package_dir.as_os_str();
     let variables: [(&str, &OsStr); 2] = [
         ("LIFEMON_BIN", lifemon.as_os_str()),
         ("CARGO_MANIFEST_DIR", package_dir),
     ];
-    let mut command = as_root(&test.path, &variables)?;
-    command.current_dir(package_dir);
+    let mut command = as_root(Path::new("timeout"), &variables)?;
+    // In the foreground: an interrupt at the terminal is for the tests too.
+    command.args(["--foreground", "--kill-after=10"]);
+    command.arg(MODULE_LIMIT.as_secs().to_string());
+    command.arg(&test.path).current_dir(package_dir);
     Ok(command)
 }
 
 /// Shows the output while counting. One that dies without a verdict counts as a failed test.
-fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<()> {
+fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<ExitStatus> {
     let mut own = Counts::default();
     let status = run_lines(command, |line| {
         println!("{line}");
@@ -150,7 +176,7 @@ fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<()> {
         own.failed = 1;
     }
     *counts += own;
-    check(command, status)
+    Ok(status)
 }
 
 #[cfg(test)]
@@ -166,7 +192,8 @@ mod tests {
     #[test]
     fn what_dies_without_a_verdict_counts_as_failed() {
         let mut counts = Counts::default();
-        assert!(run_counted(&mut script("kill -9 $$"), &mut counts).is_err());
+        let status = run_counted(&mut script("kill -9 $$"), &mut counts);
+        assert!(status.is_ok_and(|status| !status.success()));
         assert_eq!(counts.to_string(), "0 passed, 1 failed");
     }
 

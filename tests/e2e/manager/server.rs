@@ -6,19 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use lifemon_tests::handicap::as_nobody;
+use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{DEADLINE, Finished, Lifemon, Pidfd, Sandbox, Stream, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-
-/// Whether the workers can run here; says so where they cannot.
-pub(crate) fn has_python() -> bool {
-    let status = Command::new("python3").args(["-c", ""]).status();
-    let has = status.is_ok_and(|status| status.success());
-    if !has {
-        println!("skipped: no python3 for the workers");
-    }
-    has
-}
 
 /// A running server.
 pub(crate) struct Server {
@@ -122,9 +113,41 @@ impl Server {
         self.stream.wait_for(what, fits)
     }
 
+    pub(crate) fn kill_worker(&self, index: usize) {
+        Pidfd::open(self.workers()[index]).expect("it lives").kill();
+    }
+
+    /// Waits until the server says that so many processes are left behind; what it says then.
+    #[track_caller]
+    pub(crate) fn wait_for_orphans(&self, count: usize) -> Value {
+        let mut health = Value::Null;
+        wait_until("the orphans", DEADLINE, || {
+            health = self.get("/health").1;
+            let orphans = health["orphans"].as_array();
+            orphans.is_some_and(|orphans| orphans.len() == count)
+        });
+        health
+    }
+
     #[track_caller]
     pub(crate) fn finish(self) -> Finished {
         self.stream.finish()
+    }
+
+    /// Waits for its end with this code, after which nobody of it is left.
+    #[track_caller]
+    pub(crate) fn ends_with(self, code: i32, sandbox: &Sandbox) -> Finished {
+        let finished = self.finish();
+        assert_eq!(finished.code, Some(code), "{finished:?}");
+        assert_nobody(sandbox);
+        finished
+    }
+
+    /// Asks it to end, which it does with 0 and with nobody left.
+    #[track_caller]
+    pub(crate) fn stops(self, sandbox: &Sandbox) -> Finished {
+        self.signal(Signal::SIGTERM);
+        self.ends_with(0, sandbox)
     }
 }
 

@@ -4,8 +4,8 @@
 use anyhow::{Result, bail, ensure};
 
 use super::facts::{Facts, Rust, System};
-use crate::privilege::Privilege;
-use crate::toolchain::{LINKED, OVERRIDE_ENV};
+use lifemon_tools::privilege::Privilege;
+use lifemon_tools::toolchain::{LINKED, OVERRIDE_ENV};
 
 /// The LLVM of Debian 12's rustc-web.
 const DEBIAN_12_LLVM: u32 = 22;
@@ -153,7 +153,7 @@ fn components(facts: &Facts) -> Step {
 mod tests {
     use super::super::facts::Linker;
     use super::*;
-    use crate::toolchain::Toolchain;
+    use lifemon_tools::toolchain::Toolchain;
     use std::collections::BTreeSet;
 
     /// A machine with rustup and nothing else.

@@ -7,9 +7,9 @@ use std::fs;
 use std::process::Command;
 use std::thread;
 
-use crate::command::{cargo, output};
-use crate::privilege::Privilege;
-use crate::toolchain::{Toolchain, choose, on_path, overridden};
+use lifemon_tools::command::{cargo, output};
+use lifemon_tools::privilege::Privilege;
+use lifemon_tools::toolchain::{Toolchain, choose, on_path, overridden};
 
 /// The packages that a decision can ask for.
 const PACKAGES: [&str; 10] = [

@@ -1,5 +1,6 @@
-//! Deaths by signals that nobody else sends: `core-dump DIR`, `fault`, `signal-itself N` and `die-by N`. The
-//! first aborts in DIR, so a plain `core` pattern puts the file where the test removes it.
+//! Deaths by signals that nobody else sends: `core-dump DIR`, `fault`, `signal-itself N` and
+//! `die-by N`. The first aborts in DIR, so a plain `core` pattern puts the file where the test
+//! removes it.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, kill};

@@ -1,5 +1,5 @@
-//! `hears`: says `{"heard":N}` for every signal that reaches it, and lives on. It blocks all of them
-//! with raw system calls: libc would keep two real-time signals to itself.
+//! `hears`: says `{"heard":N}` for every signal that reaches it, and lives on. It blocks all of
+//! them with raw system calls: libc would keep two real-time signals to itself.
 
 use nix::unistd::getpid;
 use serde_json::json;

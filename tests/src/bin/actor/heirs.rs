@@ -66,10 +66,11 @@ pub(crate) fn heir() -> i32 {
     commands()
 }
 
-/// `successors FILE [clone-parent]`: role `root` creates processes that live for up to 60 ms. As soon as
-/// one of them is dead, its pid goes to a bystander, a child of the actor. With `clone-parent` the
-/// actor is also the parent of the root's processes, and learns of each death at once. On the line
-/// `stop` the actor waits for all and says how many bystanders a signal has ended.
+/// `successors FILE [clone-parent]`: role `root` creates processes that live for up to 60 ms. As
+/// soon as one of them is dead, its pid goes to a bystander, a child of the actor. With
+/// `clone-parent` the actor is also the parent of the root's processes, and learns of each death at
+/// once. On the line `stop` the actor waits for all and says how many bystanders a signal has
+/// ended.
 pub(crate) fn successors(args: &mut Args) -> i32 {
     let fuse = Fuse::from_args(args, MEMBERS_MAX);
     let is_parent = args.optional().is_some_and(|word| word == "clone-parent");

@@ -1,5 +1,5 @@
-//! Processes that something else holds: `traced` and `stuck`. What holds them is the actor, which is
-//! outside of their tree.
+//! Processes that something else holds: `traced` and `stuck`. What holds them is the actor, which
+//! is outside of their tree.
 
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -26,8 +26,8 @@ const INIT: u32 = 26;
 const LOOKUP: u32 = 1;
 const VERSION: [u32; 2] = [7, 23];
 
-/// Role `traced`, a child of the actor: `traced stop` stops it, `traced exit` lets it run until it exits,
-/// and holds it there until the second line.
+/// Role `traced`, a child of the actor: `traced stop` stops it, `traced exit` lets it run until it
+/// exits, and holds it there until the second line.
 pub(crate) fn traced(args: &mut Args) -> i32 {
     let (options, stops) = match args.word("where").as_str() {
         "exit" => (Options::PTRACE_O_TRACEEXIT, false),
@@ -52,9 +52,9 @@ pub(crate) fn traced(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Role `stuck`, a child of the actor: it asks a file system for a file, and the file system, which is the
-/// actor, has taken the request and answers it on the second line. No signal ends such a wait. The
-/// mount is in DIRECTORY, seen by these two processes alone.
+/// Role `stuck`, a child of the actor: it asks a file system for a file, and the file system, which
+/// is the actor, has taken the request and answers it on the second line. No signal ends such a
+/// wait. The mount is in DIRECTORY, seen by these two processes alone.
 pub(crate) fn stuck(args: &mut Args) -> i32 {
     let directory = args.path("directory");
     begin();

@@ -80,8 +80,8 @@ fn reap_any() -> usize {
     }
 }
 
-/// Keeps eight children alive that fork and exit, for MS milliseconds, until the line `stop`, or until
-/// MAX (50,000) are made. Waits for all, orphans too, and says how many there were.
+/// Keeps eight children alive that fork and exit, for MS milliseconds, until the line `stop`, or
+/// until MAX (50,000) are made. Waits for all, orphans too, and says how many there were.
 pub(crate) fn forever_forking(args: &mut Args) -> i32 {
     let time = Duration::from_millis(args.count("milliseconds", FOREVER_MS_MAX).into());
     let log = args.path("log");

@@ -1,7 +1,8 @@
-//! `newborns N FILE`: role `root` and the N processes that it creates wait in user code, in a page fault
-//! that is not answered, and so without a system call that could return. On the second line the
-//! page comes, and each of them forks one child, whose first instructions write into FILE. All of them
-//! are of a user who owns nothing, so that a killer that lacks the right may not signal them.
+//! `newborns N FILE`: role `root` and the N processes that it creates wait in user code, in a page
+//! fault that is not answered, and so without a system call that could return. On the second line
+//! the page comes, and each of them forks one child, whose first instructions write into FILE. All
+//! of them are of a user who owns nothing, so that a killer that lacks the right may not signal
+//! them.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -36,8 +37,8 @@ static PLACES: AtomicPtr<Place> = AtomicPtr::new(ptr::null_mut());
 static WAITING: AtomicU64 = AtomicU64::new(0);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// Two words of FILE for each process: the pid of its child, written by the kernel before the child can
-/// run, and what the child has written.
+/// Two words of FILE for each process: the pid of its child, written by the kernel before the child
+/// can run, and what the child has written.
 struct Place {
     child: &'static AtomicU64,
     has_run: &'static AtomicU64,
@@ -48,7 +49,8 @@ pub(crate) fn newborns(args: &mut Args) -> i32 {
     let count = args.count("processes", PROCESSES_MAX) as usize + 1;
     let shared = words(&args.path("file"), 2 * count);
     begin();
-    // The limit that holds for users, as far up as it goes; that of the sandbox is the one that counts.
+    // The limit that holds for users, as far up as it goes; that of the sandbox is the one that
+    // counts.
     let limit = getrlimit(Resource::RLIMIT_NPROC);
     let raised = limit.and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NPROC, hard, hard));
     raised.unwrap_or_else(|errno| fail(&format!("limit of processes: {errno}")));
@@ -125,8 +127,8 @@ fn share_memory(
 }
 
 extern "C" fn create_others(_: *mut libc::c_void) -> libc::c_int {
-    // The bare system call: that of libc would do it for every thread it knows of, and knows of none here.
-    // SAFETY: no memory is passed.
+    // The bare system call: that of libc would do it for every thread it knows of, and knows of
+    // none here. SAFETY: no memory is passed.
     if unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) } != 0 {
         return 4;
     }
@@ -152,8 +154,8 @@ extern "C" fn wait_and_fork(place: *mut libc::c_void) -> libc::c_int {
     // SAFETY: mapped for ever; where it is missing this waits.
     unsafe { MISSING.load(Ordering::SeqCst).read_volatile() };
     let flags = libc::c_long::from(libc::CLONE_PARENT_SETTID | libc::SIGCHLD);
-    // SAFETY: a fork; the child has a copy of this stack. The kernel writes the child's pid to a word
-    // that is mapped for ever.
+    // SAFETY: a fork; the child has a copy of this stack. The kernel writes the child's pid to a
+    // word that is mapped for ever.
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0, place.child.as_ptr(), 0, 0) } {
         0 => {
             place.has_run.store(1, Ordering::SeqCst);

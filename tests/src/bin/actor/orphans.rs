@@ -31,8 +31,8 @@ pub(crate) fn double_fork() -> i32 {
     commands()
 }
 
-/// N generations (2 at least), each forks the next and exits. The `last` reports itself once its own creator
-/// is dead, and stays.
+/// N generations (2 at least), each forks the next and exits. The `last` reports itself once its
+/// own creator is dead, and stays.
 pub(crate) fn chain(args: &mut Args) -> i32 {
     let generations = args.count("generations", GENERATIONS_MAX).max(2);
     begin();
@@ -57,7 +57,8 @@ fn generation(left: u32, creator: Pid, up: &Pipe) -> i32 {
     hold()
 }
 
-/// N generations (2 at least) that all stay, the first of them an orphan; the `last` reports itself.
+/// N generations (2 at least) that all stay, the first of them an orphan; the `last` reports
+/// itself.
 pub(crate) fn deep(args: &mut Args) -> i32 {
     let generations = args.count("generations", 100).max(2);
     begin();

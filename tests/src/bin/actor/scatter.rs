@@ -1,5 +1,5 @@
-//! `scatter PROCS...`: one child each that leaves for another control group (the files named), session,
-//! process group, pid namespace and user. All stay.
+//! `scatter PROCS...`: one child each that leaves for another control group (the files named),
+//! session, process group, pid namespace and user. All stay.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,8 @@ use crate::talk::{begin, commands, fail, report};
 
 const NOBODY: u32 = 65_534;
 
-/// Roles `cgroup`, `session`, `group`, `user`, `unsharer` and its `namespace`, which is pid 1 inside.
+/// Roles `cgroup`, `session`, `group`, `user`, `unsharer` and its `namespace`, which is pid 1
+/// inside.
 pub(crate) fn scatter(args: &mut Args) -> i32 {
     let groups: Vec<PathBuf> = std::iter::from_fn(|| args.optional().map(Into::into)).collect();
     begin();

@@ -23,7 +23,8 @@ const WORKERS_MAX: u32 = 2_500;
 /// The kernel takes arguments of up to 128 KiB, with the zero at the end.
 const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
 
-/// Runs this program again as one that only holds, with these arguments. Its name becomes the first.
+/// Runs this program again as one that only holds, with these arguments. Its name becomes the
+/// first.
 fn hold_as(arguments: &[Vec<u8>]) -> i32 {
     let program = std::env::current_exe().map(|path| path.into_os_string().into_vec());
     let program = program.ok().and_then(|path| CString::new(path).ok());
@@ -38,7 +39,8 @@ fn hold_as(arguments: &[Vec<u8>]) -> i32 {
     127
 }
 
-/// Waits until everybody who was forked between its making and its waiting has called exec or is dead.
+/// Waits until everybody who was forked between its making and its waiting has called exec or is
+/// dead.
 struct UntilExec {
     reader: OwnedFd,
     writer: OwnedFd,
@@ -92,10 +94,10 @@ fn make_workers(count: u32, up: &Pipe, argument: Option<&str>, files: &[String])
     }
 }
 
-/// `serve N MODE [ARGUMENT [FILE...]]`: role `server` with N of role `worker`, in a session that is not
-/// that of process 1, whatever started this. MODE says who takes over what the
-/// server leaves: `init`, `subreaper` (the actor), `namespace` (role `ns-init`, its creator). The
-/// workers call themselves ARGUMENT and have the FILEs open.
+/// `serve N MODE [ARGUMENT [FILE...]]`: role `server` with N of role `worker`, in a session that is
+/// not that of process 1, whatever started this. MODE says who takes over what the server leaves:
+/// `init`, `subreaper` (the actor), `namespace` (role `ns-init`, its creator). The workers call
+/// themselves ARGUMENT and have the FILEs open.
 pub(crate) fn serve(args: &mut Args) -> i32 {
     let count = args.count("workers", WORKERS_MAX);
     let mode = args.word("mode");
@@ -143,7 +145,8 @@ pub(crate) fn serve_here(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Role `server` with workers whose command lines are odd: roles `newline`, `invalid`, `long`, `empty`, `escape`.
+/// Role `server` with workers whose command lines are odd: roles `newline`, `invalid`, `long`,
+/// `empty`, `escape`.
 pub(crate) fn odd_commands() -> i32 {
     begin();
     let up = Pipe::new();
@@ -171,9 +174,9 @@ pub(crate) fn odd_commands() -> i32 {
     commands()
 }
 
-/// `daemonise HOW`: roles `middle`, which exits with 0 at once, and `daemon`. HOW: `classic` as daemon(3)
-/// does it (a session, input from /dev/null), `program` (a session, and another program), `half`
-/// (no session of its own).
+/// `daemonise HOW`: roles `middle`, which exits with 0 at once, and `daemon`. HOW: `classic` as
+/// daemon(3) does it (a session, input from /dev/null), `program` (a session, and another program),
+/// `half` (no session of its own).
 pub(crate) fn daemonise(args: &mut Args) -> i32 {
     let how = args.word("how");
     begin();

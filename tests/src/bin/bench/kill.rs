@@ -1,6 +1,6 @@
-//! Kill of a tree of quiet processes until none of it is left: lifemon, and beside it in the same run, in
-//! turn, what people use. Every tree lives in a sandbox of its own, and whether it is gone is read from the
-//! sandbox's control group, whoever killed it.
+//! Kill of a tree of quiet processes until none of it is left: lifemon, and beside it in the same
+//! run, in turn, what people use. Every tree lives in a sandbox of its own, and whether it is gone
+//! is read from the sandbox's control group, whoever killed it.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -26,8 +26,9 @@ const PGREP_MAX: Duration = Duration::from_secs(200);
 /// Sizes from which one round of pgrep, a process for each process, is enough.
 const SLOW_FROM: u32 = 1_000;
 
-/// What psutil's documentation recommends; prints how long it took, the start of Python left out. It waits
-/// until orphans are reaped, and so for the init of the host: measured without that wait as well.
+/// What psutil's documentation recommends; prints how long it took, the start of Python left out.
+/// It waits until orphans are reaped, and so for the init of the host: measured without that wait
+/// as well.
 const PSUTIL: &str = "
 import psutil, sys, time
 start = time.perf_counter()
@@ -84,8 +85,8 @@ fn sleep() -> ! {
     }
 }
 
-/// A tree in its sandbox. What is left of it ends with the sandbox. The root is reaped as soon as it is
-/// dead, as by a parent that cares.
+/// A tree in its sandbox. What is left of it ends with the sandbox. The root is reaped as soon as
+/// it is dead, as by a parent that cares.
 struct Tree {
     root: u32,
     sandbox: Sandbox,
@@ -141,8 +142,8 @@ impl Drop for Tree {
     }
 }
 
-/// From the beginning of the kill until the tree is gone, in ms; and how long the method itself says
-/// that it took, without the start of its program.
+/// From the beginning of the kill until the tree is gone, in ms; and how long the method itself
+/// says that it took, without the start of its program.
 fn kill(tree: &Tree, method: Method) -> (f64, f64) {
     let root = tree.root;
     let tracker = (method == Method::LifemonTracked).then(TrackerOn::new);

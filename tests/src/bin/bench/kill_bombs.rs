@@ -1,5 +1,5 @@
-//! Kill of trees that fork meanwhile: how many are left after each method, and how long it took. Each bomb
-//! burns in a sandbox of its own, where what is left is counted, whoever killed.
+//! Kill of trees that fork meanwhile: how many are left after each method, and how long it took.
+//! Each bomb burns in a sandbox of its own, where what is left is counted, whoever killed.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,9 +25,9 @@ struct Outcome {
     survived: usize,
 }
 
-/// The tracker, where it is asked for, is on before the bomb burns: that is what it is for. Where it is off,
-/// the actor adopts its orphans, or nobody could know whose they are; for the other methods that
-/// would hide what they miss.
+/// The tracker, where it is asked for, is on before the bomb burns: that is what it is for. Where
+/// it is off, the actor adopts its orphans, or nobody could know whose they are; for the other
+/// methods that would hide what they miss.
 fn trial(bomb: &str, method: Method, outcome: &mut Outcome) {
     let tracker = (method == Method::LifemonTracked).then(TrackerOn::new);
     let parents = if method == Method::Lifemon {

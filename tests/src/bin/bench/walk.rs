@@ -1,6 +1,6 @@
-//! Questions about a host with 10,000 processes: the tree, what was left behind, who has a device open;
-//! beside each what people use, in the same run, in turn. lifemon is measured as a whole process,
-//! psutil without the start of Python.
+//! Questions about a host with 10,000 processes: the tree, what was left behind, who has a device
+//! open; beside each what people use, in the same run, in turn. lifemon is measured as a whole
+//! process, psutil without the start of Python.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};

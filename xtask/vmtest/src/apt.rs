@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::architecture::Architecture;
-use crate::command::{output, shown};
+use crate::architecture::Architecture;
+use lifemon_tools::command::{output, shown};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -24,13 +24,13 @@ const CACHES: [&str; 2] = [
 
 /// apt, kept away from the host's lists.
 #[derive(Debug)]
-pub(super) struct Apt {
+pub(crate) struct Apt {
     directory: PathBuf,
 }
 
 impl Apt {
     /// Writes the private configuration below `directory`, for these suites of one architecture.
-    pub(super) fn prepare(
+    pub(crate) fn prepare(
         directory: PathBuf,
         architecture: Architecture,
         suites: &[&str],
@@ -57,7 +57,7 @@ impl Apt {
 
     /// Fetches the lists unless they are fresh. What went wrong is returned, not an error: other
     /// suites, or older lists, may still do.
-    pub(super) fn refresh(&self) -> Result<Option<String>> {
+    pub(crate) fn refresh(&self) -> Result<Option<String>> {
         let stamp = self.directory.join("fetched");
         let age = fs::metadata(&stamp).and_then(|stamp| stamp.modified());
         let age = age.map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
@@ -77,7 +77,7 @@ impl Apt {
     }
 
     /// What a package of a suite depends on.
-    pub(super) fn dependencies(&self, package: &str, suite: &str) -> Vec<String> {
+    pub(crate) fn dependencies(&self, package: &str, suite: &str) -> Vec<String> {
         let mut depends = self.tool("apt-cache");
         depends.args(["depends", "--important"]);
         depends.arg(format!("{package}/{suite}"));
@@ -89,7 +89,7 @@ impl Apt {
     }
 
     /// The name of the file that a package of a suite comes in: its name, version, architecture.
-    pub(super) fn file_name(&self, package: &str, suite: &str) -> Result<String> {
+    pub(crate) fn file_name(&self, package: &str, suite: &str) -> Result<String> {
         let mut download = self.tool("apt-get");
         download.args(["download", "--print-uris"]);
         download.arg(format!("{package}/{suite}"));
@@ -102,7 +102,7 @@ impl Apt {
     }
 
     /// Downloads a package into `directory`, checked against the signed lists.
-    pub(super) fn download(&self, package: &str, suite: &str, directory: &Path) -> Result<()> {
+    pub(crate) fn download(&self, package: &str, suite: &str, directory: &Path) -> Result<()> {
         let mut download = self.tool("apt-get");
         download.args(["download", "--quiet", "--quiet"]);
         download
@@ -118,8 +118,8 @@ impl Apt {
 
     fn tool(&self, name: &str) -> Command {
         let mut command = Command::new(name);
-        // On the command line, which has the last word: the images of containers switch these off, and
-        // every call would read all lists again, for seconds.
+        // On the command line, which has the last word: the images of containers switch these off,
+        // and every call would read all lists again, for seconds.
         for option in CACHES {
             command.args(["-o", option]);
         }

@@ -4,24 +4,24 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::console::{Check, Console, Tests, checks};
-use super::kernels::{Expected, Suite};
-use super::qemu::End;
-use super::shares::is_due;
-use crate::libtest::Counts;
+use crate::console::{Check, Console, Tests, checks};
+use crate::kernels::{Expected, Suite};
+use crate::qemu::End;
+use crate::shares::is_due;
+use lifemon_tools::libtest::Counts;
 
 /// One kernel.
 #[derive(Clone, Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     /// Where the kernel is from.
-    pub(super) suite: Suite,
+    pub(crate) suite: Suite,
     /// What became of it.
-    pub(super) outcome: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
 /// What became of a kernel.
 #[derive(Clone, Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// It could not be had.
     Skipped(String),
     /// It was booted.
@@ -30,32 +30,32 @@ pub(super) enum Outcome {
 
 /// A kernel that was booted.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ran {
+pub(crate) struct Ran {
     /// What `uname -r` says.
-    pub(super) release: String,
-    /// Over all test executables, which are part of the names.
-    pub(super) tests: Tests,
+    pub(crate) release: String,
+    /// Over all modules.
+    pub(crate) tests: Tests,
     /// What the doctor found.
-    pub(super) checks: Vec<Check>,
+    pub(crate) checks: Vec<Check>,
     /// What lifemon said where it refuses to run.
-    pub(super) refusal: Option<String>,
-    /// Test executables that did not run there, because others have their share.
-    pub(super) left_out: Vec<String>,
-    /// Test executables that did not run there to their end, because the machine was too slow.
-    pub(super) late: Vec<String>,
+    pub(crate) refusal: Option<String>,
+    /// Modules of tests that did not run there, because others have their share.
+    pub(crate) left_out: Vec<String>,
+    /// Modules of tests that did not run there to their end, because the machine was too slow.
+    pub(crate) late: Vec<String>,
     /// What is wrong besides failed tests.
-    pub(super) problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
     /// What the kernel complained of.
-    pub(super) complaints: Vec<String>,
+    pub(crate) complaints: Vec<String>,
     /// From start to end.
-    pub(super) took: Duration,
+    pub(crate) took: Duration,
     /// Where the console is kept.
-    pub(super) console: PathBuf,
+    pub(crate) console: PathBuf,
 }
 
 impl Ran {
     /// Judges a guest by what it printed.
-    pub(super) fn judge(expected: Expected, console: &Console, end: End) -> Self {
+    pub(crate) fn judge(expected: Expected, console: &Console, end: End) -> Self {
         let mut ran = Self {
             release: console.release.clone().unwrap_or_default(),
             ..Self::default()
@@ -90,16 +90,14 @@ impl Ran {
         let failed = failed.map(|check| format!("doctor: {}: {}", check.name, check.detail));
         self.problems.extend(failed);
         for section in &console.sections {
-            let Some(name) = section.name.strip_prefix("test-") else {
+            let Some(module) = section.name.strip_prefix("test-") else {
                 continue;
             };
-            let full = |(test, why): (String, String)| (format!("{name}::{test}"), why);
-            let tests = Tests::read(section, console.cut.contains(&section.name));
+            let is_cut = console.cut.contains(&section.name);
+            let tests = Tests::read(module, section, is_cut);
             self.tests.counts += tests.counts;
-            self.tests.failed.extend(tests.failed.into_iter().map(full));
-            self.tests
-                .skipped
-                .extend(tests.skipped.into_iter().map(full));
+            self.tests.failed.extend(tests.failed);
+            self.tests.skipped.extend(tests.skipped);
         }
         let late = console.cut.iter().chain(&console.late);
         let late = late.map(|name| name.strip_prefix("test-").unwrap_or(name));
@@ -129,24 +127,24 @@ impl Ran {
     }
 
     /// Whether everything was as it has to be.
-    pub(super) fn is_good(&self) -> bool {
+    pub(crate) fn is_good(&self) -> bool {
         self.problems.is_empty() && self.tests.counts.failed == 0
     }
 
     /// The features that are not as good as on other kernels.
-    pub(super) fn degraded(&self) -> impl Iterator<Item = &Check> {
+    pub(crate) fn degraded(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.state == "degraded")
     }
 }
 
 impl Report {
     /// Whether nothing was left out for want of time.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         !matches!(&self.outcome, Outcome::Ran(ran) if !ran.late.is_empty())
     }
 
     /// The tests that ran there; what is wrong besides counts as one that failed.
-    pub(super) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         let Outcome::Ran(ran) = &self.outcome else {
             return Counts::default();
         };
@@ -215,7 +213,7 @@ fn show(ran: &Ran, suite: Suite, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmtest::kernels::SUITES;
+    use crate::kernels::SUITES;
 
     fn judged(expected: Expected, text: &str, end: End) -> Ran {
         let mut console = Console::default();

@@ -1,5 +1,5 @@
-//! The table of kernels in the README, between its two markers. Generated, so that it says what was
-//! seen and not what was hoped.
+//! The table of kernels in the documentation, between its two markers. Generated, so that it says
+//! what was seen and not what was hoped.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::report::{Outcome, Ran, Report};
+use crate::report::{Outcome, Ran, Report};
 
 const BEGIN: &str = "<!-- kernels:begin -->";
 const END: &str = "<!-- kernels:end -->";
@@ -16,7 +16,7 @@ const END: &str = "<!-- kernels:end -->";
 const FEATURES: [&str; 3] = ["programs", "exit event", "lineage"];
 
 /// Writes the table into a file.
-pub(super) fn update(file: &Path, reports: &[Report]) -> Result<()> {
+pub(crate) fn update(file: &Path, reports: &[Report]) -> Result<()> {
     let text = fs::read_to_string(file)?;
     let text = replaced(&text, &table(reports))
         .with_context(|| format!("{} has no lines {BEGIN} and {END}", file.display()))?;
@@ -108,9 +108,9 @@ fn cells(ran: &Ran) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libtest::Counts;
-    use crate::vmtest::console::{Check, Tests};
-    use crate::vmtest::kernels::SUITES;
+    use crate::console::{Check, Tests};
+    use crate::kernels::SUITES;
+    use lifemon_tools::libtest::Counts;
 
     #[test]
     fn only_what_is_between_the_markers_changes() {

@@ -1,32 +1,35 @@
 //! Which rustup toolchain builds the kernel half: it needs the sources of `core` (`rust-src`).
-//! Compiled into xtask and into monitor/build.rs, so that set-up and build decide alike; std only.
+//! Compiled into the tools and into monitor/build.rs, so that set-up and build decide alike; std
+//! only.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Names another toolchain than the ones looked for.
-pub(crate) const OVERRIDE_ENV: &str = "LIFEMON_EBPF_TOOLCHAIN";
+pub const OVERRIDE_ENV: &str = "LIFEMON_EBPF_TOOLCHAIN";
 
 /// The link that `cargo xtask setup` makes to the distribution's rustc where nightly will not do.
-pub(crate) const LINKED: &str = "lifemon-ebpf";
+pub const LINKED: &str = "lifemon-ebpf";
 
 /// A toolchain that is installed and has `rust-src`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Toolchain {
+pub struct Toolchain {
     /// As rustup knows it.
-    pub(crate) name: String,
+    pub name: String,
     /// Its `bin/rustc` and `lib/rustlib` are what builds.
-    pub(crate) sysroot: PathBuf,
+    pub sysroot: PathBuf,
 }
 
 /// What `OVERRIDE_ENV` says, when it says something.
-pub(crate) fn overridden() -> Option<String> {
+#[must_use]
+pub fn overridden() -> Option<String> {
     env::var(OVERRIDE_ENV).ok().filter(|name| !name.is_empty())
 }
 
 /// The toolchains to try, best first.
-pub(crate) fn candidates(overridden: Option<String>) -> Vec<String> {
+#[must_use]
+pub fn candidates(overridden: Option<String>) -> Vec<String> {
     overridden.map_or_else(
         || vec!["nightly".to_owned(), LINKED.to_owned()],
         |name| vec![name],
@@ -34,7 +37,8 @@ pub(crate) fn candidates(overridden: Option<String>) -> Vec<String> {
 }
 
 /// The first candidate that can build `core`.
-pub(crate) fn choose() -> Option<Toolchain> {
+#[must_use]
+pub fn choose() -> Option<Toolchain> {
     candidates(overridden()).into_iter().find_map(|name| {
         let sysroot = sysroot(&name)?;
         let has_rust_src = sysroot.join("lib/rustlib/src/rust/library").is_dir();
@@ -43,7 +47,8 @@ pub(crate) fn choose() -> Option<Toolchain> {
 }
 
 /// The first executable file of this name in the directories of `PATH`.
-pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
+#[must_use]
+pub fn on_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?)
         .map(|directory| directory.join(program))
         .find(|file| is_executable(file))

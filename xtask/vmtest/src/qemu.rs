@@ -13,11 +13,11 @@ use anyhow::{Context as _, Result};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use super::architecture::Architecture;
+use crate::architecture::Architecture;
 
-/// One. With two, QEMU 7.2 lets one of them run code that the other is changing: Linux 7.2 died of that
-/// in two starts out of five, once before anything of ours ran. What two processors are needed for
-/// is tested on the host.
+/// One. With two, QEMU 7.2 lets one of them run code that the other is changing: Linux 7.2 died of
+/// that in two starts out of five, once before anything of ours ran. What two processors are needed
+/// for is tested on the host.
 const PROCESSORS: &str = "1";
 
 /// The guest has no swap, and one test fills memory up to a limit of its own.
@@ -27,29 +27,30 @@ const MEMORY: &str = "2G";
 /// the time in an emulated processor and change nothing that is tested, and so do checks of the
 /// kernel's own memory.
 const KERNEL_ARGUMENTS: &str = "loglevel=3 panic=-1 mitigations=off nokaslr \
-                                init_on_alloc=0 kfence.sample_interval=0 audit=0 tsc=reliable no_timer_check";
+                                init_on_alloc=0 kfence.sample_interval=0 audit=0 \
+                                tsc=reliable no_timer_check";
 
 /// How often the deadline is looked at.
 const TICK: Duration = Duration::from_millis(50);
 
 /// What is booted, and for how long at most.
 #[derive(Debug)]
-pub(super) struct Machine<'a> {
+pub(crate) struct Machine<'a> {
     /// Its processor.
-    pub(super) architecture: Architecture,
+    pub(crate) architecture: Architecture,
     /// The kernel.
-    pub(super) image: &'a Path,
+    pub(crate) image: &'a Path,
     /// Its file system.
-    pub(super) initramfs: &'a Path,
+    pub(crate) initramfs: &'a Path,
     /// Where its console is kept.
-    pub(super) console: &'a Path,
+    pub(crate) console: &'a Path,
     /// When it is ended.
-    pub(super) deadline: Duration,
+    pub(crate) deadline: Duration,
 }
 
 /// How a guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// By itself.
     Itself,
     /// It was ended at its deadline.
@@ -57,7 +58,7 @@ pub(super) enum End {
 }
 
 /// Boots a guest and waits for its end. Each line of its console goes to `each_line` at once.
-pub(super) fn boot(machine: &Machine<'_>, each_line: impl FnMut(&str) + Send) -> Result<End> {
+pub(crate) fn boot(machine: &Machine<'_>, each_line: impl FnMut(&str) + Send) -> Result<End> {
     let file = File::create(machine.console)
         .with_context(|| format!("cannot write {}", machine.console.display()))?;
     let mut command = command(machine);

@@ -2,41 +2,41 @@
 
 use serde_json::Value;
 
-use crate::libtest::Counts;
+use lifemon_tools::libtest::Counts;
 
 const MARK: &str = "@@vmtest ";
 
 /// One command that the guest ran.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Section {
+pub(crate) struct Section {
     /// As the plan calls it.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// What it printed.
-    pub(super) lines: Vec<String>,
+    pub(crate) lines: Vec<String>,
     /// Its exit code; absent when the guest ended first.
-    pub(super) code: Option<i32>,
+    pub(crate) code: Option<i32>,
 }
 
 /// Everything of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Console {
+pub(crate) struct Console {
     /// What `uname -r` says.
-    pub(super) release: Option<String>,
+    pub(crate) release: Option<String>,
     /// In the order in which they ran.
-    pub(super) sections: Vec<Section>,
+    pub(crate) sections: Vec<Section>,
     /// Those that did not begin, because there was no time left.
-    pub(super) late: Vec<String>,
+    pub(crate) late: Vec<String>,
     /// Those that were ended in the middle, because there was no more time.
-    pub(super) cut: Vec<String>,
+    pub(crate) cut: Vec<String>,
     /// Whether the plan was carried out to its end.
-    pub(super) is_done: bool,
+    pub(crate) is_done: bool,
     /// Why the kernel died, when it did.
-    pub(super) panic: Option<String>,
+    pub(crate) panic: Option<String>,
 }
 
 impl Console {
     /// Takes the next line. Returns the section that it closes.
-    pub(super) fn line(&mut self, line: &str) -> Option<&Section> {
+    pub(crate) fn line(&mut self, line: &str) -> Option<&Section> {
         if let Some(mark) = line.strip_prefix(MARK) {
             return self.mark(mark);
         }
@@ -73,26 +73,26 @@ impl Console {
     }
 
     /// The section of this name.
-    pub(super) fn section(&self, name: &str) -> Option<&Section> {
+    pub(crate) fn section(&self, name: &str) -> Option<&Section> {
         self.sections.iter().find(|section| section.name == name)
     }
 }
 
-/// What one test executable said.
+/// What the tests of one module said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tests {
+pub(crate) struct Tests {
     /// How many tests ended how.
-    pub(super) counts: Counts,
+    pub(crate) counts: Counts,
     /// Each failed test, and the first line of why.
-    pub(super) failed: Vec<(String, String)>,
+    pub(crate) failed: Vec<(String, String)>,
     /// Each test that could not be done there, and why.
-    pub(super) skipped: Vec<(String, String)>,
+    pub(crate) skipped: Vec<(String, String)>,
 }
 
 impl Tests {
-    /// Reads a section of a test executable. One that ended without a verdict has failed, unless it was
+    /// Reads the section of a module. One that ended without a verdict has failed, unless it was
     /// cut off.
-    pub(super) fn read(section: &Section, is_cut: bool) -> Self {
+    pub(crate) fn read(module: &str, section: &Section, is_cut: bool) -> Self {
         let mut tests = Self::default();
         for line in &section.lines {
             tests.result(line);
@@ -107,7 +107,9 @@ impl Tests {
         if !is_at_end && !is_cut {
             tests.counts.failed += 1;
             let why = stopped(section);
-            tests.failed.push(("(not at its end)".to_owned(), why));
+            tests
+                .failed
+                .push((format!("{module} (not at its end)"), why));
         }
         // What is skipped is not passed.
         let skipped = u64::try_from(tests.skipped.len()).unwrap_or_default();
@@ -115,7 +117,7 @@ impl Tests {
         tests
     }
 
-    /// A line about the end of one test: for an executable that does not live to count itself.
+    /// A line about the end of one test: for a process that does not live to count itself.
     fn result(&mut self, line: &str) {
         let Some((name, result)) = line
             .strip_prefix("test ")
@@ -178,17 +180,17 @@ fn stopped(section: &Section) -> String {
 
 /// One check of `lifemon doctor`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Check {
+pub(crate) struct Check {
     /// What was looked at.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// `ok`, `degraded`, `failed` or `skipped`.
-    pub(super) state: String,
+    pub(crate) state: String,
     /// What was found.
-    pub(super) detail: String,
+    pub(crate) detail: String,
 }
 
 /// The checks in the doctor's section.
-pub(super) fn checks(section: &Section) -> Vec<Check> {
+pub(crate) fn checks(section: &Section) -> Vec<Check> {
     let text = section.lines.join("\n");
     let report: Value = serde_json::from_str(text.trim()).unwrap_or_default();
     let checks = report["checks"].as_array().into_iter().flatten();
@@ -291,7 +293,7 @@ failures:
     b
 
 test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s";
-        let tests = Tests::read(&section(text, Some(101)), false);
+        let tests = Tests::read("deaths", &section(text, Some(101)), false);
         assert_eq!(tests.failed, [("b".to_owned(), "no exit came".to_owned())]);
         assert_eq!(tests.skipped, [("c".to_owned(), "no io_uring".to_owned())]);
         assert_eq!(tests.counts.to_string(), "2 passed, 1 failed");
@@ -300,16 +302,16 @@ test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
     #[test]
     fn one_that_hung_has_failed_and_what_passed_before_counts() {
         let text = "running 3 tests\ntest a ... ok\ntest b ... ";
-        let tests = Tests::read(&section(text, Some(137)), false);
+        let tests = Tests::read("deaths", &section(text, Some(137)), false);
         assert_eq!(tests.counts.to_string(), "1 passed, 1 failed");
         let (_, reason) = &tests.failed[0];
         assert_eq!(reason, "ended at its time limit, after `test b ...`");
-        let tests = Tests::read(&section(text, None), false);
+        let tests = Tests::read("deaths", &section(text, None), false);
         assert!(tests.failed[0].1.starts_with("the guest ended first"));
-        let tests = Tests::read(&section(text, Some(137)), true);
+        let tests = Tests::read("deaths", &section(text, Some(137)), true);
         assert_eq!(tests.counts.to_string(), "1 passed, 0 failed");
         let bad = text.replace("test a ... ok", "test a ... FAILED");
-        let tests = Tests::read(&section(&bad, Some(137)), true);
+        let tests = Tests::read("deaths", &section(&bad, Some(137)), true);
         assert_eq!(tests.counts.to_string(), "0 passed, 1 failed");
     }
 

@@ -12,7 +12,7 @@ use crate::toolchain::on_path;
 
 /// How root can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Privilege {
+pub enum Privilege {
     /// We are root.
     Root,
     /// We are not, and sudo is there.
@@ -23,7 +23,8 @@ pub(crate) enum Privilege {
 
 impl Privilege {
     /// Looks at the effective user and at `PATH`.
-    pub(crate) fn detect() -> Self {
+    #[must_use]
+    pub fn detect() -> Self {
         if nix::unistd::geteuid().is_root() {
             Self::Root
         } else if on_path("sudo").is_some() {
@@ -34,9 +35,12 @@ impl Privilege {
     }
 }
 
-/// `program` as root, with `variables` and those of the caller that concern lifemon: sudo drops
-/// all others.
-pub(crate) fn as_root(program: &Path, variables: &[(&str, &OsStr)]) -> Result<Command> {
+/// Returns a command for `program` as root, with `variables` and those of the caller that concern
+/// lifemon: sudo drops all others.
+///
+/// # Errors
+/// When there is no way to be root.
+pub fn as_root(program: &Path, variables: &[(&str, &OsStr)]) -> Result<Command> {
     as_root_by(Privilege::detect(), program, variables)
 }
 

@@ -5,13 +5,13 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::command::{self, output, shown};
-use crate::packages;
-use crate::toolchain::on_path;
+use lifemon_tools::command::{self, output, shown};
+use lifemon_tools::packages;
+use lifemon_tools::toolchain::on_path;
 
 /// The processor of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Architecture {
+pub(crate) enum Architecture {
     /// The same as here.
     Amd64,
     /// Another: everything is built for it besides.
@@ -33,7 +33,7 @@ const ARM64_COMPILER: &str = "aarch64-linux-gnu-gcc";
 
 impl Architecture {
     /// As Debian calls it.
-    pub(super) fn debian(self) -> &'static str {
+    pub(crate) fn debian(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
             Self::Arm64 => "arm64",
@@ -41,7 +41,7 @@ impl Architecture {
     }
 
     /// The emulator.
-    pub(super) fn emulator(self) -> &'static str {
+    pub(crate) fn emulator(self) -> &'static str {
         match self {
             Self::Amd64 => "qemu-system-x86_64",
             Self::Arm64 => "qemu-system-aarch64",
@@ -52,9 +52,9 @@ impl Architecture {
     ///
     /// As little as Linux needs: what it would use of a newer processor (string instructions for
     /// copying and clearing, protection of user memory) costs more than it gains when emulated. On
-    /// x86-64 without 16-byte compare-and-exchange: with it, QEMU 7.2 gives the kernel's allocator wrong
-    /// results on Linux 6.12, and the guest dies with nothing of ours loaded.
-    pub(super) fn machine(self) -> [&'static str; 4] {
+    /// x86-64 without 16-byte compare-and-exchange: with it, QEMU 7.2 gives the kernel's allocator
+    /// wrong results on Linux 6.12, and the guest dies with nothing of ours loaded.
+    pub(crate) fn machine(self) -> [&'static str; 4] {
         match self {
             Self::Amd64 => ["-machine", "q35", "-cpu", "qemu64,-cx16"],
             Self::Arm64 => ["-machine", "virt", "-cpu", "cortex-a57"],
@@ -62,7 +62,7 @@ impl Architecture {
     }
 
     /// The serial line, for the kernel.
-    pub(super) fn console(self) -> &'static str {
+    pub(crate) fn console(self) -> &'static str {
         match self {
             Self::Amd64 => "ttyS0",
             Self::Arm64 => "ttyAMA0",
@@ -70,7 +70,7 @@ impl Architecture {
     }
 
     /// What cargo builds for, where that is not this machine.
-    pub(super) fn target(self) -> Option<&'static str> {
+    pub(crate) fn target(self) -> Option<&'static str> {
         match self {
             Self::Amd64 => None,
             Self::Arm64 => Some("aarch64-unknown-linux-gnu"),
@@ -78,7 +78,7 @@ impl Architecture {
     }
 
     /// Installs the emulator and, for another architecture, the compilers, where they are missing.
-    pub(super) fn set_up(self) -> Result<()> {
+    pub(crate) fn set_up(self) -> Result<()> {
         match self {
             Self::Amd64 => install(&[(self.emulator(), "qemu-system-x86")]),
             Self::Arm64 => {
@@ -95,7 +95,7 @@ impl Architecture {
     }
 
     /// What `command`, a cargo build, needs besides.
-    pub(super) fn build(self, command: &mut Command) {
+    pub(crate) fn build(self, command: &mut Command) {
         if let Some(target) = self.target() {
             command.args(["--target", target]);
             command.env(
@@ -107,7 +107,7 @@ impl Architecture {
 
     /// Every shared library that one of the programs needs, the loader included: where it is to be,
     /// and where it is here.
-    pub(super) fn libraries(self, programs: &[&PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>> {
+    pub(crate) fn libraries(self, programs: &[&PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>> {
         match self {
             Self::Amd64 => {
                 let mut libraries = Vec::new();

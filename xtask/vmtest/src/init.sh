@@ -11,6 +11,7 @@ mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs -o mode=0755 tmpfs /run
 chmod 1777 /tmp
 mount -t securityfs securityfs /sys/kernel/security
 mount -t tracefs tracefs /sys/kernel/tracing
@@ -35,9 +36,9 @@ section() {
     mark "end $name $code"
 }
 
-# test_executable NAME PROGRAM [ARGUMENT...]: a section that begins only while there is time for it,
-# and ends with the time of the guest. What hangs is told from what only had too little time.
-test_executable() {
+# test_module NAME PROGRAM [ARGUMENT...]: a section that begins only while there is time for it, and
+# ends with the time of the guest. What hangs is told from what only had too little time.
+test_module() {
     test=$1
     shift
     read -r up _ < /proc/uptime

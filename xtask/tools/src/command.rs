@@ -10,13 +10,17 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The cargo that runs us: the toolchain's own, whatever else is on `PATH`.
-pub(crate) fn cargo() -> Command {
+/// Returns the cargo that runs us: the toolchain's own, whatever else is on `PATH`.
+#[must_use]
+pub fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
 
 /// Runs a command, and fails when it does.
-pub(crate) fn run(mut command: Command) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be started, or does not succeed.
+pub fn run(mut command: Command) -> Result<()> {
     let status = command
         .stdout(Stdio::from(io::stderr()))
         .status()
@@ -25,10 +29,10 @@ pub(crate) fn run(mut command: Command) -> Result<()> {
 }
 
 /// Runs a command with each line of its stdout given to `each_line`.
-pub(crate) fn run_lines(
-    command: &mut Command,
-    mut each_line: impl FnMut(&str),
-) -> Result<ExitStatus> {
+///
+/// # Errors
+/// When it cannot be started, or its output cannot be read.
+pub fn run_lines(command: &mut Command, mut each_line: impl FnMut(&str)) -> Result<ExitStatus> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -42,8 +46,8 @@ pub(crate) fn run_lines(
     Ok(child.wait()?)
 }
 
-/// What a command prints, when it can be run and succeeds.
-pub(crate) fn output(command: &mut Command) -> Option<String> {
+/// Returns what a command prints, when it can be run and succeeds.
+pub fn output(command: &mut Command) -> Option<String> {
     let output = command
         .stderr(Stdio::null())
         .output()
@@ -53,15 +57,19 @@ pub(crate) fn output(command: &mut Command) -> Option<String> {
 }
 
 /// Turns a failed status into an error that shows the command.
-pub(crate) fn check(command: &Command, status: ExitStatus) -> Result<()> {
+///
+/// # Errors
+/// When the status is one of failure.
+pub fn check(command: &Command, status: ExitStatus) -> Result<()> {
     if !status.success() {
         bail!("`{}` failed ({status})", shown(command));
     }
     Ok(())
 }
 
-/// The command as it would be typed, without the directory of the program.
-pub(crate) fn shown(command: &Command) -> String {
+/// Shows the command as it would be typed, without the directory of the program.
+#[must_use]
+pub fn shown(command: &Command) -> String {
     let mut text = String::new();
     for (name, value) in command.get_envs() {
         if let Some(value) = value {

@@ -7,34 +7,34 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::apt::Apt;
-use super::kernels::Suite;
-use crate::command;
+use crate::apt::Apt;
+use crate::kernels::Suite;
+use lifemon_tools::command;
 
 /// Files of packages, each fetched once.
 #[derive(Debug)]
-pub(super) struct Packages {
+pub(crate) struct Packages {
     apt: Apt,
     directory: PathBuf,
 }
 
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     /// Where it is from.
-    pub(super) suite: Suite,
+    pub(crate) suite: Suite,
     /// The image.
-    pub(super) image: PathBuf,
+    pub(crate) image: PathBuf,
 }
 
 impl Packages {
     /// A cache below `directory`.
-    pub(super) fn new(apt: Apt, directory: PathBuf) -> Self {
+    pub(crate) fn new(apt: Apt, directory: PathBuf) -> Self {
         Self { apt, directory }
     }
 
     /// The kernel that a suite has now for virtual machines.
-    pub(super) fn kernel(&self, suite: Suite) -> Result<Kernel> {
+    pub(crate) fn kernel(&self, suite: Suite) -> Result<Kernel> {
         let newest = format!("linux-image-cloud-{}", suite.architecture.debian());
         let dependency = |of: &str, prefix: &str| {
             let dependencies = self.apt.dependencies(of, suite.name);
@@ -51,7 +51,7 @@ impl Packages {
     }
 
     /// A shell and tools that need no library.
-    pub(super) fn busybox(&self, suite: &str) -> Result<PathBuf> {
+    pub(crate) fn busybox(&self, suite: &str) -> Result<PathBuf> {
         self.file("busybox-static", suite, |name| name == "busybox")
     }
 

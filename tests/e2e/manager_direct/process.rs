@@ -14,6 +14,9 @@ use super::{GUARDIAN, PATIENCE, run};
 
 const ROLE: &str = "LIFEMON_TEST_ROLE";
 
+/// What plays the role, by the name that libtest knows it by.
+const ROLE_TEST: &str = "manager_direct::process::role";
+
 /// Such a process.
 pub(crate) struct Process {
     child: Child,
@@ -26,7 +29,7 @@ impl Process {
     pub(crate) fn start(sandbox: &Sandbox, role: &str) -> Self {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new(program);
-        command.args(["--exact", "process::role", "--nocapture"]);
+        command.args(["--exact", ROLE_TEST, "--nocapture"]);
         command.env(ROLE, role).env("RUST_BACKTRACE", "0");
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(Stdio::null());

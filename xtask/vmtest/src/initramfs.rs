@@ -1,16 +1,19 @@
 //! What a guest consists of: busybox, lifemon, the actors and the end-to-end tests, each at the
 //! path that it has here (the tests know the actors by it), the libraries they need, and the plan.
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use lifemon_tools::cargo::Executable;
+use lifemon_tools::libtest::Module;
 
-use super::architecture::Architecture;
-use super::cpio::Archive;
-use super::kernels::Expected;
-use super::shares::place;
-use crate::build::Executable;
+use crate::architecture::Architecture;
+use crate::cpio::Archive;
+use crate::kernels::Expected;
+use crate::shares::place;
 
 const INIT: &str = include_str!("init.sh");
 const INSTALL: &str = include_str!("install.sh");
@@ -21,47 +24,49 @@ const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 /// What a guest keeps of its time to start, and to end by itself.
 const ENDS: Duration = Duration::from_secs(20);
 
-/// A test executable that takes longer than this hangs.
+/// A module of tests that takes longer than this hangs.
 const HANGS: Duration = Duration::from_mins(4);
 
 /// Or, where a guest has much time, longer than this part of it.
 const HANGS_DIVISOR: u32 = 4;
 
-/// With less than this left, a guest begins no more test executables: a slow machine leaves some out,
-/// by name, rather than breaks off in the middle of one.
+/// With less than this left, a guest begins no more modules: a slow machine leaves some out, by
+/// name, rather than breaks off in the middle of one.
 const STARTS: Duration = Duration::from_secs(40);
 
 /// What travels into every guest.
 #[derive(Debug)]
-pub(super) struct Load {
+pub(crate) struct Load {
     /// What all of it is built for.
-    pub(super) architecture: Architecture,
+    pub(crate) architecture: Architecture,
     /// A static busybox.
-    pub(super) busybox: PathBuf,
+    pub(crate) busybox: PathBuf,
     /// The release build.
-    pub(super) lifemon: PathBuf,
+    pub(crate) lifemon: PathBuf,
     /// What the tests start or load besides.
-    pub(super) helpers: Vec<PathBuf>,
+    pub(crate) helpers: Vec<PathBuf>,
     /// The end-to-end tests.
-    pub(super) tests: Vec<Executable>,
+    pub(crate) tests: Executable,
+    /// Their modules.
+    pub(crate) modules: Vec<Module>,
 }
 
 /// How the tests are run.
-pub(super) struct Run<'a> {
+pub(crate) struct Run<'a> {
     /// Loads are divided by this.
-    pub(super) scale: u32,
+    pub(crate) scale: u32,
     /// For the whole guest.
-    pub(super) budget: Duration,
-    /// Arguments for every test executable.
-    pub(super) args: Vec<String>,
-    /// Whether a test executable runs at all.
-    pub(super) is_wanted: &'a dyn Fn(&str) -> bool,
+    pub(crate) budget: Duration,
+    /// How the tests are run.
+    pub(crate) options: &'a [&'a OsStr],
+    /// Whether a module runs at all.
+    pub(crate) is_wanted: &'a dyn Fn(&str) -> bool,
 }
 
 /// The file system of a guest, as an archive.
-pub(super) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Vec<u8>> {
+pub(crate) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for directory in ["/proc", "/sys", "/dev", "/tmp"] {
+    for directory in ["/proc", "/sys", "/dev", "/run", "/tmp"] {
         archive.directory(Path::new(directory));
     }
     archive.file(Path::new("/init"), 0o755, INIT.as_bytes());
@@ -71,21 +76,15 @@ pub(super) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Ve
     archive.copy(Path::new("/bin/busybox"), &load.busybox)?;
     // The first process is a script, and installs the rest.
     archive.link(Path::new("/bin/sh"), "busybox");
-    let tests = load.tests.iter().map(|test| &test.path);
-    let programs = [&load.lifemon]
-        .into_iter()
-        .chain(&load.helpers)
-        .chain(tests);
-    let programs: Vec<&PathBuf> = programs.collect();
+    let programs = [&load.lifemon, &load.tests.path].into_iter();
+    let programs: Vec<&PathBuf> = programs.chain(&load.helpers).collect();
     for program in &programs {
         archive.copy(program, program)?;
     }
     for (path, from) in load.architecture.libraries(&programs)? {
         archive.copy(&path, &from)?;
     }
-    for test in &load.tests {
-        archive.directory(&test.package_dir);
-    }
+    archive.directory(&load.tests.package_dir);
     Ok(archive.finish())
 }
 
@@ -103,36 +102,40 @@ fn plan(load: &Load, run: &Run<'_>, expected: Expected) -> String {
             plan.push_str(&format!("section refusal {seconds} {lifemon} attach 1\n"));
         }
         Expected::Works => {
+            // Where cargo would run them.
+            let directory = quoted(&load.tests.package_dir.to_string_lossy());
             plan.push_str(&format!(
-                "guest_seconds={} start_seconds={} hang_seconds={}\n",
+                "cd {directory}\nexport CARGO_MANIFEST_DIR={directory}\n\
+                 guest_seconds={} start_seconds={} hang_seconds={}\n",
                 run.budget.saturating_sub(ENDS).as_secs(),
                 STARTS.as_secs(),
                 HANGS.max(run.budget / HANGS_DIVISOR).as_secs(),
             ));
-            let tests = load.tests.iter();
-            let mut tests: Vec<_> = tests.filter(|test| (run.is_wanted)(&test.name)).collect();
-            tests.sort_by_key(|test| place(&test.name));
-            for test in tests {
-                plan.push_str(&test_section(test, run));
+            let modules = load.modules.iter();
+            let mut modules: Vec<_> = modules
+                .filter(|module| (run.is_wanted)(&module.name))
+                .collect();
+            modules.sort_by_key(|module| place(&module.name));
+            for module in modules {
+                plan.push_str(&test_section(&load.tests, module, run.options));
             }
         }
     }
     plan
 }
 
-/// One test executable, where cargo would run it. All its output is wanted: reasons of skipped
-/// tests are in that of passed ones.
-fn test_section(test: &Executable, run: &Run<'_>) -> String {
-    let directory = quoted(&test.package_dir.to_string_lossy());
+/// Writes the line for one module. All its output is wanted: reasons of skipped tests are in that
+/// of passed ones.
+fn test_section(tests: &Executable, module: &Module, options: &[&OsStr]) -> String {
     let mut line = format!(
-        "cd {directory}\nexport CARGO_MANIFEST_DIR={directory}\n\
-         test_executable test-{} {} --show-output --color never",
-        test.name,
-        quoted(&test.path.to_string_lossy()),
+        "test_module test-{} {} --show-output --color never",
+        module.name,
+        quoted(&tests.path.to_string_lossy()),
     );
-    for arg in &run.args {
+    let options = options.iter().map(|option| option.to_string_lossy());
+    for word in options.chain(module.arguments().map(Cow::from)) {
         line.push(' ');
-        line.push_str(&quoted(arg));
+        line.push_str(&quoted(&word));
     }
     line.push('\n');
     line
@@ -148,7 +151,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::command::output;
+    use lifemon_tools::command::output;
 
     #[test]
     fn words_survive_the_shell() {
@@ -165,20 +168,24 @@ mod tests {
             busybox: "/busybox".into(),
             lifemon: "/lifemon".into(),
             helpers: vec!["/actor".into()],
-            tests: ["deaths", "load"]
-                .map(|name| Executable {
+            tests: Executable {
+                name: "e2e".to_owned(),
+                path: "/e2e-1".into(),
+                package_dir: "/tests".into(),
+                is_test: true,
+            },
+            modules: ["deaths", "load"]
+                .map(|name| Module {
                     name: name.to_owned(),
-                    path: format!("/{name}-1").into(),
-                    package_dir: "/tests".into(),
-                    is_test: true,
+                    tests: vec![format!("{name}::one")],
                 })
                 .into(),
         };
         let run = Run {
             scale: 10,
             budget: Duration::from_mins(5),
-            args: vec!["orphans".to_owned()],
-            is_wanted: &|test| test != "load",
+            options: &["--test-threads=1".as_ref()],
+            is_wanted: &|module| module != "load",
         };
         let plan = |expected| super::plan(&load, &run, expected);
         assert!(plan(Expected::Refuses).contains("section refusal 60 '/lifemon' attach 1"));
@@ -188,8 +195,8 @@ mod tests {
             works.contains("\nguest_seconds=280 start_seconds=40 hang_seconds=240\n"),
             "{works}"
         );
-        let section =
-            "test_executable test-deaths '/deaths-1' --show-output --color never 'orphans'";
+        let section = "test_module test-deaths '/e2e-1' --show-output --color never \
+                       '--test-threads=1' '--exact' 'deaths::one'";
         assert!(works.contains(section), "{works}");
         assert!(!works.contains("test-load"), "{works}");
     }

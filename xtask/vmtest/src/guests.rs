@@ -2,6 +2,7 @@
 //! within one, so that a run ends whatever the kernels do.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -10,21 +11,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use lifemon_tools::libtest::options;
 
-use super::console::Console;
-use super::initramfs::{self, Load, Run};
-use super::kernels::{Expected, SUITES};
-use super::packages::Kernel;
-use super::qemu::{self, Machine};
-use super::report::{Outcome, Ran, Report};
-use super::shares::is_shared;
+use crate::console::Console;
+use crate::initramfs::{self, Load, Run};
+use crate::kernels::{Expected, SUITES};
+use crate::packages::Kernel;
+use crate::qemu::{self, Machine};
+use crate::report::{Outcome, Ran, Report};
+use crate::shares::is_shared;
 
 /// All guests together. What still runs then is ended and has failed.
-pub(super) const ALL_BUDGET: Duration = Duration::from_mins(10);
+pub(crate) const ALL_BUDGET: Duration = Duration::from_mins(10);
 
-/// One guest: well above what its share takes on a busy machine, and one that hangs leaves time to those
-/// after it.
-pub(super) const GUEST_BUDGET: Duration = Duration::from_secs(400);
+/// One guest: well above what its share takes on a busy machine, and one that hangs leaves time to
+/// those after it.
+pub(crate) const GUEST_BUDGET: Duration = Duration::from_secs(400);
 
 /// Kept for the kernels that only refuse.
 const SHORT_BUDGET: Duration = Duration::from_secs(30);
@@ -34,27 +36,27 @@ const SIDE_BY_SIDE_MAX: usize = 2;
 
 /// What is the same for every guest of a run.
 #[derive(Debug)]
-pub(super) struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     /// Where images, archives and consoles are kept.
-    pub(super) cache: &'a Path,
+    pub(crate) cache: &'a Path,
     /// What travels.
-    pub(super) load: &'a Load,
+    pub(crate) load: &'a Load,
     /// Loads are divided by this.
-    pub(super) scale: u32,
+    pub(crate) scale: u32,
     /// For one guest.
-    pub(super) budget: Duration,
+    pub(crate) budget: Duration,
     /// When everything ends.
-    pub(super) end: Instant,
+    pub(crate) end: Instant,
     /// Whether each kernel gets its share of the tests, or all of them.
-    pub(super) shares: bool,
+    pub(crate) shares: bool,
     /// Whether the guests' file systems are kept.
-    pub(super) keep: bool,
-    /// Arguments for every test executable.
-    pub(super) args: &'a [String],
+    pub(crate) keep: bool,
+    /// Options for the tests, and what has chosen some of them.
+    pub(crate) args: &'a [OsString],
 }
 
 /// Boots every kernel; each report is printed as soon as it is there.
-pub(super) fn boot_all(plan: &Plan<'_>, kernels: &[Kernel]) -> Result<Vec<Report>> {
+pub(crate) fn boot_all(plan: &Plan<'_>, kernels: &[Kernel]) -> Result<Vec<Report>> {
     let left = Mutex::new(VecDeque::from(in_order(kernels)));
     let next = || {
         let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
@@ -101,8 +103,8 @@ fn in_order(kernels: &[Kernel]) -> Vec<&Kernel> {
     order
 }
 
-/// What the next guest may take of the time that is left, so that those after it have as much, and the
-/// short ones at the end theirs.
+/// What the next guest may take of the time that is left, so that those after it have as much, and
+/// the short ones at the end theirs.
 fn part(left: Duration, kernels: &VecDeque<&Kernel>, side_by_side: usize) -> Duration {
     let is_long = |kernel: &&&Kernel| kernel.suite.expected == Expected::Works;
     let rounds = kernels
@@ -131,8 +133,8 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel, deadline: Duration) -> Result<Ran> {
     let run = Run {
         scale: plan.scale,
         budget: deadline,
-        args: plan.args.to_vec(),
-        is_wanted: &|test| !plan.shares || is_shared(suite, test),
+        options: &options(plan.args),
+        is_wanted: &|module| !plan.shares || is_shared(suite, module),
     };
     let name = format!("{}-{}", suite.name, suite.architecture.debian());
     let initramfs = plan.cache.join(format!("{name}.cpio"));
@@ -162,8 +164,8 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel, deadline: Duration) -> Result<Ran> {
         fs::remove_file(&initramfs)?;
     }
     let mut ran = Ran::judge(suite.expected, &console, end?);
-    let left_out = plan.load.tests.iter().map(|test| test.name.as_str());
-    let left_out = left_out.filter(|test| !(run.is_wanted)(test));
+    let left_out = plan.load.modules.iter().map(|module| module.name.as_str());
+    let left_out = left_out.filter(|name| !(run.is_wanted)(name));
     ran.left_out = left_out.map(str::to_owned).collect();
     ran.took = start.elapsed();
     ran.console = machine.console.to_path_buf();

@@ -1,84 +1,85 @@
-//! `cargo xtask vmtest`: the end-to-end tests on Debian's kernels, each in an emulated machine. Here
-//! the order of things: what is needed, which kernels, the guests, the verdict.
+//! `cargo xtask vmtest`: the end-to-end tests on Debian's kernels, each in an emulated machine.
+//! Here the order of things: what is needed, which kernels, the guests, the verdict.
 
 mod apt;
 mod architecture;
 mod console;
 mod cpio;
 mod guests;
+mod host;
 mod initramfs;
 mod kernels;
 mod packages;
 mod qemu;
-mod readme;
 mod report;
 mod shares;
+mod table;
 
 use std::env;
-use std::fs::{self, File, TryLockError};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use lifemon_tools::cargo::{ForTests, for_tests};
+use lifemon_tools::libtest::{Counts, Module};
 
-use crate::build::{self, ForTests};
-use crate::libtest::Counts;
-use crate::setup::{self, Report as Say};
-use crate::toolchain::on_path;
-use apt::Apt;
 use architecture::Architecture;
 use guests::{ALL_BUDGET, GUEST_BUDGET, Plan, boot_all};
-use initramfs::Load;
+use host::Host;
 use kernels::{Expected, SUITES, Suite, chosen};
-use packages::{Kernel, Packages};
+use packages::Kernel;
 use report::{Outcome, Report};
 
 /// Continuous integration wants at least so many kernels that work.
 const KERNELS_MIN: usize = 3;
 
-/// The busybox of this suite.
-const TOOLS_SUITE: &str = "bookworm";
-
 /// The loads of the heaviest tests are divided by this in a guest.
 const SCALE: u32 = 10;
+
+/// The page with the table of kernels.
+const TABLE: &str = "docs/kernels.md";
 
 /// One guest with every test.
 const EVERYTHING_BUDGET: Duration = Duration::from_mins(40);
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
-    /// Only this kernel, by series or by suite: 6.1, 6.12, 7, 5.10, trixie-backports, or arm64, which is
-    /// built for first (repeatable)
+pub struct Options {
+    /// Only this kernel, by series or by suite: 6.1, 6.12, 7, 5.10, trixie-backports, or arm64,
+    /// which is built for first (repeatable)
     #[arg(long, value_name = "V")]
     kernel: Vec<String>,
-    /// Only this test executable, as `lifecycle` (repeatable)
+    /// Only this module of tests, as `lifecycle` (repeatable)
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
-    /// Every test on every kernel, which takes an hour: without it, or --test, each kernel gets a share
+    /// Every test on every kernel, which takes an hour: without it, or --test, each kernel gets a
+    /// share
     #[arg(long)]
     everything: bool,
     /// Keeps the guests' file systems
     #[arg(long)]
     keep: bool,
-    /// Writes the table of kernels into the README
+    /// Writes the table of kernels into docs/kernels.md
     #[arg(long, conflicts_with_all = ["kernel", "test", "args"])]
-    update_readme: bool,
+    update_table: bool,
     /// Divides the load of the heaviest tests (`LIFEMON_TEST_SCALE` in the guest)
     #[arg(long, value_name = "N", default_value_t = SCALE)]
     scale: u32,
     /// Ends a guest after this many seconds, with no limit for all together
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
-    /// Arguments for every test executable: a filter, or an option of libtest
+    /// A part of the names of tests, or an option of libtest
     #[arg(last = true)]
-    args: Vec<String>,
+    args: Vec<OsString>,
 }
 
-/// Boots each kernel, and fails when one did not do what it has to.
-pub(crate) fn vmtest(options: &Options) -> Result<()> {
+/// Boots each kernel. The machine is set up for builds already.
+///
+/// # Errors
+/// When a kernel did not do what it has to, or nothing can be booted here.
+pub fn vmtest(options: &Options) -> Result<()> {
     let suites = options.suites()?;
-    setup::setup(Say::Changes)?;
     let mut reports = Vec::new();
     for architecture in [Architecture::Amd64, Architecture::Arm64] {
         let of_it = |suite: &Suite| suite.architecture == architecture;
@@ -87,12 +88,12 @@ pub(crate) fn vmtest(options: &Options) -> Result<()> {
             reports.extend(of_one(options, architecture, &suites)?);
         }
     }
-    if options.update_readme {
+    if options.update_table {
         ensure!(
             reports.iter().all(Report::is_whole),
-            "the README stays as it is: there was no time for some of the tests"
+            "the table stays as it is: there was no time for some of the tests"
         );
-        readme::update(&root()?.join("README.md"), &in_order(reports.clone()))?;
+        table::update(&root()?.join(TABLE), &in_order(reports.clone()))?;
     }
     verdict(&reports, is_ci())
 }
@@ -104,10 +105,16 @@ fn of_one(options: &Options, architecture: Architecture, suites: &[Suite]) -> Re
         kernels,
         mut reports,
     } = Fetched::of(architecture, suites)?;
-    let mut built = build::for_tests(|command| architecture.build(command))?;
+    let built = for_tests(|command| architecture.build(command))?;
+    // What is built for another processor cannot be asked here. The tests are the same.
+    let list = |built: &ForTests| Module::list(&built.end_to_end.path, &options.args);
+    let mut modules = match architecture.target() {
+        None => list(&built)?,
+        Some(_) => list(&for_tests(|_| {})?)?,
+    };
     let is_wanted = |name: &String| options.test.is_empty() || options.test.contains(name);
-    built.end_to_end.retain(|test| is_wanted(&test.name));
-    let load = host.load(built);
+    modules.retain(|module| is_wanted(&module.name));
+    let load = host.load(built, modules);
     let (budget, all) = options.budgets();
     reports.extend(boot_all(
         &Plan {
@@ -148,19 +155,26 @@ impl Options {
 }
 
 /// What guests need, of all kernels: for [`stage`], while other things are done.
-pub(crate) fn fetch() -> Result<Fetched> {
+///
+/// # Errors
+/// When this machine cannot have guests.
+pub fn fetch() -> Result<Fetched> {
     Fetched::of(Architecture::Amd64, &SUITES)
 }
 
-/// The same as the last stage of the tests: with what they have built, on every kernel. Where the
-/// guests cannot be had that is said, and is an error only in continuous integration.
-pub(crate) fn stage(fetched: Result<Fetched>, built: ForTests, counts: &mut Counts) -> Result<()> {
+/// Boots every kernel as the last stage of the tests, with what they have built. Where the guests
+/// cannot be had that is said, and is an error only in continuous integration.
+///
+/// # Errors
+/// When a kernel did not do what it has to.
+pub fn stage(fetched: Result<Fetched>, built: ForTests, counts: &mut Counts) -> Result<()> {
     // Once more, when the network was not there.
     let fetched = fetched.or_else(|error| {
         eprintln!("trying again: {error:#}");
         fetch()
     });
-    let ready = fetched.map(|fetched| (fetched.host.load(built), fetched));
+    let modules = Module::list(&built.end_to_end.path, &[])?;
+    let ready = fetched.map(|fetched| (fetched.host.load(built, modules), fetched));
     let (load, fetched) = match ready {
         Ok(ready) => ready,
         Err(error) if is_ci() => return Err(error),
@@ -199,7 +213,7 @@ fn is_ci() -> bool {
 
 /// This machine, and the kernels that could be had.
 #[derive(Debug)]
-pub(crate) struct Fetched {
+pub struct Fetched {
     host: Host,
     kernels: Vec<Kernel>,
     /// On those that could not.
@@ -216,125 +230,6 @@ impl Fetched {
             reports,
         })
     }
-}
-
-/// This machine with all that guests need.
-#[derive(Debug)]
-struct Host {
-    architecture: Architecture,
-    cache: PathBuf,
-    packages: Packages,
-    /// For the guests' first process; with the kernels, while the network is there.
-    busybox: PathBuf,
-    _alone: File,
-}
-
-impl Host {
-    fn prepare(architecture: Architecture, suites: &[Suite]) -> Result<Self> {
-        ensure!(
-            env::consts::ARCH == "x86_64",
-            "the guests are made on x86-64 machines only"
-        );
-        for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
-            ensure!(
-                on_path(tool).is_some(),
-                "there is no {tool} here: the kernels come by Debian's own tools"
-            );
-        }
-        architecture.set_up()?;
-        let cache = cache()?;
-        let alone = lock(&cache)?;
-        let packages = packages(&cache, architecture, suites)?;
-        let busybox = packages.busybox(TOOLS_SUITE)?;
-        Ok(Self {
-            architecture,
-            cache,
-            packages,
-            busybox,
-            _alone: alone,
-        })
-    }
-
-    /// What travels, with the tools of a guest.
-    fn load(&self, built: ForTests) -> Load {
-        let mut tests = built.end_to_end;
-        // Cargo names them as their builds end.
-        tests.sort_by(|one, other| one.name.cmp(&other.name));
-        Load {
-            architecture: self.architecture,
-            busybox: self.busybox.clone(),
-            lifemon: built.lifemon,
-            helpers: built.helpers,
-            tests,
-        }
-    }
-
-    /// Those that can be had, and a report on each that cannot.
-    fn kernels(&self, suites: &[Suite]) -> (Vec<Kernel>, Vec<Report>) {
-        let (mut kernels, mut reports) = (Vec::new(), Vec::new());
-        for &suite in suites {
-            match self.packages.kernel(suite) {
-                Ok(kernel) => kernels.push(kernel),
-                Err(error) => {
-                    let report = Report {
-                        suite,
-                        outcome: Outcome::Skipped(format!("{error:#}")),
-                    };
-                    print!("{report}");
-                    reports.push(report);
-                }
-            }
-        }
-        (kernels, reports)
-    }
-}
-
-/// Outside the repository: what is fetched serves every checkout.
-fn cache() -> Result<PathBuf> {
-    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache"));
-    let base = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(home);
-    let base = base.filter(|path| path.is_absolute());
-    let cache = base
-        .unwrap_or_else(|| "/var/cache".into())
-        .join("lifemon/vmtest");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    Ok(cache)
-}
-
-/// One at a time: two would disturb each other's deadlines, and share these files.
-fn lock(cache: &Path) -> Result<File> {
-    let file = File::create(cache.join("lock"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            eprintln!("waiting for another vmtest to end");
-            file.lock()?;
-        }
-        Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the cache"),
-    }
-    Ok(file)
-}
-
-fn packages(cache: &Path, architecture: Architecture, suites: &[Suite]) -> Result<Packages> {
-    // The lists of all suites of an architecture, whichever are wanted today: they stay fresh together.
-    let names = match architecture {
-        Architecture::Amd64 => SUITES.map(|suite| suite.name).to_vec(),
-        Architecture::Arm64 => suites
-            .iter()
-            .map(|suite| suite.name)
-            .chain([TOOLS_SUITE])
-            .collect(),
-    };
-    let directory = cache.join(format!("apt-{}", architecture.debian()));
-    let apt = Apt::prepare(directory, architecture, &names)?;
-    if let Some(trouble) = apt.refresh()? {
-        eprintln!("apt could not fetch every list:\n{}", trouble.trim_end());
-    }
-    let files = cache.join("files");
-    fs::create_dir_all(&files)?;
-    Ok(Packages::new(apt, files))
 }
 
 /// As the suites are listed, whatever ended first.

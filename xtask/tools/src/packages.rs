@@ -8,12 +8,18 @@ use anyhow::Result;
 use crate::privilege::as_root;
 
 /// Fetches the lists of packages.
-pub(crate) fn update() -> Result<Command> {
+///
+/// # Errors
+/// When there is no way to be root.
+pub fn update() -> Result<Command> {
     apt_get(&["update"])
 }
 
 /// Installs packages and what they need, without asking.
-pub(crate) fn install(packages: &[impl AsRef<str>]) -> Result<Command> {
+///
+/// # Errors
+/// When there is no way to be root.
+pub fn install(packages: &[impl AsRef<str>]) -> Result<Command> {
     let mut command = apt_get(&["install", "-y", "--no-install-recommends"])?;
     command.args(packages.iter().map(AsRef::as_ref));
     Ok(command)

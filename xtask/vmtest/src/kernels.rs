@@ -3,11 +3,11 @@
 
 use anyhow::{Result, ensure};
 
-use super::architecture::Architecture;
+use crate::architecture::Architecture;
 
 /// What lifemon has to do on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Expected {
+pub(crate) enum Expected {
     /// Pass every test.
     Works,
     /// Say that the kernel is too old, and exit with 3.
@@ -16,15 +16,15 @@ pub(super) enum Expected {
 
 /// A suite of Debian with the kernel that it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Suite {
+pub(crate) struct Suite {
     /// As apt knows it.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// The kernel in it: two numbers, or less where it moves.
-    pub(super) series: &'static str,
+    pub(crate) series: &'static str,
     /// The processor.
-    pub(super) architecture: Architecture,
+    pub(crate) architecture: Architecture,
     /// What lifemon has to do there.
-    pub(super) expected: Expected,
+    pub(crate) expected: Expected,
 }
 
 const fn works(name: &'static str, series: &'static str) -> Suite {
@@ -37,7 +37,7 @@ const fn works(name: &'static str, series: &'static str) -> Suite {
 }
 
 /// Oldest first; the one that must be refused last.
-pub(super) const SUITES: [Suite; 5] = [
+pub(crate) const SUITES: [Suite; 5] = [
     works("bookworm", "6.1"),
     works("trixie", "6.12"),
     works("sid", "7"),
@@ -51,7 +51,7 @@ pub(super) const SUITES: [Suite; 5] = [
 ];
 
 /// Only when it is asked for: everything is built once more for it.
-pub(super) const ARM64: Suite = Suite {
+pub(crate) const ARM64: Suite = Suite {
     name: "trixie",
     series: "arm64",
     architecture: Architecture::Arm64,
@@ -59,7 +59,7 @@ pub(super) const ARM64: Suite = Suite {
 };
 
 /// Those asked for by suite or by series.
-pub(super) fn chosen(asked: &[String]) -> Result<Vec<Suite>> {
+pub(crate) fn chosen(asked: &[String]) -> Result<Vec<Suite>> {
     let is_meant =
         |suite: &Suite, word: &str| suite.series == word || suite.name == word && *suite != ARM64;
     let known = || SUITES.into_iter().chain([ARM64]);

@@ -18,7 +18,7 @@ const ALIGNMENT: usize = 4;
 
 /// An archive in memory. Directories come into it with the first thing in them.
 #[derive(Debug, Default)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
     directories: BTreeSet<Vec<u8>>,
@@ -26,7 +26,7 @@ pub(super) struct Archive {
 
 impl Archive {
     /// An empty directory, or the ones above a path.
-    pub(super) fn directory(&mut self, path: &Path) {
+    pub(crate) fn directory(&mut self, path: &Path) {
         if let Some(parent) = path.parent() {
             self.directory(parent);
         }
@@ -37,13 +37,13 @@ impl Archive {
     }
 
     /// A file with this content.
-    pub(super) fn file(&mut self, path: &Path, mode: u32, content: &[u8]) {
+    pub(crate) fn file(&mut self, path: &Path, mode: u32, content: &[u8]) {
         self.above(path);
         self.entry(name(path), FILE | mode, content);
     }
 
     /// A file of the host, at `path`.
-    pub(super) fn copy(&mut self, path: &Path, from: &Path) -> Result<()> {
+    pub(crate) fn copy(&mut self, path: &Path, from: &Path) -> Result<()> {
         let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         let mode = fs::metadata(from)?.permissions().mode() & 0o777;
         self.file(path, mode, &content);
@@ -51,13 +51,13 @@ impl Archive {
     }
 
     /// A symbolic link.
-    pub(super) fn link(&mut self, path: &Path, target: &str) {
+    pub(crate) fn link(&mut self, path: &Path, target: &str) {
         self.above(path);
         self.entry(name(path), SYMLINK | 0o777, target.as_bytes());
     }
 
     /// The whole archive.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry(b"TRAILER!!!", 0, &[]);
         self.bytes
     }

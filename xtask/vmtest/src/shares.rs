@@ -1,9 +1,9 @@
-//! Which test executables run on which kernel. All of them on every kernel take an hour and more when
-//! emulated; so, unless everything is asked for, those whose outcome hangs most on the kernel run on
-//! each, the others on one or two, and what only needs Linux, or much of it, on none. What is left out
-//! is said, by name.
+//! Which modules of tests run on which kernel. All of them on every kernel take an hour and more
+//! when emulated; so, unless everything is asked for, those whose outcome hangs most on the kernel
+//! run on each, the others on one or two, and what only needs Linux, or much of it, on none. What
+//! is left out is said, by name.
 
-use super::kernels::Suite;
+use crate::kernels::Suite;
 
 /// The hooks, the lineage and the words of the stream.
 const EVERYWHERE: [&str; 2] = ["deaths", "lifecycle"];
@@ -12,7 +12,7 @@ const EVERYWHERE: [&str; 2] = ["deaths", "lifecycle"];
 const SHARES: [(&str, &[&str]); 4] = [
     (
         "bookworm",
-        &["history", "kill", "lineage", "loss", "refusals"],
+        &["history", "kill", "lineage", "loss", "pins", "refusals"],
     ),
     (
         "trixie",
@@ -27,12 +27,12 @@ const SHARES: [(&str, &[&str]); 4] = [
             "watchers",
         ],
     ),
-    ("sid", &["kill_exact", "kill_survivors", "lineage"]),
+    ("sid", &["kill_exact", "kill_survivors", "lineage", "pins"]),
     ("trixie-backports", &["orphans", "tracker"]),
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
-const NOWHERE: [&str; 11] = [
+const NOWHERE: [&str; 12] = [
     "commands",
     "gpu",
     "kill_interrupted",
@@ -44,10 +44,12 @@ const NOWHERE: [&str; 11] = [
     "python_servers",
     "run",
     "run_many",
+    "shapes",
 ];
 
 /// What takes longest in a guest, the longest last: a slow machine leaves these out first.
-const SLOW: [&str; 8] = [
+const SLOW: [&str; 9] = [
+    "pins",
     "history",
     "kill_survivors",
     "orphans",
@@ -58,33 +60,33 @@ const SLOW: [&str; 8] = [
     "kill_bombs",
 ];
 
-/// The place of an executable among those of a guest: what runs everywhere, what is quick, the rest.
-pub(super) fn place(test: &str) -> usize {
-    let slow = SLOW.iter().position(|slow| *slow == test);
+/// The place of a module among those of a guest: what runs everywhere, what is quick, the rest.
+pub(crate) fn place(module: &str) -> usize {
+    let slow = SLOW.iter().position(|slow| *slow == module);
     match slow {
-        _ if EVERYWHERE.contains(&test) => 0,
+        _ if EVERYWHERE.contains(&module) => 0,
         None => 1,
         Some(position) => position + 2,
     }
 }
 
-/// Whether every guest must have run this executable, however slow the machine is.
-pub(super) fn is_due(test: &str) -> bool {
-    EVERYWHERE.contains(&test)
+/// Whether every guest must have run this module, however slow the machine is.
+pub(crate) fn is_due(module: &str) -> bool {
+    EVERYWHERE.contains(&module)
 }
 
-/// Whether this executable runs on the kernel of this suite. One that is not named above does.
-pub(super) fn is_shared(suite: Suite, test: &str) -> bool {
-    let is_elsewhere = SHARES.iter().any(|(_, share)| share.contains(&test));
+/// Whether this module runs on the kernel of this suite. One that is not named above does.
+pub(crate) fn is_shared(suite: Suite, module: &str) -> bool {
+    let is_elsewhere = SHARES.iter().any(|(_, share)| share.contains(&module));
     let own = SHARES.iter().find(|(name, _)| *name == suite.name);
-    let is_own = own.is_some_and(|(_, share)| share.contains(&test));
-    EVERYWHERE.contains(&test) || is_own || !(is_elsewhere || NOWHERE.contains(&test))
+    let is_own = own.is_some_and(|(_, share)| share.contains(&module));
+    EVERYWHERE.contains(&module) || is_own || !(is_elsewhere || NOWHERE.contains(&module))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmtest::kernels::SUITES;
+    use crate::kernels::SUITES;
 
     #[test]
     fn each_runs_where_it_is_named_and_a_new_one_everywhere() {

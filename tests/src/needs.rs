@@ -1,0 +1,51 @@
+//! What a test needs of the host, said in its first line: `needs!(python, private_tracker)`. What
+//! is not there skips the test, and says so; what is shared with other tests is held until its end.
+
+use std::process::{Command, Stdio};
+
+/// Holds what a test needs until the end of the enclosing block, or returns from the test where
+/// this host lacks it. In this order, because what comes last is waited for:
+///
+/// - `python`: a `python3` for the workers; `multiprocessing`: one with that module.
+/// - `private_tracker`: the host's tracker is off, and lifemon loads one of its own.
+/// - `host_tracker`: the host's tracker is on, for this test alone.
+/// - `no_tracker`: nothing of lifemon is in the kernel, but what this test puts there.
+#[macro_export]
+macro_rules! needs {
+    ($need:ident, $($more:ident),+) => {
+        $crate::needs!($need);
+        $crate::needs!($($more),+);
+    };
+    (python) => {
+        if !$crate::has_python_with("json") {
+            return;
+        }
+    };
+    (multiprocessing) => {
+        if !$crate::has_python_with("multiprocessing, ctypes") {
+            return;
+        }
+    };
+    (private_tracker) => {
+        let _held = $crate::private_lock();
+    };
+    (host_tracker) => {
+        let _held = $crate::HostTracker::on(&[]);
+    };
+    (no_tracker) => {
+        let _held = $crate::HostTracker::off();
+    };
+}
+
+/// Returns whether this host has a Python with these modules, and says so where it has not.
+#[must_use]
+pub fn has_python_with(modules: &str) -> bool {
+    let mut python = Command::new("python3");
+    python.arg("-c").arg(format!("import {modules}"));
+    let status = python.stdin(Stdio::null()).stderr(Stdio::null()).status();
+    let has = status.is_ok_and(|status| status.success());
+    if !has {
+        println!("skipped: no python3 with {modules}");
+    }
+    has
+}
