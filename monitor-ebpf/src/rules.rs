@@ -6,7 +6,7 @@
 //! living create processes. And an identity never comes back, so **the delete that succeeds owns
 //! what follows from it**: the drop of the reference on the creator happens exactly once.
 
-use crate::{DEAD, HELD, LIVE, NOT_HELD, ProcessId, limits};
+use crate::{DEAD, HELD, NOT_HELD, ProcessId, limits};
 
 /// The part of a record that the rules look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Link {
     pub creator: ProcessId,
     /// Itself while alive, plus the records that hold it.
     pub references: u64,
-    /// [`LIVE`] or [`DEAD`].
+    /// [`LIVE`](crate::LIVE) or [`DEAD`].
     pub state: u64,
     /// [`HELD`], [`NOT_HELD`], or due where learning did not come to the creator.
     pub holds_creator: u64,
@@ -211,11 +211,4 @@ pub fn climb(id: &ProcessId, mut step: impl FnMut(&mut ProcessId) -> Step) -> De
         }
     }
     Descent::Unsettled
-}
-
-/// Whether a state word says that the process can still run.
-#[must_use]
-#[inline(always)]
-pub const fn is_live(state: u64) -> bool {
-    state == LIVE
 }

@@ -92,3 +92,9 @@ pub use session::{Ghost, Lost as LostAtStart, Start};
 pub use supervise::{Ended, RunError, RunOptions, run};
 pub use tree::{Entry, Live};
 pub use watch::{Happening, What};
+
+/// The blocks of `docs/library.md`, which are compiled as this crate's examples are. The file is
+/// not part of the package, so it is read by doc tests alone.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/library.md")]
+pub struct LibraryGuide;

@@ -75,6 +75,7 @@ fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
     })?;
     let built = stages.stage("build", |_| for_tests(|_| {}))?;
     stages.stage("unit tests", |counts| unit_tests(&built.unit, args, counts))?;
+    stages.stage("library", library)?;
     stages.stage("end-to-end tests", |counts| {
         end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)
     })?;
@@ -85,6 +86,18 @@ fn run_cargo(line: &str) -> Result<()> {
     let mut command = cargo();
     command.args(line.split(' '));
     command::run(command)
+}
+
+/// Checks the library as others use it: without what the binary needs, and by its examples.
+fn library(counts: &mut Counts) -> Result<()> {
+    for features in ["", " --features gpu"] {
+        run_cargo(&format!(
+            "clippy --release -p lifemon --lib --no-default-features{features} -- -D warnings"
+        ))?;
+    }
+    let mut examples = cargo();
+    examples.args(["test", "--release", "--doc", "-p", "lifemon"]);
+    run_counted(&mut examples, counts)
 }
 
 fn unit_tests(tests: &[Executable], args: &[OsString], counts: &mut Counts) -> Result<()> {

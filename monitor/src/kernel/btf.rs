@@ -72,7 +72,6 @@ enum Class {
     Typedef,
     /// The typedef `btf_trace_NAME` stands for the tracepoint NAME.
     Tracepoint,
-    Func,
 }
 
 /// One type record, with the data that follows it.
@@ -186,14 +185,6 @@ impl<'a> Btf<'a> {
         Ok(None)
     }
 
-    /// Whether the kernel has a function of this name, for example `bpf_iter_task`.
-    ///
-    /// # Errors
-    /// `name` was not passed to [`Btf::parse`].
-    pub fn has_func(&self, name: &str) -> Result<bool, BtfError> {
-        Ok(self.ids(name, Class::Func)?.next().is_some())
-    }
-
     /// Walks all types once.
     fn index(&mut self) -> Result<(), BtfError> {
         let longest = self.wanted.iter().map(|name| name.len()).max().unwrap_or(0);
@@ -221,7 +212,6 @@ impl<'a> Btf<'a> {
         let mut class = match ty.kind {
             STRUCT | UNION => Class::Struct,
             TYPEDEF => Class::Typedef,
-            FUNC => Class::Func,
             _ => return Ok(None),
         };
         let text = self.text(ty.name_off)?;

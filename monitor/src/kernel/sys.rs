@@ -28,8 +28,6 @@ unsafe impl Plain for lifemon_ebpf::MemberKey {}
 // SAFETY: as above.
 unsafe impl Plain for lifemon_ebpf::Membership {}
 // SAFETY: as above.
-unsafe impl Plain for lifemon_ebpf::SignalFact {}
-// SAFETY: as above.
 unsafe impl Plain for lifemon_ebpf::Event {}
 
 /// Entries asked for in the first batch; doubled when one bucket of the map holds more.

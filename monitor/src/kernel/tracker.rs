@@ -6,9 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aya::programs::ProgramError;
-use lifemon_ebpf::{
-    Host, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
-};
+use lifemon_ebpf::{Host, MemberKey, Membership, Pass, ProcessId, Record, Tree, limits};
 
 use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
@@ -27,7 +25,6 @@ pub struct Tracker {
     pub(super) members: OwnedFd,
     pub(super) roots: OwnedFd,
     pub(super) rings: OwnedFd,
-    signals: OwnedFd,
     oom: OwnedFd,
     pub(super) trees: Shared<Tree>,
     pub(super) host: Shared<Host>,
@@ -94,7 +91,7 @@ impl Tracker {
         let loaded = load::load(options)?;
         let map = |name| loaded.map(name)?.try_clone_to_owned().map_err(Error::Map);
         let (lineage, members, roots) = (map("LINEAGE")?, map("MEMBERS")?, map("ROOTS")?);
-        let (rings, signals, oom) = (map("RINGS")?, map("SIGNALS")?, map("OOM_VICTIMS")?);
+        let (rings, oom) = (map("RINGS")?, map("OOM_VICTIMS")?);
         let trees = Shared::new(map("TREES")?, limits::TREE_SLOTS as usize).map_err(Error::Map)?;
         let host = Shared::new(map("HOST")?, 1).map_err(Error::Map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
@@ -109,7 +106,6 @@ impl Tracker {
             members,
             roots,
             rings,
-            signals,
             oom,
             trees,
             host,
@@ -151,7 +147,7 @@ impl Tracker {
     fn open_pins(pins: &Pins) -> Result<impl FnOnce(Pins) -> Self + use<>, Error> {
         let map = |name| pins.map(name);
         let (lineage, members, roots) = (map("LINEAGE")?, map("MEMBERS")?, map("ROOTS")?);
-        let (rings, signals, oom) = (map("RINGS")?, map("SIGNALS")?, map("OOM_VICTIMS")?);
+        let (rings, oom) = (map("RINGS")?, map("OOM_VICTIMS")?);
         let trees = Shared::new(map("TREES")?, limits::TREE_SLOTS as usize).map_err(Error::Map)?;
         let host = Shared::new(map("HOST")?, 1).map_err(Error::Map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
@@ -161,7 +157,6 @@ impl Tracker {
             members,
             roots,
             rings,
-            signals,
             oom,
             trees,
             host,
@@ -229,14 +224,6 @@ impl Tracker {
     /// When the map cannot be read.
     pub fn record(&self, id: &ProcessId) -> Result<Option<Record>, Error> {
         sys::lookup(self.lineage.as_fd(), id).map_err(Error::Map)
-    }
-
-    /// The last fatal signal that was sent to `id`.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn signal_fact(&self, id: &ProcessId) -> Result<Option<SignalFact>, Error> {
-        sys::lookup(self.signals.as_fd(), id).map_err(Error::Map)
     }
 
     /// Whether the out-of-memory killer has chosen this process.

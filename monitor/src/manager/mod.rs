@@ -1,7 +1,7 @@
 //! [`ProcessManager`]: the workers of a server, their deaths the moment they happen, and nothing
 //! left of them when the server ends, however it ends.
 //!
-//! The workers are children of a *guardian*: this program, executed anew ([`crate::supervise`]),
+//! The workers are children of a *guardian*: this program, executed anew,
 //! small and alone in its process group. It is a subreaper, so all that a worker leaves stays below
 //! it. Should the server panic, abort or be killed, the guardian kills everything below itself and
 //! ends. Should the guardian be killed, the workers die with it, and with privileges the monitor

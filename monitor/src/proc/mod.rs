@@ -14,7 +14,7 @@ mod placement;
 mod status;
 
 pub use command::{CommandLine, command_line, job_markers};
-pub use files::{OpenFile, open_files};
+pub use files::open_files;
 pub use liveness::{has_successor, is_gone, is_live, owns_pid};
 pub use placement::{Placement, placement};
 pub use status::{name, wait_channel};
@@ -40,8 +40,6 @@ pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 pub struct Stat {
     /// Pid of the parent as this pid namespace sees it.
     pub parent: u32,
-    /// Process group, by its leader's pid.
-    pub group: u32,
     /// Session, by its leader's pid.
     pub session: u32,
     /// Device number of the controlling terminal; 0 without one.
@@ -81,11 +79,10 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields are numbered from 1 with the pid; state is 3, parent 4, flags 9, cminflt 11, starttime
-    // 22. Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where there is no
+    // Fields are numbered from 1 with the pid; state is 3, parent 4, session 6, flags 9, cminflt 11,
+    // starttime 22. Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where there is no
     // group.
-    let group = fields.next()?.parse().unwrap_or(0);
-    let session = fields.next()?.parse().unwrap_or(0);
+    let session = fields.nth(6 - 4 - 1)?.parse().unwrap_or(0);
     let terminal = fields.next()?.parse().ok()?;
     let flags = fields.nth(9 - 7 - 1)?.parse().ok()?;
     let children_faults = fields.nth(11 - 9 - 1)?.parse().ok()?;
@@ -93,7 +90,6 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let start_ticks = fields.nth(22 - 20 - 1)?.parse().ok()?;
     Some(Stat {
         parent,
-        group,
         session,
         terminal,
         flags,
@@ -188,7 +184,7 @@ mod tests {
             (stat.parent, stat.start_ticks, stat.state),
             (42, 123_456, 'S')
         );
-        assert_eq!((stat.group, stat.session, stat.terminal), (77, 77, 0));
+        assert_eq!((stat.session, stat.terminal), (77, 0));
         assert_eq!(
             (stat.flags, stat.children_faults, stat.threads),
             (4_194_304, 2, 1)

@@ -137,11 +137,7 @@ fn ask_everything(data: &[u8]) -> Result<(), BtfError> {
         for member in MEMBERS {
             let _ = btf.offset_of(name, member);
         }
-        let _ = (
-            btf.size_of(name),
-            btf.tracepoint_args(name),
-            btf.has_func(name),
-        );
+        let _ = (btf.size_of(name), btf.tracepoint_args(name));
     }
     Ok(())
 }
@@ -220,11 +216,6 @@ fn answers_sizes_tracepoints_and_functions() {
     for name in ["bare", "no_pointer", "no_proto", "iter"] {
         assert_eq!(btf.tracepoint_args(name), Ok(None), "{name}");
     }
-    assert_eq!(
-        (btf.has_func("iter"), btf.has_func("exit")),
-        (Ok(true), Ok(false))
-    );
-    assert_eq!(btf.has_func("task"), Ok(false));
 }
 
 #[test]
@@ -234,8 +225,7 @@ fn a_name_that_was_not_looked_for_is_an_error_and_not_an_absence() {
     let refused = BtfError::NotWanted("task".into());
     assert_eq!(btf.offset_of("task", "pid"), Err(refused.clone()));
     assert_eq!(btf.size_of("task"), Err(refused.clone()));
-    assert_eq!(btf.tracepoint_args("task"), Err(refused.clone()));
-    assert_eq!(btf.has_func("task"), Err(refused));
+    assert_eq!(btf.tracepoint_args("task"), Err(refused));
 }
 
 #[test]
@@ -541,6 +531,4 @@ fn reads_the_running_kernel() {
         btf.tracepoint_args("sched_process_exit"),
         Ok(Some(1 | 2))
     ));
-    assert_eq!(btf.has_func("bpf_iter_task"), Ok(true));
-    assert_eq!(btf.has_func("no_such"), Ok(false));
 }
