@@ -75,6 +75,15 @@ impl Check {
 }
 
 /// Runs all checks. Loads a private tracker to see whether it works, and lets it go.
+///
+/// ```no_run
+/// use lifemon::doctor::{State, examine};
+///
+/// for check in examine().iter().filter(|check| check.state == State::Failed) {
+///     let remedy = check.remedy.as_deref().unwrap_or("no remedy is known");
+///     eprintln!("{}: {}; {remedy}", check.name, check.detail);
+/// }
+/// ```
 #[must_use]
 pub fn examine() -> Vec<Check> {
     let mut checks = vec![

@@ -26,7 +26,11 @@
 //! which the binary asks. The library needs neither: `default-features = false`.
 #![cfg_attr(
     not(feature = "cli"),
-    allow(dead_code, reason = "some parts serve the command line alone")
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "some parts serve the command line alone"
+    )
 )]
 #![allow(
     unreachable_pub,

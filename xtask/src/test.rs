@@ -97,7 +97,8 @@ fn library(counts: &mut Counts) -> Result<()> {
     }
     let mut examples = cargo();
     examples.args(["test", "--release", "--doc", "-p", "lifemon"]);
-    run_counted(&mut examples, counts)
+    let run = ("the examples of lifemon".to_owned(), Ok(examples));
+    run_each([run].into_iter(), counts)
 }
 
 fn unit_tests(tests: &[Executable], args: &[OsString], counts: &mut Counts) -> Result<()> {

@@ -106,11 +106,15 @@ impl Gpu {
 /// The library, in a build without it.
 #[cfg(not(feature = "gpu"))]
 #[derive(Default)]
-struct Library;
+struct Library(());
 
 #[cfg(not(feature = "gpu"))]
 impl Library {
     /// Says that it cannot be asked.
+    #[expect(
+        clippy::unused_self,
+        reason = "as the library that stands in its place"
+    )]
     fn ask(&mut self) -> Answer {
         Answer::Absent("this lifemon was built without the feature `gpu`".to_owned())
     }

@@ -16,6 +16,14 @@ fn read(clock: ClockId) -> u64 {
 }
 
 /// Translates times since boot into wall-clock times.
+///
+/// ```
+/// use lifemon::WallClock;
+///
+/// let second = 1_000_000_000;
+/// let clock = WallClock::now();
+/// assert!(clock.rfc3339(0) < clock.rfc3339(second));
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct WallClock {
     /// Wall-clock time of boot, in ns since 1970.

@@ -107,6 +107,27 @@ pub struct Finished {
 }
 
 /// The workers of this server. Dropping it ends them at once.
+///
+/// ```no_run
+/// use lifemon::ProcessManager;
+/// use lifemon::manager::{Options, WorkerCommand, run_if_asked};
+///
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     // The guardian is this program, executed anew: this call comes first.
+///     run_if_asked();
+///     let runtime = tokio::runtime::Builder::new_current_thread()
+///         .enable_all()
+///         .build()?;
+///     let finished = runtime.block_on(async {
+///         let worker = WorkerCommand::new("python3").arg("worker.py");
+///         let manager = ProcessManager::start(Options::new([worker])).await?;
+///         // Serves until a signal asks for the end, or the workers have died.
+///         manager.stop_asked().await;
+///         Ok::<_, lifemon::manager::StartError>(manager.shutdown().await)
+///     })?;
+///     std::process::exit(finished.code.into());
+/// }
+/// ```
 #[derive(Debug)]
 pub struct ProcessManager {
     shared: Arc<Shared>,

@@ -19,7 +19,18 @@ use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::poll::wait_for;
 use crate::sys::signals::{Mask, Signals, is_forwarded, stop_self};
 
-/// Runs a command to its end, and ends what it leaves. For a process with one thread.
+/// Runs a command to its end, and ends what it leaves. For a process with one thread: it forks, and
+/// takes the signals of the process for as long as the command runs.
+///
+/// ```no_run
+/// use lifemon::{RunOptions, run};
+///
+/// # fn main() -> Result<(), lifemon::RunError> {
+/// let ended = run(&RunOptions::new("make").arg("test"))?;
+/// println!("{} left behind and killed", ended.rest.killed.len());
+/// std::process::exit(ended.code().into());
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`RunError`].
