@@ -316,10 +316,10 @@ fn too_many_types_and_bytes_and_namesakes_are_refused() {
 
     let mut b = Builder::new();
     for _ in 0..MAX_FOUND {
-        b.refer(FUNC, "iter", 0);
+        b.refer(TYPEDEF, "iter", 0);
     }
     assert_eq!(Btf::parse(&b.finish(), NAMES).err(), None);
-    b.refer(FUNC, "iter", 0);
+    b.refer(TYPEDEF, "iter", 0);
     assert!(matches!(
         Btf::parse(&b.finish(), NAMES),
         Err(BtfError::Limit(_, MAX_FOUND))
@@ -399,7 +399,7 @@ fn bad_references_are_errors_when_asked_about() {
     let too_high = BtfError::Malformed("a type id is too high");
     assert_eq!(offset(&data, "task_t", "x"), Err(too_high));
     assert_eq!(offset(&data, "outer", "x"), Err(OUTSIDE));
-    b.add(FUNC, "", 0, 0, &[]);
+    b.add(TYPEDEF, "", 0, 0, &[]);
     let name_at = b.types.len() - TYPE_BYTES;
     b.types[name_at..name_at + 4].copy_from_slice(&u32::MAX.to_ne_bytes());
     let outside = BtfError::Malformed("a name is outside the strings");
