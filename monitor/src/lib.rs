@@ -92,7 +92,7 @@ pub use manager::ProcessManager;
 pub use orphan::{Class, Evidence, Orphan};
 pub use proc::{CommandLine, Placement};
 pub use process::{Cause, Death, Died, NoSignal, Process, Sender, Signal, Who};
-pub use session::{Ghost, Lost as LostAtStart, Start};
+pub use session::{Ghost, LostAtStart, Start};
 pub use supervise::{Ended, RunError, RunOptions, run};
 pub use tree::{Entry, Live};
 pub use watch::{Happening, What};

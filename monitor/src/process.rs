@@ -29,6 +29,7 @@ pub const fn is_same_process(one: ProcessId, other: ProcessId) -> bool {
 
 /// A process by identity and, when known, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Who {
     /// Its identity.
     #[serde(flatten)]
@@ -40,6 +41,7 @@ pub struct Who {
 
 /// A member of a watched tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Process {
     /// Its identity.
     #[serde(flatten)]
@@ -68,6 +70,7 @@ pub struct Process {
 /// (`{:#}`) leaves out who sent the signal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "json::ExitJson", from = "json::ExitJson")]
+#[non_exhaustive]
 pub struct Death {
     /// Status as `wait(2)` gives it.
     pub status: u32,
@@ -81,6 +84,7 @@ pub struct Death {
 
 /// The death of a process, and when it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Died {
     /// When it began to die, ns since boot.
     pub at_ns: u64,
@@ -90,9 +94,15 @@ pub struct Died {
 }
 
 impl Died {
+    /// Returns a death at this time, ns since boot.
+    #[must_use]
+    pub const fn new(at_ns: u64, death: Death) -> Self {
+        Self { at_ns, death }
+    }
+
     /// Returns what a ghost's record tells of its death; `None` while it is live.
     #[must_use]
-    pub fn of_record(record: &Record) -> Option<Self> {
+    pub(crate) fn of_record(record: &Record) -> Option<Self> {
         (record.state != LIVE).then(|| Self {
             at_ns: record.exit_ns,
             death: Death::of_record(record),
@@ -192,7 +202,7 @@ impl Death {
 
     /// Returns the death that an exit event reports.
     #[must_use]
-    pub fn of_event(event: &Event) -> Self {
+    pub(crate) fn of_event(event: &Event) -> Self {
         Self {
             status: event.status,
             is_oom: event.flags & OOM_KILLED != 0,
@@ -203,7 +213,7 @@ impl Death {
 
     /// Returns the death that a ghost's record tells of.
     #[must_use]
-    pub fn of_record(record: &Record) -> Self {
+    pub(crate) fn of_record(record: &Record) -> Self {
         Self {
             status: record.status,
             is_oom: record.exit_flags & OOM_KILLED != 0,
@@ -269,7 +279,7 @@ pub fn sender(flags: u32, id: ProcessId, name: &[u8; 16]) -> Option<Sender> {
 impl Process {
     /// Returns the process that an event is about.
     #[must_use]
-    pub fn of_event(event: &Event) -> Self {
+    pub(crate) fn of_event(event: &Event) -> Self {
         Self {
             id: event.process,
             name: comm(&event.name),
@@ -283,7 +293,7 @@ impl Process {
 
     /// Returns the process that a record describes.
     #[must_use]
-    pub fn of_record(id: ProcessId, record: &Record) -> Self {
+    pub(crate) fn of_record(id: ProcessId, record: &Record) -> Self {
         Self {
             id,
             name: comm(&record.name),

@@ -8,7 +8,7 @@ mod missed;
 mod start;
 mod wakeups;
 
-pub use start::{Ghost, Lost, Start};
+pub use start::{Ghost, LostAtStart, Start};
 
 use std::time::Duration;
 

@@ -11,6 +11,7 @@ use crate::process::{Cause, Death, Died, Process, Sender, Signal, Who, sender};
 
 /// Something that happened to a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Happening {
     /// When, ns since boot; `None` when only the fact is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -47,12 +47,9 @@ impl Proc {
     }
 
     fn death(&self) -> Death {
-        Death {
-            status: self.status,
-            is_oom: self.is_oom(),
-            sender: None,
-            unseen: false,
-        }
+        let mut death = Death::from_wait_status(self.status.cast_signed());
+        death.is_oom = self.is_oom();
+        death
     }
 
     fn cause(&self) -> Cause {
@@ -64,15 +61,12 @@ impl Proc {
     }
 
     fn describe(&self) -> Process {
-        Process {
-            id: self.id,
-            name: lifemon::process::comm(&self.name),
-            uid: Some(0),
-            ns_pid: Some(self.id.pid),
-            creator: Some(self.creator),
-            inferred: false,
-            elided: 0,
-        }
+        let mut process = Process::unknown(self.id);
+        process.name = lifemon::process::comm(&self.name);
+        process.uid = Some(0);
+        process.ns_pid = Some(self.id.pid);
+        process.creator = Some(self.creator);
+        process
     }
 }
 
@@ -576,10 +570,7 @@ impl Session {
             .iter()
             .filter(|proc| self.kernel.has_record(proc.id))
             .map(|proc| {
-                let died = proc.died_at.map(|at_ns| Died {
-                    at_ns,
-                    death: proc.death(),
-                });
+                let died = proc.died_at.map(|at_ns| Died::new(at_ns, proc.death()));
                 let process = Some(proc.describe());
                 (proc.id, Known { process, died })
             })

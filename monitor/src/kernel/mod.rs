@@ -34,6 +34,7 @@ pub use watcher::{WatchOptions, Watcher};
 
 /// What can go wrong with the kernel half.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// lifemon cannot work here.
     #[error(transparent)]

@@ -24,6 +24,7 @@ const CAP_BPF: u32 = 39;
 
 /// Why lifemon cannot work here, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The kernel is older than `OLDEST_KERNEL`.
     #[error("kernel {found} is too old: lifemon needs Linux 5.15 or newer; boot a newer kernel")]

@@ -7,14 +7,23 @@ use std::error::Error;
 const CHAIN_MAX: usize = 64;
 
 /// What makes an error fatal. [`FatalRules::default`] has the rules of the Python module.
+///
+/// ```
+/// use std::io;
+///
+/// use lifemon::manager::FatalRules;
+///
+/// let rules = FatalRules::default().message("NCCL timeout");
+/// assert!(rules.is_fatal(&io::Error::other("NCCL timeout on rank 3")));
+/// ```
 #[derive(Debug, Clone)]
 pub struct FatalRules {
     /// Parts of a message.
-    pub messages: Vec<String>,
+    messages: Vec<String>,
     /// Parts of the name of a type. Of a cause the type is known by its `Debug` text alone.
-    pub types: Vec<String>,
+    types: Vec<String>,
     /// Words that must all be in the message, in any case.
-    pub all_of: Vec<Vec<String>>,
+    all_of: Vec<Vec<String>>,
 }
 
 impl Default for FatalRules {
@@ -32,6 +41,21 @@ impl FatalRules {
     #[must_use]
     pub fn message(mut self, part: impl Into<String>) -> Self {
         self.messages.push(part.into());
+        self
+    }
+
+    /// Adds a part of the name of a type.
+    #[must_use]
+    pub fn type_name(mut self, part: impl Into<String>) -> Self {
+        self.types.push(part.into());
+        self
+    }
+
+    /// Adds words that must all be in the message, in any case.
+    #[must_use]
+    pub fn all_of(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let words = words.into_iter().map(|word| word.into().to_lowercase());
+        self.all_of.push(words.collect());
         self
     }
 
@@ -122,5 +146,8 @@ mod tests {
         let error = Plain("NCCL timeout".to_owned());
         assert!(!FatalRules::default().is_fatal(&error));
         assert!(FatalRules::default().message("NCCL").is_fatal(&error));
+        let rules = FatalRules::default().all_of(["nccl", "Timeout"]);
+        assert!(rules.is_fatal(&error));
+        assert!(FatalRules::default().type_name("Plain").is_fatal(&error));
     }
 }

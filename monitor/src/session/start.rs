@@ -21,10 +21,10 @@ pub struct Ghost {
     pub died: Died,
 }
 
-/// What is not known, and how much of it.
+/// What was not known when watching began, and how much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Lost {
+pub struct LostAtStart {
     /// What.
     pub loss: Loss,
     /// How much.
@@ -42,7 +42,7 @@ pub struct Start {
     /// Dead processes of the tree with living descendants.
     pub ghosts: Vec<Ghost>,
     /// What makes it incomplete.
-    pub losses: Vec<Lost>,
+    pub losses: Vec<LostAtStart>,
     /// Since when the lineage is known, ns since boot.
     pub since_ns: u64,
 }
@@ -102,7 +102,9 @@ pub(super) fn describe(
         root: process(&root),
         members: living,
         ghosts,
-        losses: losses.map(|(loss, count)| Lost { loss, count }).collect(),
+        losses: losses
+            .map(|(loss, count)| LostAtStart { loss, count })
+            .collect(),
         since_ns,
     }
 }
