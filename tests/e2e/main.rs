@@ -32,6 +32,9 @@ mod kill_on_root_exit;
 mod kill_refused;
 mod kill_survivors;
 
+// The library.
+mod library;
+
 // Those who keep processes.
 mod manager;
 mod manager_direct;
