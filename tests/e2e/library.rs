@@ -59,7 +59,7 @@ fn the_tree_and_its_orphan_are_reported_and_the_tree_is_killed() {
 
 #[test]
 fn a_watch_streams_the_deaths_of_a_tree_until_nothing_is_left() {
-    needs!(private_tracker);
+    needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "double-fork");
     actor.step();
