@@ -1,4 +1,4 @@
-//! Who holds GPUs: memory by process from NVML ([`nvml`]), open device files of any vendor
+//! Holders of GPUs: memory by process from NVML ([`nvml`]), open device files of any vendor
 //! ([`holders`]), and memory of DRM drivers ([`drm`]); and when the dead give it back
 //! ([`release`]). All three, because each misses some: a process that died in the middle of a call
 //! holds memory without a file, one that is starting has a file and no memory, and NVML knows
@@ -19,7 +19,7 @@ use crate::forest::Forest;
 use holders::Scan;
 use nvml::{Answer, Gpu};
 
-/// What a process holds of GPUs.
+/// The GPUs and the GPU memory that a process holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holding {
     /// Device files that it has open.
@@ -35,7 +35,7 @@ impl Holding {
         self.devices.is_empty() && self.memory.is_empty()
     }
 
-    /// Returns all its memory, in bytes; `None` when no driver told any.
+    /// Returns all its memory, in bytes; `None` when no driver reported any.
     #[must_use]
     pub fn memory_bytes(&self) -> Option<u64> {
         let told = self.memory.iter().filter_map(|memory| memory.bytes);
@@ -51,9 +51,9 @@ pub type Holders = HashMap<ProcessId, Holding>;
 pub struct Memory {
     /// The GPU: its UUID, or its PCI address.
     pub gpu: String,
-    /// What for.
+    /// The kind of use.
     pub kind: Kind,
-    /// In bytes; absent when the driver does not say.
+    /// Size in bytes; absent when the driver does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     /// The instance of a partitioned GPU.
@@ -61,7 +61,7 @@ pub struct Memory {
     pub gpu_instance: Option<u32>,
 }
 
-/// What GPU memory is used for.
+/// The kind of use of GPU memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -69,7 +69,7 @@ pub enum Kind {
     Compute,
     /// Drawing.
     Graphics,
-    /// A DRM driver, which does not tell.
+    /// Memory of a DRM driver, which does not report its use.
     Drm,
 }
 
@@ -78,7 +78,7 @@ pub enum Kind {
 pub struct Stranger {
     /// Its pid as the driver has it.
     pub pid: u32,
-    /// What it has.
+    /// What it holds.
     #[serde(flatten)]
     pub memory: Memory,
 }
@@ -86,7 +86,7 @@ pub struct Stranger {
 /// Everything that is known about GPUs at one time.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
-    /// What NVML answered.
+    /// The answer of NVML.
     pub nvml: Answer,
     /// Processes that hold something.
     pub holders: Holders,

@@ -1,4 +1,4 @@
-//! Which errors mean that a worker's engine is dead and the server must end.
+//! Recognises the errors that mean that a worker's engine is dead and the server must end. Pure.
 
 use std::any::type_name_of_val;
 use std::error::Error;
@@ -6,7 +6,7 @@ use std::error::Error;
 /// Causes that are followed: a chain that is longer is a circle.
 const CHAIN_MAX: usize = 64;
 
-/// What makes an error fatal. [`FatalRules::default`] has the rules of the Python module.
+/// Rules that make an error fatal. [`FatalRules::default`] has those of the Python module.
 #[derive(Debug, Clone)]
 pub struct FatalRules {
     /// Parts of a message.

@@ -12,18 +12,18 @@ use crate::process::{Died, Process};
 /// A dead process of a tree with living descendants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ghost {
-    /// Who it was.
+    /// The dead process.
     pub process: Process,
-    /// When and how it died.
+    /// Time and kind of its death.
     pub died: Died,
 }
 
-/// What is not known, and how much of it.
+/// One kind of loss, and its amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
-    /// What.
+    /// The kind of loss.
     pub loss: Loss,
-    /// How much.
+    /// The amount.
     pub count: u64,
 }
 
@@ -36,7 +36,7 @@ pub struct Start {
     pub members: Vec<Process>,
     /// Dead processes of the tree with living descendants.
     pub ghosts: Vec<Ghost>,
-    /// What makes it incomplete.
+    /// The losses that make it incomplete.
     pub losses: Vec<Lost>,
     /// Since when the lineage is known, ns since boot.
     pub since_ns: u64,

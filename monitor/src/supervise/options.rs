@@ -1,4 +1,4 @@
-//! What `lifemon run` is asked for, and what comes of it.
+//! The options of `lifemon run`, and its outcome. Types alone.
 
 use std::ffi::OsString;
 use std::io;
@@ -8,28 +8,28 @@ use crate::ProcessId;
 use crate::kill::Rest;
 use crate::process::Death;
 
-/// What to run, and what becomes of what it leaves.
+/// The command to run, and what is done with the processes that it leaves.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// The program and its arguments.
     pub words: Vec<OsString>,
     /// Sent first to what is left behind.
     pub signal: i32,
-    /// How long to wait after that.
+    /// Time to wait after that.
     pub grace: Duration,
     /// Leave it alive.
     pub keep_orphans: bool,
 }
 
-/// How a command ended, and what became of what it left.
+/// The end of a command, and the outcome for the processes that it left.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Ended {
     /// The command's process.
     pub command: ProcessId,
-    /// How it died.
+    /// The death of the command.
     pub death: Death,
-    /// What it left.
+    /// The outcome for the processes that it left.
     pub rest: Rest,
 }
 
@@ -43,7 +43,7 @@ impl Ended {
     }
 }
 
-/// Why a command was not run to its end.
+/// The reason why a command was not run to its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -52,7 +52,7 @@ pub enum RunError {
     NotStarted {
         /// The command.
         word: String,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
     /// Something that this process needs failed.
