@@ -1,5 +1,4 @@
 //! Checks of what works on this host, found by trying it. Each check that fails names the remedy.
-//!
 
 use serde::Serialize;
 
