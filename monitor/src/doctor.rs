@@ -1,4 +1,4 @@
-//! What works here and what does not, found by trying it. Each check that fails says what to do.
+//! Checks of what works on this host, found by trying it. Each check that fails names the remedy.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::kernel::pins::{self, Found};
 use crate::kernel::{LoadOptions, Refusal, Tracker, preflight};
 use crate::words::count;
 
-/// How a check went.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -26,13 +26,13 @@ pub enum State {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Check {
-    /// What was checked.
+    /// The subject of the check.
     pub name: &'static str,
-    /// How it went.
+    /// Its result.
     pub state: State,
-    /// What was found.
+    /// The finding, in words.
     pub detail: String,
-    /// What to do about it.
+    /// The remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }

@@ -90,7 +90,7 @@ impl Forest {
         order.map(|(id, _)| id).collect()
     }
 
-    /// As [`Forest::tree`], each with how far it is below the root.
+    /// Returns the same as [`Forest::tree`], each with its depth below the root.
     #[must_use]
     pub fn tree_with_depth(&self, root: ProcessId) -> Vec<(ProcessId, usize)> {
         let mut order = walk(&[root], |id| self.children(id));

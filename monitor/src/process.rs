@@ -1,5 +1,5 @@
-//! What lifemon says about one process, decoded from records and events: names, deaths, signals.
-//! Pure: no I/O, no clock. `json` is how it is printed and sent.
+//! The description of one process, decoded from records and events: names, deaths, signals. Pure:
+//! no I/O, no clock. `json` has the form in which it is printed and sent.
 
 pub(crate) mod json;
 mod signal;
@@ -55,10 +55,11 @@ pub struct Process {
     /// Its pid in its own pid namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns_pid: Option<u32>,
-    /// Who called fork or clone; `None` when unknown.
+    /// The process that called fork or clone; `None` when unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<ProcessId>,
-    /// Whether it is older than tracking, so that `creator` is the parent it was found with.
+    /// True if it is older than tracking: then `creator` is the parent that it had when it was
+    /// learnt.
     #[serde(default)]
     pub inferred: bool,
     /// Dead creators that are not known any more between it and `creator`.
@@ -66,7 +67,7 @@ pub struct Process {
     pub elided: u32,
 }
 
-/// How a process ended. `Display` says it in words, `SIGKILL from 77 bash`; the alternate form
+/// The death of a process. `Display` puts it in words, `SIGKILL from 77 bash`; the alternate form
 /// (`{:#}`) leaves out who sent the signal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "json::ExitJson", from = "json::ExitJson")]
@@ -76,7 +77,7 @@ pub struct Death {
     pub status: u32,
     /// Chosen by the out-of-memory killer.
     pub is_oom: bool,
-    /// Who sent the signal, when known.
+    /// The sender of the signal, when known.
     pub sender: Option<Sender>,
     /// Nobody saw it die: how is not known.
     pub unseen: bool,
@@ -86,9 +87,9 @@ pub struct Death {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Died {
-    /// When it began to die, ns since boot.
+    /// Time of its death (*dying*), in ns since boot.
     pub at_ns: u64,
-    /// How.
+    /// Its death.
     #[serde(rename = "exit")]
     pub death: Death,
 }
@@ -110,7 +111,7 @@ impl Died {
     }
 }
 
-/// Who sent a signal.
+/// The sender of a signal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "json::SenderJson", try_from = "json::SenderJson")]
 #[non_exhaustive]
@@ -121,7 +122,7 @@ pub enum Sender {
     Kernel,
 }
 
-/// Why a process ended, in one word.
+/// The cause of a death, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -189,7 +190,7 @@ impl Death {
         }
     }
 
-    /// Returns the death that a status as `wait(2)` gives it tells of.
+    /// Returns the death that a status of `wait(2)` describes.
     #[must_use]
     pub const fn from_wait_status(status: i32) -> Self {
         Self {
@@ -211,7 +212,7 @@ impl Death {
         }
     }
 
-    /// Returns the death that a ghost's record tells of.
+    /// Returns the death that a ghost's record describes.
     #[must_use]
     pub(crate) fn of_record(record: &Record) -> Self {
         Self {

@@ -2,7 +2,8 @@
 //! model on the other. What `lifemon attach` prints comes from here.
 //!
 //! Stages of a death: `exit` is the kernel's event, as soon as no thread can run user code again;
-//! `gone` is the pidfd, when memory and files are released and the children have a new parent.
+//! `gone` is the pidfd, when memory and files are released and the children have a new parent:
+//! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/fs/pidfs.c?h=v6.12.118#n112>.
 
 mod missed;
 mod start;
@@ -28,16 +29,16 @@ use crate::watch::{Happening, Known, Watch, What};
 use start::describe;
 use wakeups::WakeupBudget;
 
-/// How often the ring is drained when nothing urgent wakes us.
+/// Interval at which the ring is drained when no urgent event comes.
 const TICK: Duration = Duration::from_millis(40);
 
 /// Events taken from the ring before they are handed on.
 const DRAIN_LIMIT: usize = 4_096;
 
-/// How often the ring is looked at while no wakeups may come.
+/// Interval at which the ring is looked at while no wakeups may come.
 const POLL: Duration = Duration::from_millis(1);
 
-/// How long to wait, after the tree is extinct, for the last members to be gone.
+/// Longest time to wait, after the tree is extinct, until the last members are gone.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Something to report.
@@ -47,13 +48,13 @@ pub enum Update {
     Happening(Box<Happening>),
     /// Something was lost, or what was lost has been recovered.
     Lost {
-        /// What.
+        /// The kind of loss.
         loss: Loss,
-        /// How much since it was last reported.
+        /// The amount since it was last reported.
         count: u64,
-        /// Whether the comparison with the kernel's map has recovered it.
+        /// True if the comparison with the kernel's map has recovered it.
         recovered: bool,
-        /// Whether answers are complete from here on.
+        /// True if answers are complete from here on.
         complete: bool,
     },
     /// No member can run again. The last `gone` may follow.
@@ -62,7 +63,7 @@ pub enum Update {
     End,
 }
 
-/// What was lost so far, as the counters had it when it was last reported.
+/// The losses when they were last reported, as the counters had them.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     events: u64,
@@ -283,7 +284,7 @@ impl Session {
     }
 
     /// Waits for a dying member to be gone. Its pid may be free and taken again by now: then the
-    /// descriptor is another process's, which its start time tells, and it is gone already.
+    /// descriptor is another process's, which its start time shows, and it is gone already.
     fn follow(&mut self, id: ProcessId) {
         match pidfd::open(id.pid) {
             Ok(pidfd) if !proc::has_successor(id) => match readable(pidfd) {

@@ -1,5 +1,6 @@
 //! The lineage at one time, each creator before what it created, with what `/proc` adds to the
-//! living: what `lifemon tree` shows. What has died since the snapshot keeps what the record says.
+//! living: what `lifemon tree` shows. A process that has died since the snapshot is shown as its
+//! record has it.
 
 use lifemon_ebpf::ProcessId;
 use serde::{Deserialize, Serialize};
@@ -13,20 +14,20 @@ use crate::process::{Died, Process};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Entry {
-    /// Who it is.
+    /// The process.
     #[serde(flatten)]
     pub process: Process,
-    /// How far below a process that has no creator here.
+    /// Its depth below an entry without a creator here.
     pub depth: usize,
-    /// What `/proc` adds; `None` when it is dead.
+    /// The facts that `/proc` adds; `None` when it is dead.
     pub live: Option<Live>,
-    /// When and how it died; `None` while the record says that it lives.
+    /// Time and kind of its death; `None` while its record is live.
     pub died: Option<Died>,
-    /// How many entries that follow have it as their creator.
+    /// Number of later entries that have it as their creator.
     pub children: usize,
 }
 
-/// What only `/proc` knows of a living process.
+/// The facts that only `/proc` knows of a living process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Live {
@@ -34,7 +35,7 @@ pub struct Live {
     pub state: char,
     /// Pid of the present parent.
     pub parent: u32,
-    /// How it was started.
+    /// Its command line.
     pub command: CommandLine,
     /// Control group, unit, container.
     pub placement: Placement,

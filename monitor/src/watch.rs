@@ -1,6 +1,6 @@
-//! A watched tree as a model: a snapshot, then one event after the other. Says what each event
-//! means (who died, who is orphaned by it) and survives loss by comparing itself with the kernel's
-//! membership map, which is truth. Pure: no I/O, no clock.
+//! A watched tree as a model: a snapshot, then one event after the other. Decides what each event
+//! means (which process died, which are orphaned by it) and recovers from loss by comparing itself
+//! with the kernel's membership map, which is truth. Pure: no I/O, no clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -13,17 +13,17 @@ use crate::process::{Cause, Death, Died, Process, Sender, Signal, Who, sender};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Happening {
-    /// When, ns since boot; `None` when only the fact is known.
+    /// Time in ns since boot; `None` when only the fact is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ns: Option<u64>,
     /// To whom.
     pub process: Process,
-    /// Who created it, with the name when known.
+    /// Its creator, with the name when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<Who>,
-    /// What.
+    /// The change.
     pub what: What,
-    /// Whether its event was lost, and the comparison with the kernel's map has found it.
+    /// True if its event was lost, and the comparison with the kernel's map has found it.
     pub resynced: bool,
 }
 
@@ -36,7 +36,7 @@ impl Happening {
     }
 }
 
-/// What happened.
+/// A change of a process or of the tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -47,14 +47,14 @@ pub enum What {
     Exec,
     /// A signal that can end it was delivered.
     Signal {
-        /// Which.
+        /// The number.
         signal: Signal,
-        /// Who sent it.
+        /// The sender.
         sender: Option<Sender>,
     },
     /// It is dying.
     Exit {
-        /// How; `None` when its event was lost and it left no ghost.
+        /// Its death; `None` when its event was lost and it left no ghost.
         death: Option<Death>,
         /// Its children that are alive: orphans from now on.
         orphans: Vec<Who>,
@@ -66,7 +66,7 @@ pub enum What {
     },
     /// Its creator has died and is gone: it has another parent now.
     Orphaned {
-        /// Whether the root of the tree is alive.
+        /// True if the root of the tree is live.
         root_alive: bool,
     },
 }
@@ -77,7 +77,7 @@ struct Node {
     process: Process,
     /// Living children.
     children: BTreeSet<ProcessId>,
-    /// When it began to die.
+    /// Time of its death (*dying*), in ns since boot.
     died_ns: Option<u64>,
     /// Dead and gone, or a ghost of the snapshot: kept for its name alone.
     is_gone: bool,
@@ -96,12 +96,12 @@ pub struct Totals {
     pub resynced: u64,
 }
 
-/// What the records tell of a process in a comparison.
+/// The description of a process from the records, in a comparison.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// Who it is; `None` without a record.
+    /// The process; `None` without a record.
     pub process: Option<Process>,
-    /// When and how it died, if it is dead.
+    /// Time and kind of its death, if it is dead.
     pub died: Option<Died>,
 }
 
@@ -400,7 +400,7 @@ impl Watch {
     }
 
     /// Compares the model with the kernel's members, read after [`Watch::mark`], when the ring has
-    /// been drained once more since the reading. `describe` tells what the records say of a
+    /// been drained once more since the reading. `describe` returns what the records hold of a
     /// process.
     ///
     /// What was created since the mark may be missing from the reading and is left alone; what the
@@ -419,7 +419,7 @@ impl Watch {
             .collect();
         missing.sort_unstable();
         for id in missing {
-            // It may have died since the reading, and the drain have said so.
+            // It may have died since the reading, and the drain has reported it.
             if self.dead.contains_key(id) {
                 continue;
             }
@@ -435,7 +435,7 @@ impl Watch {
             .filter(|id| !real.contains(id) && !recent.contains(id))
             .copied()
             .collect();
-        // Children first: who is dead as well is nobody's orphan.
+        // Children first: a process that is dead as well is no orphan.
         over.sort_unstable_by(|a, b| b.cmp(a));
         for id in over {
             let died = describe(id).died;

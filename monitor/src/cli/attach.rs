@@ -1,4 +1,5 @@
-//! `lifemon attach`: the tree now, then what happens to it.
+//! `lifemon attach`: shows a tree as it is now, then reports every event in it. What an event means
+//! is decided in `watch`, how it is printed in `report::stream`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::report::stream::{Printer, Summary};
 use crate::session::{Session, Update};
 use crate::watch::What;
 
-/// What was typed after `attach`.
+/// Arguments of `attach`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -50,7 +51,7 @@ pub struct Args {
     max_processes: u32,
     #[command(flatten)]
     gpus: DeviceArgs,
-    /// How long to wait until the GPU memory of the dead is released
+    /// Longest time to wait until the GPU memory of the dead is released
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     release_timeout: Duration,
     /// Work as on kernels before 6.16 (for tests)
@@ -77,7 +78,7 @@ struct Following {
     releases: Option<Releases>,
     /// The dead that may hold some.
     dead: HashMap<ProcessId, Process>,
-    /// Whether no member will die any more.
+    /// True once no member can die any more.
     is_last: bool,
 }
 

@@ -1,5 +1,4 @@
-//! Which device files are GPUs, and what follows from that for those who kill: the same words for
-//! every command.
+//! The arguments that say which device files count as GPUs, shared by all commands that need them.
 
 use std::path::PathBuf;
 
@@ -8,7 +7,7 @@ use crate::gpu::holders::DeviceFiles;
 use crate::gpu::release::RELEASE_TIMEOUT;
 use crate::kill::ReleaseOptions;
 
-/// What was typed about device files.
+/// Arguments that choose device files.
 #[derive(Debug, clap::Args)]
 pub(super) struct DeviceArgs {
     /// Device files that count as GPUs, instead of those of NVIDIA, AMD and DRM; repeatable

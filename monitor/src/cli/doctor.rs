@@ -1,4 +1,4 @@
-//! `lifemon doctor`: what works here, and the remedy for what does not.
+//! `lifemon doctor`: prints the checks of [`crate::doctor`], with a remedy for each that fails.
 
 use serde::Serialize;
 

@@ -5,7 +5,7 @@ use clap::CommandFactory as _;
 use super::{Cli, Code};
 use crate::report::out;
 
-/// What was typed after `completions`.
+/// Arguments of `completions`.
 #[derive(Debug, clap::Args)]
 pub struct CompletionsArgs {
     /// The shell

@@ -1,4 +1,5 @@
-//! `lifemon gpu`: GPU, memory, process, where it comes from, orphan or not.
+//! `lifemon gpu`: lists for each GPU the memory, the processes that hold it, their lineage, and
+//! whether they are orphans.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::process::Process;
 use crate::report::gpu::{Ancestor, GpuReport, Holder};
 use crate::report::{self, out};
 
-/// What was typed after `gpu`.
+/// Arguments of `gpu`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,7 +40,7 @@ pub struct Args {
     /// With --kill-orphans: how long to go on killing
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     timeout: Duration,
-    /// How long the driver may take to answer
+    /// Longest time to wait for the driver's answer
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     driver_timeout: Duration,
     /// Whole command lines

@@ -1,4 +1,5 @@
-//! `lifemon kill`: every process of a tree, nobody else, and the proof.
+//! `lifemon kill`: kills every process of a tree and nobody else, and proves that the tree is
+//! extinct.
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -15,18 +16,18 @@ use crate::proc;
 use crate::process::Signal;
 use crate::report::{self, out};
 
-/// When a person begins to wonder.
+/// Time after which progress is shown.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 
-/// Why a dead root is not found.
+/// Remedy for a dead root that has no record.
 const WITHOUT_TRACKER: &str =
     "what the dead have left behind is known where `lifemon track on` was called before";
 
-/// What Ctrl-C leaves behind.
+/// Warning after an interrupted kill.
 const INTERRUPTED: &str =
     "interrupted: nothing stays condemned or attached; what is alive stays alive";
 
-/// What was typed after `kill`.
+/// Arguments of `kill`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -43,10 +44,10 @@ pub struct Args {
     /// Sent first to every member, to let it end by itself
     #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
     signal: Option<Signal>,
-    /// How long to wait after the first signal (10s when only --signal is given)
+    /// Time to wait after the first signal (10s when only --signal is given)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     grace: Option<Duration>,
-    /// How long to go on killing
+    /// Longest time to go on killing
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     timeout: Duration,
     /// Say what would die, and kill nothing

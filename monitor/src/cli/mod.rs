@@ -1,4 +1,5 @@
-//! What the user typed, a file for each command. What it means is decided elsewhere.
+//! The command line, one file for each command: arguments, help and exit codes. No decision about
+//! processes is made here.
 
 mod attach;
 mod devices;
@@ -36,7 +37,7 @@ pub enum Code {
     Done,
     /// The answer is no.
     No,
-    /// That of the command that was run.
+    /// The exit code of the command that was run.
     Command(u8),
 }
 
@@ -55,12 +56,12 @@ impl From<Code> for ExitCode {
 #[error("{0}")]
 pub struct NoSuchProcess(pub String);
 
-/// What was typed cannot be meant: exit code 2.
+/// A usage error: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; try --help")]
 pub struct Usage(pub String);
 
-/// How it is printed.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// For people.
@@ -88,13 +89,13 @@ Examples:
   sudo lifemon track on             keep the lineage of this host from now on
   lifemon doctor                    what works here, and the remedy for what does not")]
 pub struct Cli {
-    /// How to print
+    /// Output format
     #[arg(short, long, global = true, value_enum, default_value = "text")]
     pub output: Output,
     /// Say more; twice: also what the kernel half does
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
-    /// What to do
+    /// Command to run
     #[command(subcommand)]
     pub command: Command,
 }
@@ -132,7 +133,7 @@ pub enum Command {
     NvmlServer,
 }
 
-/// Runs what was typed.
+/// Runs the command that the user typed.
 ///
 /// # Errors
 /// Whatever the command fails with; [`fail`] turns it into a message and an exit code.
@@ -186,7 +187,7 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(WriteError::Closed) = error.downcast_ref() {
         return ExitCode::SUCCESS;
     }
-    // Standard error may be closed as well; there is nobody left to tell then.
+    // Standard error may be closed as well; then nobody can read the message.
     let _ = writeln!(std::io::stderr(), "lifemon: {}", chain(error));
     ExitCode::from(code_of(error))
 }

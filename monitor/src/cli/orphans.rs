@@ -1,4 +1,4 @@
-//! `lifemon orphans`: what was left behind, and on request its end.
+//! `lifemon orphans`: lists orphans, and kills them on request.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::orphan::{self, Orphan, Wanted};
 use crate::proc;
 use crate::report::{self, out};
 
-/// What was typed after `orphans`.
+/// Arguments of `orphans`.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a word of the command line"
@@ -163,7 +163,7 @@ async fn look(
 
 /// What came of killing orphans.
 pub(super) struct Killed {
-    /// What came of those that were killed, if there were any.
+    /// The outcomes of the kills; empty if nothing was to be killed.
     pub(super) report: Option<KillReport>,
     /// Orphans that were spared.
     spared: usize,

@@ -1,4 +1,4 @@
-//! `lifemon run`: a command, and nothing of it left behind.
+//! `lifemon run`: runs a command and kills what it leaves behind. The work is done in `supervise`.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -13,7 +13,7 @@ use crate::process::Signal;
 use crate::report;
 use crate::supervise::{self, RunOptions};
 
-/// What was typed after `run`.
+/// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,16 +26,16 @@ through a subreaper, which finds everything that is reparented to lifemon.
 Exit codes: the command's own, 128 and the signal that ended it, 125 lifemon has failed,
 126 the command may not run, 127 there is no such command.")]
 pub struct Args {
-    /// How long what is left behind may take to end by itself
+    /// Time that processes left behind have to end by themselves
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     grace: Duration,
     /// Sent first to what is left behind
     #[arg(long, value_name = "SIGNAL", default_value = "TERM", value_parser = parse_signal)]
     signal: Signal,
-    /// Let live what is left behind, and only say what it is
+    /// Leave the processes that are left behind alive, and only report them
     #[arg(long)]
     keep_orphans: bool,
-    /// Write a report to this file when it is over
+    /// Write a report to this file when the command has ended
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// The command and its arguments
@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args) -> Code {
         Ok(ended) => ended,
         Err(error) => return fail(&error, error.code()),
     };
-    // Standard error may be closed; there is nobody to tell then.
+    // Standard error may be closed; then nobody can read the message.
     let text = report::run::text(&options, &ended.rest);
     let _ = std::io::stderr().write_all(text.as_bytes());
     let written = file.map(|mut file| {

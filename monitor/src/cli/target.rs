@@ -1,4 +1,5 @@
-//! The process that the user names: `PID`, or `PID@START_NS` for exactly that one.
+//! A process as the user names it: `PID`, or `PID@START_NS` for exactly that one. Finds out which
+//! process it is, and explains why where there is none.
 
 use std::str::FromStr;
 

@@ -17,10 +17,10 @@ use crate::report::json::SCHEMA;
 use crate::report::out;
 use crate::words::count;
 
-/// How long `status` lets the kernel measure the hooks.
+/// Time for which `status` lets the kernel measure the hooks.
 const MEASURE: Duration = Duration::from_millis(500);
 
-/// What was typed after `track`.
+/// Arguments of `track`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     }
 }
 
-/// What a switch printed as JSON.
+/// The JSON that `track on` and `track off` print.
 #[derive(Serialize)]
 struct SwitchedJson {
     schema: &'static str,

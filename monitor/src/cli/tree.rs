@@ -1,4 +1,4 @@
-//! `lifemon tree`: the lineage at this moment.
+//! `lifemon tree`: shows the lineage as it is now, ghosts included.
 
 use super::target::Target;
 use super::{Code, Output};
@@ -8,7 +8,7 @@ use crate::report::tree::Style;
 use crate::report::{self, out};
 use crate::tree;
 
-/// What was typed after `tree`.
+/// Arguments of `tree`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

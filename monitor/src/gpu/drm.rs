@@ -1,13 +1,13 @@
-//! GPU memory as DRM drivers (AMD, Intel and others) tell it: in `fdinfo` of every open descriptor
-//! of a GPU. Descriptors that were handed on tell the same client again, so each client counts
-//! once. Keys: the kernel's `Documentation/gpu/drm-usage-stats.rst`.
+//! GPU memory as DRM drivers (AMD, Intel and others) report it, in `fdinfo` of every open
+//! descriptor of a GPU. Inherited and duplicated descriptors report the same client again, so each
+//! client counts once. Keys: the kernel's `Documentation/gpu/drm-usage-stats.rst`.
 
 use std::collections::BTreeMap;
 
 use super::{Kind, Memory};
 use crate::proc;
 
-/// A client of a DRM driver: what one descriptor tells.
+/// A client of a DRM driver, as one descriptor reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Client {
     /// PCI address of the GPU, or the driver's name.
@@ -18,7 +18,8 @@ pub(super) struct Client {
     bytes: u64,
 }
 
-/// Returns the client of one descriptor; `None` when it is not of a DRM driver that tells.
+/// Returns the client of one descriptor; `None` unless its driver is a DRM driver that reports
+/// memory.
 pub(super) fn client(pid: u32, descriptor: u32) -> Option<Client> {
     parse(&proc::descriptor_info(pid, descriptor)?)
 }
@@ -43,7 +44,7 @@ pub(super) fn memory(clients: impl IntoIterator<Item = Client>) -> Vec<Memory> {
     memory.collect()
 }
 
-/// Reads lines of `key: value`. A region is told as `drm-total-REGION` by newer drivers and as
+/// Reads lines of `key: value`. A region is reported as `drm-total-REGION` by newer drivers and as
 /// `drm-memory-REGION` by older ones; where both are there they are the same memory.
 fn parse(text: &str) -> Option<Client> {
     let (mut gpu, mut driver, mut number) = (None, None, None);

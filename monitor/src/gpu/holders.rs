@@ -1,4 +1,4 @@
-//! Processes that have the device file of a GPU open. Files are told by their names alone, so that
+//! Processes that have the device file of a GPU open. Files are recognised by name alone, so that
 //! nothing here touches a device or waits for a driver.
 
 use std::fs;
@@ -19,10 +19,10 @@ pub const DEVICES: [&str; 4] = [
     "/dev/dri/renderD*",
 ];
 
-/// DRM nodes tell memory in `fdinfo`.
+/// DRM nodes report memory in `fdinfo`.
 const DRM: &str = "/dev/dri/";
 
-/// Which device files count.
+/// The device files that count as GPUs.
 #[derive(Debug, Clone)]
 pub struct DeviceFiles {
     set: GlobSet,
@@ -89,10 +89,10 @@ impl Default for DeviceFiles {
     }
 }
 
-/// What a look at processes found.
+/// The result of one scan of processes.
 #[derive(Debug, Clone, Default)]
 pub struct Scan {
-    /// Who has one of the files open, with the memory that DRM drivers tell.
+    /// The processes that have one of the files open, with the memory that DRM drivers report.
     pub holders: Holders,
     /// Processes whose files may not be looked at.
     pub unreadable: usize,

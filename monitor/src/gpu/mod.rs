@@ -1,4 +1,4 @@
-//! Who holds GPUs: memory by process from NVML ([`nvml`]), open device files of any vendor
+//! Holders of GPUs: memory by process from NVML ([`nvml`]), open device files of any vendor
 //! ([`holders`]), and memory of DRM drivers ([`drm`]); and when the dead give it back
 //! ([`release`]). All three, because each misses some: a process that died in the middle of a call
 //! holds memory without a file, one that is starting has a file and no memory, and NVML knows
@@ -20,7 +20,7 @@ use crate::loss::Loss;
 use holders::Scan;
 use nvml::{Answer, Gpu};
 
-/// What a process holds of GPUs.
+/// The GPUs and the GPU memory that a process holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Holding {
@@ -37,7 +37,7 @@ impl Holding {
         self.devices.is_empty() && self.memory.is_empty()
     }
 
-    /// Returns all its memory, in bytes; `None` when no driver told any.
+    /// Returns all its memory, in bytes; `None` when no driver reported any.
     #[must_use]
     pub fn memory_bytes(&self) -> Option<u64> {
         let told = self.memory.iter().filter_map(|memory| memory.bytes);
@@ -54,9 +54,9 @@ pub type Holders = HashMap<ProcessId, Holding>;
 pub struct Memory {
     /// The GPU: its UUID, or its PCI address.
     pub gpu: String,
-    /// What for.
+    /// The kind of use.
     pub kind: Kind,
-    /// In bytes; absent when the driver does not say.
+    /// Size in bytes; absent when the driver does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     /// The instance of a partitioned GPU.
@@ -64,7 +64,7 @@ pub struct Memory {
     pub gpu_instance: Option<u32>,
 }
 
-/// What GPU memory is used for.
+/// The kind of use of GPU memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -73,7 +73,7 @@ pub enum Kind {
     Compute,
     /// Drawing.
     Graphics,
-    /// A DRM driver, which does not tell.
+    /// Memory of a DRM driver, which does not report its use.
     Drm,
 }
 
@@ -83,7 +83,7 @@ pub enum Kind {
 pub struct Stranger {
     /// Its pid as the driver has it.
     pub pid: u32,
-    /// What it has.
+    /// What it holds.
     #[serde(flatten)]
     pub memory: Memory,
 }
@@ -91,7 +91,7 @@ pub struct Stranger {
 /// Everything that is known about GPUs at one time.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
-    /// What NVML answered.
+    /// The answer of NVML.
     pub nvml: Answer,
     /// Processes that hold something.
     pub holders: Holders,

@@ -1,4 +1,4 @@
-//! GPU memory by process, as NVIDIA's management library tells it.
+//! GPU memory by process, as NVIDIA's management library (NVML) reports it.
 //!
 //! A call into it can hang in the driver for ever, where not even SIGKILL helps. So it is called in
 //! a process of its own ([`serve`]), which is asked over a pipe and abandoned when it does not
@@ -25,7 +25,7 @@ use library::Library;
 /// The hidden command that runs [`serve`].
 pub const COMMAND: &str = "nvml-server";
 
-/// How long an answer may take: a driver that initialises many GPUs needs seconds.
+/// Longest time to wait for an answer: a driver that initialises many GPUs needs seconds.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One GPU.
@@ -37,7 +37,7 @@ pub struct Gpu {
     /// Its UUID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// What it is sold as.
+    /// Its product name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// All its memory, in bytes.
@@ -46,11 +46,11 @@ pub struct Gpu {
     /// Memory in use, in bytes; the driver's own share included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used_bytes: Option<u64>,
-    /// Whether it is partitioned into instances.
+    /// True if it is partitioned into instances.
     pub is_partitioned: bool,
     /// Processes that have memory on it.
     pub processes: Vec<GpuProcess>,
-    /// What could not be asked, and why.
+    /// The queries that failed, each with the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,
 }
@@ -61,9 +61,9 @@ pub struct Gpu {
 pub struct GpuProcess {
     /// Its pid in the initial pid namespace.
     pub pid: u32,
-    /// What for.
+    /// The kind of use.
     pub kind: Kind,
-    /// In bytes; absent when the driver does not say.
+    /// Size in bytes; absent when the driver does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     /// The instance of a partitioned GPU.
@@ -120,7 +120,7 @@ impl Library {
     }
 }
 
-/// What came of asking.
+/// The outcome of a query.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

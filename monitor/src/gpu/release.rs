@@ -1,10 +1,9 @@
 //! The last stage of a death: `released`, when the driver accounts no more GPU memory to a process
 //! that held some. A dead process can keep it for long, or for ever when the driver hangs.
 //!
-//! Works beside everything else, in a task of its own: it is told of deaths, asks the driver with
-//! growing pauses, and tells what became of them. The race: a pid can be used again while it is
-//! waited for; memory that the driver accounts to a pid whose process started later is not the
-//! dead one's.
+//! Works in a task of its own: it receives deaths, asks the driver with growing pauses, and reports
+//! when the memory is released. The race: a pid can be used again while it is waited for; memory
+//! that the driver accounts to a pid whose process started later is not the dead one's.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -21,31 +20,31 @@ use crate::proc;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long the memory of the dead is waited for.
+/// Longest time to wait until the memory of the dead is released.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What became of GPU memory.
+/// A change of GPU memory after a death.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
     /// No driver accounts any to it any more.
     Released {
-        /// Whose.
+        /// The dead process.
         id: ProcessId,
-        /// When that was seen, ns since boot.
+        /// Time of the observation, in ns since boot.
         at_ns: u64,
         /// Since it began to die, in ns.
         after_ns: u64,
     },
     /// It still has some, and is not waited for any longer.
     StillHeld {
-        /// Who.
+        /// The dead process.
         id: ProcessId,
         /// Since it began to die, in ns.
         after_ns: u64,
-        /// What the process is doing, as far as it shows: `state D in nvidia_close`.
+        /// The state of the process as far as visible: `state D in nvidia_close`.
         state: String,
     },
-    /// The driver does not answer: nothing more will be told.
+    /// The driver does not answer: nothing more will be reported.
     Hung,
 }
 
@@ -79,7 +78,7 @@ impl Releases {
     /// Takes note that a member has begun to die at `at_ns`, ns since boot.
     pub fn died(&self, id: ProcessId, at_ns: u64) {
         if let Some(deaths) = &self.deaths {
-            // Where there is no driver, nobody listens.
+            // Without a driver nobody receives.
             let _ = deaths.send(Died { id, at_ns });
         }
     }
@@ -100,14 +99,14 @@ impl Releases {
 /// Those that are waited for.
 #[derive(Default)]
 struct Waiting {
-    /// Who holds memory as the driver said last.
+    /// The holders of memory in the last answer of the driver.
     holders: HashSet<u32>,
     dead: Vec<Dead>,
 }
 
 struct Dead {
     died: Died,
-    /// Whether it was seen to hold memory.
+    /// True once it was seen to hold memory.
     held: bool,
     deadline: Instant,
 }
@@ -158,7 +157,7 @@ impl Waiting {
         });
     }
 
-    /// Takes in what the driver said; false when it will say no more.
+    /// Applies an answer of the driver; returns false when there will be no further answer.
     fn take(&mut self, answer: &Answer, news: &UnboundedSender<News>) -> bool {
         match answer {
             Answer::Gpus(_) => {}
@@ -230,7 +229,7 @@ mod tests {
         Answer::Gpus(vec![Gpu::of_one_process(pid, 1)])
     }
 
-    /// Returns what is told after these answers, the first of them before the death.
+    /// Returns what is reported after these answers, the first of which precedes the death.
     fn told(before: &Answer, answers: &[Answer], timeout: Duration) -> Vec<News> {
         let (tell, mut news) = unbounded_channel();
         let mut waiting = Waiting::default();

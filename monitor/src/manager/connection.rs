@@ -25,26 +25,26 @@ use crate::supervise::message::encode;
 /// The variable that holds the number of a worker's descriptor.
 pub const WORKER_FD: &str = "LIFEMON_WORKER_FD";
 
-/// How long a message may take until the worker's side has taken it.
+/// Longest time until the worker's side has accepted a message.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a dead worker has sent may be read this long after its death: processes that it left may
+/// Time after a worker's death in which its messages may still be read: processes that it left may
 /// hold its end open.
 const TRAILING: Duration = Duration::from_millis(100);
 
 const READ_BYTES: usize = 64 << 10;
 
-/// Why no message came, or none was sent.
+/// The reason why no message was received or sent.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionError {
     /// The worker is dead, or has closed its end.
     #[error("Worker process died (pipe closed)")]
     WorkerDead(Option<Box<DeadWorker>>),
-    /// What came is no frame, or none that is allowed.
+    /// The bytes received are no frame, or one that is not allowed.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// What came is not JSON.
+    /// The message received is not JSON.
     #[error("a message is not JSON: {0}")]
     NotJson(String),
     /// The worker does not take what is sent.
@@ -102,7 +102,7 @@ struct Writer {
     /// The message that was begun last. Who sends the next one sends the rest of it first: what
     /// followed half a message would not be understood.
     begun: Vec<u8>,
-    /// How many bytes of it were sent.
+    /// Number of bytes of it that were sent.
     sent: usize,
 }
 

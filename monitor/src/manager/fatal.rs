@@ -1,4 +1,4 @@
-//! Which errors mean that a worker's engine is dead and the server must end.
+//! Recognises the errors that mean that a worker's engine is dead and the server must end. Pure.
 
 use std::any::type_name_of_val;
 use std::error::Error;

@@ -1,5 +1,5 @@
-//! The answers of a manager: who is dead, and how its workers are. What is printed of them is these
-//! types as JSON.
+//! The answers of a manager: the dead workers, and its health status. Their JSON is what is
+//! printed.
 
 use std::fmt;
 
@@ -19,12 +19,12 @@ pub struct DeadWorker {
     /// Its process; `None` where it could not be started.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub process: Option<Who>,
-    /// Why, in words: `SIGKILL from 77 bash`.
+    /// The cause of its death, in words: `SIGKILL from 77 bash`.
     pub cause: String,
-    /// How its process died, as far as that is known.
+    /// The death of its process, as far as known.
     #[serde(default, rename = "exit", skip_serializing_if = "Option::is_none")]
     pub death: Option<Death>,
-    /// Since when, RFC 3339.
+    /// Time of its death, RFC 3339.
     pub since: String,
 }
 
@@ -33,9 +33,9 @@ pub struct DeadWorker {
 #[non_exhaustive]
 #[error("{label} worker(s) {indices} died. Restart the server to recover.", indices = Indices(.dead))]
 pub struct WorkersDied {
-    /// What the workers are called.
+    /// The name of the workers in messages.
     pub label: String,
-    /// Which, by index.
+    /// The dead workers, by index.
     pub dead: Vec<DeadWorker>,
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for Indices<'_> {
     }
 }
 
-/// Whether a server should get requests.
+/// The state of a server: should it get requests?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -62,7 +62,7 @@ pub enum Health {
 }
 
 /// The answer of a health check. `status`, `dead_workers` and `message` are as the Python module
-/// has them; the rest is ours.
+/// has them; the rest is lifemon's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HealthStatus {
@@ -71,10 +71,10 @@ pub struct HealthStatus {
     /// Indices of the dead workers; absent when there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dead_workers: Vec<usize>,
-    /// What it means, and what to do.
+    /// The meaning of the status, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Why each of them died.
+    /// The dead workers, each with its cause.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<DeadWorker>,
     /// Living processes of the workers whose creator is dead.
@@ -82,11 +82,11 @@ pub struct HealthStatus {
     /// Workers and orphans that have the device file of a GPU open, and which.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpu: Vec<GpuHolder>,
-    /// How this is known: `ebpf` or `subreaper`.
+    /// The source of this knowledge: `ebpf` or `subreaper`.
     pub way: Way,
-    /// Whether nothing can have been missed.
+    /// True if nothing can have been missed.
     pub complete: bool,
-    /// Why not.
+    /// The reasons why the answer is not complete.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub incomplete: Vec<String>,
 }
@@ -95,7 +95,7 @@ pub struct HealthStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GpuHolder {
-    /// Which.
+    /// The process.
     #[serde(flatten)]
     pub id: ProcessId,
     /// The files.

@@ -1,4 +1,4 @@
-//! A server's life as a guard, for servers that end in two steps: they stop, then they finish.
+//! A guard for the life of a server that ends in two steps: it stops, then it finishes.
 
 use std::sync::Arc;
 

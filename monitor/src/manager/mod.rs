@@ -1,5 +1,5 @@
-//! [`ProcessManager`]: the workers of a server, their deaths the moment they happen, and nothing
-//! left of them when the server ends, however it ends.
+//! [`ProcessManager`] runs the workers of a server, reports their deaths at once, and leaves
+//! nothing of them behind when the server ends, however it ends.
 //!
 //! The workers are children of a *guardian*: this program, executed anew,
 //! small and alone in its process group. It is a subreaper, so all that a worker leaves stays below
@@ -23,8 +23,8 @@
 //! | `safe_recv(conn)` | [`Connection::safe_recv`]; [`Connection::recv`] with typed errors |
 //!
 //! What is known of workers comes from eBPF with privileges ([`Way::Ebpf`]), otherwise from the
-//! guardian, their parent ([`Way::Subreaper`]). A third way would be one more source beside these
-//! two in the monitor.
+//! guardian, their parent ([`Way::Subreaper`]). A third way would be one more source in the
+//! monitor.
 
 mod connection;
 mod fatal;
@@ -65,16 +65,16 @@ pub use options::{Options, Policy, WorkerCommand};
 pub use orphans::{Cleaned, Scope, TreeKillError};
 pub use state::Stop;
 
-/// How long the workers may take to be started.
+/// Longest time until the workers are started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a worker may take to accept the shutdown message.
+/// Longest time until a worker accepts the shutdown message.
 const SHUTDOWN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the guardian may take for the tree kill, and the report of who has survived it.
+/// Longest time for the guardian to kill a tree and to report the survivors.
 const TREE_KILL_TIMEOUT: Duration = LIMIT.saturating_add(Duration::from_secs(10));
 
-/// Why a manager was not started.
+/// The reason why a manager was not started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -93,14 +93,14 @@ pub enum StartError {
     NoAnswer,
 }
 
-/// What came of a server's end.
+/// The outcome of the end of a server.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Finished {
     /// 0 after a shutdown that was asked for; 1 when workers had died before, or it was cut short.
     pub code: u8,
-    /// What became of everything below the guardian; `None` when the guardian was killed
-    /// before it could report.
+    /// The outcome for everything below the guardian; `None` when the guardian was killed before it
+    /// could report.
     pub rest: Option<Rest>,
     /// Orphans of other dead servers, and such, that were cleaned up.
     pub cleaned: Vec<Cleaned>,
@@ -262,8 +262,8 @@ impl ProcessManager {
         self.shared.lock().guardian
     }
 
-    /// Returns when the server should end: a signal asked for it, or the policy says that
-    /// monitoring has ended. For axum's `with_graceful_shutdown`.
+    /// Waits until the server should end: a signal asked for it, or the policy says that monitoring
+    /// has ended. For axum's `with_graceful_shutdown`.
     pub async fn stop_asked(&self) -> Stop {
         let (policy, workers) = (self.options.policy, self.shared.workers());
         let mut changes = self.shared.changes();
@@ -274,8 +274,8 @@ impl ProcessManager {
         change.map_or(Stop::Now, |change| change.stop)
     }
 
-    /// Returns when the policy says that monitoring has ended, with everything that the workers
-    /// have left killed. The server should exit with [`Finished::code`], which is 1.
+    /// Waits until monitoring has ended by the policy, with everything that the workers have left
+    /// killed. The server should exit with [`Finished::code`], which is 1.
     pub async fn monitor_workers(&self) -> Finished {
         let (policy, workers) = (self.options.policy, self.shared.workers());
         let mut changes = self.shared.changes();

@@ -28,10 +28,10 @@ use crate::supervise::guardian::Guardian;
 use crate::supervise::message::{Notice, Request, encode};
 use crate::watch::What;
 
-/// How long to go on killing what a guardian has left that was killed.
+/// Longest time to go on killing what a killed guardian has left.
 const RESCUE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the manager asks of the monitor.
+/// A request of the manager to the monitor.
 pub(super) enum Ask {
     /// To hand a request to the guardian.
     Guardian(Request),
@@ -56,11 +56,11 @@ pub(super) struct Monitor {
     session: Option<Session>,
     loading: Option<JoinHandle<Result<Tracker, kernel::Error>>>,
     kills: Vec<AskedKill>,
-    /// How often to look besides.
+    /// Interval of the regular looks, in addition to events.
     interval: Duration,
-    /// Whether the guardian's channel is closed.
+    /// True once the guardian's channel is closed.
     is_alone: bool,
-    /// Whether the manager is gone.
+    /// True once the manager was dropped.
     is_dropped: bool,
 }
 

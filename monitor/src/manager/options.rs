@@ -7,19 +7,19 @@ use std::time::Duration;
 use super::orphans::Scope;
 use crate::gpu::holders::DeviceFiles;
 
-/// When monitoring ends.
+/// The condition that ends monitoring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Policy {
-    /// When every worker is dead.
+    /// Every worker is dead.
     #[default]
     AllDead,
-    /// When any worker is dead.
+    /// At least one worker is dead.
     AnyDead,
 }
 
 impl Policy {
-    /// Returns whether monitoring ends with so many dead.
+    /// Returns whether monitoring ends when `dead` of `workers` are dead.
     #[must_use]
     pub const fn has_ended(self, dead: usize, workers: usize) -> bool {
         match self {
@@ -60,7 +60,7 @@ impl WorkerCommand {
         self
     }
 
-    /// Sets where it starts.
+    /// Sets its working directory.
     #[must_use]
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
@@ -68,7 +68,7 @@ impl WorkerCommand {
     }
 }
 
-/// How a manager works. Every field has the default of the Python module.
+/// The options of a manager. Every field has the default of the Python module.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The workers.
@@ -76,24 +76,24 @@ pub struct Options {
     /// Parts of command lines of orphans to clean up at the end. Everything below this manager's
     /// guardian is killed in any case, so they matter for [`Scope::DeadServers`].
     pub(super) orphan_patterns: Vec<String>,
-    /// Whose orphans those patterns are for.
+    /// The trees whose orphans those patterns apply to.
     pub(super) orphan_scope: Scope,
-    /// How often to look where events are not available. Deaths of workers do not wait for it.
+    /// Polling interval where events are not available. Deaths of workers do not wait for it.
     pub(super) monitor_interval: Duration,
-    /// How long workers may take after the shutdown message.
+    /// Time that workers have after the shutdown message.
     pub(super) shutdown_timeout: Duration,
-    /// How long workers may take after SIGTERM.
+    /// Time that workers have after SIGTERM.
     pub(super) kill_timeout: Duration,
-    /// When monitoring ends.
+    /// The condition that ends monitoring.
     pub(super) policy: Policy,
-    /// Whether SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end: for
-    /// as long as the process lives, also when the manager is gone.
+    /// If set, SIGTERM and SIGINT ask for the shutdown, and a second one for an immediate end, for
+    /// the whole life of the process, even after the manager was dropped.
     pub(super) signals: bool,
-    /// Whether the tracker is used where it can be.
+    /// If set, the tracker is used where possible.
     pub(super) use_ebpf: bool,
     /// Device files that count as GPUs in the health status.
     pub(super) devices: DeviceFiles,
-    /// What the workers are called in messages.
+    /// The name of the workers in messages.
     pub(super) label: String,
     /// The program that becomes the guardian: this one, unless given. It must call
     /// [`super::run_if_asked`] first; `lifemon` does.

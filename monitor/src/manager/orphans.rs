@@ -13,7 +13,7 @@ use crate::orphan::{self, Wanted};
 use crate::proc;
 use crate::process::{Who, is_same_process};
 
-/// Whose orphans.
+/// The trees whose orphans are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Scope {
@@ -34,11 +34,11 @@ pub struct Cleaned {
     pub id: ProcessId,
     /// Its command line when it was found.
     pub command_line: String,
-    /// How many processes died: it, and what was below it.
+    /// Number of processes that died: it, and what was below it.
     pub killed: usize,
 }
 
-/// Why a tree was not killed, or not all of it.
+/// The reason why a tree was not killed, or not all of it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TreeKillError {
@@ -48,9 +48,9 @@ pub enum TreeKillError {
     /// Some of it cannot die.
     #[error("killed {killed}, and these are left: {survivors}", survivors = Survivors(.survivors))]
     Survivors {
-        /// How many have died.
+        /// Number of processes that died.
         killed: usize,
-        /// Who is left, and why.
+        /// The survivors, each with the reason.
         survivors: Vec<Survivor>,
     },
 }
@@ -154,8 +154,8 @@ impl ProcessManager {
         Ok(cleaned)
     }
 
-    /// Kills a process and everything that descends from it, exactly, and nobody else. With
-    /// privileges any process; without them what is below the guardian.
+    /// Kills a process and all its descendants, and nobody else. With privileges any process;
+    /// without them what is below the guardian.
     ///
     /// # Errors
     /// [`TreeKillError`]. Without privileges, when nothing with this pid is below the guardian.
@@ -176,7 +176,7 @@ fn nobody(pid: u32) -> KillError {
     crate::kernel::Error::NoProcess(pid.to_string()).into()
 }
 
-/// Returns how many were killed, if nobody is left.
+/// Returns the number of processes that were killed; an error if there are survivors.
 fn count(report: KillReport) -> Result<usize, TreeKillError> {
     let killed = report.outcome.killed.len();
     if report.is_done() {

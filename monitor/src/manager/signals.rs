@@ -1,8 +1,8 @@
 //! Signals that ask a server to end: the first is a request, the next one does not wait.
 //!
-//! Who has handled a signal once handles it for the life of the process: no handler is given back.
-//! So they are served also when the monitor's work is done, or nobody could end a server that hangs
-//! on its way out.
+//! Once a signal is handled it stays handled for the life of the process: tokio never removes a
+//! handler. So signals are served even after the monitor has ended; otherwise a server that hangs
+//! while it ends could not be ended by a signal.
 
 use std::io;
 use std::process::exit;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::state::{Shared, Stop};
 
-/// Changes with each manager that handles signals. The newest outlives the others.
+/// A value that changes with each manager that handles signals. The newest manager serves them.
 static NEWEST: LazyLock<watch::Sender<()>> = LazyLock::new(|| watch::Sender::new(()));
 
 pub(super) struct Signals {
@@ -24,7 +24,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Handles them from now on, if wanted. Inside a runtime.
+    /// Handles the signals from now on, if wanted. Must be called inside a tokio runtime.
     pub(super) fn register(wanted: bool) -> io::Result<Self> {
         let mut streams = None;
         if wanted {
@@ -39,7 +39,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one; returns what it asks for. May be dropped and called again.
+    /// Waits for the next signal; returns what it asks for. Is cancel-safe.
     pub(super) async fn recv(&mut self) -> Stop {
         match &mut self.streams {
             Some((terminate, interrupt)) => {
@@ -57,8 +57,7 @@ impl Signals {
         }
     }
 
-    /// Serves them when nothing is left to end, for as long as the process lives or until a newer
-    /// manager does.
+    /// Serves signals after all workers have ended, until a newer manager does.
     pub(super) async fn outlive(mut self, shared: &Shared) {
         if self.streams.is_none() {
             return;
@@ -76,7 +75,7 @@ impl Signals {
     }
 }
 
-/// Ends a server that was asked twice.
+/// Ends a server that was asked to end twice.
 pub(super) fn end_process() -> ! {
     log::error!("asked twice to end: the workers were killed");
     exit(1);

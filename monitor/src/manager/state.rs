@@ -1,5 +1,5 @@
-//! What a manager knows about its workers, shared between the server's threads and the monitor.
-//! The healthy path reads one atomic word.
+//! The state of a manager's workers, shared between the server's threads and the monitor. The
+//! healthy path reads one atomic word.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use crate::process::{Death, Who};
 /// whoever died this shortly before was asked as well.
 const TOGETHER: Duration = Duration::from_millis(200);
 
-/// How far a shutdown was asked for.
+/// The kind of shutdown that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum Stop {
@@ -31,16 +31,16 @@ pub enum Stop {
     Now,
 }
 
-/// What waiters look at.
+/// The state that waiters observe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Change {
     /// Dead workers.
     pub(super) dead: usize,
-    /// How far a shutdown was asked for.
+    /// The kind of shutdown that was asked for.
     pub(super) stop: Stop,
     /// Those who were dead before it was: the others are meant to end.
     pub(super) dead_before_stop: usize,
-    /// Whether a signal has asked for it.
+    /// True if a signal has asked for it.
     is_signalled: bool,
     /// Nothing below this manager is left, or nobody can end it any more.
     pub(super) has_ended: bool,
@@ -50,13 +50,13 @@ pub(super) struct Change {
 pub(super) struct Worker {
     pub(super) id: Option<ProcessId>,
     pub(super) death: Option<DeadWorker>,
-    /// What the death was learned from.
+    /// The source of the knowledge of the death.
     known: Known,
-    /// When it was.
+    /// Time of the death.
     buried: Option<Instant>,
 }
 
-/// How much is known of a death. More replaces less.
+/// How much is known of a death, least first. More replaces less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Known {
     Nothing,
@@ -65,7 +65,7 @@ enum Known {
     Event,
 }
 
-/// How a worker's death was learned.
+/// The source of a worker's death, least exact first.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Report<'a> {
     /// It is dead, and why that is so.
@@ -180,7 +180,7 @@ impl Shared {
         })
     }
 
-    /// Notes that a worker is dead. It dies once, and what is learned later may say more about it.
+    /// Records that a worker is dead. It dies once; later sources may add to what is known of it.
     pub(super) fn bury(&self, index: usize, at_ns: u64, report: Report<'_>) {
         let mut inner = self.lock();
         let Some(worker) = inner.workers.get_mut(index) else {

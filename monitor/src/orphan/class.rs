@@ -1,4 +1,4 @@
-//! What kind of orphan a process is, from facts alone. Pure: no I/O, no clock.
+//! Decides the class of an orphan from facts alone. Pure: no I/O, no clock.
 //!
 //! The danger lies on one side: a leaked worker that is taken for a daemon is not shown. So a
 //! daemon needs evidence that its creator meant to leave it: it runs in a unit of its own, or the
@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::{Cause, Death};
 
-/// A creator that ends so soon after the fork made the process in order to leave it.
+/// The longest time from a fork to the creator's exit that still counts as leaving the child behind
+/// on purpose.
 const DETACHED_WITHIN_NS: u64 = 2_000_000_000;
 
 /// The kind of an orphan.
@@ -23,9 +24,9 @@ pub enum Class {
     Stranded,
     /// The root of its tree lives.
     Reparented,
-    /// It looks deliberate.
+    /// There is evidence that its creator meant to leave it behind.
     Daemon,
-    /// Older than tracking: its creator is not known, but it looks as if that were dead.
+    /// Older than tracking: its creator is unknown, and there is evidence that the creator is dead.
     Inferred,
 }
 
@@ -41,14 +42,14 @@ impl Class {
         }
     }
 
-    /// Whether it is shown, and may be killed, without being asked for.
+    /// Returns whether it is shown, and may be killed, without being asked for.
     #[must_use]
     pub const fn is_certain(self) -> bool {
         matches!(self, Self::Stranded | Self::Reparented)
     }
 }
 
-/// Why an orphan was put into its class.
+/// One reason for the class of an orphan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -127,26 +128,26 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// What is known of an orphan whose creator's death was seen.
+/// The facts about an orphan whose creator's death was seen.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a fact of its own, in any combination"
 )]
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
-    /// How its creator died.
+    /// The death of its creator.
     pub creator_death: Option<Death>,
     /// From its start to the death of its creator, in ns.
     pub creator_outlived_ns: Option<u64>,
-    /// Whether the root of its tree lives.
+    /// True if the root of its tree is live.
     pub root_alive: bool,
     /// Its systemd unit, when its creator was in another control group.
     pub own_unit: Option<String>,
-    /// Whether it has a session that its creator did not have before it.
+    /// True if its session is not one that its creator had before the fork.
     pub own_session: bool,
-    /// Whether its name is another than its creator's.
+    /// True if its name differs from its creator's.
     pub other_program: bool,
-    /// Whether its standard input is `/dev/null`.
+    /// True if its standard input is `/dev/null`.
     pub null_input: bool,
     /// tmux, screen or sshd above the living leader of its terminal session.
     pub terminal_session: Option<String>,
@@ -170,7 +171,8 @@ pub fn classify(facts: &Facts) -> (Class, Vec<Evidence>) {
     (class, Vec::new())
 }
 
-/// Returns evidence that it was made in order to be left alone; empty when that does not suffice.
+/// Returns the evidence that the process was created to be left behind; empty if it does not
+/// suffice.
 fn deliberate(facts: &Facts) -> Vec<Evidence> {
     let exited_well = facts
         .creator_death

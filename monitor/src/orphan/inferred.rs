@@ -1,5 +1,5 @@
 //! Processes older than tracking that look like orphans. Nobody saw their creators die, so nothing
-//! here is certain, everything comes with its evidence, and nothing is killed without being forced.
+//! here is certain: each comes with its evidence, and none is killed without `--force`.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use lifemon_ebpf::{ProcessId, Record};
 use super::{Evidence, Orphan, Search};
 use crate::proc::{self, Placement, Stat};
 
-/// What processes of a known tree have, that those they left behind may have as well.
+/// Resources of the members of a known tree that a process they left behind may share.
 #[derive(Default)]
 struct Marks {
     members: HashSet<ProcessId>,
-    /// Who created the root, and so on up: no tree leaves its own ancestors behind.
+    /// The creators of the root, all the way up: a tree never leaves its own ancestors behind.
     ancestors: HashSet<ProcessId>,
     sessions: HashSet<u32>,
     cgroups: HashSet<String>,
@@ -21,7 +21,7 @@ struct Marks {
     files: HashSet<PathBuf>,
 }
 
-/// Finds those that look like orphans; with a known tree, like orphans of that one.
+/// Finds the processes that look like orphans; given a tree, only those that look like its orphans.
 pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
     let marks = tree.map(|root| marks(search, root));
     let older = search.older();
@@ -31,7 +31,7 @@ pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> 
         .collect()
 }
 
-/// Looks at one process: an orphan when there is evidence.
+/// Examines one process; returns it as an orphan if there is evidence.
 fn look(
     search: &Search<'_>,
     id: ProcessId,
@@ -53,7 +53,7 @@ fn look(
             evidence.push(Evidence::SessionLeaderGone(stat.session));
         }
     }
-    // What init manages as a service of its own was not left behind.
+    // A service that init manages was not left behind.
     let is_service = orphan
         .placement
         .unit
@@ -120,7 +120,7 @@ fn marks(search: &Search<'_>, root: ProcessId) -> Marks {
 }
 
 impl Marks {
-    /// Returns whether it is of the tree, or above it.
+    /// Returns whether the process is a member of the tree, or an ancestor of its root.
     fn is_kin(&self, id: &ProcessId) -> bool {
         self.members.contains(id) || self.ancestors.contains(id)
     }

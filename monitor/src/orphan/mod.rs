@@ -1,6 +1,8 @@
-//! What was left behind: every living process whose creator is dead, from the lineage and never
-//! from `ppid == 1`. `class` decides what kind of orphan it is, `inferred` looks at processes
-//! that are older than tracking.
+//! Orphans: every living process whose creator is dead, from the lineage and never from `ppid ==
+//! 1`. Children go to the nearest subreaper, not always to process 1:
+//! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n640>.
+//! `class` decides the class of an orphan, `inferred` looks at processes that are older than
+//! tracking.
 //!
 //! The race: between the snapshot and the look into `/proc` an orphan can die and its pid be taken
 //! again. Whatever `/proc` says counts only if the process that is there has the orphan's start
@@ -24,31 +26,31 @@ use crate::process::{Death, Process, Who};
 /// Programs whose terminal sessions outlive what is typed in them.
 const SESSION_KEEPERS: [&str; 6] = ["tmux", "screen", "SCREEN", "sshd", "mosh-server", "zellij"];
 
-/// A process that was left behind.
+/// A living process whose creator is dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Orphan {
-    /// Who it is.
+    /// The orphan itself.
     pub process: Process,
-    /// What kind of orphan.
+    /// Its class.
     pub class: Class,
-    /// Why it was put into that class.
+    /// The reasons for that class.
     pub evidence: Vec<Evidence>,
-    /// Who created it; `None` when that is not known.
+    /// Its creator; `None` when unknown.
     pub creator: Option<Who>,
-    /// How the creator died.
+    /// The death of the creator.
     pub creator_death: Option<Death>,
-    /// When the creator died, ns since boot: since then it is an orphan.
+    /// Time of the creator's death, in ns since boot: it has been an orphan since then.
     pub orphaned_ns: Option<u64>,
     /// The root of its tree.
     pub root: Option<Who>,
-    /// Whether that root lives.
+    /// True if that root is live.
     pub root_alive: bool,
     /// Its present parent; `None` while its creator is not gone, because it has no other one yet.
     pub parent: Option<Who>,
     /// State letter, as `ps` shows it.
     pub state: char,
-    /// How it was started.
+    /// Its command line.
     pub command: CommandLine,
     /// Control group, unit, container.
     pub placement: Placement,
@@ -56,7 +58,7 @@ pub struct Orphan {
     pub gpu: Holding,
 }
 
-/// Which orphans are wanted.
+/// A filter for orphans.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     /// Only those of this tree. For processes older than tracking: those that have something in
@@ -111,7 +113,7 @@ struct Search<'a> {
     holders: &'a Holders,
     /// The root of the tree that was asked about.
     root: Option<ProcessId>,
-    /// Whether a living process is a shell that somebody types into.
+    /// For each living process looked at, whether it is a shell on a terminal.
     shells: HashMap<ProcessId, bool>,
 }
 
@@ -144,8 +146,8 @@ impl Search<'_> {
         proc::is_live(id).then_some(orphan)
     }
 
-    /// Describes what holds of an orphan of any class; `None` when its pid is free. The caller
-    /// checks at last that the pid was its own all the time.
+    /// Describes what is common to orphans of all classes; returns `None` when no process has the
+    /// pid. The caller checks afterwards that the pid still belongs to `id`.
     fn describe(&self, id: ProcessId, record: &Record, stat: &Stat) -> Option<Orphan> {
         Some(Orphan {
             process: Process::of_record(id, record),
@@ -173,7 +175,7 @@ impl Search<'_> {
         })
     }
 
-    /// Returns whether it is alive and leads a session on a terminal.
+    /// Returns whether the process is live and leads a session on a terminal.
     fn is_typed_into(&mut self, id: &ProcessId) -> bool {
         let forest = self.forest;
         *self.shells.entry(*id).or_insert_with(|| {

@@ -26,16 +26,14 @@ const JOB_VARIABLES: [&str; 8] = [
     "INVOCATION_ID",
 ];
 
-/// How a process was started, as it says itself.
-///
-/// Sent and printed as text: what is no UTF-8 is replaced.
+/// The command line of a process, as the process itself reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "CommandJson", from = "CommandJson")]
 #[non_exhaustive]
 pub struct CommandLine {
     /// The arguments, separated by zero bytes; bounded.
     bytes: Vec<u8>,
-    /// Whether there is more.
+    /// True if it was cut off.
     pub truncated: bool,
 }
 
@@ -116,8 +114,8 @@ pub(crate) fn command_line_of(pid: u32) -> Option<CommandLine> {
     Some(CommandLine { bytes, truncated })
 }
 
-/// Returns the variables of this process that tell its job, as `NAME=VALUE`. Empty when there is
-/// none, or when it may not be looked at.
+/// Returns the variables of this process that identify its job, as `NAME=VALUE`. Empty when there
+/// is none, or when it may not be looked at.
 #[must_use]
 pub fn job_markers(id: ProcessId) -> Vec<String> {
     let Some((bytes, _)) = read_bounded(id.pid, "environ") else {

@@ -1,4 +1,4 @@
-//! Pids of children, and of everybody.
+//! Pids of the children of a process, and of all processes.
 
 use std::collections::HashMap;
 use std::fs;

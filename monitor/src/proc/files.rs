@@ -38,7 +38,7 @@ pub fn open_files(pid: u32) -> io::Result<Vec<OpenFile>> {
     Ok(files)
 }
 
-/// Returns what the kernel and the driver tell of one open file.
+/// Returns what the kernel and the driver report of one open file.
 pub(crate) fn descriptor_info(pid: u32, descriptor: u32) -> Option<String> {
     fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()
 }

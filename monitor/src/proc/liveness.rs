@@ -8,7 +8,7 @@
 //! - *gone*: all of it is released, its children have another parent, and its descriptor is
 //!   readable. It may wait as a zombie for its parent, or its pid may be another process's.
 //!
-//! Whether a pid is still that of the process one means is another question: [`owns_pid`].
+//! [`owns_pid`] answers a different question: does the pid still belong to this process?
 
 use lifemon_ebpf::ProcessId;
 use nix::errno::Errno;
@@ -61,7 +61,7 @@ pub fn has_successor(id: ProcessId) -> bool {
     stat(id.pid).is_some_and(|stat| !stat.is_of(id))
 }
 
-/// Returns whether nothing has this pid. A missing file alone does not say so: `/proc` can be
+/// Returns whether no process has this pid. A missing file alone is no proof: `/proc` can be
 /// mounted so that it hides the processes of others.
 fn is_nobodys(pid: u32) -> bool {
     kill(Pid::from_raw(pid.cast_signed()), None) == Err(Errno::ESRCH)

@@ -1,9 +1,9 @@
-//! What only `/proc` knows: the present parent, the kind of a pid that has no record, identities of
-//! processes that a tracker has not seen. Everything read here may be old a moment later. Nothing
-//! outside this module and the kernel's side reads `/proc`.
+//! Reads what only `/proc` knows: the present parent, the kind of a pid that has no record,
+//! identities of processes that a tracker has not seen. Everything read here may be old a moment
+//! later. Nothing outside this module and the kernel's side reads `/proc`.
 //!
-//! `liveness` says what *live*, *dead* and *gone* mean; `command`, `placement`, `files`,
-//! `family` and `status` read one kind of file each.
+//! `liveness` defines *live*, *dead* and *gone*; `command`, `placement`, `files`, `family` and
+//! `status` read one kind of file each.
 
 mod command;
 mod family;
@@ -114,7 +114,7 @@ pub fn trouble() -> Option<&'static str> {
     if !is_ours() {
         return Some("/proc is not that of this pid namespace");
     }
-    // The first process exists as long as anybody does.
+    // Process 1 exists as long as any process does.
     let hides = stat(1).is_none();
     hides.then_some("/proc hides the processes of other users")
 }
@@ -140,7 +140,7 @@ pub fn parent(id: ProcessId) -> Option<u32> {
     stat.is_of(id).then_some(stat.parent)
 }
 
-/// What a pid is that has no record.
+/// The kind of a pid that has no record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Nothing has this pid.

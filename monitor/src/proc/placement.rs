@@ -1,5 +1,5 @@
-//! Where a process was put: its control group, and the systemd unit or the container that the
-//! group's name tells of.
+//! The placement of a process: its control group, and the systemd unit or the container that the
+//! group's name shows. A label, never a proof.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use super::owns_pid;
 /// Digits of a container's id, as every runtime writes them.
 const CONTAINER_ID: usize = 64;
 
-/// Where a process was put.
+/// The control group of a process, with unit and container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Placement {

@@ -1,5 +1,5 @@
-//! Single facts of a process, each from a file of its own: of whoever has the pid now. The caller
-//! checks who that is.
+//! Single facts about the process that has a pid now, each from a file of its own. The caller
+//! checks that the pid still belongs to the process that it means.
 
 use std::fs;
 use std::path::Path;

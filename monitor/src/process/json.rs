@@ -1,5 +1,5 @@
-//! The JSON of identities, deaths and senders, in both directions: it is printed, and goes between
-//! lifemon's own processes. Written once, so that no two outputs differ. Pure.
+//! The JSON of identities, deaths and senders, in both directions: it is printed, and sent between
+//! lifemon's own processes. Defined once, so that all outputs agree. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub(crate) mod ms {
     }
 }
 
-/// How a process ended. `code` and `signal` are both there, one of them null, so that a script
+/// The death of a process. `code` and `signal` are both there, one of them null, so that a script
 /// needs no test for presence.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ExitJson {
@@ -69,7 +69,7 @@ impl From<ExitJson> for Death {
     }
 }
 
-/// Who sent a signal: a process, or `kernel`.
+/// The sender of a signal: a process, or `kernel`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SenderJson {
     #[serde(flatten, skip_serializing_if = "Option::is_none")]

@@ -1,10 +1,12 @@
-//! Runs of the hooks that the kernel skipped.
+//! Runs of the hooks that the kernel skipped, and the repair after them. The kernel skips a tracing
+//! program that is already running on the processor, and counts that:
+//! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/trace/bpf_trace.c?h=v6.12.118#n2320>.
 //!
 //! A skipped exit leaves a dead member counted as alive. Nothing false follows from that (the
 //! counter does not under-count, so 0 is still the proof), but it must not stay so: when exits may
-//! have been skipped lately, members that are over are settled by the kernel half, and the model is
-//! compared. What was settled is reported; that something may have been is not. A skipped fork is a
-//! process that nobody knows of: that is not recovered.
+//! have been skipped lately, members that have ended are settled by the kernel half, and the model
+//! is compared. What was settled is reported; that something may have been is not. A skipped fork
+//! is a process without a record: that is not recovered.
 
 use std::time::Duration;
 
@@ -14,8 +16,8 @@ use super::Session;
 use crate::kernel::Error;
 use crate::loss::Loss;
 
-/// How long members are looked at after an exit may have been skipped: a process with much memory
-/// needs a while from its exit until it can be seen to be over.
+/// Time for which members are looked at after an exit may have been skipped: a process with much
+/// memory needs a while from its exit until it can be seen to be over.
 const SETTLING: Duration = Duration::from_secs(2);
 
 impl Session {

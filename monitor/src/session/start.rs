@@ -14,20 +14,20 @@ use crate::process::{Died, Process};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Ghost {
-    /// Who it was.
+    /// The dead process.
     #[serde(flatten)]
     pub process: Process,
-    /// When and how it died.
+    /// Time and kind of its death.
     pub died: Died,
 }
 
-/// What was not known when watching began, and how much of it.
+/// One kind of loss, and its amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LostAtStart {
-    /// What.
+    /// The kind of loss.
     pub loss: Loss,
-    /// How much.
+    /// The amount.
     pub count: u64,
 }
 
@@ -41,7 +41,7 @@ pub struct Start {
     pub members: Vec<Process>,
     /// Dead processes of the tree with living descendants.
     pub ghosts: Vec<Ghost>,
-    /// What makes it incomplete.
+    /// The losses that make it incomplete.
     pub losses: Vec<LostAtStart>,
     /// Since when the lineage is known, ns since boot.
     pub since_ns: u64,

@@ -1,12 +1,12 @@
 //! Frames: four bytes of length, big-endian, then that many bytes, which are JSON. Nothing here
-//! knows what it means.
+//! interprets the content.
 
 use std::io::{self, Read};
 
 use serde::de::DeserializeOwned;
 
-/// Bytes of one frame at most. A longer length means that the other side does not speak this, and
-/// nothing that it sends can be trusted any more.
+/// Bytes of one frame at most. A longer length means that the other side does not use this format,
+/// and nothing that it sends can be trusted any more.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of the length before each frame.
@@ -15,7 +15,7 @@ pub const HEADER_BYTES: usize = 4;
 /// Bytes of one read.
 const READ_BYTES: usize = 64 << 10;
 
-/// Why a stream of frames cannot go on.
+/// The reason why a stream of frames cannot continue.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
@@ -28,21 +28,21 @@ pub enum FrameError {
     /// The stream ended inside a frame.
     #[error("the stream ended inside a message: {got} of {wanted} bytes came")]
     Truncated {
-        /// What came of it, its length included.
+        /// Number of bytes received, the header included.
         got: usize,
-        /// What was announced, its length included.
+        /// Number of bytes announced, the header included.
         wanted: usize,
     },
 }
 
-/// Why there is no next message.
+/// The reason why there is no next message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessageError {
-    /// What came is no frame: nothing that follows can be understood.
+    /// The bytes received are no frame: nothing that follows can be understood.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// What came is not the JSON of a message. The next one may be.
+    /// The frame is not the JSON of a message. The next one may be.
     #[error("a message is not understood: {0}")]
     NotUnderstood(#[from] serde_json::Error),
 }
@@ -71,7 +71,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Takes in what was read.
+    /// Adds bytes that were read.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend(bytes);
     }
@@ -132,7 +132,7 @@ impl Frames {
     /// Reads once; returns whether the stream has not ended.
     ///
     /// # Errors
-    /// Whatever the reader fails with, `WouldBlock` included.
+    /// Any error of the reader, `WouldBlock` included.
     pub fn read_from(&mut self, reader: &mut impl Read) -> io::Result<bool> {
         let mut bytes = vec![0; READ_BYTES];
         let count = reader.read(&mut bytes)?;

@@ -1,5 +1,5 @@
-//! The guardian's process, as its parent has it: a copy of this process where that has one thread,
-//! otherwise this program executed anew. Whatever fails here, nothing of it is left.
+//! The guardian's process, as its parent handles it: a fork of this process where that has one
+//! thread, otherwise this program executed anew. Whatever fails here, no process is left behind.
 
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -17,7 +17,7 @@ use crate::sys::child::{self, BeforeExec};
 #[derive(Debug)]
 pub(crate) struct Guardian {
     pid: u32,
-    /// Until it was waited for: then its pid may be anybody's.
+    /// Set until it was waited for: from then on its pid may be another process's.
     child: Option<Child>,
 }
 
@@ -53,7 +53,7 @@ impl Guardian {
     /// Kills it.
     pub(crate) fn kill(&mut self) {
         if let Some(child) = &mut self.child {
-            // One that is dead already needs it no more.
+            // It fails only for one that is dead already.
             let _ = child.kill();
         }
     }

@@ -20,13 +20,13 @@ pub(crate) struct Spec {
     pub(crate) words: Vec<OsString>,
     /// Variables to set.
     pub(crate) env: Vec<(OsString, OsString)>,
-    /// Where it starts; where the guardian is unless given.
+    /// Its working directory; that of the guardian unless given.
     pub(crate) directory: Option<PathBuf>,
     /// A descriptor that it inherits under the same number.
     pub(crate) inherited: Option<i32>,
 }
 
-/// From the owner.
+/// A message of the owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
@@ -36,8 +36,8 @@ pub(crate) enum Request {
         signal: i32,
         group: bool,
     },
-    /// Kill a process below the guardian, with what is below it: that process, and no heir of its
-    /// pid.
+    /// Kill a process below the guardian, with what is below it: that process, and no later one
+    /// with its pid.
     Kill { id: ProcessId },
     /// End what is left, report what became of it, and exit.
     End(Order),
@@ -45,7 +45,7 @@ pub(crate) enum Request {
     Hurry,
 }
 
-/// From the guardian.
+/// A message of the guardian.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Notice {
@@ -57,7 +57,7 @@ pub(crate) enum Notice {
     Stopped { worker: usize, signal: i32 },
     /// A command is dead.
     Died { worker: usize, death: Death },
-    /// What became of the tree of a process that was to be killed.
+    /// The outcome of a kill of a process and what is below it.
     Killed { id: ProcessId, outcome: Outcome },
     /// Nothing is left, or it was to be left alone. The last message.
     Ended(Rest),
@@ -89,11 +89,11 @@ impl Channel {
     }
 
     /// Reads once, when there is something to read; returns the messages that are whole now, and
-    /// whether the other side is still there.
+    /// whether the other side is still open.
     pub(crate) fn receive<M: DeserializeOwned>(&mut self) -> io::Result<(Vec<M>, bool)> {
         let is_open = match self.frames.read_from(&mut self.stream) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
-            // Its end with unread messages of ours in it.
+            // The other side has closed with unread messages of ours.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => false,
             result => result?,
         };
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::kill::outcome::{Killed, Subject};
 
-    /// What the other side receives.
+    /// Returns what the other side receives.
     fn sent<M: DeserializeOwned>(message: &impl Serialize) -> M {
         let (ours, its) = UnixStream::pair().unwrap();
         Channel::new(ours).send(message).unwrap();

@@ -2,12 +2,13 @@
 //!
 //! The *owner* is the process that the user started (or the server). The *guardian* is its child
 //! and the parent of the command. Both are subreapers, so whatever the command leaves behind
-//! becomes a child of the guardian, and of the owner should the guardian be killed. An unreaped
-//! child keeps its pid, so a signal to one is exact without any privilege. If either of the two is
-//! killed, the other notices and has the rest killed: only who kills both at the same time leaves
-//! something behind.
+//! becomes a child of the guardian, and of the owner should the guardian be killed
+//! (<https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n640>).
+//! An unreaped child keeps its pid, so a signal to one is exact without any privilege. If either of
+//! the two is killed, the other notices and has the rest killed: something is left behind only when
+//! both are killed at the same time.
 //!
-//! Both keep processes and give orders; what kills is `kill::ending`.
+//! Both keep processes and give orders; killing is done by `kill::ending`.
 //!
 //! Reading order: `options` (what is asked for and what comes of it), [`frame`] and `message`,
 //! `spawn`, `serve` (the guardian at work), `guardian` (its process, as its parent has it),

@@ -1,4 +1,4 @@
-//! What `lifemon run` is asked for, and what comes of it.
+//! The options of `lifemon run`, and its outcome. Types alone.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,14 +11,14 @@ use crate::process::{Death, Signal};
 /// How long what is left behind may take after the first signal.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What to run, and what becomes of what it leaves.
+/// The command to run, and what is done with the processes that it leaves.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// The program and its arguments.
     pub(crate) words: Vec<OsString>,
     /// Sent first to what is left behind.
     pub(crate) signal: Signal,
-    /// How long to wait after that.
+    /// Time to wait after that.
     pub(crate) grace: Duration,
     /// Leave it alive.
     pub(crate) keep_orphans: bool,
@@ -65,15 +65,15 @@ impl RunOptions {
     }
 }
 
-/// How a command ended, and what became of what it left.
+/// The end of a command, and the outcome for the processes that it left.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Ended {
     /// The command's process.
     pub command: ProcessId,
-    /// How it died.
+    /// The death of the command.
     pub death: Death,
-    /// What it left.
+    /// The outcome for the processes that it left.
     pub rest: Rest,
 }
 
@@ -88,7 +88,7 @@ impl Ended {
     }
 }
 
-/// Why a command was not run to its end.
+/// The reason why a command was not run to its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -97,7 +97,7 @@ pub enum RunError {
     NotStarted {
         /// The command.
         word: String,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
     /// Something that this process needs failed.

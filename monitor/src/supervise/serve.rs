@@ -28,7 +28,7 @@ use crate::words::count;
 /// By this first argument the program is asked to be a guardian.
 const ASKED: &str = "lifemon-guardian";
 
-/// What an executed guardian is sent first.
+/// The first message to an executed guardian.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Brief {
     /// The commands.

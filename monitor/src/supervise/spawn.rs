@@ -1,5 +1,7 @@
 //! Starts a command as a child of the guardian: in the process group it belongs to, with the
-//! signals as the user's process had them, and not outliving its parent.
+//! signals as the user's process had them, and with a parent-death signal. That signal is sent when
+//! the creating *thread* exits, which is the guardian's only one:
+//! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n718>.
 
 use std::io;
 use std::process::Command;
@@ -8,18 +10,18 @@ use super::message::Spec;
 use crate::sys::child::BeforeExec;
 use crate::sys::signals::Before;
 
-/// Which process group a command runs in.
+/// The process group that a command runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Group {
     /// One of its own.
     Own,
     /// One of its own, in the foreground of the terminal that is standard input.
     Foreground,
-    /// That of the owner.
+    /// The process group of the owner.
     Join(i32),
 }
 
-/// Where and how commands run.
+/// The process group and the signal state of commands.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     /// Their process group.

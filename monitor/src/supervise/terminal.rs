@@ -12,11 +12,11 @@ use crate::sys::terminal;
 pub(super) struct Terminal {
     tty: Option<File>,
     own_group: i32,
-    /// Whether the command takes the terminal where it is in the foreground.
+    /// If set, the command takes the terminal where this process has the foreground.
     is_interactive: bool,
-    /// Whether this process was in the foreground when the command was started.
+    /// True if this process was in the foreground when the command was started.
     was_in_front: bool,
-    /// Whether the command has the terminal now.
+    /// True while the command has the terminal.
     is_lent: bool,
 }
 

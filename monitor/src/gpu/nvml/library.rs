@@ -1,4 +1,4 @@
-//! NVIDIA's management library itself. It is loaded when it is first asked.
+//! NVIDIA's management library (NVML), loaded on the first query. Only the NVML process calls it.
 
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
@@ -68,7 +68,7 @@ fn gpu(nvml: &Nvml, index: u32) -> Gpu {
     gpu.is_partitioned = device.mig_mode().is_ok_and(|mode| mode.current == 1);
     add_processes(&mut gpu, &device);
     if gpu.is_partitioned && gpu.processes.is_empty() {
-        // Some drivers tell the processes of instances to those who ask the instance alone.
+        // Some drivers list the processes of an instance only when that instance is asked.
         for instance in 0..device.mig_device_count().unwrap_or(0) {
             if let Ok(instance) = device.mig_device_by_index(instance) {
                 add_processes(&mut gpu, &instance);
@@ -88,7 +88,7 @@ fn add_processes(gpu: &mut Gpu, device: &Device<'_>) {
             Ok(list) => gpu
                 .processes
                 .extend(list.iter().map(|process| of_driver(kind, process))),
-            // A GPU that cannot draw, or cannot tell.
+            // The GPU has no graphics, or does not report its processes.
             Err(NvmlError::NotSupported) => {}
             Err(error) => gpu.errors.push(error.to_string()),
         }
