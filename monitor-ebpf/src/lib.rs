@@ -18,5 +18,6 @@ pub mod learning;
 pub mod limits;
 pub mod offsets;
 pub mod rules;
+mod view;
 
 pub use abi::*;
