@@ -38,8 +38,7 @@ pub(crate) fn closer_guarded(_ctx: TracePointContext) -> i32 {
 #[inline(always)]
 fn close() {
     let Some(host) = host() else { return };
-    // SAFETY: an array element is always there; userspace writes the word, so it is read once.
-    let layers = unsafe { (&raw const (*host).condemned_layers).read_volatile() };
+    let layers = host.condemned_layers.read();
     if layers == 0 {
         return;
     }

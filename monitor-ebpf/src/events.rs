@@ -11,9 +11,9 @@ use aya_ebpf::{
     btf_maps::RingBuf,
     helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_query},
 };
-use lifemon_ebpf::{Event, ProcessId, Tree, limits};
+use lifemon_ebpf::{Event, ProcessId, limits};
 
-use crate::{atomic, maps::RINGS};
+use crate::maps::{RINGS, TreeView};
 
 type Ring = RingBuf<Event, { limits::RING_BYTES as usize }>;
 
@@ -40,7 +40,7 @@ pub(crate) fn begin(event: &mut Event, kind: u32, process: ProcessId) {
 /// Puts `event` into the ring of `slot`, if its watcher brought one; counts it when it is full.
 /// An urgent event (a death, a fatal signal) wakes the watcher.
 #[inline(always)]
-pub(crate) fn emit(slot: u32, tree: *mut Tree, event: &mut Event, urgent: bool) {
+pub(crate) fn emit(slot: u32, tree: &TreeView, event: &mut Event, urgent: bool) {
     let Some(ring) = RINGS.get(slot) else { return };
     event.slot = slot;
     // Straight from the map that the event is in: no copy over the stack.
@@ -48,8 +48,7 @@ pub(crate) fn emit(slot: u32, tree: *mut Tree, event: &mut Event, urgent: bool) 
         .output_untyped::<Event>(&*event, u64::from(BPF_RB_NO_WAKEUP))
         .is_err()
     {
-        // SAFETY: an array element is always there.
-        unsafe { atomic::increment(&raw mut (*tree).lost_events) };
+        tree.lost_events.increment();
         wake(ring, tree);
         return;
     }
@@ -70,18 +69,16 @@ fn is_filling(ring: &Ring) -> bool {
 }
 
 #[inline(always)]
-fn wake(ring: &Ring, tree: *mut Tree) {
-    // SAFETY: an array element is always there.
-    let was_sleeping = unsafe { atomic::exchange(&raw mut (*tree).sleeping, 0) } != 0;
-    if !was_sleeping {
+fn wake(ring: &Ring, tree: &TreeView) {
+    // Whoever takes the word from 1 to 0 wakes: one wakeup for each sleep.
+    if tree.sleeping.exchange(0) == 0 {
         return;
     }
     match ring.reserve_untyped::<u64>(0) {
         Some(entry) => entry.discard(u64::from(BPF_RB_FORCE_WAKEUP)),
         // A full ring with a sleeper: it looks at its next tick.
         None => {
-            // SAFETY: as above.
-            unsafe { atomic::exchange(&raw mut (*tree).sleeping, 1) };
+            tree.sleeping.exchange(1);
         }
     }
 }

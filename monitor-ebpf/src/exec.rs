@@ -14,7 +14,7 @@ use lifemon_ebpf::{EVENT_EXEC, Event, ProcessId};
 
 use crate::{
     events,
-    maps::{Hook, LINEAGE, Scratch, scratch},
+    maps::{LINEAGE, Room, Scratch, scratch},
     members,
     task::Task,
 };
@@ -36,7 +36,7 @@ pub(crate) fn exec_guarded(ctx: TracePointContext) -> i32 {
 #[inline(always)]
 fn executes(ctx: &impl EbpfContext, task: Task) {
     let process = task.process();
-    let Some(Scratch { event, .. }) = scratch(Hook::Exec) else {
+    let Some(Scratch { event, .. }) = scratch(Room::Exec) else {
         return;
     };
     events::begin(event, EVENT_EXEC, process);

@@ -17,8 +17,8 @@ use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_EXIT, Event, OOM_KILLED, ProcessId, Record};
 
 use crate::{
-    atomic, events, lineage,
-    maps::{HAS_GROUP_DEAD, Hook, OOM_VICTIMS, Scratch, scratch, tree},
+    events, lineage,
+    maps::{HAS_GROUP_DEAD, OOM_VICTIMS, Room, Scratch, scratch, tree},
     members, signal,
     task::{Kernel, Task, offset},
 };
@@ -30,7 +30,7 @@ const SIGKILL: u32 = 9;
 pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::new(ctx.arg::<*const u8>(0));
     if is_last(task, || ctx.arg::<u8>(1)) {
-        died(&ctx, task, Hook::Exit);
+        died(&ctx, task, Room::Exit);
     }
     0
 }
@@ -41,7 +41,7 @@ pub(crate) fn exit_guarded(ctx: TracePointContext) -> i32 {
     let task = Task::current();
     let record = Kernel(ctx.as_ptr().cast::<u8>());
     if is_last(task, || record.read(offset!(exit_group_dead))) {
-        died(&ctx, task, Hook::ExitGuarded);
+        died(&ctx, task, Room::ExitGuarded);
     }
     0
 }
@@ -58,18 +58,17 @@ fn is_last(task: Task, group_dead: impl FnOnce() -> u8) -> bool {
 }
 
 #[inline(always)]
-fn died(ctx: &impl EbpfContext, task: Task, hook: Hook) {
+fn died(ctx: &impl EbpfContext, task: Task, room: Room) {
     let process = task.process();
     if task.is_kernel_thread() || !lineage::claim_exit(&process) {
         return;
     }
-    let Some(Scratch { event, .. }) = scratch(hook) else {
+    let Some(Scratch { event, .. }) = scratch(room) else {
         return;
     };
     describe(event, task, process);
     if let Some(all) = tree(0) {
-        // SAFETY: an array element is always there.
-        unsafe { atomic::increment(&raw mut (*all).exits) };
+        all.exits.increment();
     }
     let creator = lineage::mark_dead(&process, |record| note(record, event));
     event.creator = creator.unwrap_or(ProcessId::NONE);

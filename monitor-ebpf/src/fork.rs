@@ -11,8 +11,8 @@ use aya_log_ebpf::debug;
 use lifemon_ebpf::EVENT_FORK;
 
 use crate::{
-    atomic, events, lineage,
-    maps::{Hook, Scratch, scratch, tree},
+    events, lineage,
+    maps::{Room, Scratch, scratch, tree},
     members,
     task::Task,
 };
@@ -43,10 +43,9 @@ fn created(ctx: &impl EbpfContext, parent: Task, child: Task) {
     let creator = parent.process();
     let process = child.process();
     if let Some(all) = tree(0) {
-        // SAFETY: an array element is always there.
-        unsafe { atomic::increment(&raw mut (*all).forks) };
+        all.forks.increment();
     }
-    let Some(Scratch { event, record }) = scratch(Hook::Fork) else {
+    let Some(Scratch { event, record }) = scratch(Room::Fork) else {
         return;
     };
     lineage::describe(record, child, creator);

@@ -8,15 +8,15 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
 };
 use lifemon_ebpf::{
-    DEAD, EXIT_UNSEEN, INFERRED, LEARNING, LIVE, Pass, ProcessId,
+    DEAD, EXIT_UNSEEN, INFERRED, LEARNING, LIVE, ProcessId,
     learning::{self, Ancestor, Processes},
     rules::{Lineage, Link},
 };
 
 use crate::{
-    atomic,
+    atomic::Counter,
     lineage::{self, EEXIST, Map},
-    maps::{Hook, LINEAGE, PASS, Scratch, host, is_learning, scratch},
+    maps::{LINEAGE, PassView, Room, Scratch, host, is_learning, pass, scratch},
     task::Task,
 };
 
@@ -32,25 +32,21 @@ pub(crate) fn learn_by_exit(ctx: BtfTracePointContext) -> i32 {
     };
     // Counted before the flag is asked: userspace sets it before it waits for the count to be 0. So
     // until this has ended no record is removed.
-    //
-    // SAFETY: an array element is always there.
-    unsafe {
-        atomic::increment(&raw mut (*host).learners);
-        if atomic::fetch(&raw mut (*host).learning) == LEARNING {
-            let task = task.leader();
-            let room = Hook::LearnByExit;
-            learning::learn(&Map, Older { task, room });
-            end(&task.process());
-        }
-        atomic::decrement(&raw mut (*host).learners);
+    host.learners.increment();
+    if host.learning.fetch() == LEARNING {
+        let task = task.leader();
+        let room = Room::LearnByExit;
+        learning::learn(&Map, Older { task, room });
+        end(&task.process());
     }
+    host.learners.decrement();
     0
 }
 
 /// A pass comes to a process.
 #[inline(always)]
 pub(crate) fn visit(task: Task) {
-    let room = Hook::LearnByPass;
+    let room = Room::LearnByPass;
     learning::visit(&Map, Older { task, room });
 }
 
@@ -58,7 +54,7 @@ pub(crate) fn visit(task: Task) {
 #[derive(Clone, Copy)]
 pub(crate) struct Older {
     task: Task,
-    room: Hook,
+    room: Room,
 }
 
 impl Processes for Map {
@@ -127,13 +123,13 @@ impl Processes for Map {
         };
         // SAFETY: no record is removed while tracking starts. Who wins the word writes the creator.
         unsafe {
-            let won = atomic::replace(&raw mut (*record).holds_creator, due, holds_creator);
+            let won = Counter::at(&raw mut (*record).holds_creator).replace(due, holds_creator);
             if won {
                 if (*record).creator != *creator {
                     (*record).creator = *creator;
                     (*record).origin = INFERRED;
                 }
-                count(|pass| &raw mut pass.inserted);
+                count(|pass| &pass.inserted);
             }
             won
         }
@@ -151,7 +147,7 @@ const NOT_YET: u64 = 1;
 
 /// In one word and not inlined, so that the verifier forgets on which way it came to the answer.
 #[inline(never)]
-fn nearest(task: Task, room: Hook) -> u64 {
+fn nearest(task: Task, room: Room) -> u64 {
     match learning::nearest(&Map, Older { task, room }) {
         Ancestor::Task(older) => older.task.0.0 as u64,
         Ancestor::Kernel => KERNEL,
@@ -160,7 +156,7 @@ fn nearest(task: Task, room: Hook) -> u64 {
 }
 
 #[inline(never)]
-fn insert(task: Task, creator: &ProcessId, holds_creator: u64, room: Hook) -> bool {
+fn insert(task: Task, creator: &ProcessId, holds_creator: u64, room: Room) -> bool {
     let Some(Scratch { record, .. }) = scratch(room) else {
         return false;
     };
@@ -169,19 +165,18 @@ fn insert(task: Task, creator: &ProcessId, holds_creator: u64, room: Hook) -> bo
     record.holds_creator = holds_creator;
     let inserted = lineage::insert(&task.process(), record);
     match inserted {
-        Ok(()) => count(|pass| &raw mut pass.inserted),
+        Ok(()) => count(|pass| &pass.inserted),
         Err(EEXIST) => {}
-        Err(_) => count(|pass| &raw mut pass.failed),
+        Err(_) => count(|pass| &pass.failed),
     }
     inserted.is_ok()
 }
 
 /// Adds 1 to a counter of the pass that runs, whoever did it: it looks again.
 #[inline(always)]
-fn count(counter: impl FnOnce(&mut Pass) -> *mut u64) {
-    if let Some(pass) = PASS.get_ptr_mut(0) {
-        // SAFETY: an array element is always there.
-        unsafe { atomic::increment(counter(&mut *pass)) };
+fn count(counter: impl FnOnce(&PassView) -> &Counter) {
+    if let Some(pass) = pass() {
+        counter(pass).increment();
     }
 }
 
@@ -193,12 +188,12 @@ fn end(process: &ProcessId) {
     };
     // SAFETY: no record is removed while tracking starts.
     unsafe {
-        if (&raw const (*record).state).read_volatile() != LIVE || !lineage::claim_exit(process) {
+        if Counter::at(&raw mut (*record).state).read() != LIVE || !lineage::claim_exit(process) {
             return;
         }
         (*record).exit_ns = bpf_ktime_get_boot_ns();
         (*record).exit_flags = EXIT_UNSEEN;
-        if atomic::exchange(&raw mut (*record).state, DEAD) == LIVE {
+        if Counter::at(&raw mut (*record).state).exchange(DEAD) == LIVE {
             Map.unreference(process);
         }
     }

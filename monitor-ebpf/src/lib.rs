@@ -20,5 +20,6 @@ pub mod learning;
 pub mod limits;
 pub mod offsets;
 pub mod rules;
+mod view;
 
 pub use abi::*;

@@ -13,7 +13,7 @@ use lifemon_ebpf::{
 };
 
 use crate::{
-    atomic,
+    atomic::Counter,
     maps::{ALIVE, CLAIMS_EXITS, LINEAGE, ROOTS, host, is_learning, tree},
     task::Task,
 };
@@ -60,7 +60,7 @@ impl Lineage for Map {
     fn unreference(&self, id: &ProcessId) -> Option<u64> {
         let record = LINEAGE.get_ptr_mut(id)?;
         // SAFETY: the caller holds the reference that it drops, so until here it cannot vanish.
-        Some(unsafe { atomic::decrement(&raw mut (*record).references) })
+        Some(unsafe { Counter::at(&raw mut (*record).references) }.decrement())
     }
 
     #[inline(always)]
@@ -76,8 +76,7 @@ impl Lineage for Map {
     #[inline(always)]
     fn overrun(&self) {
         if let Some(host) = host() {
-            // SAFETY: an array element is always there.
-            unsafe { atomic::increment(&raw mut (*host).release_overruns) };
+            host.release_overruns.increment();
         }
     }
 }
@@ -138,8 +137,7 @@ pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
     }
     let failed = matches!(inserted, Err(code) if code != EEXIST);
     if let (true, Some(all)) = (failed, tree(0)) {
-        // SAFETY: an array element is always there.
-        unsafe { atomic::increment(&raw mut (*all).lost_records) };
+        all.lost_records.increment();
     }
     inserted
 }
@@ -151,7 +149,7 @@ pub(crate) fn hold(creator: &ProcessId) -> bool {
     LINEAGE
         .get_ptr_mut(creator)
         // SAFETY: the caller promises that it cannot vanish.
-        .map(|record| unsafe { atomic::increment(&raw mut (*record).references) })
+        .map(|record| unsafe { Counter::at(&raw mut (*record).references) }.increment())
         .is_some()
 }
 
@@ -171,7 +169,7 @@ pub(crate) fn mark_dead(process: &ProcessId, fill: impl FnOnce(&mut Record)) -> 
     // SAFETY: the process is dying now and holds its own reference until `bury`.
     unsafe {
         fill(&mut *record);
-        if atomic::exchange(&raw mut (*record).state, DEAD) != LIVE {
+        if Counter::at(&raw mut (*record).state).exchange(DEAD) != LIVE {
             return None;
         }
         Some((*record).creator)

@@ -11,6 +11,8 @@ use lifemon_ebpf::{
     offsets::Offsets,
 };
 
+use crate::atomic::{Counter, Given};
+
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Who created whom: every process of the host, and the ghosts.
@@ -36,7 +38,7 @@ pub(crate) static ROOTS: HashMap<ProcessId, u64, { limits::TREE_SLOTS as usize }
 
 /// The slots of watched trees, shared with userspace. Slot 0 is the host.
 #[btf_map]
-pub(crate) static TREES: Array<Tree, { limits::TREE_SLOTS as usize }, MMAPABLE> = Array::new();
+static TREES: Array<Tree, { limits::TREE_SLOTS as usize }, MMAPABLE> = Array::new();
 
 /// The watcher's own ring for each slot; none there: the slot only counts.
 #[btf_map]
@@ -47,11 +49,11 @@ pub(crate) static RINGS: ArrayOfMaps<
 
 /// What holds for the whole tracker.
 #[btf_map]
-pub(crate) static HOST: Array<Host, 1, MMAPABLE> = Array::new();
+static HOST: Array<Host, 1, MMAPABLE> = Array::new();
 
 /// What the running pass is asked for, and what it found.
 #[btf_map]
-pub(crate) static PASS: Array<Pass, 1, MMAPABLE> = Array::new();
+static PASS: Array<Pass, 1, MMAPABLE> = Array::new();
 
 /// Last fatal signal of a process.
 #[btf_map]
@@ -70,14 +72,16 @@ pub(crate) struct Scratch {
     pub(crate) record: Record,
 }
 
-/// One room for each program that needs one and can be attached beside others. A hook never interrupts itself on its CPU (the kernel skips such a
-/// run and counts it), but one hook can interrupt another.
+/// One room for each program that needs one and can be attached beside others. A hook never
+/// interrupts itself on its CPU (the kernel skips such a run and counts it), but one hook can
+/// interrupt another.
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/trace/bpf_trace.c?h=v6.12.118#n2320>
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 7> = PerCpuArray::new();
 
-/// Whose room.
+/// The room of a program in `SCRATCH`.
 #[derive(Clone, Copy)]
-pub(crate) enum Hook {
+pub(crate) enum Room {
     Fork = 0,
     Exec = 1,
     Exit = 2,
@@ -87,12 +91,12 @@ pub(crate) enum Hook {
     LearnByExit = 6,
 }
 
-/// The room of `hook` on this CPU, with what its last run left there.
+/// Returns `room` on this CPU, with what its last run left there.
 #[inline(always)]
-pub(crate) fn scratch<'a>(hook: Hook) -> Option<&'a mut Scratch> {
-    // SAFETY: an array element is always there, and nobody else uses this one while the hook runs.
+pub(crate) fn scratch<'a>(room: Room) -> Option<&'a mut Scratch> {
+    // SAFETY: an array element is always there, and nobody else uses this one while its program runs.
     SCRATCH
-        .get_ptr_mut(hook as u32)
+        .get_ptr_mut(room as u32)
         .map(|room| unsafe { &mut *room })
 }
 
@@ -112,21 +116,81 @@ pub(crate) static CLAIMS_EXITS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static OOM_ARG_IS_TASK: Global<u32> = Global::new(0);
 
-/// A slot of a watched tree.
-#[inline(always)]
-pub(crate) fn tree(slot: u32) -> Option<*mut Tree> {
-    TREES.get_ptr_mut(slot)
+lifemon_ebpf::view! {
+    /// A slot of a watched tree, as the kernel half sees it.
+    TreeView of Tree {
+        live: Counter,
+        forks: Counter,
+        execs: Counter,
+        exits: Counter,
+        condemned: Counter,
+        lost_events: Counter,
+        lost_members: Counter,
+        lost_records: Counter,
+        sleeping: Counter,
+        root: Given<ProcessId>,
+        owner: Given<ProcessId>,
+        generation: Given<u32>,
+        layer: Given<u32>,
+    }
 }
 
-/// What holds for the whole tracker.
+lifemon_ebpf::view! {
+    /// What holds for the whole tracker, as the kernel half sees it.
+    HostView of Host {
+        layers: Counter,
+        learning: Counter,
+        learners: Counter,
+        since_ns: Counter,
+        release_overruns: Counter,
+        condemned_layers: Counter,
+    }
+}
+
+lifemon_ebpf::view! {
+    /// What the running pass is asked for and what it found, as the kernel half sees it.
+    PassView of Pass {
+        kind: Given<u32>,
+        slot: Given<u32>,
+        generation: Given<u32>,
+        layer: Given<u32>,
+        root: Given<ProcessId>,
+        seen: Counter,
+        inserted: Counter,
+        unrecorded: Counter,
+        unsettled: Counter,
+        conflicts: Counter,
+        failed: Counter,
+    }
+}
+
+/// Returns a slot of a watched tree; slot 0 is the host.
 #[inline(always)]
-pub(crate) fn host() -> Option<*mut Host> {
+pub(crate) fn tree<'a>(slot: u32) -> Option<&'a TreeView> {
+    // SAFETY: an array element is always there, and its view has its layout.
+    TREES
+        .get_ptr_mut(slot)
+        .map(|tree| unsafe { &*tree.cast::<TreeView>() })
+}
+
+/// Returns what holds for the whole tracker.
+#[inline(always)]
+pub(crate) fn host<'a>() -> Option<&'a HostView> {
+    // SAFETY: an array element is always there, and its view has its layout.
     HOST.get_ptr_mut(0)
+        .map(|host| unsafe { &*host.cast::<HostView>() })
 }
 
-/// Whether the processes that existed before are still being learnt.
+/// Returns what the running pass is asked for, and what it found.
+#[inline(always)]
+pub(crate) fn pass<'a>() -> Option<&'a PassView> {
+    // SAFETY: an array element is always there, and its view has its layout.
+    PASS.get_ptr_mut(0)
+        .map(|pass| unsafe { &*pass.cast::<PassView>() })
+}
+
+/// Returns whether the processes that existed before are still being learnt.
 #[inline(always)]
 pub(crate) fn is_learning() -> bool {
-    // SAFETY: an array element is always there; userspace writes the word, so it is read once.
-    host().is_some_and(|host| unsafe { (&raw const (*host).learning).read_volatile() } != 0)
+    host().is_some_and(|host| host.learning.read() != 0)
 }

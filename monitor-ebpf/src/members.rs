@@ -6,11 +6,12 @@
 //! are stale and count for nothing.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use lifemon_ebpf::{Event, MemberKey, Membership, ProcessId, Tree, limits};
+use lifemon_ebpf::{Event, MemberKey, Membership, ProcessId, limits};
 
 use crate::{
-    atomic, events,
-    maps::{MEMBERS, host, tree},
+    events,
+    lineage::EEXIST,
+    maps::{MEMBERS, TreeView, host, tree},
 };
 
 /// What an insertion came to.
@@ -26,11 +27,9 @@ pub(crate) enum Joined {
 
 /// The tree of a membership, unless that is stale.
 #[inline(always)]
-fn tree_of(membership: Membership) -> Option<*mut Tree> {
+fn tree_of(membership: Membership) -> Option<&'static TreeView> {
     let tree = tree(membership.slot)?;
-    // SAFETY: an array element is always there; userspace changes the word.
-    let generation = unsafe { (&raw const (*tree).generation).read_volatile() };
-    (generation == membership.generation).then_some(tree)
+    (tree.generation.read() == membership.generation).then_some(tree)
 }
 
 /// The membership of `process` in `layer`, copied; what is stale is none.
@@ -47,10 +46,7 @@ pub(crate) fn membership(process: &ProcessId, layer: u32) -> Option<Membership> 
 /// Layers that some tree uses, as bits.
 #[inline(always)]
 fn layers() -> u64 {
-    // SAFETY: an array element is always there; userspace writes the word, so it is read once.
-    host().map_or(0, |host| unsafe {
-        (&raw const (*host).layers).read_volatile()
-    })
+    host().map_or(0, |host| host.layers.read())
 }
 
 /// Makes `process` a member.
@@ -59,19 +55,17 @@ pub(crate) fn join(process: &ProcessId, layer: u32, membership: Membership) -> J
     let Some(tree) = tree_of(membership) else {
         return Joined::Before;
     };
-    // SAFETY: an array element is always there.
-    unsafe { atomic::increment(&raw mut (*tree).live) };
+    // Counted before it is inserted: the counter never under-counts (I1).
+    tree.live.increment();
     let key = MemberKey::new(*process, layer);
     match MEMBERS.insert(key, membership, u64::from(BPF_NOEXIST)) {
         Ok(()) => Joined::Now,
         Err(code) => {
-            // SAFETY: as above.
-            unsafe { atomic::decrement(&raw mut (*tree).live) };
-            if code == -17 {
+            tree.live.decrement();
+            if code == EEXIST {
                 return Joined::Before;
             }
-            // SAFETY: as above.
-            unsafe { atomic::increment(&raw mut (*tree).lost_members) };
+            tree.lost_members.increment();
             Joined::Full
         }
     }
@@ -82,8 +76,7 @@ pub(crate) fn join(process: &ProcessId, layer: u32, membership: Membership) -> J
 pub(crate) fn leave(process: &ProcessId, layer: u32, membership: Membership) -> bool {
     let left = MEMBERS.remove(MemberKey::new(*process, layer)).is_ok();
     if let (true, Some(tree)) = (left, tree_of(membership)) {
-        // SAFETY: an array element is always there.
-        unsafe { atomic::decrement(&raw mut (*tree).live) };
+        tree.live.decrement();
     }
     left
 }
@@ -97,11 +90,9 @@ pub(crate) fn is_condemned(process: &ProcessId, layers: u64) -> bool {
         }
         if let Some(membership) = membership(process, layer)
             && let Some(tree) = tree(membership.slot)
+            && tree.condemned.read() != 0
         {
-            // SAFETY: an array element is always there; userspace writes the word.
-            if unsafe { (&raw const (*tree).condemned).read_volatile() } != 0 {
-                return true;
-            }
+            return true;
         }
     }
     false
@@ -109,7 +100,7 @@ pub(crate) fn is_condemned(process: &ProcessId, layers: u64) -> bool {
 
 /// Calls `each` for every layer in which `process` is a member.
 #[inline(always)]
-fn for_each(process: &ProcessId, mut each: impl FnMut(u32, Membership, *mut Tree)) {
+fn for_each(process: &ProcessId, mut each: impl FnMut(u32, Membership, &TreeView)) {
     let layers = layers();
     if layers == 0 {
         return;
@@ -137,14 +128,12 @@ pub(crate) fn inherit(
 ) {
     for_each(creator, |layer, membership, tree| {
         if !is_followed {
-            // SAFETY: an array element is always there.
-            unsafe { atomic::increment(&raw mut (*tree).lost_members) };
+            tree.lost_members.increment();
             return;
         }
         // The label pass may have been here before; the event is this hook's all the same.
         join(process, layer, membership);
-        // SAFETY: an array element is always there.
-        unsafe { atomic::increment(&raw mut (*tree).forks) };
+        tree.forks.increment();
         events::emit(membership.slot, tree, event, false);
     });
 }
@@ -155,15 +144,13 @@ pub(crate) fn inherit(
 pub(crate) fn leave_all(process: &ProcessId, event: &mut Event) {
     for_each(process, |layer, membership, tree| {
         let key = MemberKey::new(*process, layer);
+        // The delete that succeeds owns the decrement (I2).
         if MEMBERS.remove(key).is_err() {
             return;
         }
         events::emit(membership.slot, tree, event, true);
-        // SAFETY: an array element is always there.
-        unsafe {
-            atomic::increment(&raw mut (*tree).exits);
-            atomic::decrement(&raw mut (*tree).live);
-        }
+        tree.exits.increment();
+        tree.live.decrement();
     });
 }
 
@@ -173,8 +160,7 @@ pub(crate) fn leave_all(process: &ProcessId, event: &mut Event) {
 pub(crate) fn leave_unseen(process: &ProcessId) {
     for_each(process, |layer, membership, tree| {
         if leave(process, layer, membership) {
-            // SAFETY: an array element is always there.
-            unsafe { atomic::increment(&raw mut (*tree).exits) };
+            tree.exits.increment();
         }
     });
 }
@@ -184,8 +170,7 @@ pub(crate) fn leave_unseen(process: &ProcessId) {
 pub(crate) fn report(process: &ProcessId, event: &mut Event, urgent: bool, is_exec: bool) {
     for_each(process, |_, membership, tree| {
         if is_exec {
-            // SAFETY: an array element is always there.
-            unsafe { atomic::increment(&raw mut (*tree).execs) };
+            tree.execs.increment();
         }
         events::emit(membership.slot, tree, event, urgent);
     });

@@ -53,7 +53,6 @@ offsets! {
     task_start_boottime: "task_struct"."start_boottime",
     /// Wait status of a single thread.
     task_exit_code: "task_struct"."exit_code",
-    /// 0 until its children have been handed over.
     /// Name, 16 bytes.
     task_comm: "task_struct"."comm",
     /// Objective credentials.

@@ -6,14 +6,14 @@
 use core::ffi::c_void;
 
 use lifemon_ebpf::{
-    MemberKey, Membership, PASS_LABEL, PASS_LEARN, Pass, ProcessId,
+    MemberKey, Membership, PASS_LABEL, PASS_LEARN, ProcessId,
     rules::{self, Descent, Step},
 };
 
 use crate::{
     learn,
     lineage::Map,
-    maps::{MEMBERS, PASS},
+    maps::{self, MEMBERS, PassView},
     members::{self, Joined},
     task::Task,
 };
@@ -27,10 +27,10 @@ struct Visit {
 
 /// Visits one process. The last call comes without a task.
 #[inline(always)]
-fn visit(ctx: *mut c_void, kind: u32, each: impl FnOnce(&mut Pass, Task)) {
+fn visit(ctx: *mut c_void, kind: u32, each: impl FnOnce(&PassView, Task)) {
     // SAFETY: the kernel passes the context of a task iterator.
     let task = unsafe { (*ctx.cast::<Visit>()).task };
-    let Some(pass) = PASS.get_ptr_mut(0) else {
+    let Some(pass) = maps::pass() else {
         return;
     };
     if task.is_null() {
@@ -40,10 +40,8 @@ fn visit(ctx: *mut c_void, kind: u32, each: impl FnOnce(&mut Pass, Task)) {
     if !task.is_leader() || task.is_kernel_thread() {
         return;
     }
-    // SAFETY: an array element is always there; one pass runs at a time.
-    let pass = unsafe { &mut *pass };
-    if pass.kind == kind {
-        pass.seen += 1;
+    if pass.kind.read() == kind {
+        pass.seen.increment();
         each(pass, task);
     }
 }
@@ -67,10 +65,10 @@ pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
         }
         let process = task.process();
         let wanted = Membership {
-            slot: pass.slot,
-            generation: pass.generation,
+            slot: pass.slot.read(),
+            generation: pass.generation.read(),
         };
-        let (root, layer) = (pass.root, pass.layer);
+        let (root, layer) = (pass.root.read(), pass.layer.read());
         let found = rules::climb(&process, |at| match look(at, &root, layer, wanted) {
             INSIDE => Step::Inside,
             UNRECORDED => Step::Unrecorded,
@@ -79,8 +77,8 @@ pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
         match found {
             Descent::Inside => add(pass, task, &process, wanted),
             Descent::Outside => {}
-            Descent::Unsettled => pass.unsettled += 1,
-            Descent::Unrecorded => pass.unrecorded += 1,
+            Descent::Unsettled => pass.unsettled.increment(),
+            Descent::Unrecorded => pass.unrecorded.increment(),
         }
     });
     0
@@ -120,22 +118,23 @@ fn is_member(process: &ProcessId, layer: u32, wanted: Membership) -> bool {
 /// Makes a process a member, and takes that back if it has died meanwhile: its exit hook may have
 /// looked before the insert. Both delete by key, so one of them counts it down.
 #[inline(always)]
-fn add(pass: &mut Pass, task: Task, process: &ProcessId, wanted: Membership) {
-    match members::join(process, pass.layer, wanted) {
+fn add(pass: &PassView, task: Task, process: &ProcessId, wanted: Membership) {
+    let layer = pass.layer.read();
+    match members::join(process, layer, wanted) {
         Joined::Now => {
             if task.live_threads() != 0 {
-                pass.inserted += 1;
+                pass.inserted.increment();
             } else {
-                members::leave(process, pass.layer, wanted);
+                members::leave(process, layer, wanted);
             }
         }
-        Joined::Before => match members::membership(process, pass.layer) {
-            Some(found) if found != wanted => pass.conflicts += 1,
+        Joined::Before => match members::membership(process, layer) {
+            Some(found) if found != wanted => pass.conflicts.increment(),
             Some(_) => {}
             // A stale entry in its place, or it has just died.
-            None if task.live_threads() != 0 => pass.unsettled += 1,
+            None if task.live_threads() != 0 => pass.unsettled.increment(),
             None => {}
         },
-        Joined::Full => pass.failed += 1,
+        Joined::Full => pass.failed.increment(),
     }
 }

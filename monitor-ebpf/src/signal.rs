@@ -7,7 +7,7 @@ use lifemon_ebpf::{EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL,
 
 use crate::{
     events,
-    maps::{HAS_GROUP_DEAD, Hook, SIGNALS, Scratch, scratch},
+    maps::{HAS_GROUP_DEAD, Room, SIGNALS, Scratch, scratch},
     members,
     task::{Kernel, Task, offset},
 };
@@ -42,7 +42,7 @@ pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
     let process = target.process();
     let fact = fact(signal, ctx.arg::<usize>(1));
     let _ = SIGNALS.insert(process, fact, u64::from(BPF_ANY));
-    let Some(Scratch { event, .. }) = scratch(Hook::Signal) else {
+    let Some(Scratch { event, .. }) = scratch(Room::Signal) else {
         return 0;
     };
     events::begin(event, EVENT_SIGNAL, process);

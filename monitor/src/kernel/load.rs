@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -13,14 +13,12 @@ use aya::programs::links::FdLink;
 use aya::programs::{Iter, Program, ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lifemon_ebpf::offsets::{MISSING, Offsets};
-use lifemon_ebpf::{
-    DEAD, Host, LEARNING, LEARNING_ENDS, PASS_LEARN, Pass, ProcessId, Record, limits,
-};
+use lifemon_ebpf::{DEAD, LEARNING, LEARNING_ENDS, PASS_LEARN, Pass, ProcessId, Record, limits};
 
 use super::btf::{Btf, BtfError};
 use super::hooks::{self, Hook, LEARNER, Role};
 use super::preflight::{self, Refusal};
-use super::shared::{Shared, word64};
+use super::shared::{HostView, PassView, Shared};
 use super::{Error, clock, sys};
 
 /// The compiled kernel half.
@@ -305,17 +303,9 @@ impl Loaded {
     /// Attaches, learns, and only then lets records go. A death that saw the flag of learning set
     /// has left its record behind: whoever goes on sweeps, once all such hooks have ended.
     fn start(&mut self) -> Result<(), Error> {
-        let host = Shared::<Host>::new(self.map("HOST")?, 1).map_err(Error::Map)?;
+        let host = Shared::<HostView>::new(self.map("HOST")?, 1).map_err(Error::Map)?;
         let host = host.at(0);
-        // SAFETY: `host` lives in the mapping above until the end of this function.
-        let (learning, learners, since) = unsafe {
-            (
-                word64(&raw mut (*host).learning),
-                word64(&raw mut (*host).learners),
-                word64(&raw mut (*host).since_ns),
-            )
-        };
-        learning.store(LEARNING, Ordering::SeqCst);
+        host.learning.store(LEARNING, Ordering::SeqCst);
         let mut learner = None;
         for hook in self.hooks.clone() {
             if hook.role == "fork" {
@@ -327,12 +317,12 @@ impl Loaded {
         self.learn()?;
         drop(learner);
         // Whoever is still learning as it dies may be about to hold a record: none goes before.
-        learning.store(LEARNING_ENDS, Ordering::SeqCst);
-        while learners.load(Ordering::SeqCst) != 0 {
+        host.learning.store(LEARNING_ENDS, Ordering::SeqCst);
+        while host.learners.load(Ordering::SeqCst) != 0 {
             thread::sleep(LEARNER_PAUSE);
         }
-        learning.store(0, Ordering::SeqCst);
-        since.store(clock::boot_ns(), Ordering::SeqCst);
+        host.learning.store(0, Ordering::SeqCst);
+        host.since_ns.store(clock::boot_ns(), Ordering::SeqCst);
         Ok(())
     }
 
@@ -343,28 +333,41 @@ impl Loaded {
 
     /// Runs the pass that learns until one finds nothing more to do.
     fn learn(&mut self) -> Result<(), Error> {
-        let pass = Shared::<Pass>::new(self.map("PASS")?, 1).map_err(Error::Map)?;
+        let pass = Shared::<PassView>::new(self.map("PASS")?, 1).map_err(Error::Map)?;
+        let pass = pass.at(0);
         for _ in 0..LEARN_PASSES {
-            // SAFETY: one pass runs at a time, and none runs now.
-            unsafe {
-                *pass.at(0) = Pass {
-                    kind: PASS_LEARN,
-                    ..Pass::default()
-                }
-            };
+            pass.ask(&Pass {
+                kind: PASS_LEARN,
+                ..Pass::default()
+            });
             run_iterator(self.program::<Iter>("learn")?)?;
-            // SAFETY: the pass has ended: the iterator was read to its end.
-            if unsafe { (*pass.at(0)).inserted } == 0 {
+            // The pass has ended: the iterator was read to its end.
+            if pass.inserted.load(Ordering::SeqCst) == 0 {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    /// A map by name.
+    /// Returns a map by its name.
     pub(super) fn map(&self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
         let map = self.ebpf.map(name).ok_or(Error::NoProgram(name))?;
         Ok(map_data(map).ok_or(Error::NoProgram(name))?.fd().as_fd())
+    }
+
+    /// Opens a program by its name.
+    pub(super) fn program_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
+        let program = self.ebpf.program(name).ok_or(Error::NoProgram(name))?;
+        let fd = program.fd().map_err(|error| Error::load(name, &error))?;
+        fd.as_fd().try_clone_to_owned().map_err(Error::Map)
+    }
+
+    /// Opens the programs of the hooks.
+    pub(super) fn hook_programs(&self) -> Result<Vec<(Role, OwnedFd)>, Error> {
+        self.hooks
+            .iter()
+            .map(|hook| Ok((hook.role, self.program_fd(hook.program)?)))
+            .collect()
     }
 
     /// Runs the label pass once.

@@ -10,6 +10,7 @@ use std::io;
 pub mod btf;
 pub mod clock;
 mod hooks;
+mod label;
 pub mod load;
 pub mod lock;
 mod missed;

@@ -2,17 +2,18 @@
 
 use std::fmt;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aya::programs::ProgramError;
-use lifemon_ebpf::{Host, MemberKey, Membership, Pass, ProcessId, Record, Tree, limits};
+use lifemon_ebpf::{ProcessId, Record};
 
 use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
 use super::lock::{Lock, Patience};
 use super::pins::{self, Found, Pins};
-use super::shared::{Shared, word64};
+use super::shared::{PassView, Shared, TreeView};
+use super::slots::Slots;
 use super::snapshot::Snapshot;
 use super::{Error, sys};
 
@@ -22,13 +23,10 @@ const OPEN_TRIES: u32 = 5;
 /// The open maps of a tracker, and how to run its passes.
 pub struct Tracker {
     pub(super) lineage: OwnedFd,
-    pub(super) members: OwnedFd,
-    pub(super) roots: OwnedFd,
-    pub(super) rings: OwnedFd,
     oom: OwnedFd,
-    pub(super) trees: Shared<Tree>,
-    pub(super) host: Shared<Host>,
-    pub(super) pass: Shared<Pass>,
+    /// The slots of watched trees, and what is counted in them.
+    pub(super) slots: Slots,
+    pub(super) pass: Shared<PassView>,
     pub(super) hooks: Vec<(Role, OwnedFd)>,
     sweep: OwnedFd,
     /// Where the kernel may skip exits.
@@ -90,10 +88,8 @@ impl Tracker {
     pub fn load(options: &LoadOptions) -> Result<Self, Error> {
         let loaded = load::load(options)?;
         let map = |name| loaded.map(name)?.try_clone_to_owned().map_err(Error::Map);
-        let (lineage, members, roots) = (map("LINEAGE")?, map("MEMBERS")?, map("ROOTS")?);
-        let (rings, oom) = (map("RINGS")?, map("OOM_VICTIMS")?);
-        let trees = Shared::new(map("TREES")?, limits::TREE_SLOTS as usize).map_err(Error::Map)?;
-        let host = Shared::new(map("HOST")?, 1).map_err(Error::Map)?;
+        let (lineage, oom) = (map("LINEAGE")?, map("OOM_VICTIMS")?);
+        let slots = Slots::open(map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let hooks = loaded.hook_programs()?;
         let sweep = loaded.program_fd("sweep")?;
@@ -103,12 +99,8 @@ impl Tracker {
             .transpose()?;
         Ok(Self {
             lineage,
-            members,
-            roots,
-            rings,
             oom,
-            trees,
-            host,
+            slots,
             pass,
             hooks,
             sweep,
@@ -146,20 +138,14 @@ impl Tracker {
 
     fn open_pins(pins: &Pins) -> Result<impl FnOnce(Pins) -> Self + use<>, Error> {
         let map = |name| pins.map(name);
-        let (lineage, members, roots) = (map("LINEAGE")?, map("MEMBERS")?, map("ROOTS")?);
-        let (rings, oom) = (map("RINGS")?, map("OOM_VICTIMS")?);
-        let trees = Shared::new(map("TREES")?, limits::TREE_SLOTS as usize).map_err(Error::Map)?;
-        let host = Shared::new(map("HOST")?, 1).map_err(Error::Map)?;
+        let (lineage, oom) = (map("LINEAGE")?, map("OOM_VICTIMS")?);
+        let slots = Slots::open(map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let (hooks, sweep, settle) = (pins.hooks()?, pins.program("sweep")?, pins.settle()?);
         Ok(move |pins| Self {
             lineage,
-            members,
-            roots,
-            rings,
             oom,
-            trees,
-            host,
+            slots,
             pass,
             hooks,
             sweep,
@@ -181,9 +167,8 @@ impl Tracker {
         matches!(&self.kept, Kept::Private(loaded) if loaded.has_group_dead)
     }
 
-    pub(super) fn since(&self) -> &std::sync::atomic::AtomicU64 {
-        // SAFETY: the mapping lives as long as `self`.
-        unsafe { word64(&raw mut (*self.host.at(0)).since_ns) }
+    pub(super) fn since(&self) -> &AtomicU64 {
+        &self.slots.host().since_ns
     }
 
     /// When every process had been learnt, ns since boot; 0 once the tracker was switched off.
@@ -238,30 +223,22 @@ impl Tracker {
     /// Counters of the whole host: forks, exits, records lost.
     #[must_use]
     pub fn host_counters(&self) -> Counters {
-        Counters::read(self.trees.at(0))
+        self.slots.counters(0)
     }
 
-    /// Live members of the tree in `slot` with `generation`.
-    pub(super) fn members(&self, slot: u32, generation: u32) -> Result<Vec<MemberKey>, Error> {
-        let wanted = Membership { slot, generation };
-        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
-        let all = all.map_err(Error::Map)?;
-        Ok(all
-            .into_iter()
-            .filter(|(_, found)| *found == wanted)
-            .map(|(key, _)| key)
-            .collect())
+    /// Gives back the slots of watchers that were killed; returns how many there were.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken or the maps cannot be accessed.
+    pub fn reclaim_locked(&self) -> Result<usize, Error> {
+        let _lock = self.lock(Patience::FULL)?;
+        self.slots.reclaim()
     }
 
-    /// Every membership of a slot, whatever its generation.
-    pub(super) fn memberships_of(&self, slot: u32) -> Result<Vec<MemberKey>, Error> {
-        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
-        let all = all.map_err(Error::Map)?;
-        Ok(all
-            .into_iter()
-            .filter(|(_, found)| found.slot == slot)
-            .map(|(key, _)| key)
-            .collect())
+    /// Returns how many slots are in use.
+    #[must_use]
+    pub fn watched(&self) -> usize {
+        self.slots.watched()
     }
 
     /// Memberships of all trees.
@@ -269,8 +246,7 @@ impl Tracker {
     /// # Errors
     /// When the map cannot be read.
     pub fn membership_count(&self) -> Result<usize, Error> {
-        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
-        Ok(all.map_err(Error::Map)?.len())
+        Ok(self.slots.memberships(|_| true)?.len())
     }
 
     /// Lets the kernel measure the hooks for `period`.
@@ -387,33 +363,15 @@ pub struct Counters {
 
 impl Counters {
     /// Reads the counters of a slot.
-    pub(super) fn read(tree: *mut Tree) -> Self {
-        // SAFETY: `tree` points into a live mapping; the words are read atomically.
-        unsafe {
-            let read = |word: *mut u64| word64(word).load(Ordering::SeqCst);
-            Self {
-                live: read(&raw mut (*tree).live),
-                forks: read(&raw mut (*tree).forks),
-                exits: read(&raw mut (*tree).exits),
-                lost_events: read(&raw mut (*tree).lost_events),
-                lost_members: read(&raw mut (*tree).lost_members),
-                lost_records: read(&raw mut (*tree).lost_records),
-            }
+    pub(super) fn read(tree: &TreeView) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        Self {
+            live: read(&tree.live),
+            forks: read(&tree.forks),
+            exits: read(&tree.exits),
+            lost_events: read(&tree.lost_events),
+            lost_members: read(&tree.lost_members),
+            lost_records: read(&tree.lost_records),
         }
-    }
-}
-
-impl Loaded {
-    fn program_fd(&self, name: &'static str) -> Result<OwnedFd, Error> {
-        let program = self.ebpf.program(name).ok_or(Error::NoProgram(name))?;
-        let fd = program.fd().map_err(|error| Error::load(name, &error))?;
-        fd.as_fd().try_clone_to_owned().map_err(Error::Map)
-    }
-
-    fn hook_programs(&self) -> Result<Vec<(Role, OwnedFd)>, Error> {
-        self.hooks
-            .iter()
-            .map(|hook| Ok((hook.role, self.program_fd(hook.program)?)))
-            .collect()
     }
 }

@@ -6,13 +6,12 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 
 use aya::maps::{MapData, RingBuf};
-use lifemon_ebpf::{Event, MemberKey, ProcessId, limits};
+use lifemon_ebpf::{Event, MemberKey, Membership, ProcessId, limits};
 
+use super::Error;
 use super::hooks::Closer;
 use super::lock::Patience;
-use super::shared::word64;
 use super::tracker::{Counters, Tracker};
-use super::{Error, sys};
 
 /// How a tree is watched.
 #[derive(Debug, Clone)]
@@ -95,7 +94,7 @@ impl Watcher {
     /// Counters of the tree. `live == 0` is the proof that none of it can run again.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters::read(self.tracker.trees.at(self.slot as usize))
+        self.tracker.slots.counters(self.slot)
     }
 
     /// Living members.
@@ -103,7 +102,10 @@ impl Watcher {
     /// # Errors
     /// When the map cannot be read.
     pub fn live_members(&self) -> Result<Vec<ProcessId>, Error> {
-        let members = self.tracker.members(self.slot, self.generation)?;
+        let (slot, generation) = (self.slot, self.generation);
+        let wanted = Membership { slot, generation };
+        let slots = &self.tracker.slots;
+        let members = slots.memberships(|found| *found == wanted)?;
         Ok(members.into_iter().map(|key| key.process).collect())
     }
 
@@ -136,9 +138,8 @@ impl Watcher {
     /// Asks to be woken by the next urgent event. After this the ring must be drained once more
     /// before sleeping.
     pub fn ask_for_wakeup(&self) {
-        let tree = self.tracker.trees.at(self.slot as usize);
-        // SAFETY: the mapping lives as long as `self`.
-        unsafe { word64(&raw mut (*tree).sleeping) }.swap(1, Ordering::SeqCst);
+        let tree = self.tracker.slots.tree(self.slot);
+        tree.sleeping.swap(1, Ordering::SeqCst);
     }
 
     /// Takes one process out of the tree, for itself and for what it creates from now on.
@@ -146,15 +147,8 @@ impl Watcher {
     /// # Errors
     /// When the map cannot be written.
     pub fn spare(&self, id: ProcessId) -> Result<(), Error> {
-        let tracker = &self.tracker;
         let key = MemberKey::new(id, self.layer);
-        // The delete that succeeds owns the decrement.
-        if sys::delete(tracker.members.as_fd(), &key).map_err(Error::Map)? {
-            let tree = tracker.trees.at(self.slot as usize);
-            // SAFETY: the mapping lives as long as `self`.
-            unsafe { word64(&raw mut (*tree).live) }.fetch_sub(1, Ordering::SeqCst);
-        }
-        Ok(())
+        self.tracker.slots.spare(self.slot, &key)
     }
 
     /// Condemns the tree: once the closer is attached, no member returns to user code, and what a
@@ -164,10 +158,7 @@ impl Watcher {
     /// When the lock cannot be taken.
     pub fn condemn(&self) -> Result<(), Error> {
         let _lock = self.tracker.lock(Patience::FULL)?;
-        let tree = self.tracker.trees.at(self.slot as usize);
-        // SAFETY: the mapping lives as long as `self`.
-        unsafe { word64(&raw mut (*tree).condemned) }.store(1, Ordering::SeqCst);
-        self.tracker.refresh_layers();
+        self.tracker.slots.condemn(self.slot);
         Ok(())
     }
 
@@ -200,7 +191,7 @@ impl Drop for Watcher {
             return;
         }
         let lock = self.tracker.lock(Patience::SHORT);
-        if let Err(error) = lock.and_then(|_lock| self.tracker.give_back(self.slot)) {
+        if let Err(error) = lock.and_then(|_lock| self.tracker.slots.give_back(self.slot)) {
             // The next command reclaims it: the owner is dead by then.
             log::warn!("slot {} was not given back: {error}", self.slot);
         }
