@@ -96,6 +96,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         }
         NoSuchProcess(format!("{error}; {WITHOUT_TRACKER}"))
     })?;
+    let mut interrupts = runtime.block_on(async { Interrupts::listen() })?;
     let (mut tracker, mut code) = (Some(tracker), Code::Done);
     for (index, root) in roots.into_iter().enumerate() {
         // It was part of a tree before it, perhaps: then it is dead by now.
@@ -105,7 +106,11 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         let tracker = tracker
             .take()
             .map_or_else(|| Tracker::open_or_load(&load), Ok)?;
-        match runtime.block_on(kill(tracker, root, args, output)) {
+        // Between two trees as well: loading a tracker takes a while.
+        if interrupts.have_come() {
+            anyhow::bail!(INTERRUPTED);
+        }
+        match runtime.block_on(kill(tracker, root, args, output, &mut interrupts)) {
             Ok(Code::Done) => {}
             Ok(other) => code = other,
             Err(error) if index > 0 && !proc::is_live(root) => log::info!("{error:#}"),
@@ -120,8 +125,8 @@ async fn kill(
     root: ProcessId,
     args: &Args,
     output: Output,
+    interrupts: &mut Interrupts,
 ) -> anyhow::Result<Code> {
-    let mut interrupts = Interrupts::listen()?;
     let options = args.options(super::devices::release(&args.gpus.files()?));
     let killing = kill_tree(tracker, root, &options);
     tokio::pin!(killing);

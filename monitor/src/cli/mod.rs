@@ -16,7 +16,7 @@ mod tree;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -241,6 +241,7 @@ fn code_of_kernel(error: &kernel::Error) -> u8 {
 
 /// SIGINT and SIGTERM, which end a command instead of the process: what was attached is given back.
 struct Interrupts {
+    has_come: Arc<AtomicBool>,
     interrupt: Signal,
     terminate: Signal,
 }
@@ -252,11 +253,17 @@ impl Interrupts {
         for number in [SIGINT, SIGTERM] {
             signal_hook::flag::register(number, Arc::clone(&stop))?;
         }
-        kernel::lock::stop_waiting_when(stop);
+        kernel::lock::stop_waiting_when(Arc::clone(&stop));
         Ok(Self {
+            has_come: stop,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
+    }
+
+    /// Returns whether one of them has come since the beginning.
+    fn have_come(&self) -> bool {
+        self.has_come.load(Ordering::SeqCst)
     }
 
     /// Waits for one of them.

@@ -8,16 +8,18 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use aya::programs::links::FdLink;
 use aya::programs::{Iter, ProgramInfo};
-use lifemon_ebpf::ABI;
+use lifemon_ebpf::{ABI, Host};
 use rustix::fs::{mkdirat, renameat};
 
 use super::hooks::{self, ROLES, Role, STAND_IN};
 use super::load::{Loaded, MAPS, map_data};
 use super::lock::{self, Lock, Patience};
 use super::place::{self, Home, Survey};
+use super::shared::{Shared, word64};
 use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
 
@@ -256,6 +258,17 @@ impl Pins {
 /// Opens a pinned object by its path. Every part of it was checked, see [`super::trusted`].
 fn get(version: &Directory, pin: &str) -> Result<OwnedFd, Error> {
     sys::get_pinned(&version.path().join(pin)).map_err(Error::Pin)
+}
+
+/// Tells the watchers of the tracker of this version, which may be torn, that no more events will
+/// come: its links are gone, and they still hold its maps. Where the map is gone, they were told.
+pub(super) fn tell_watchers(home: &Directory) {
+    let map = home.path().join(own_name()).join("maps/HOST");
+    let host = sys::get_pinned(&map).and_then(|map| Shared::<Host>::new(map, 1));
+    if let Ok(host) = host {
+        // SAFETY: the mapping lives to the end of this block.
+        unsafe { word64(&raw mut (*host.at(0)).since_ns) }.store(0, Ordering::SeqCst);
+    }
 }
 
 /// Pins everything of `loaded` in a locked home, so that it stays when this process ends.

@@ -14,10 +14,12 @@
 //! tracking. What root has made there before is safe: the directory is sticky.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, SYSFS_MAGIC};
+use rustix::io::Errno;
 
 use super::Error;
 use super::lock::{self, Lock, Patience};
@@ -216,6 +218,8 @@ impl Mounts {
         loop {
             let directories = match make_run_directories() {
                 Ok(directories) => directories,
+                // Removed between two steps by whoever had the right before.
+                Err(distrust) if is_gone(&distrust) => continue,
                 Err(distrust) => return Ok(Self(Err(distrust))),
             };
             let Some(last) = directories.last() else {
@@ -236,7 +240,10 @@ impl Mounts {
     fn mount(&self, place: &str) -> Result<(), Distrust> {
         let locked = self.0.as_ref().map_err(Clone::clone)?;
         if let (OWN, Some(last)) = (place, locked.directories.last()) {
-            last.make_child(OWN_NAME, 0o700)?.check_is_private()?;
+            let own = last.make_child(OWN_NAME, 0o700)?;
+            own.check_is_private()?;
+            let mark = mark().ok_or_else(|| own.refused("", Errno::NOENT))?;
+            own.make_child(&mark, 0o700)?;
         }
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let options = Some("mode=0700");
@@ -261,17 +268,38 @@ impl Mounts {
 }
 
 impl Drop for Locked {
-    /// Removes the directories again, as far as nothing is in them or mounted on them.
+    /// Removes the directories again, as far as nothing is in them or mounted on them, in this mount
+    /// namespace or, by its mark, in another.
     fn drop(&mut self) {
         let names = RUN_PARTS.map(|(name, _)| name);
         let names = names.into_iter().chain([OWN_NAME]);
         let parts: Vec<_> = self.directories.iter().zip(names).collect();
+        // Seen only where nothing is mounted on it any more.
+        if let Some(last) = self.directories.last()
+            && let Ok(Some(own)) = last.child(Path::new(OWN_NAME))
+            && let Some(mark) = mark()
+        {
+            let _ = own.remove_directory(Path::new(&mark));
+        }
         for (directory, name) in parts.into_iter().rev() {
             if directory.remove_directory(Path::new(name)).is_err() && directory.has(name) {
                 return;
             }
         }
     }
+}
+
+/// Returns whether a part below [`RUN`] was removed while the way down was made.
+fn is_gone(distrust: &Distrust) -> bool {
+    distrust.flaw == Flaw::Refused(libc::ENOENT) && distrust.path != Path::new(RUN)
+}
+
+/// Returns the name of what stands in [`OWN`], covered by the file system that this mount namespace
+/// has mounted there: removing an empty directory would unmount that in every other namespace, and
+/// with it the pins would go.
+fn mark() -> Option<String> {
+    let namespace = fs::metadata("/proc/self/ns/mnt").ok()?;
+    Some(format!("mounted-{}", namespace.ino()))
 }
 
 /// Opens the directories that hold [`OWN`], after making those that are missing.

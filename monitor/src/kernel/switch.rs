@@ -2,7 +2,6 @@
 //! locked, and before them the right to mount ([`super::place`]).
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use super::hooks::{ROLES, STAND_IN};
 use super::load::{self, LoadOptions};
@@ -40,29 +39,19 @@ impl Tracker {
         let mounts = Mounts::lock()?;
         let mut homes = Locked::all()?;
         let mut switched = Switched::default();
-        match homes.look()? {
-            Found::Complete { directory } => {
-                switched.replaced = homes.remove_versions(Some(&directory))?;
-                switched.unchanged = true;
-                return Ok(switched);
-            }
-            Found::Torn { missing } => switched.repaired = Some(missing),
-            _ => {}
+        homes.clear(&mut switched)?;
+        if switched.unchanged {
+            return Ok(switched);
         }
-        switched.replaced = homes.remove_versions(None)?;
-        if switched.repaired.is_some() {
-            switched.replaced.retain(|name| *name != pins::own_name());
+        let pinned = homes.pin_new(&mounts, &mut switched, options);
+        if pinned.is_err() {
+            homes.remove();
+            mounts.unmount_unused();
         }
-        let home = loop {
-            let new = place::make_home(&mounts)?;
-            (switched.mounted, switched.distrusted) =
-                (switched.mounted.or(new.mounted), new.distrusted);
-            // Another mount namespace may have removed it at once.
-            if let Some(home) = homes.add(new.home)? {
-                break home;
-            }
-        };
-        pins::pin(home, load::load(options)?)?;
+        pinned?;
+        if switched.unchanged {
+            return Ok(switched);
+        }
         sys::wait_for_running_programs().map_err(Error::Map)?;
         if let Some(tracker) = Self::open()? {
             tracker.sweep()?;
@@ -79,12 +68,7 @@ impl Tracker {
         super::preflight::check_privileges()?;
         let mounts = Mounts::lock()?;
         let homes = Locked::all()?;
-        let watched = Self::open();
         let replaced = homes.remove_versions(None)?;
-        if let Ok(Some(tracker)) = watched {
-            // Watchers that still hold the maps see by this that no more events will come.
-            tracker.since().store(0, Ordering::SeqCst);
-        }
         homes.remove();
         mounts.unmount_unused();
         Ok(Switched {
@@ -126,9 +110,9 @@ impl Locked {
         Ok(Self(locked))
     }
 
-    /// Adds a home, which may be among them already; its directory, or `None` when it was removed
+    /// Adds a home, which may be among them already; its index, or `None` when it was removed
     /// meanwhile.
-    fn add(&mut self, home: Home) -> Result<Option<&Directory>, Error> {
+    fn add(&mut self, home: Home) -> Result<Option<usize>, Error> {
         let added = home.directory.identity().map_err(Error::Foreign)?;
         let known = |(known, _): &(Home, Lock)| known.directory.identity().ok() == Some(added);
         let index = match self.0.iter().position(known) {
@@ -141,7 +125,56 @@ impl Locked {
                 None => return Ok(None),
             },
         };
-        Ok(Some(&self.0[index].0.directory))
+        Ok(Some(index))
+    }
+
+    /// Removes all but a complete tracker of this version; where there is one, nothing changes.
+    ///
+    /// # Errors
+    /// As [`Locked::look`] and [`Locked::remove_versions`].
+    fn clear(&self, switched: &mut Switched) -> Result<(), Error> {
+        let found = self.look()?;
+        if let Found::Torn { missing } = &found {
+            switched.repaired = Some(missing.clone());
+        }
+        let keep = match &found {
+            Found::Complete { directory } => Some(directory.as_path()),
+            _ => None,
+        };
+        let removed = self.remove_versions(keep)?.into_iter();
+        let is_told = |name: &String| switched.repaired.is_some() && *name == pins::own_name();
+        let removed: Vec<_> = removed.filter(|name| !is_told(name)).collect();
+        switched.replaced.extend(removed);
+        switched.unchanged = keep.is_some();
+        Ok(())
+    }
+
+    /// Pins a new tracker in a home that is found or made for it, unless another mount namespace was
+    /// quicker.
+    ///
+    /// # Errors
+    /// [`Error::NoPlace`], and whatever locking, loading or pinning fails with.
+    fn pin_new(
+        &mut self,
+        mounts: &Mounts,
+        switched: &mut Switched,
+        options: &LoadOptions,
+    ) -> Result<(), Error> {
+        let home = loop {
+            let new = place::make_home(mounts)?;
+            (switched.mounted, switched.distrusted) =
+                (switched.mounted.or(new.mounted), new.distrusted);
+            // Another mount namespace may have removed it at once.
+            if let Some(home) = self.add(new.home)? {
+                break home;
+            }
+        };
+        // Until it was locked, another mount namespace could switch on there.
+        self.clear(switched)?;
+        if switched.unchanged {
+            return Ok(());
+        }
+        pins::pin(&self.0[home].0.directory, load::load(options)?)
     }
 
     /// Looks at what is in them.
@@ -159,7 +192,11 @@ impl Locked {
         for (home, _) in &self.0 {
             for name in versions(home).map_err(Error::Foreign)? {
                 if keep != Some(home.directory.path().join(&name).as_path()) {
-                    remove_version(&home.directory, &name)?;
+                    remove_links(&home.directory, &name)?;
+                    if name == pins::own_name() {
+                        pins::tell_watchers(&home.directory);
+                    }
+                    remove_rest(&home.directory, &name)?;
                     removed.push(name);
                 }
             }
@@ -182,14 +219,15 @@ fn remove_stranded() -> Result<Vec<String>, Error> {
         return Ok(Vec::new());
     };
     let remove = |name: String| {
-        remove_version(&home, &name)?;
+        remove_links(&home, &name)?;
+        remove_rest(&home, &name)?;
         Ok(home.path().join(name).display().to_string())
     };
     names.into_iter().map(remove).collect()
 }
 
-/// Removes one version: links first, the exit hook last of them, then the rest.
-fn remove_version(home: &Directory, name: &str) -> Result<(), Error> {
+/// Removes the links of a version, the exit hook last of them.
+fn remove_links(home: &Directory, name: &str) -> Result<(), Error> {
     let name = Path::new(name);
     if let Some(version) = home.child(name).map_err(Error::Foreign)?
         && let Some(links) = version.child(Path::new("links")).map_err(Error::Foreign)?
@@ -199,5 +237,10 @@ fn remove_version(home: &Directory, name: &str) -> Result<(), Error> {
             links.remove_file(Path::new(role)).map_err(Error::Pin)?;
         }
     }
-    home.remove_tree(name).map_err(Error::Pin)
+    Ok(())
+}
+
+/// Removes what is left of a version without links.
+fn remove_rest(home: &Directory, name: &str) -> Result<(), Error> {
+    home.remove_tree(Path::new(name)).map_err(Error::Pin)
 }

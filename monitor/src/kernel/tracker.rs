@@ -128,6 +128,8 @@ impl Tracker {
             // stands under one path twice was there in between.
             match Self::open_pins(&pins) {
                 Ok(open) if pins.is_current() => return Ok(Some(open(pins))),
+                // Being switched off: links go first, the directory last.
+                Err(Error::Pin(_)) if pins.is_current() && !is_on() => return Ok(None),
                 Err(error) if pins.is_current() => return Err(error),
                 Ok(_) if tries == 0 => return Ok(None),
                 Err(error) if tries == 0 => return Err(error),

@@ -150,7 +150,8 @@ impl Directory {
         child.ok_or_else(|| self.refused(name, Errno::NOENT))
     }
 
-    fn refused(&self, name: &str, errno: Errno) -> Distrust {
+    /// Says that the kernel refuses `name`, and why.
+    pub(super) fn refused(&self, name: &str, errno: Errno) -> Distrust {
         Distrust {
             path: self.path.join(name),
             flaw: Flaw::Refused(errno.raw_os_error()),
