@@ -12,14 +12,14 @@ use std::sync::atomic::Ordering;
 
 use aya::programs::links::FdLink;
 use aya::programs::{Iter, ProgramInfo};
-use lifemon_ebpf::{ABI, Host};
+use lifemon_ebpf::ABI;
 use rustix::fs::{mkdirat, renameat};
 
 use super::hooks::{self, ROLES, Role, STAND_IN};
 use super::load::{Loaded, MAPS, map_data};
 use super::lock::{self, Lock, Patience};
 use super::place::{self, Home, Survey};
-use super::shared::{Shared, word64};
+use super::shared::{HostView, Shared};
 use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
 
@@ -264,10 +264,9 @@ fn get(version: &Directory, pin: &str) -> Result<OwnedFd, Error> {
 /// come: its links are gone, and they still hold its maps. Where the map is gone, they were told.
 pub(super) fn tell_watchers(home: &Directory) {
     let map = home.path().join(own_name()).join("maps/HOST");
-    let host = sys::get_pinned(&map).and_then(|map| Shared::<Host>::new(map, 1));
+    let host = sys::get_pinned(&map).and_then(|map| Shared::<HostView>::new(map, 1));
     if let Ok(host) = host {
-        // SAFETY: the mapping lives to the end of this block.
-        unsafe { word64(&raw mut (*host.at(0)).since_ns) }.store(0, Ordering::SeqCst);
+        host.at(0).since_ns.store(0, Ordering::SeqCst);
     }
 }
 
