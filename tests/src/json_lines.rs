@@ -21,6 +21,7 @@ pub struct JsonLines {
     incoming: Receiver<Line>,
     seen: Vec<Value>,
     ended: bool,
+    check: fn(&Value),
 }
 
 impl JsonLines {
@@ -40,16 +41,23 @@ impl JsonLines {
             incoming,
             seen: Vec::new(),
             ended: false,
+            check: |_| {},
         }
+    }
+
+    /// Checks every object from here on; the check panics where one is not as it must be.
+    pub(crate) fn check_each(&mut self, check: fn(&Value)) {
+        self.check = check;
     }
 
     /// The next object, or `None` when the stream has ended or the deadline has passed.
     ///
     /// # Panics
-    /// When a line is not JSON.
+    /// When a line is not JSON, or does not stand its check.
     pub fn next(&mut self, deadline: Duration) -> Option<Value> {
         match self.incoming.recv_timeout(deadline) {
             Ok(Ok(value)) => {
+                (self.check)(&value);
                 self.seen.push(value.clone());
                 Some(value)
             }

@@ -115,7 +115,7 @@ impl<'sandbox> Lifemon<'sandbox> {
     #[must_use]
     pub fn stream_of(&self, mut command: Command) -> Stream {
         let child = command.spawn().expect("lifemon starts");
-        Stream::new(format!("{command:?}"), child)
+        Stream::new(format!("{command:?}"), child).of_events()
     }
 
     /// Starts `attach` on a target as JSON, with these options.

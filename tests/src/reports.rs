@@ -2,6 +2,9 @@
 //! test that reads such an object. Written here once more, because a contract that is read with
 //! the types that it is written with holds whatever they say.
 
+mod stream;
+mod track;
+
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
@@ -10,6 +13,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{Process, proc};
+
+pub use stream::{
+    Attached, CountedLoss, Detached, Event, Exec, Exited, Extinct, Fork, Gone, GpuHeld,
+    GpuReleased, Lost, NamedLoss, Orphaned, Signalled, Subject, Summary,
+};
+pub use track::{HookCost, TrackLost, TrackStatus, TrackSwitch};
 
 /// Reads an object of the output.
 ///
@@ -66,16 +75,17 @@ macro_rules! identified {
             $( $(#[$field_about])* pub $field: $kind, )*
         }
 
-        impl Identified for $name {
-            fn process(&self) -> Process {
-                Process {
+        impl $crate::reports::Identified for $name {
+            fn process(&self) -> $crate::Process {
+                $crate::Process {
                     pid: self.pid,
-                    start_ticks: proc::ticks_of_ns(self.start_ns),
+                    start_ticks: $crate::proc::ticks_of_ns(self.start_ns),
                 }
             }
         }
     )+ };
 }
+use identified;
 
 identified! {
     /// An identity alone.

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lifemon::{Collector, end};
+use crate::reports::{Event, read};
 use crate::wait::poll;
 use crate::{DEADLINE, JsonLines};
 
@@ -48,6 +49,13 @@ impl Stream {
             lines,
             stderr,
         }
+    }
+
+    /// With every line read as an event, which has the fields of its kind and those alone.
+    #[must_use]
+    pub fn of_events(mut self) -> Self {
+        self.lines.check_each(|line| _ = read::<Event>(line));
+        self
     }
 
     /// The pid of lifemon.

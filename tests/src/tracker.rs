@@ -9,6 +9,7 @@ use crate::DEADLINE;
 use crate::bpf::Traces;
 use crate::lifemon::{Lifemon, Output};
 use crate::lock::{HostLock, host_lock};
+use crate::reports::{TrackStatus, TrackSwitch, read};
 
 /// The right to switch the host's tracker, which is off at first.
 #[derive(Debug)]
@@ -57,7 +58,9 @@ impl HostTracker {
         reason = "what it says matters to few tests"
     )]
     pub fn switch_on(&self, options: &[&str]) -> Value {
-        Self::succeed(&[&["on"], options].concat())
+        let on = Self::succeed(&[&["on"], options].concat());
+        _ = read::<TrackSwitch>(&on);
+        on
     }
 
     /// `track off`, which must succeed; what it printed.
@@ -70,7 +73,9 @@ impl HostTracker {
         reason = "what it says matters to few tests"
     )]
     pub fn switch_off(&self) -> Value {
-        Self::succeed(&["off"])
+        let off = Self::succeed(&["off"]);
+        _ = read::<TrackSwitch>(&off);
+        off
     }
 
     /// `track status` of a tracker that is on.
@@ -80,7 +85,9 @@ impl HostTracker {
     #[track_caller]
     #[must_use]
     pub fn status(&self) -> Value {
-        Self::succeed(&["status"])
+        let status = Self::succeed(&["status"]);
+        _ = read::<TrackStatus>(&status);
+        status
     }
 
     /// `track status`, whatever it says.
