@@ -284,14 +284,14 @@ fn a_loader_killed_at_any_moment_leaves_nothing_that_stays() {
     }
 }
 
-#[test]
-fn switching_off_ends_a_watcher() {
-    let tracker = HostTracker::on(&[]);
+/// Claims that a watcher of a tracker that was removed ends, and says that it has lost events.
+#[track_caller]
+fn assert_ends_a_watcher(tracker: &HostTracker, remove: impl FnOnce()) {
     let sandbox = Sandbox::new();
     let actor = actor!(sandbox, "pause");
     let mut stream = Lifemon::find().attach(&actor.pid(), &[]);
     stream.attached();
-    tracker.switch_off();
+    remove();
     let start = Instant::now();
     let lost = stream.wait_for("the loss", |event| event["event"] == "lost");
     let finished = stream.finish();
@@ -308,7 +308,26 @@ fn switching_off_ends_a_watcher() {
         (&summary["event"], &summary["complete"]),
         (&"detached".into(), &false.into())
     );
+    tracker.switch_off();
     tracker.before().assert_nothing_since();
+}
+
+#[test]
+fn switching_off_ends_a_watcher() {
+    let tracker = HostTracker::on(&[]);
+    assert_ends_a_watcher(&tracker, || _ = tracker.switch_off());
+}
+
+#[test]
+fn replacing_a_torn_tracker_ends_its_watchers() {
+    let tracker = HostTracker::off();
+    for word in ["on", "off"] {
+        tracker.switch_on(&[]);
+        assert_ends_a_watcher(&tracker, || {
+            fs::remove_file(version().join("links/exec")).expect("a pin");
+            assert_eq!(Lifemon::find().run(["track", word]).code, Some(0));
+        });
+    }
 }
 
 #[test]

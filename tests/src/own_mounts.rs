@@ -76,6 +76,23 @@ impl OwnMounts {
         }
     }
 
+    /// Makes a second one with the same `/run` and the same BPF file system. What is mounted in one
+    /// of them later is not seen in the other.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    #[track_caller]
+    pub fn beside(&self) -> Self {
+        let mut command = holder();
+        self.enter(&mut command);
+        // SAFETY: as above.
+        unsafe { command.pre_exec(own_mounts) };
+        Self {
+            holder: command.spawn().expect("a mount namespace"),
+        }
+    }
+
     /// Makes the command start there.
     ///
     /// # Panics
