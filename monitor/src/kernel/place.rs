@@ -311,7 +311,7 @@ fn make_run_directories() -> Result<Vec<Directory>, Distrust> {
     let mut directories = vec![run];
     for (name, mode) in RUN_PARTS {
         if let Some(last) = directories.last() {
-            let made = last.make_child(name, mode)?;
+            let made = last.make_part(name, mode)?;
             made.check_is_roots()?;
             directories.push(made);
         }

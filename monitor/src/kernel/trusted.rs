@@ -14,8 +14,8 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, fstatfs, mkdirat, openat, statat,
-    unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatfs, mkdirat, openat,
+    openat2, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -93,7 +93,8 @@ pub(super) type Identity = (u64, u64);
 impl Directory {
     /// Opens an absolute path; `None` when a part does not exist.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, Distrust> {
-        let mut directory = Self::enter(CWD, Path::new("/"), Path::new("/"))?;
+        let root = Path::new("/");
+        let mut directory = Self::enter(CWD, root, root, ResolveFlags::empty())?;
         for part in path.components() {
             let Component::Normal(name) = part else {
                 continue;
@@ -102,7 +103,7 @@ impl Directory {
                 return Ok(None);
             };
             current.check_path_part()?;
-            directory = current.child(Path::new(name))?;
+            directory = current.part(Path::new(name))?;
         }
         if let Some(directory) = &directory {
             directory.check_path_part()?;
@@ -111,16 +112,36 @@ impl Directory {
     }
 
     /// Opens the directory `name` in this one, whoever it belongs to; `None` when there is nothing
-    /// of that name.
-    pub(super) fn child(&self, name: &Path) -> Result<Option<Self>, Distrust> {
-        Self::enter(self.fd.as_fd(), name, &self.path.join(name))
+    /// of that name. It may be on another file system.
+    fn part(&self, name: &Path) -> Result<Option<Self>, Distrust> {
+        let anywhere = ResolveFlags::empty();
+        Self::enter(self.fd.as_fd(), name, &self.path.join(name), anywhere)
     }
 
-    fn enter(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<Option<Self>, Distrust> {
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    /// The same where nothing may be mounted on it: a file system of a user, on a directory of that
+    /// user, is not even asked whether it can be opened, because it need not answer.
+    pub(super) fn child(&self, name: &Path) -> Result<Option<Self>, Distrust> {
+        let here = ResolveFlags::NO_XDEV;
+        Self::enter(self.fd.as_fd(), name, &self.path.join(name), here)
+    }
+
+    fn enter(
+        at: BorrowedFd<'_>,
+        name: &Path,
+        path: &Path,
+        resolve: ResolveFlags,
+    ) -> Result<Option<Self>, Distrust> {
+        let open = |access: OFlags| {
+            let flags = access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match openat2(at, name, flags, Mode::empty(), resolve) {
+                // A filter of system calls that is older than this one.
+                Err(Errno::NOSYS | Errno::PERM) => openat(at, name, flags, Mode::empty()),
+                other => other,
+            }
+        };
         // A directory that this process may not list can be passed through all the same.
-        let opened = match openat(at, name, flags | OFlags::RDONLY, Mode::empty()) {
-            Err(Errno::ACCESS) => openat(at, name, flags | OFlags::PATH, Mode::empty()),
+        let opened = match open(OFlags::RDONLY) {
+            Err(Errno::ACCESS) => open(OFlags::PATH),
             other => other,
         };
         let flaw = match opened {
@@ -129,6 +150,7 @@ impl Directory {
                 return Ok(Some(Self { fd, path }));
             }
             Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::XDEV) => Flaw::OtherFileSystem,
             Err(Errno::NOTDIR | Errno::LOOP) => match statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if file_type(&stat) == FileType::Symlink => Flaw::Link,
                 _ => Flaw::NotADirectory,
@@ -140,12 +162,27 @@ impl Directory {
     }
 
     /// Opens the directory `name` in this one, after making it with `mode` where it is missing.
+    /// Nothing may be mounted on it.
     pub(super) fn make_child(&self, name: &str, mode: u32) -> Result<Self, Distrust> {
+        self.make(name, mode, Self::child)
+    }
+
+    /// The same where something may be mounted on it.
+    pub(super) fn make_part(&self, name: &str, mode: u32) -> Result<Self, Distrust> {
+        self.make(name, mode, Self::part)
+    }
+
+    fn make(
+        &self,
+        name: &str,
+        mode: u32,
+        open: impl FnOnce(&Self, &Path) -> Result<Option<Self>, Distrust>,
+    ) -> Result<Self, Distrust> {
         match mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(self.refused(name, errno)),
         }
-        let child = self.child(Path::new(name))?;
+        let child = open(self, Path::new(name))?;
         // Removed again by somebody who may: root, who is switching the tracker off just now.
         child.ok_or_else(|| self.refused(name, Errno::NOENT))
     }
