@@ -59,6 +59,38 @@ lifemon_ebpf::view! {
     }
 }
 
+/// The counters of a slot at one time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Members alive.
+    pub live: u64,
+    /// Members created.
+    pub forks: u64,
+    /// Members that died.
+    pub exits: u64,
+    /// Events that found the ring full.
+    pub lost_events: u64,
+    /// Members that could not be inserted.
+    pub lost_members: u64,
+    /// Processes without a record.
+    pub lost_records: u64,
+}
+
+impl Counters {
+    /// Reads the counters of a slot.
+    pub(super) fn read(tree: &TreeView) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        Self {
+            live: read(&tree.live),
+            forks: read(&tree.forks),
+            exits: read(&tree.exits),
+            lost_events: read(&tree.lost_events),
+            lost_members: read(&tree.lost_members),
+            lost_records: read(&tree.lost_records),
+        }
+    }
+}
+
 /// A process identity in shared memory. It is written under the lock of the tracker, before the
 /// word that says that it counts; whoever reads it without the lock can see half of a new one.
 #[repr(C)]

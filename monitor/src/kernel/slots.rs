@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering;
 
 use lifemon_ebpf::{MemberKey, Membership, ProcessId, limits};
 
-use super::shared::{HostView, Shared, TreeView};
-use super::tracker::Counters;
+use super::shared::{Counters, HostView, Shared, TreeView};
 use super::{Error, sys};
 use crate::proc;
 

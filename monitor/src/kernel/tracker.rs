@@ -12,7 +12,7 @@ use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
 use super::lock::{Lock, Patience};
 use super::pins::{self, Found, Pins};
-use super::shared::{PassView, Shared, TreeView};
+use super::shared::{Counters, PassView, Shared};
 use super::slots::Slots;
 use super::snapshot::Snapshot;
 use super::{Error, sys};
@@ -344,36 +344,4 @@ impl Tracker {
 /// Returns whether a complete tracker of this version is pinned now.
 fn is_on() -> bool {
     matches!(pins::look().found, Found::Complete { .. })
-}
-
-/// The counters of a slot at one time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Members alive.
-    pub live: u64,
-    /// Members created.
-    pub forks: u64,
-    /// Members that died.
-    pub exits: u64,
-    /// Events that found the ring full.
-    pub lost_events: u64,
-    /// Members that could not be inserted.
-    pub lost_members: u64,
-    /// Processes without a record.
-    pub lost_records: u64,
-}
-
-impl Counters {
-    /// Reads the counters of a slot.
-    pub(super) fn read(tree: &TreeView) -> Self {
-        let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-        Self {
-            live: read(&tree.live),
-            forks: read(&tree.forks),
-            exits: read(&tree.exits),
-            lost_events: read(&tree.lost_events),
-            lost_members: read(&tree.lost_members),
-            lost_records: read(&tree.lost_records),
-        }
-    }
 }

@@ -11,7 +11,8 @@ use lifemon_ebpf::{Event, MemberKey, Membership, ProcessId, limits};
 use super::Error;
 use super::hooks::Closer;
 use super::lock::Patience;
-use super::tracker::{Counters, Tracker};
+use super::shared::Counters;
+use super::tracker::Tracker;
 
 /// How a tree is watched.
 #[derive(Debug, Clone)]
