@@ -26,7 +26,7 @@ impl ProcessId {
     /// Nobody: no process has pid 0.
     pub const NONE: Self = Self::new(0, 0);
 
-    /// The process with this thread group id that started at `start_ns`.
+    /// Returns the process with this thread group id that started at `start_ns`.
     #[must_use]
     #[inline(always)]
     pub const fn new(pid: u32, start_ns: u64) -> Self {
@@ -37,7 +37,7 @@ impl ProcessId {
         }
     }
 
-    /// Whether this names no process at all.
+    /// Returns whether this names no process at all.
     #[must_use]
     #[inline(always)]
     pub const fn is_none(&self) -> bool {
@@ -58,10 +58,11 @@ pub const INFERRED: u32 = 1;
 pub const NOT_HELD: u64 = 0;
 /// [`Record::holds_creator`]: it counts in its creator's references.
 pub const HELD: u64 = 1;
-/// [`Record::holds_creator`]: not yet: its creator is older than tracking and will be learnt. Where that
-/// is left over when learning ends, the line above is not known.
+/// [`Record::holds_creator`]: not yet: its creator is older than tracking and will be learnt. Where
+/// that is left over when learning ends, the line above is not known.
 pub const CREATOR_DUE: u64 = 2;
-/// [`Record::holds_creator`]: the same, of who stands for the creator of a process that is itself older.
+/// [`Record::holds_creator`]: the same, of who stands for the creator of a process that is itself
+/// older.
 pub const ANCESTOR_DUE: u64 = 3;
 
 /// [`Record::exit_flags`], [`Event::flags`]: the out-of-memory killer chose it.
@@ -70,11 +71,11 @@ pub const OOM_KILLED: u32 = 1;
 pub const SENDER_KNOWN: u32 = 2;
 /// [`Record::exit_flags`], [`Event::flags`]: the kernel itself sent the signal.
 pub const SENT_BY_KERNEL: u32 = 4;
-/// [`Record::exit_flags`]: the kernel skipped the exit hook for it, so how it died is not known, and
-/// `exit_ns` is when that was noticed.
+/// [`Record::exit_flags`]: the kernel skipped the exit hook for it, so how it died is not known,
+/// and `exit_ns` is when that was noticed.
 pub const EXIT_UNSEEN: u32 = 8;
 
-/// What is known of one process: the value of the lineage map.
+/// The record of one process: the value of the lineage map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record {
@@ -87,11 +88,11 @@ pub struct Record {
     /// [`HELD`] and so on. Written by the inserter and the splice; what is due is given once, by an
     /// atomic exchange.
     pub holds_creator: u64,
-    /// When it died, ns since boot; 0 while it lives.
+    /// The time of its death, in ns since boot; 0 while it lives.
     pub exit_ns: u64,
     /// Its cgroup v2 when it was created, last called exec, or died.
     pub cgroup_id: u64,
-    /// Who sent the signal that ended it; see [`SENDER_KNOWN`].
+    /// The sender of the signal that ended it; see [`SENDER_KNOWN`].
     pub sender: ProcessId,
     /// `comm` of that sender when it sent.
     pub sender_name: [u8; 16],
@@ -123,7 +124,7 @@ pub struct MemberKey {
 }
 
 impl MemberKey {
-    /// The membership of `process` in the tree that has `layer`.
+    /// Returns the membership of `process` in the tree that has `layer`.
     #[must_use]
     #[inline(always)]
     pub const fn new(process: ProcessId, layer: u32) -> Self {
@@ -178,19 +179,19 @@ pub struct Tree {
     pub layer: u32,
 }
 
-/// What holds for the whole tracker, in shared memory.
+/// The state of the whole tracker, in shared memory.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Host {
     /// Bit n: some tree uses layer n. Set before a tree is labelled, cleared after its last
     /// membership is gone.
     pub layers: u64,
-    /// Not 0 while the processes that existed before are being learnt: records are not removed then.
-    /// [`LEARNING`], and at last [`LEARNING_ENDS`].
+    /// Not 0 while the processes that existed before are being learnt: records are not removed
+    /// then. [`LEARNING`], and at last [`LEARNING_ENDS`].
     pub learning: u64,
     /// Deaths that are being learnt at this moment.
     pub learners: u64,
-    /// When every process had been learnt, ns since boot; 0 before.
+    /// The time when every process had been learnt, in ns since boot; 0 before.
     pub since_ns: u64,
     /// Deaths that had more ghosts to remove than they may; the sweep finds those.
     pub release_overruns: u64,
@@ -203,8 +204,8 @@ pub const LEARNING: u64 = 1;
 /// [`Host::learning`]: nobody begins to learn. Those who have begun can still ask for any record.
 pub const LEARNING_ENDS: u64 = 2;
 
-/// What the passes are asked for and what they found, in shared memory.
-/// One pass runs at a time: who runs it holds the lock of the tracker.
+/// The task and the findings of a pass, in shared memory. One pass runs at a time: who runs it
+/// holds the lock of the tracker.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Pass {
@@ -237,7 +238,7 @@ pub const PASS_LEARN: u32 = 1;
 /// Make every living descendant of the root a member.
 pub const PASS_LABEL: u32 = 2;
 
-/// Who sent the last signal that can end a process.
+/// The sender of the last signal that can end a process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SignalFact {
@@ -264,7 +265,7 @@ pub const EVENT_EXIT: u32 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// When, ns since boot.
+    /// The time, in ns since boot.
     pub time_ns: u64,
     /// The member it is about.
     pub process: ProcessId,

@@ -1,7 +1,7 @@
 //! Words in maps that userspace or other processors change at the same time.
 //!
-//! On this target `AtomicU64` has no read-modify-write methods; the intrinsics below them compile to
-//! the one instruction that the kernel knows. They are called here alone.
+//! On this target `AtomicU64` has no read-modify-write methods; the intrinsics below them compile
+//! to the one instruction that the kernel knows. They are called here alone.
 
 use core::cell::UnsafeCell;
 use core::hint::black_box;

@@ -1,15 +1,15 @@
-//! Lets no condemned process back to user code (I4). Attached only while something is condemned, by a
-//! link that ends with the process that kills.
+//! Lets no condemned process back to user code (I4). Attached only while something is condemned, by
+//! a link that ends with the process that kills.
 //!
-//! Every return from a system call passes here, on x86-64 the first return of a new child among them: so
-//! a child that a condemned process has created dies before its first instruction. On arm64 that one
-//! passes no tracepoint; there the closer is attached to the beginning of system calls as well, and a
-//! condemned process creates no child: the kernel refuses it to whoever is about to be killed. Only the
-//! child of a fork that had begun by then gets to run, up to its first system call. What never calls the
-//! kernel is met by the killing passes.
+//! Every return from a system call passes here, on x86-64 the first return of a new child among
+//! them: so a child that a condemned process has created dies before its first instruction. On
+//! arm64 that one passes no tracepoint; there the closer is attached to the beginning of system
+//! calls as well, and a condemned process creates no child: the kernel refuses it to whoever is
+//! about to be killed. Only the child of a fork that had begun by then gets to run, up to its first
+//! system call. What never calls the kernel is met by the killing passes.
 //!
-//! One of two programs is attached: from Linux 7.0 on [`closer_guarded`], which the kernel runs with
-//! preemption off, for the reason that [`crate::exit`] gives.
+//! One of two programs is attached: from Linux 7.0 on [`closer_guarded`], which the kernel runs
+//! with preemption off, for the reason that [`crate::exit`] gives.
 
 use aya_ebpf::{
     helpers::bpf_send_signal,
@@ -21,14 +21,14 @@ use crate::{maps::host, members, task::Task};
 
 const SIGKILL: u32 = 9;
 
-/// `sys_exit` or `sys_enter`, in the context of the task that calls.
+/// Runs on `sys_exit` or `sys_enter`, in the context of the task that calls.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn closer(_ctx: RawTracePointContext) -> i32 {
     close();
     0
 }
 
-/// The same event in the form of the tracing files.
+/// Runs on the same event in the form of the tracing files.
 #[tracepoint]
 pub(crate) fn closer_guarded(_ctx: TracePointContext) -> i32 {
     close();

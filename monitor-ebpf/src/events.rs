@@ -57,7 +57,7 @@ pub(crate) fn emit(slot: u32, tree: &TreeView, event: &mut Event, urgent: bool) 
     }
 }
 
-/// Whether more of the ring is in use than should wait for the watcher's next tick.
+/// Returns whether more of the ring is in use than should wait for the watcher's next tick.
 #[inline(always)]
 fn is_filling(ring: &Ring) -> bool {
     let query = |what: u32| {

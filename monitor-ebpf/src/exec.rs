@@ -19,14 +19,14 @@ use crate::{
     task::Task,
 };
 
-/// `sched_process_exec(task, old_pid, bprm)`, in the context of that task.
+/// Runs on `sched_process_exec(task, old_pid, bprm)`, in the context of that task.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub(crate) fn exec(ctx: BtfTracePointContext) -> i32 {
     executes(&ctx, Task::new(ctx.arg::<*const u8>(0)));
     0
 }
 
-/// The same event in the form of the tracing files, which runs with preemption off.
+/// Runs on the same event in the form of the tracing files, which runs with preemption off.
 #[tracepoint]
 pub(crate) fn exec_guarded(ctx: TracePointContext) -> i32 {
     executes(&ctx, Task::current());

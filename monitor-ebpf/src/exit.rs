@@ -1,12 +1,12 @@
 //! A process dies: no thread of it can return to user code any more. Comes before its children are
 //! reparented, before `wait`, SIGCHLD and the pidfd, and before the pid can be used again (I2).
 //!
-//! Up to Linux 6.19 [`exit`] alone is attached. From 7.0 on a task can lose the processor in the middle
-//! of it, and the kernel skips it for whoever dies on that processor meanwhile. There
-//! [`exit_guarded`] comes first, which the kernel runs with preemption off. That one is skipped only
-//! while a task that was in the middle of a system call on a BPF map has lost the processor; then
-//! [`exit`] stands in. Both claim the death by its key, so it is handled once; each has a room of its
-//! own, because the one can run while a run of the other waits for the processor.
+//! Up to Linux 6.19 [`exit`] alone is attached. From 7.0 on a task can lose the processor in the
+//! middle of it, and the kernel skips it for whoever dies on that processor meanwhile. There
+//! [`exit_guarded`] comes first, which the kernel runs with preemption off. That one is skipped
+//! only while a task that was in the middle of a system call on a BPF map has lost the processor;
+//! then [`exit`] stands in. Both claim the death by its key, so it is handled once; each has a room
+//! of its own, because the one can run while a run of the other waits for the processor.
 
 use aya_ebpf::{
     EbpfContext,
@@ -25,7 +25,7 @@ use crate::{
 
 const SIGKILL: u32 = 9;
 
-/// `sched_process_exit(task[, group_dead])`, for every thread.
+/// Runs on `sched_process_exit(task[, group_dead])`, for every thread.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::new(ctx.arg::<*const u8>(0));
@@ -35,7 +35,7 @@ pub(crate) fn exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The same event in the form of the tracing files, for the current task.
+/// Runs on the same event in the form of the tracing files, for the current task.
 #[tracepoint]
 pub(crate) fn exit_guarded(ctx: TracePointContext) -> i32 {
     let task = Task::current();
@@ -46,8 +46,8 @@ pub(crate) fn exit_guarded(ctx: TracePointContext) -> i32 {
     0
 }
 
-/// Whether no other thread of the group is left: as the kernel says, which is true for exactly one of
-/// them, or where it does not, by their number.
+/// Returns whether no other thread of the group is left: as the kernel says, which is true for
+/// exactly one of them, or where it does not, by their number.
 #[inline(always)]
 fn is_last(task: Task, group_dead: impl FnOnce() -> u8) -> bool {
     if HAS_GROUP_DEAD.load() != 0 {
@@ -99,7 +99,7 @@ fn describe(event: &mut Event, task: Task, process: ProcessId) {
     }
 }
 
-/// Whether the out-of-memory killer chose thread `tid` since the process started.
+/// Returns whether the out-of-memory killer chose thread `tid` since the process started.
 #[inline(always)]
 fn was_oom_victim(process: ProcessId, tid: u32) -> bool {
     // SAFETY: a map value stays mapped while a program runs, and any value that was ever in this

@@ -1,10 +1,10 @@
 //! A process has been created. Runs in the creator's context, when the child is linked and before
 //! it can run, so nothing of it can be missed (I1).
 //!
-//! One of two programs is attached. From Linux 7.0 on a task can lose the processor in the middle of
-//! [`fork`], and the kernel skips the program for whoever forks on that processor meanwhile.
-//! [`fork_waking`] runs a moment later, under the lock of the run queue that the child is put on: with
-//! interrupts off, so nobody comes between.
+//! One of two programs is attached. From Linux 7.0 on a task can lose the processor in the middle
+//! of [`fork`], and the kernel skips the program for whoever forks on that processor meanwhile.
+//! [`fork_waking`] runs a moment later, under the lock of the run queue that the child is put on:
+//! with interrupts off, so nobody comes between.
 
 use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
@@ -17,7 +17,7 @@ use crate::{
     task::Task,
 };
 
-/// `sched_process_fork(parent, child)`; `parent` is the thread that called, whatever
+/// Runs on `sched_process_fork(parent, child)`; `parent` is the thread that called, whatever
 /// `CLONE_PARENT` makes of the child's parent.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
@@ -26,8 +26,8 @@ pub(crate) fn fork(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `sched_wakeup_new(child)`, in the context of who called clone. Threads that a helper of the kernel
-/// makes for a process come here as well, and are no processes.
+/// Runs on `sched_wakeup_new(child)`, in the context of who called clone. Threads that a helper of
+/// the kernel makes for a process come here as well, and are no processes.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 pub(crate) fn fork_waking(ctx: BtfTracePointContext) -> i32 {
     created(&ctx, Task::current(), Task::new(ctx.arg::<*const u8>(0)));

@@ -1,8 +1,8 @@
-//! Learns processes that are older than tracking as they die, while tracking starts; [`crate::pass`]
-//! comes to all others. The rule is [`learning::learn`].
+//! Learns processes that are older than tracking as they die, while tracking starts;
+//! [`crate::pass`] comes to all others. The rule is [`learning::learn`].
 //!
-//! The program is attached after the exit hooks and before the fork hook, and is gone when everything
-//! has been learnt.
+//! The program is attached after the exit hooks and before the fork hook, and is gone when
+//! everything has been learnt.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint, programs::BtfTracePointContext,
@@ -20,7 +20,8 @@ use crate::{
     task::Task,
 };
 
-/// A process dies. Its exit hook has run: where that found no record, the death is written here.
+/// Learns a process that dies. Its exit hook has run: where that found no record, the death is
+/// written here.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn learn_by_exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task::new(ctx.arg::<*const u8>(0));
@@ -43,7 +44,7 @@ pub(crate) fn learn_by_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// A pass comes to a process.
+/// Visits a process in a pass.
 #[inline(always)]
 pub(crate) fn visit(task: Task) {
     let room = Room::LearnByPass;
@@ -141,11 +142,12 @@ impl Processes for Map {
     }
 }
 
-/// What [`nearest`] says instead of the address of a task.
+/// Answers of [`nearest`] instead of the address of a task.
 const KERNEL: u64 = 0;
 const NOT_YET: u64 = 1;
 
-/// In one word and not inlined, so that the verifier forgets on which way it came to the answer.
+/// Returns the nearest ancestor in one word. Not inlined, so that the verifier forgets on which way
+/// it came to the answer.
 #[inline(never)]
 fn nearest(task: Task, room: Room) -> u64 {
     match learning::nearest(&Map, Older { task, room }) {

@@ -5,9 +5,9 @@
 //! can die, hand over its children and be gone at any moment. What settles it:
 //!
 //! - The hooks for exit and fork come first, and while tracking starts no record is removed. So whatever
-//!   can still run once they are attached **will be learnt**: when a pass comes to it, as the creator of
-//!   another, or as it dies. What it creates has a record at once, and holds it as soon as both are
-//!   learnt.
+//! can still run once they are attached **will be learnt**: when a pass comes to it, as the creator
+//! of another, or as it dies. What it creates has a record at once, and holds it as soon as both
+//! are learnt.
 //! - What was past the exit hook by then will not, and no descendant needs it: it is passed over, and
 //!   the nearest ancestor that can run or has a record stands for the creator.
 //! - Whoever is learnt holds that ancestor from that moment. When learning ends, the line above every
@@ -20,11 +20,11 @@ pub trait Processes {
     /// A process that has not been released.
     type Task: Copy;
 
-    /// Who the process is.
+    /// Returns the identity of the process.
     fn id(&self, task: Self::Task) -> ProcessId;
     /// Its parent at this moment; nothing when that is the kernel.
     fn parent(&self, task: Self::Task) -> Option<Self::Task>;
-    /// Whether it can still return to user code.
+    /// Returns whether it can still return to user code.
     fn can_run(&self, task: Self::Task) -> bool;
     /// What [`nearest`] says; for who wants it to be a function of its own.
     #[inline(always)]
@@ -34,9 +34,9 @@ pub trait Processes {
     {
         nearest(self, task)
     }
-    /// The link of the record `id`.
+    /// Returns the link of the record `id`.
     fn link(&self, id: &ProcessId) -> Option<Link>;
-    /// Whether there is a record `id`.
+    /// Returns whether there is a record `id`.
     fn is_recorded(&self, id: &ProcessId) -> bool;
     /// Inserts a record of a living process unless there is one or it does not fit. Whether it did.
     fn insert(&self, task: Self::Task, creator: &ProcessId, holds_creator: u64) -> bool;
@@ -50,19 +50,20 @@ pub trait Processes {
     fn end(&self, id: &ProcessId);
 }
 
-/// Who stands for the creator.
+/// Returns the identity that stands for the creator.
 #[derive(Clone, Copy, Debug)]
 pub enum Ancestor<T> {
     /// This one.
     Task(T),
     /// The kernel created the process, or all that are above it.
     Kernel,
-    /// The next pass may know: more than [`limits::DYING_PARENTS`] dying ones are above it, or its creator
-    /// has not been learnt.
+    /// The next pass may know: more than [`limits::DYING_PARENTS`] dying ones are above it, or its
+    /// creator has not been learnt.
     NotYet,
 }
 
-/// A pass comes to `task`. One that cannot run any more is of no concern unless it has a record.
+/// Visits `task` in a pass. One that cannot run any more is of no concern unless it has a
+/// record.
 #[inline(always)]
 pub fn visit<P: Processes>(host: &P, task: P::Task) {
     if host.can_run(task) || host.is_recorded(&host.id(task)) {
@@ -70,8 +71,8 @@ pub fn visit<P: Processes>(host: &P, task: P::Task) {
     }
 }
 
-/// Learns `task`, and its creator or who stands for it. For a pass, and for one that dies at this moment
-/// in its own context.
+/// Learns `task`, and its creator or who stands for it. For a pass, and for one that dies at this
+/// moment in its own context.
 #[inline(always)]
 pub fn learn<P: Processes>(host: &P, task: P::Task) {
     let id = host.id(task);
@@ -88,8 +89,8 @@ pub fn learn<P: Processes>(host: &P, task: P::Task) {
         }
     }
     let creator = if due == CREATOR_DUE {
-        // It can still run, or it would have been learnt as it died. It is the parent, or the child has
-        // another one from the start (`CLONE_PARENT`) and has to wait.
+        // It can still run, or it would have been learnt as it died. It is the parent, or the child
+        // has another one from the start (`CLONE_PARENT`) and has to wait.
         let parent = host.parent(task);
         let parent = parent.filter(|parent| host.id(*parent) == known);
         parent.map_or(Ancestor::NotYet, Ancestor::Task)
@@ -109,7 +110,7 @@ pub fn learn<P: Processes>(host: &P, task: P::Task) {
     }
 }
 
-/// The nearest ancestor that can run or has a record.
+/// Returns the nearest ancestor that can run or has a record.
 ///
 /// Only who is past its last instruction is passed over. If its exit hook is still to come, it will
 /// have a record, and is missing as a ghost only.
@@ -145,7 +146,8 @@ fn record<P: Processes>(host: &P, task: P::Task) {
     }
 }
 
-/// Lets `id` hold `creator`. A pass and the exit of `id` may both come to this: one of them connects.
+/// Lets `id` hold `creator`. A pass and the exit of `id` may both come to this: one of them
+/// connects.
 #[inline(always)]
 fn connect<P: Processes>(host: &P, id: &ProcessId, due: u64, creator: &ProcessId) {
     // Without a record the map is full, and that is told.

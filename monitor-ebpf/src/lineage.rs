@@ -153,9 +153,10 @@ pub(crate) fn hold(creator: &ProcessId) -> bool {
         .is_some()
 }
 
-/// Whether this caller is the one that handles the exit of `process` (I2). Where the kernel says
-/// which thread is the last one, and one hook sees it, it is; elsewhere two threads may both find that
-/// no other is left, or two hooks may see the same exit, and the delete that succeeds decides.
+/// Returns whether this caller is the one that handles the exit of `process` (I2). Where the kernel
+/// says which thread is the last one, and one hook sees it, it is; elsewhere two threads may both
+/// find that no other is left, or two hooks may see the same exit, and the delete that succeeds
+/// decides.
 #[inline(always)]
 pub(crate) fn claim_exit(process: &ProcessId) -> bool {
     CLAIMS_EXITS.load() == 0 || ALIVE.remove(process).is_ok()
@@ -178,8 +179,8 @@ pub(crate) fn mark_dead(process: &ProcessId, fill: impl FnOnce(&mut Record)) -> 
 
 /// Lets go of the record of a process that is marked dead.
 ///
-/// While tracking starts nothing is removed: somebody may be about to count a reference on this very
-/// record. What is left over then is swept when everything has been learnt.
+/// While tracking starts nothing is removed: somebody may be about to count a reference on this
+/// very record. What is left over then is swept when everything has been learnt.
 #[inline(never)]
 pub(crate) fn bury(process: &ProcessId) {
     if is_learning() {

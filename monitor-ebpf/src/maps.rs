@@ -15,18 +15,18 @@ use crate::atomic::{Counter, Given};
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-/// Who created whom: every process of the host, and the ghosts.
+/// The lineage: every process of the host, and the ghosts.
 #[btf_map]
 pub(crate) static LINEAGE: HashMap<ProcessId, Record, { limits::LINEAGE_RECORDS as usize }> =
     HashMap::new();
 
-/// Which process is in which watched tree.
+/// The memberships of processes in watched trees.
 #[btf_map]
 pub(crate) static MEMBERS: HashMap<MemberKey, Membership, { limits::MEMBERSHIPS as usize }> =
     HashMap::new();
 
-/// Processes that have not been seen to exit. Only for kernels that do not say which thread is
-/// the last, or where two hooks see each exit: the delete that succeeds is the one exit. Elsewhere it
+/// Processes that have not been seen to exit. Only for kernels that do not say which thread is the
+/// last, or where two hooks see each exit: the delete that succeeds is the one exit. Elsewhere it
 /// has a single, unused entry.
 #[btf_map]
 pub(crate) static ALIVE: HashMap<ProcessId, u64, { limits::LINEAGE_RECORDS as usize }> =
@@ -47,11 +47,11 @@ pub(crate) static RINGS: ArrayOfMaps<
     { limits::TREE_SLOTS as usize },
 > = ArrayOfMaps::new();
 
-/// What holds for the whole tracker.
+/// The state of the whole tracker.
 #[btf_map]
 static HOST: Array<Host, 1, MMAPABLE> = Array::new();
 
-/// What the running pass is asked for, and what it found.
+/// The task and the findings of the running pass.
 #[btf_map]
 static PASS: Array<Pass, 1, MMAPABLE> = Array::new();
 
@@ -94,13 +94,14 @@ pub(crate) enum Room {
 /// Returns `room` on this CPU, with what its last run left there.
 #[inline(always)]
 pub(crate) fn scratch<'a>(room: Room) -> Option<&'a mut Scratch> {
-    // SAFETY: an array element is always there, and nobody else uses this one while its program runs.
+    // SAFETY: an array element is always there, and nobody else uses this one while its program
+    // runs.
     SCRATCH
         .get_ptr_mut(room as u32)
         .map(|room| unsafe { &mut *room })
 }
 
-/// Where the fields of kernel structures are.
+/// The offsets of the fields of kernel structures.
 #[unsafe(no_mangle)]
 pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets::UNKNOWN);
 
@@ -136,7 +137,7 @@ lifemon_ebpf::view! {
 }
 
 lifemon_ebpf::view! {
-    /// What holds for the whole tracker, as the kernel half sees it.
+    /// The state of the whole tracker, as the kernel half sees it.
     HostView of Host {
         layers: Counter,
         learning: Counter,
@@ -148,7 +149,7 @@ lifemon_ebpf::view! {
 }
 
 lifemon_ebpf::view! {
-    /// What the running pass is asked for and what it found, as the kernel half sees it.
+    /// The task and the findings of the running pass, as the kernel half sees it.
     PassView of Pass {
         kind: Given<u32>,
         slot: Given<u32>,

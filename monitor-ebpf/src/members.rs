@@ -14,7 +14,7 @@ use crate::{
     maps::{MEMBERS, TreeView, host, tree},
 };
 
-/// What an insertion came to.
+/// The result of an insertion.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Joined {
     /// It is a member now, by this call.
@@ -25,14 +25,14 @@ pub(crate) enum Joined {
     Full,
 }
 
-/// The tree of a membership, unless that is stale.
+/// Returns the tree of a membership, unless that is stale.
 #[inline(always)]
 fn tree_of(membership: Membership) -> Option<&'static TreeView> {
     let tree = tree(membership.slot)?;
     (tree.generation.read() == membership.generation).then_some(tree)
 }
 
-/// The membership of `process` in `layer`, copied; what is stale is none.
+/// Returns the membership of `process` in `layer`, copied; what is stale is none.
 #[inline(always)]
 pub(crate) fn membership(process: &ProcessId, layer: u32) -> Option<Membership> {
     let key = MemberKey::new(*process, layer);
@@ -81,7 +81,7 @@ pub(crate) fn leave(process: &ProcessId, layer: u32, membership: Membership) -> 
     left
 }
 
-/// Whether `process` is a member of a condemned tree of one of `layers`.
+/// Returns whether `process` is a member of a condemned tree of one of `layers`.
 #[inline(always)]
 pub(crate) fn is_condemned(process: &ProcessId, layers: u64) -> bool {
     for layer in 0..limits::LAYERS {
@@ -117,8 +117,8 @@ fn for_each(process: &ProcessId, mut each: impl FnMut(u32, Membership, &TreeView
     }
 }
 
-/// A member has created a process: that one is a member of the same trees. One whose death would
-/// not be seen is counted as lost instead: it would keep the tree alive for ever.
+/// Handles a fork of a member: the new process is a member of the same trees. One whose death
+/// would not be seen is counted as lost instead: it would keep the tree alive for ever.
 #[inline(never)]
 pub(crate) fn inherit(
     creator: &ProcessId,
@@ -138,8 +138,8 @@ pub(crate) fn inherit(
     });
 }
 
-/// A member has died: reports it, then counts down. In this order, because who sees the counter
-/// at 0 must find every death in the ring.
+/// Reports the death of a member, then counts it down. In this order, because who sees the
+/// counter at 0 must find every death in the ring.
 #[inline(never)]
 pub(crate) fn leave_all(process: &ProcessId, event: &mut Event) {
     for_each(process, |layer, membership, tree| {
@@ -154,8 +154,8 @@ pub(crate) fn leave_all(process: &ProcessId, event: &mut Event) {
     });
 }
 
-/// A member is dead and its exit hook was skipped: counts it down. The watchers learn of it by
-/// comparison with the map.
+/// Counts down a dead member whose exit hook was skipped. The watchers learn of it
+/// by comparison with the map.
 #[inline(never)]
 pub(crate) fn leave_unseen(process: &ProcessId) {
     for_each(process, |layer, membership, tree| {

@@ -46,8 +46,8 @@ fn visit(ctx: *mut c_void, kind: u32, each: impl FnOnce(&PassView, Task)) {
     }
 }
 
-/// Learns the processes that are older than tracking. Iterators have been seen to begin after process
-/// 1 (Linux 6.18 in a small virtual machine): that one is learnt as the creator of others.
+/// Learns the processes that are older than tracking. Iterators have been seen to begin after
+/// process 1 (Linux 6.18 in a small virtual machine): that one is learnt as the creator of others.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub(crate) extern "C" fn learn(ctx: *mut c_void) -> i32 {
@@ -88,8 +88,8 @@ pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
 const INSIDE: u64 = u64::MAX;
 const UNRECORDED: u64 = u64::MAX - 1;
 
-/// One step of the climb: in one word and not inlined, so that the verifier forgets on which way it came
-/// to the answer, and many steps cost it little.
+/// One step of the climb: in one word and not inlined, so that the verifier forgets on which way it
+/// came to the answer, and many steps cost it little.
 #[inline(never)]
 fn look(at: &mut ProcessId, root: &ProcessId, layer: u32, wanted: Membership) -> u64 {
     match rules::step(&Map, at, |id| *id == *root || is_member(id, layer, wanted)) {
@@ -99,8 +99,9 @@ fn look(at: &mut ProcessId, root: &ProcessId, layer: u32, wanted: Membership) ->
     }
 }
 
-/// Whether `process` is a member by exactly this membership. An ancestor may die now and its entry
-/// be recycled: what was read counts only if the same element is still there under its key.
+/// Returns whether `process` is a member by exactly this membership. An ancestor may die now and
+/// its entry be recycled: what was read counts only if the same element is still there under its
+/// key.
 #[inline(always)]
 fn is_member(process: &ProcessId, layer: u32, wanted: Membership) -> bool {
     let key = MemberKey::new(*process, layer);

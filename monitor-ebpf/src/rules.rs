@@ -11,7 +11,7 @@ use crate::{DEAD, HELD, NOT_HELD, ProcessId, limits};
 /// The part of a record that the rules look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Who created it.
+    /// Its creator.
     pub creator: ProcessId,
     /// Itself while alive, plus the records that hold it.
     pub references: u64,
@@ -23,9 +23,10 @@ pub struct Link {
     pub elided: u64,
 }
 
-/// Where the records are.
+/// The store of the records.
 pub trait Lineage {
-    /// A consistent copy of the link of `id`, or nothing when there is no such record (any more).
+    /// Returns a consistent copy of the link of `id`, or nothing when there is no such record (any
+    /// more).
     fn link(&self, id: &ProcessId) -> Option<Link>;
     /// Lets `id`, which the caller owns (it is the process that is dying), skip a ghost: takes
     /// creator, hold and elided from `link`.
@@ -35,14 +36,14 @@ pub trait Lineage {
     fn unreference(&self, id: &ProcessId) -> Option<u64>;
     /// Removes `id`; whether this call is the one that did.
     fn remove(&self, id: &ProcessId) -> bool;
-    /// Whether `id` must stay because it is the root of a watched tree.
+    /// Returns whether `id` must stay because it is the root of a watched tree.
     fn is_root(&self, id: &ProcessId) -> bool;
     /// Counts a release that had to stop at its limit.
     fn overrun(&self);
 }
 
-/// The process `id` has died and its record says so: splices what is too long above it, drops its
-/// own reference, and removes every record that nobody needs any more.
+/// Buries `id`, whose record says that it has died: splices what is too long above it,
+/// drops its own reference, and removes every record that nobody needs any more.
 ///
 /// The splice comes first: while `id` still holds its own reference, no child that dies at the
 /// same moment can remove it.
@@ -95,7 +96,8 @@ pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
     }
 }
 
-/// The creator of the record with link `below`, if that is a ghost that only this record holds.
+/// Returns the creator of the record with link `below`, if that is a ghost that only this record
+/// holds.
 #[inline(always)]
 fn ghost_held_by<L: Lineage>(lineage: &L, below: &Link) -> Option<Link> {
     if below.holds_creator != HELD {
@@ -148,7 +150,7 @@ fn take_out<L: Lineage>(lineage: &L, id: &ProcessId) -> Option<ProcessId> {
     (lineage.remove(id) && link.holds_creator == HELD).then_some(link.creator)
 }
 
-/// What climbing from a process found.
+/// The result of climbing from a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Descent {
     /// It descends from the root.
@@ -190,7 +192,8 @@ pub fn step<L: Lineage>(
     Step::Up(link.holds_creator)
 }
 
-/// Climbs from `id` over its creators, through ghosts, until one of them belongs. `step` is [`step`].
+/// Climbs from `id` over its creators, through ghosts, until one of them belongs. `step` is
+/// [`step`].
 ///
 /// While the process lives it holds its creator, that one holds its own, and so on up: none can
 /// vanish. So an answer is exact if the process is still alive *after* the climb, which the caller

@@ -12,8 +12,8 @@ use crate::{
     task::{Kernel, Task, offset},
 };
 
-/// HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE TERM XCPU XFSZ SYS: those that end
-/// a process by default, without the ones that timers and I/O send (ALRM VTALRM PROF IO, real-time).
+/// HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE TERM XCPU XFSZ SYS: those that end a
+/// process by default, without the ones that timers and I/O send (ALRM VTALRM PROF IO, real-time).
 const FATAL: u64 = bits(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 24, 25, 31]);
 
 /// `TRACE_SIGNAL_DELIVERED`.
@@ -61,7 +61,7 @@ pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Who sends: the current process, unless the kernel does it on its own account.
+/// Returns the sender: the current process, unless the kernel does it on its own account.
 #[inline(always)]
 fn fact(signal: u32, info: usize) -> SignalFact {
     let by_kernel = info == FROM_KERNEL

@@ -51,11 +51,12 @@ pub(crate) extern "C" fn settle(ctx: *mut c_void) -> i32 {
     1
 }
 
-/// The process that the arguments name.
+/// Returns the process that the arguments name.
 #[inline(always)]
 fn argument(ctx: &RawTracePointContext) -> ProcessId {
     let args = ctx.as_ptr().cast::<u64>();
-    // SAFETY: the context of a raw tracepoint is an array of 64-bit arguments; the caller gives two.
+    // SAFETY: the context of a raw tracepoint is an array of 64-bit arguments; the caller gives
+    // two.
     let (pid, start_ns) = unsafe { (*args, *args.add(1)) };
     ProcessId::new(pid as u32, start_ns)
 }

@@ -23,15 +23,15 @@ pub(crate) use offset;
 pub(crate) struct Kernel(pub(crate) *const u8);
 
 impl Kernel {
-    /// The value at `offset`, or 0 when there is no such field or the pointer is bad.
+    /// Returns the value at `offset`, or 0 when there is no such field or the pointer is bad.
     #[inline(always)]
     pub(crate) fn read<T: Copy + Default>(self, offset: u32) -> T {
         if offset == MISSING {
             return T::default();
         }
         let mut value = T::default();
-        // SAFETY: the helper checks the address and fills the value with zeros for a bad one. What it
-        // returns says the same once more, at the price of a branch for the verifier to follow.
+        // SAFETY: the helper checks the address and fills the value with zeros for a bad one. What
+        // it returns says the same once more, at the price of a branch for the verifier to follow.
         unsafe {
             bpf_probe_read_kernel(
                 (&raw mut value).cast(),
@@ -42,7 +42,7 @@ impl Kernel {
         value
     }
 
-    /// The pointer at `offset`.
+    /// Returns the pointer at `offset`.
     #[inline(always)]
     fn follow(self, offset: u32) -> Self {
         Self(self.read::<usize>(offset) as *const u8)
@@ -59,7 +59,7 @@ impl Task {
         Self(Kernel(task))
     }
 
-    /// The one that runs now.
+    /// Returns the one that runs now.
     #[inline(always)]
     pub(crate) fn current() -> Self {
         // SAFETY: the helper has no preconditions.
@@ -76,7 +76,8 @@ impl Task {
         self.0.read(offset!(task_tgid))
     }
 
-    /// Whether this is the thread that gives the process its pid. Says nothing about its death.
+    /// Returns whether this is the thread that gives the process its pid. Says nothing about its
+    /// death.
     #[inline(always)]
     pub(crate) fn is_leader(self) -> bool {
         self.tid() == self.pid()
@@ -97,7 +98,7 @@ impl Task {
         Self(self.0.follow(offset!(task_real_parent)))
     }
 
-    /// Identity of the process that this thread belongs to.
+    /// Returns the identity of the process that this thread belongs to.
     #[inline(always)]
     pub(crate) fn process(self) -> ProcessId {
         ProcessId::new(
@@ -106,7 +107,7 @@ impl Task {
         )
     }
 
-    /// Threads that can still return to user code.
+    /// Returns the number of threads that can still return to user code.
     #[inline(always)]
     pub(crate) fn live_threads(self) -> u32 {
         self.0
@@ -131,7 +132,7 @@ impl Task {
         self.0.read(offset!(task_comm))
     }
 
-    /// Real user id.
+    /// Returns the real user id.
     #[inline(always)]
     pub(crate) fn uid(self) -> u32 {
         self.0
@@ -139,7 +140,7 @@ impl Task {
             .read(offset!(cred_uid))
     }
 
-    /// Id of the cgroup in the v2 hierarchy.
+    /// Returns the id of the cgroup in the v2 hierarchy.
     #[inline(always)]
     pub(crate) fn cgroup_id(self) -> u64 {
         self.0
@@ -149,7 +150,7 @@ impl Task {
             .read(offset!(kernfs_id))
     }
 
-    /// Pid in the innermost pid namespace.
+    /// Returns the pid in the innermost pid namespace.
     #[inline(always)]
     pub(crate) fn namespace_pid(self) -> u32 {
         let pid = self.0.follow(offset!(task_thread_pid));

@@ -3,8 +3,8 @@
 //! `cargo run -p lifemon --example server -- python3 monitor/examples/worker.py`
 //!
 //! Options, before the worker's command: `--workers N`, `--any` (one dead worker ends the server),
-//! `--no-ebpf`, `--shutdown-ms N`, `--kill-ms N`, `--answer-ms N`. It prints where it listens and who
-//! works for it, and at the end what was left of them.
+//! `--no-ebpf`, `--shutdown-ms N`, `--kill-ms N`, `--answer-ms N`. It prints where it listens and
+//! who works for it, and at the end what was left of them.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -189,8 +189,8 @@ async fn generate(server: &Server, prompt: Prompt) -> (StatusCode, Json<Value>) 
     }
 }
 
-/// The answer to this request. Who has asked before may have gone without waiting for its answer, which
-/// comes first then.
+/// The answer to this request. Who has asked before may have gone without waiting for its answer,
+/// which comes first then.
 async fn ask(connection: &Connection, request: &Value) -> Result<Value, ConnectionError> {
     connection.send(request).await?;
     loop {

@@ -1,5 +1,5 @@
-//! Random histories of fork, exit, watching and sweeping: after every step the store holds exactly what
-//! the model says, and climbing finds exactly the descendants.
+//! Random histories of fork, exit, watching and sweeping: after every step the store holds exactly
+//! what the model says, and climbing finds exactly the descendants.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
 //! Learning against a naive kernel: processes that fork, die in stages and hand over their children
-//! while passes learn them, with anything else between any two accesses of a pass. What is known in the
-//! end is exactly what can be known, and every reference is counted.
+//! while passes learn them, with anything else between any two accesses of a pass. What is known in
+//! the end is exactly what can be known, and every reference is counted.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -135,8 +135,8 @@ impl Processes for Kernel {
 }
 
 impl Kernel {
-    /// `creators` are those of the processes that are older than tracking, in order; `dying` are past
-    /// their last instruction when the first hook is attached.
+    /// `creators` are those of the processes that are older than tracking, in order; `dying` are
+    /// past their last instruction when the first hook is attached.
     fn new(creators: &[Index], dying: &[Index]) -> Self {
         let kernel = Self {
             store: Store::default(),

@@ -161,7 +161,7 @@ async fn look(
     Ok((snapshot, survey, orphans))
 }
 
-/// What came of killing orphans.
+/// The outcome of killing orphans.
 pub(super) struct Killed {
     /// The outcomes of the kills; empty if nothing was to be killed.
     pub(super) report: Option<KillReport>,

@@ -14,7 +14,7 @@ use crate::loss::Loss;
 use crate::orphan;
 use crate::process::{Process, Who};
 
-/// How to look for those who hold GPUs.
+/// Options of a query for holders of GPUs.
 #[derive(Debug, Clone)]
 pub struct GpuQuery {
     devices: DeviceFiles,
@@ -66,20 +66,20 @@ impl GpuQuery {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GpuHolder {
-    /// Who it is.
+    /// The process.
     #[serde(flatten)]
     pub process: Process,
-    /// What it holds.
+    /// The GPUs and the GPU memory that it holds.
     pub holding: Holding,
     /// The root of its tree.
     pub root: Who,
-    /// Whether that root is live.
+    /// True if that root is live.
     pub root_alive: bool,
-    /// Whether it is an orphan: its creator is dead.
+    /// True if it is an orphan: its creator is dead.
     pub orphan: bool,
 }
 
-/// Who holds GPUs, at one time.
+/// The holders of GPUs, at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GpuReport {
@@ -89,7 +89,7 @@ pub struct GpuReport {
     pub holders: Vec<GpuHolder>,
     /// Memory of pids that no living process of this host has.
     pub strangers: Vec<Stranger>,
-    /// What makes the answer incomplete.
+    /// The losses that make the answer incomplete.
     pub losses: Vec<Loss>,
 }
 

@@ -22,7 +22,7 @@ pub struct TreeReport {
     pub entries: Vec<Entry>,
     /// Since when the lineage is known, ns since boot.
     pub since_ns: u64,
-    /// What makes the answer incomplete.
+    /// The losses that make the answer incomplete.
     pub losses: Vec<Loss>,
 }
 
@@ -60,7 +60,7 @@ pub fn tree(root: Option<Root>) -> Result<TreeReport, Error> {
     })
 }
 
-/// What was left behind, at one time.
+/// The orphans of the host or of a tree, at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct OrphanReport {
@@ -68,7 +68,7 @@ pub struct OrphanReport {
     pub orphans: Vec<Orphan>,
     /// Since when the lineage is known, ns since boot.
     pub since_ns: u64,
-    /// What makes the answer incomplete.
+    /// The losses that make the answer incomplete.
     pub losses: Vec<Loss>,
 }
 

@@ -15,7 +15,7 @@ use crate::loss::Loss;
 use crate::session::{Session, Start, Update};
 use crate::watch::Happening;
 
-/// What a watched tree reports.
+/// A report of a watched tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -32,13 +32,13 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Lost {
-    /// What.
+    /// The kind of loss.
     pub loss: Loss,
-    /// How much since it was last reported.
+    /// The amount since it was last reported.
     pub count: u64,
-    /// Whether the comparison with the kernel's map has recovered it.
+    /// True if the comparison with the kernel's map has recovered it.
     pub recovered: bool,
-    /// Whether answers are complete from here on.
+    /// True if answers are complete from here on.
     pub complete: bool,
 }
 

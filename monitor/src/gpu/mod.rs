@@ -83,7 +83,7 @@ pub enum Kind {
 pub struct Stranger {
     /// Its pid as the driver has it.
     pub pid: u32,
-    /// What it holds.
+    /// The GPUs and the GPU memory that it holds.
     #[serde(flatten)]
     pub memory: Memory,
 }

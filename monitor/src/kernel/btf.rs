@@ -32,7 +32,7 @@ const FUNC: u8 = 12;
 const FUNC_PROTO: u8 = 13;
 const TYPE_TAG: u8 = 18;
 
-/// Why type information could not be read, or a question about it not be answered.
+/// A reason why type information could not be read, or a question about it not be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BtfError {
     /// The first two bytes are not BTF's magic number.
@@ -64,7 +64,7 @@ const OUTSIDE: BtfError = BtfError::Malformed("a member is outside its struct");
 
 type Answer<T> = Result<Option<T>, BtfError>;
 
-/// What a name stands for. It can stand for several at once.
+/// The kinds of types that a name stands for. It can stand for several at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// A struct or a union.
@@ -103,7 +103,7 @@ pub struct Btf<'a> {
     types: &'a [u8],
     /// Ends with a zero byte, so every name in it ends.
     strings: &'a [u8],
-    /// Where in `types` the type with id `index + 1` begins.
+    /// The places in `types` where the type with id `index + 1` begins.
     starts: Vec<u32>,
     /// The names to look for, sorted.
     wanted: Vec<&'a str>,
@@ -134,9 +134,9 @@ impl<'a> Btf<'a> {
         Ok(btf)
     }
 
-    /// The offset in bytes of a member. Members of anonymous structs and unions count as members
-    /// of the struct around them. A path such as `signal.live` enters members that are structs;
-    /// it follows no pointers.
+    /// Returns the offset in bytes of a member. Members of anonymous structs and unions count as
+    /// members of the struct around them. A path such as `signal.live` enters members that are
+    /// structs; it follows no pointers.
     ///
     /// `None`: no such struct, no such member, or a bitfield. Where several structs bear the name,
     /// the first that has the member answers.
@@ -152,8 +152,8 @@ impl<'a> Btf<'a> {
         Ok(None)
     }
 
-    /// The size in bytes of a struct or union. `None`: there is none of that name. Where several
-    /// bear it, the first answers.
+    /// Returns the size in bytes of a struct or union. `None`: there is none of that name. Where
+    /// several bear it, the first answers.
     ///
     /// # Errors
     /// The types involved are malformed, or `structure` was not passed to [`Btf::parse`].
@@ -166,8 +166,8 @@ impl<'a> Btf<'a> {
         Ok(None)
     }
 
-    /// The number of arguments a `tp_btf` program receives at the tracepoint `name`, which is
-    /// given without `btf_trace_`. `None`: the kernel has no such tracepoint.
+    /// Returns the number of arguments a `tp_btf` program receives at the tracepoint `name`, which
+    /// is given without `btf_trace_`. `None`: the kernel has no such tracepoint.
     ///
     /// # Errors
     /// The types involved are malformed, or `name` was not passed to [`Btf::parse`].
@@ -207,7 +207,8 @@ impl<'a> Btf<'a> {
         Ok(())
     }
 
-    /// `read_at_most` bounds the search for a name's end: many types may share one endless name.
+    /// Finds a name; `read_at_most` bounds the search for a name's end: many types may share one
+    /// endless name.
     fn wanted_name(&self, ty: Type<'a>, read_at_most: usize) -> Answer<(&'a str, Class)> {
         let mut class = match ty.kind {
             STRUCT | UNION => Class::Struct,
@@ -241,7 +242,7 @@ impl<'a> Btf<'a> {
         Ok(tags.chain(self.ids(name, Class::Typedef)?))
     }
 
-    /// The strings from a name on; the first zero byte ends it.
+    /// Returns the strings from a name on; the first zero byte ends it.
     fn text(&self, name_off: u32) -> Result<&'a [u8], BtfError> {
         let text = self.strings.get(name_off as usize..);
         text.ok_or(BtfError::Malformed("a name is outside the strings"))
@@ -252,7 +253,7 @@ impl<'a> Btf<'a> {
         Ok(rest.is_some_and(|rest| rest.first() == Some(&0)))
     }
 
-    /// The type behind typedefs, qualifiers and tags; `None` is `void`.
+    /// Returns the type behind typedefs, qualifiers and tags; `None` is `void`.
     fn resolve(&self, mut id: u32) -> Answer<Type<'a>> {
         for _ in 0..=MAX_DEPTH {
             if id == 0 {
@@ -274,7 +275,8 @@ impl<'a> Btf<'a> {
         Ok(ty.filter(|ty| matches!(ty.kind, STRUCT | UNION)))
     }
 
-    /// `None` also for a bitfield and for what does not begin at a byte.
+    /// Returns the place of a member; `None` also for a bitfield and for what does not begin at a
+    /// byte.
     fn path_offset(&self, mut id: u32, path: &str) -> Answer<u64> {
         let mut offset_bits = 0;
         for name in path.split('.') {
@@ -344,7 +346,7 @@ impl<'a> Type<'a> {
         })
     }
 
-    /// The members, where this type is a struct.
+    /// Returns the members, where this type is a struct.
     fn members(self) -> impl Iterator<Item = Member> {
         let (records, _) = self.extra.as_chunks::<MEMBER_BYTES>();
         let offset_mask = if self.kind_flag { 0xff_ffff } else { u32::MAX };
@@ -393,7 +395,7 @@ fn sections(data: &[u8]) -> Result<(&[u8], &[u8]), BtfError> {
     Ok((types, strings))
 }
 
-/// A number at a fixed place of a record.
+/// Reads a number at a fixed place of a record.
 fn word<const N: usize>(record: &[u8; N], at: usize) -> u32 {
     u32::from_ne_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Now, in ns since boot, suspend included: the clock of all events and start times.
+/// Returns the time now, in ns since boot, suspend included: the clock of all events and start
+/// times.
 #[must_use]
 pub fn boot_ns() -> u64 {
     read(ClockId::CLOCK_BOOTTIME)
@@ -43,7 +44,7 @@ impl WallClock {
         }
     }
 
-    /// RFC 3339 in UTC, with nanoseconds.
+    /// Formats a time as RFC 3339 in UTC, with nanoseconds.
     #[must_use]
     pub fn rfc3339(&self, boot_ns: u64) -> String {
         let unix = i128::from(self.boot_unix_ns.saturating_add(boot_ns));

@@ -22,19 +22,19 @@ use super::preflight::{Refusal, kernel_release, parse_release};
 /// Tracepoints can be preempted from this kernel on.
 const PREEMPTIBLE: (u32, u32) = (7, 0);
 
-/// Where the closer stands. On x86-64 a new process passes the end of a system call before its first
-/// instruction. On arm64 it does not: there the beginnings are closed as well, because the kernel creates
-/// no process for a caller who is about to be killed.
+/// Where the closer stands. On x86-64 a new process passes the end of a system call before its
+/// first instruction. On arm64 it does not: there the beginnings are closed as well, because the
+/// kernel creates no process for a caller who is about to be killed.
 const CLOSED: &[&str] = if cfg!(target_arch = "x86_64") {
     &["sys_exit"]
 } else {
     &["sys_exit", "sys_enter"]
 };
 
-/// Where the kernel shows its tracepoints.
+/// The places where the kernel shows its tracepoints.
 const TRACE_FS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// What a hook is for: its name in pins and reports.
+/// The purpose of a hook: its name in pins and reports.
 pub(super) type Role = &'static str;
 
 /// The hooks that every tracker has, deaths first.
@@ -60,13 +60,13 @@ enum Point {
     Traced(&'static str, &'static str),
 }
 
-/// Whether the running kernel can preempt tracepoints.
+/// Returns whether the running kernel can preempt tracepoints.
 pub(super) fn is_preemptible() -> bool {
     parse_release(&kernel_release()).is_some_and(|version| version >= PREEMPTIBLE)
 }
 
-/// The hooks in the order in which they are attached: deaths first, so that no process can be learnt
-/// and then die unseen. Of the two for deaths the later one finds the death claimed.
+/// Returns the hooks in the order in which they are attached: deaths first, so that no process can
+/// be learnt and then die unseen. Of the two for deaths the later one finds the death claimed.
 pub(super) fn hooks(preemptible: bool) -> Vec<Hook> {
     let hook = |role, program, point| Hook {
         role,
@@ -101,8 +101,8 @@ pub(super) fn hooks(preemptible: bool) -> Vec<Hook> {
     hooks
 }
 
-/// Learns what is older than tracking and dies while that starts. It is attached between the hooks for
-/// deaths, so that no process can be learnt and then die unseen, and the one for forks.
+/// Learns what is older than tracking and dies while that starts. It is attached between the hooks
+/// for deaths, so that no process can be learnt and then die unseen, and the one for forks.
 pub(super) const LEARNER: Hook = Hook {
     role: "learn",
     program: "learn_by_exit",
@@ -160,7 +160,7 @@ impl Hook {
     }
 }
 
-/// The name of the closer in the kernel half.
+/// Returns the name of the closer in the kernel half.
 pub(super) fn closer(preemptible: bool) -> &'static str {
     if preemptible {
         "closer_guarded"
@@ -189,7 +189,7 @@ enum Kind {
 }
 
 impl Closer {
-    /// The loaded program, opened for itself.
+    /// Opens the loaded program for itself.
     pub(super) fn open(info: ProgramInfo) -> Result<Self, ProgramError> {
         let name = info.name_as_str().unwrap_or("closer").to_owned();
         let is_raw = info.program_type() == ProgramType::RawTracePoint.into();

@@ -33,8 +33,8 @@ const SETTLE_PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from
 const LABEL_PASSES: u32 = 64;
 
 impl Tracker {
-    /// Watches the tree of `root`, which may be a ghost. With it, as one, the trees of `others`, which
-    /// are alive: those that have died already have nothing to watch.
+    /// Watches the tree of `root`, which may be a ghost. With it, as one, the trees of `others`,
+    /// which are alive: those that have died already have nothing to watch.
     ///
     /// # Errors
     /// [`Error::NoProcess`] when the root has no record, [`Error::NoSlot`], [`Error::NoLayer`].
@@ -120,7 +120,8 @@ impl Tracker {
         }
     }
 
-    /// Labels the living members of the tree; returns nothing when another tree of the layer overlaps.
+    /// Labels the living members of the tree; returns nothing when another tree of the layer
+    /// overlaps.
     pub(super) fn label_tree(
         &mut self,
         slot: u32,

@@ -48,18 +48,18 @@ const LEARN_PASSES: u32 = 8;
 /// Between two looks whether a death is still being learnt, which takes microseconds.
 const LEARNER_PAUSE: Duration = Duration::from_micros(50);
 
-/// How a tracker is loaded.
+/// Options for loading a tracker.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Records in the lineage, and memberships: processes and ghosts that fit.
     pub max_processes: u32,
-    /// Whether the kernel half writes debug messages.
+    /// If set, the kernel half writes debug messages.
     pub debug: bool,
     /// Works as on a kernel before 6.16, whose exit event does not say which thread is the last.
     /// For tests of that path on a newer kernel.
     pub without_group_dead: bool,
-    /// Works as on a kernel from 7.0 on, whose tracepoints can be preempted. For tests of that path on an
-    /// older kernel.
+    /// Works as on a kernel from 7.0 on, whose tracepoints can be preempted. For tests of that path
+    /// on an older kernel.
     pub preemptible: bool,
 }
 
@@ -79,15 +79,15 @@ impl Default for LoadOptions {
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) hooks: Vec<Hook>,
-    /// Whether the kernel may skip hooks.
+    /// True if the kernel may skip hooks.
     pub(super) is_preemptible: bool,
-    /// What keeps the hooks attached.
+    /// The links that keep the hooks attached.
     pub(super) links: Vec<(Role, FdLink)>,
-    /// Whether the exit event says which thread is the last of its process.
+    /// True if the exit event says which thread is the last of its process.
     pub(super) has_group_dead: bool,
 }
 
-/// What the running kernel's types say.
+/// The layout of the running kernel, from its types.
 struct Layout {
     offsets: Offsets,
     is_preemptible: bool,
@@ -162,7 +162,8 @@ fn create(
         .map_err(|error| Error::load("the kernel half", &error))
 }
 
-/// The types of the kernel take tens of megabytes while they are looked at, and none afterwards.
+/// Returns free memory to the kernel: its types take tens of megabytes while they are read, and
+/// none afterwards.
 fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: no preconditions; it only returns free memory to the kernel.
@@ -171,7 +172,7 @@ fn give_memory_back() {
     }
 }
 
-/// Before 5.11 map memory counted against this limit; later it does not matter.
+/// Raises the limit of locked memory, against which map memory counted before 5.11.
 fn raise_memlock() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
@@ -376,7 +377,7 @@ impl Loaded {
     }
 }
 
-/// The data of any map kind that the kernel half has.
+/// Returns the data of any map kind that the kernel half has.
 pub(super) fn map_data(map: &Map) -> Option<&MapData> {
     match map {
         Map::HashMap(data)

@@ -20,7 +20,7 @@ use crate::proc;
 /// Between two tries. The lock is held for milliseconds, by few.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// When a person begins to wonder.
+/// Time after which a person begins to wonder.
 const SAY_AFTER: Duration = Duration::from_secs(1);
 
 /// Set when the user has asked this process to stop.
@@ -36,11 +36,11 @@ pub fn stop_waiting_when(stop: Arc<AtomicBool>) {
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its drop")] OwnedFd);
 
-/// How long to wait for a lock.
+/// The limits of a wait for a lock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     deadline: Duration,
-    /// Whether the wait ends when the user asks to stop.
+    /// If set, the wait ends when the user asks to stop.
     heeds_stop: bool,
 }
 
@@ -99,7 +99,7 @@ fn is_asked_to_stop() -> bool {
     STOP.get().is_some_and(|stop| stop.load(Ordering::SeqCst))
 }
 
-/// Names who holds the lock of an open directory, as far as the kernel tells.
+/// Returns the name of whoever holds the lock of an open directory, as far as the kernel tells.
 fn holder(directory: &OwnedFd) -> String {
     const UNKNOWN: &str = "another process";
     let Ok(stat) = fstat(directory) else {

@@ -1,4 +1,5 @@
-//! Runs of the hooks that the kernel skipped: how many, and the settling of deaths that were missed.
+//! Runs of the hooks that the kernel skipped: how many, and the settling of deaths that were
+//! missed.
 
 use std::os::fd::AsFd as _;
 
@@ -16,9 +17,9 @@ impl Tracker {
         self.missed("fork")
     }
 
-    /// Exits that may have gone unseen: no more than this, and mostly none of them. [`Tracker::settle`]
-    /// tells, and makes good. Where a stand-in is attached as well, an exit went unseen only if both
-    /// were skipped for it.
+    /// Returns an upper bound of the exits that may have gone unseen: no more than this, and mostly
+    /// none of them. [`Tracker::settle`] finds and recovers them. Where a stand-in is attached as
+    /// well, an exit went unseen only if both were skipped for it.
     #[must_use]
     pub fn missed_exits(&self) -> u64 {
         let exit = self.missed("exit");
@@ -58,7 +59,7 @@ impl Tracker {
         Ok(u64::from(unseen))
     }
 
-    /// The same for every process of the host, when there is a reason to.
+    /// Does the same for every process of the host, when there is a reason to.
     ///
     /// # Errors
     /// As [`Tracker::settle`], and when the map cannot be read.

@@ -1,9 +1,9 @@
 //! The kernel half as userspace sees it: the only module that names aya or calls `bpf(2)`.
 //!
-//! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`hooks`] (which
-//! programs stand where), [`load`], `trusted` (paths that root may follow), [`place`] (where pins are),
-//! [`lock`], [`pins`] (the tracker that stays), [`switch`] (on and off), [`tracker`] (open maps, passes),
-//! [`snapshot`], `slots` and [`watcher`] (one watched tree).
+//! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`hooks`]
+//! (which programs stand where), [`load`], `trusted` (paths that root may follow), [`place`] (where
+//! pins are), [`lock`], [`pins`] (the tracker that stays), [`switch`] (on and off), [`tracker`]
+//! (open maps, passes), [`snapshot`], `slots` and [`watcher`] (one watched tree).
 
 use std::io;
 
@@ -33,7 +33,7 @@ pub use tracker::Tracker;
 pub use trusted::{Distrust, Flaw};
 pub use watcher::{WatchOptions, Watcher};
 
-/// What can go wrong with the kernel half.
+/// An error of the kernel half.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -63,9 +63,9 @@ pub enum Error {
     /// There is no directory that only root could have made and can change.
     #[error("no place for the tracker: {shared}, and {own}; run this as root, on the host")]
     NoPlace {
-        /// What is wrong with the BPF file system of the host.
+        /// The flaw of the BPF file system of the host.
         shared: Distrust,
-        /// What is wrong with one of lifemon's own.
+        /// The flaw of one of lifemon's own.
         own: Distrust,
     },
     /// Another process has held the lock of the tracker for too long.
@@ -74,15 +74,15 @@ pub enum Error {
          and try again"
     )]
     Locked {
-        /// Who.
+        /// The process that holds it.
         holder: String,
-        /// How long was waited, in seconds.
+        /// The time that was waited, in seconds.
         waited_s: u64,
     },
     /// The user asked to stop while another process held the lock of the tracker.
     #[error("interrupted while waiting for {holder}, which is using the tracker")]
     Interrupted {
-        /// Who.
+        /// The process that holds it.
         holder: String,
     },
     /// The tracing files could not be mounted.

@@ -36,7 +36,7 @@ const PARTS: [&str; 3] = ["maps", "links", "programs"];
 /// Name of a directory in which a tracker is being pinned, before the number of the process.
 const BUILDING: &str = "building-";
 
-/// What is pinned.
+/// The pinned tracker, as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// Nothing: the tracker is off.
@@ -60,10 +60,10 @@ pub enum Found {
     Foreign(Distrust),
 }
 
-/// What is pinned, and whether a place had to be passed over.
+/// The pinned tracker, and a place that had to be passed over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
-    /// What is pinned where it can be trusted.
+    /// The pinned tracker where it can be trusted.
     pub found: Found,
     /// A place that is not used, and why.
     pub distrusted: Option<Distrust>,
@@ -333,7 +333,7 @@ fn build(home: &Directory, building: &str, loaded: &mut Loaded) -> Result<(), Er
 }
 
 impl Loaded {
-    /// A link of the label pass: creating an iterator of it where it is pinned runs one.
+    /// Returns a link of the label pass: creating an iterator of it where it is pinned runs one.
     fn label_link(&mut self) -> Result<FdLink, Error> {
         let program = self
             .ebpf

@@ -90,12 +90,12 @@ fn is_current(directory: &Directory) -> bool {
     now.is_some() && now == directory.identity().ok()
 }
 
-/// What there is.
+/// The homes that exist.
 #[derive(Debug)]
 pub(super) struct Survey {
     /// Homes that can be trusted.
     pub(super) homes: Vec<Home>,
-    /// Why the other place is not used, where there is something in it.
+    /// The reason why the other place is not used, where there is something in it.
     pub(super) distrusted: Option<Distrust>,
 }
 
@@ -127,7 +127,8 @@ fn open_mounted(place: &str) -> Result<Option<Directory>, Distrust> {
     if kind == BPF_FS_MAGIC.0 {
         return Ok(Some(directory));
     }
-    // The kernel's own empty mount point, or ours. Anything else is somebody's, and not to be covered.
+    // The kernel's own empty mount point, or ours. Anything else is somebody's, and not to be
+    // covered.
     if place == OWN || kind == SYSFS_MAGIC.0 {
         return Ok(None);
     }
@@ -140,9 +141,9 @@ fn open_mounted(place: &str) -> Result<Option<Directory>, Distrust> {
 #[derive(Debug)]
 pub(super) struct NewHome {
     pub(super) home: Home,
-    /// Where a BPF file system was mounted for it.
+    /// The place where a BPF file system was mounted for it.
     pub(super) mounted: Option<&'static str>,
-    /// Why the host's was not used.
+    /// The reason why the host's was not used.
     pub(super) distrusted: Option<Distrust>,
 }
 
@@ -197,8 +198,8 @@ fn make_home_at(
     Ok((Home::make(root)?, mounted))
 }
 
-/// The right to mount and unmount BPF file systems: one process at a time has it. Where [`RUN`] does
-/// not allow for it (read-only in a container), nothing is mounted or unmounted.
+/// The right to mount and unmount BPF file systems: one process at a time has it. Where [`RUN`]
+/// does not allow for it (read-only in a container), nothing is mounted or unmounted.
 #[derive(Debug)]
 pub(super) struct Mounts(Result<Locked, Distrust>);
 
@@ -268,8 +269,8 @@ impl Mounts {
 }
 
 impl Drop for Locked {
-    /// Removes the directories again, as far as nothing is in them or mounted on them, in this mount
-    /// namespace or, by its mark, in another.
+    /// Removes the directories again, as far as nothing is in them or mounted on them, in this
+    /// mount namespace or, by its mark, in another.
     fn drop(&mut self) {
         let names = RUN_PARTS.map(|(name, _)| name);
         let names = names.into_iter().chain([OWN_NAME]);

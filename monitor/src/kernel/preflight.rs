@@ -22,7 +22,7 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-/// Why lifemon cannot work here, and the remedy.
+/// A reason why lifemon cannot work here, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -48,7 +48,7 @@ pub enum Refusal {
         "not permitted: {missing}; run as root (sudo lifemon ...), or grant CAP_BPF and CAP_PERFMON"
     )]
     NoPrivilege {
-        /// What is missing, as a sentence.
+        /// The missing capabilities, as a sentence.
         missing: String,
     },
     /// The kernel lets only administrators open tracepoints, and this one's can be preempted.
@@ -83,7 +83,7 @@ pub fn check() -> Result<(), Refusal> {
     check_lockdown()
 }
 
-/// Release of the running kernel, as `uname -r` prints it.
+/// Returns the release of the running kernel, as `uname -r` prints it.
 #[must_use]
 pub fn kernel_release() -> String {
     nix::sys::utsname::uname()
@@ -91,7 +91,7 @@ pub fn kernel_release() -> String {
         .unwrap_or_default()
 }
 
-/// Whether the kernel is new enough.
+/// Checks that the kernel is new enough.
 ///
 /// # Errors
 /// [`Refusal::OldKernel`].
@@ -103,14 +103,14 @@ pub fn check_kernel() -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Major and minor version of a release like `6.1.0-40-cloud-amd64`.
+/// Parses the major and minor version of a release like `6.1.0-40-cloud-amd64`.
 #[must_use]
 pub fn parse_release(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether the kernel's type information is there.
+/// Checks that the kernel's type information is there.
 ///
 /// # Errors
 /// [`Refusal::NoBtf`].
@@ -122,7 +122,7 @@ pub fn check_btf() -> Result<(), Refusal> {
     }
 }
 
-/// Whether pids here are those of the host.
+/// Checks that pids here are those of the host.
 ///
 /// # Errors
 /// [`Refusal::PidNamespace`].
@@ -134,7 +134,7 @@ pub fn check_pid_namespace() -> Result<(), Refusal> {
     }
 }
 
-/// Whether the capabilities to load programs are there.
+/// Checks that the capabilities to load programs are there.
 ///
 /// # Errors
 /// [`Refusal::NoPrivilege`].
@@ -159,7 +159,7 @@ pub fn check_privileges() -> Result<(), Refusal> {
     })
 }
 
-/// Effective capabilities of this process, as bits; `None` when `/proc` does not say.
+/// Returns the effective capabilities of this process, as bits; `None` when `/proc` does not say.
 fn effective_capabilities() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status
@@ -168,7 +168,7 @@ fn effective_capabilities() -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-/// Whether lockdown lets programs read kernel memory.
+/// Checks that lockdown lets programs read kernel memory.
 ///
 /// # Errors
 /// [`Refusal::Lockdown`].

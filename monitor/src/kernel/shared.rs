@@ -1,5 +1,5 @@
-//! Map memory that the kernel half and userspace share: views of it whose fields are atomic, so that
-//! reading and changing them needs no `unsafe`. Their layout is checked against the ABI.
+//! Map memory that the kernel half and userspace share: views of it whose fields are atomic, so
+//! that reading and changing them needs no `unsafe`. Their layout is checked against the ABI.
 
 use std::io;
 use std::marker::PhantomData;
@@ -31,7 +31,7 @@ lifemon_ebpf::view! {
 }
 
 lifemon_ebpf::view! {
-    /// What holds for the whole tracker, as userspace sees it.
+    /// The state of the whole tracker, as userspace sees it.
     HostView of Host {
         layers: AtomicU64,
         learning: AtomicU64,
@@ -43,7 +43,7 @@ lifemon_ebpf::view! {
 }
 
 lifemon_ebpf::view! {
-    /// What the passes are asked for and what they found, as userspace sees it.
+    /// The task and the findings of a pass, as userspace sees them.
     PassView of Pass {
         kind: AtomicU32,
         slot: AtomicU32,
@@ -138,7 +138,7 @@ impl PassView {
     }
 }
 
-/// What may be reached through a reference into shared memory.
+/// A type that may be reached through a reference into shared memory.
 ///
 /// # Safety
 /// Every field is atomic and any bytes are valid.
@@ -196,8 +196,8 @@ impl<T: View> Shared<T> {
     /// When there is no such element: an index out of range is a mistake of the caller.
     pub(super) fn at(&self, index: usize) -> &T {
         assert!(index < self.length, "slot {index} of {}", self.length);
-        // SAFETY: in range, in a mapping that lives as long as `self`; page-aligned at its start, and
-        // a `View` is valid whatever the bytes are and whoever changes them.
+        // SAFETY: in range, in a mapping that lives as long as `self`; page-aligned at its start,
+        // and a `View` is valid whatever the bytes are and whoever changes them.
         unsafe { self.base.add(index).as_ref() }
     }
 }

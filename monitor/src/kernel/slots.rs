@@ -1,5 +1,5 @@
-//! The slots of watched trees: taken, given back, and reclaimed from watchers that were killed, with
-//! the layers of their memberships. All changes are made under the lock of the tracker.
+//! The slots of watched trees: taken, given back, and reclaimed from watchers that were killed,
+//! with the layers of their memberships. All changes are made under the lock of the tracker.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -65,8 +65,8 @@ impl Slots {
         sys::update(self.rings.as_fd(), &slot, &ring).map_err(Error::Map)
     }
 
-    /// Makes these living processes members, before the label passes make their descendants so; false
-    /// when another tree of the layer has one of them.
+    /// Makes these living processes members, before the label passes make their descendants so;
+    /// false when another tree of the layer has one of them.
     ///
     /// As the label pass does it: count, insert, and take that back when the process has died
     /// meanwhile, because its exit hook may have looked before the insert. Both delete by key, and
@@ -143,8 +143,8 @@ impl Slots {
 
     /// Takes a free slot; returns its new generation.
     ///
-    /// No hook counts in a free slot (giving it back waited for all that did), and nobody else takes
-    /// it, because the lock is held.
+    /// No hook counts in a free slot (giving it back waited for all that did), and nobody else
+    /// takes it, because the lock is held.
     pub(super) fn take(&self, slot: u32, layer: u32, root: ProcessId, owner: ProcessId) -> u32 {
         let tree = self.tree(slot);
         let taken = self.generation(slot).wrapping_add(1);

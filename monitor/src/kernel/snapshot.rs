@@ -10,18 +10,18 @@ use crate::loss::Loss;
 pub struct Snapshot {
     /// Every process and ghost.
     pub records: Vec<(ProcessId, Record)>,
-    /// When tracking began, ns since boot.
+    /// The beginning of tracking, in ns since boot.
     pub since_ns: u64,
     /// Processes without a record because the map was full, since tracking began.
     pub lost_records: u64,
     /// Forks that the kernel did not run the hook for.
     pub missed_forks: u64,
-    /// Whether it is of the host's tracker, which was there before the command.
+    /// True if it is of the host's tracker, which was there before the command.
     pub is_pinned: bool,
 }
 
 impl Snapshot {
-    /// What makes answers from this incomplete.
+    /// Returns what makes answers from this incomplete.
     #[must_use]
     pub fn losses(&self) -> Vec<Loss> {
         let losses = [
@@ -33,7 +33,7 @@ impl Snapshot {
         standing.map(|(loss, _)| loss).collect()
     }
 
-    /// The living process that has this pid now.
+    /// Returns the living process that has this pid now.
     #[must_use]
     pub fn live(&self, pid: u32) -> Option<&(ProcessId, Record)> {
         self.records
@@ -41,7 +41,7 @@ impl Snapshot {
             .find(|(id, record)| id.pid == pid && record.state == LIVE)
     }
 
-    /// The latest ghost that had this pid.
+    /// Returns the latest ghost that had this pid.
     #[must_use]
     pub fn ghost(&self, pid: u32) -> Option<&(ProcessId, Record)> {
         self.records

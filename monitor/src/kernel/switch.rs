@@ -12,18 +12,18 @@ use super::tracker::Tracker;
 use super::trusted::{Directory, Distrust};
 use super::{Error, Refusal, sys};
 
-/// How a switch of the tracker went.
+/// The result of switching the tracker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Switched {
     /// Directories of other versions, or of loaders that were killed, that were removed.
     pub replaced: Vec<String>,
-    /// What was missing from the tracker that was found and removed.
+    /// The first pin that was missing from the torn tracker that was removed.
     pub repaired: Option<String>,
-    /// Whether there was nothing to do.
+    /// True if there was nothing to do.
     pub unchanged: bool,
-    /// Where a BPF file system was mounted.
+    /// The place where a BPF file system was mounted.
     pub mounted: Option<&'static str>,
-    /// Why the BPF file system of the host is not used.
+    /// The reason why the BPF file system of the host is not used.
     pub distrusted: Option<Distrust>,
 }
 
@@ -149,8 +149,8 @@ impl Locked {
         Ok(())
     }
 
-    /// Pins a new tracker in a home that is found or made for it, unless another mount namespace was
-    /// quicker.
+    /// Pins a new tracker in a home that is found or made for it, unless another mount namespace
+    /// was quicker.
     ///
     /// # Errors
     /// [`Error::NoPlace`], and whatever locking, loading or pinning fails with.

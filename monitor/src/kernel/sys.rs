@@ -133,7 +133,7 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-/// The value under `key`, if there is one.
+/// Returns the value under `key`, if there is one.
 pub(super) fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::default();
     let mut attr = ElementAttr {
@@ -202,7 +202,7 @@ pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool>
     }
 }
 
-/// Every entry of a hash map. Each bucket is read under its lock, and entries do not change
+/// Returns every entry of a hash map. Each bucket is read under its lock, and entries do not change
 /// buckets: what is in the map during the whole call is in the result, exactly once.
 pub(super) fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
@@ -281,7 +281,7 @@ pub(super) fn test_run(program: BorrowedFd<'_>, args: &[u64; 2]) -> io::Result<u
     Ok(attr.retval)
 }
 
-/// What the kernel knows and counts about a program.
+/// Returns what the kernel knows and counts about a program.
 pub(super) fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     // SAFETY: integers and addresses only; all zero is valid and means "nothing wanted".
     let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };

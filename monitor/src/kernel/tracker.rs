@@ -17,7 +17,7 @@ use super::slots::Slots;
 use super::snapshot::Snapshot;
 use super::{Error, sys};
 
-/// How often a tracker is opened anew that was switched in the middle of it.
+/// Tries to open a tracker that is being switched meanwhile.
 const OPEN_TRIES: u32 = 5;
 
 /// The open maps of a tracker, and how to run its passes.
@@ -29,12 +29,12 @@ pub struct Tracker {
     pub(super) pass: Shared<PassView>,
     pub(super) hooks: Vec<(Role, OwnedFd)>,
     sweep: OwnedFd,
-    /// Where the kernel may skip exits.
+    /// The settling program, where the kernel may skip exits.
     pub(super) settle: Option<OwnedFd>,
     kept: Kept,
 }
 
-/// What keeps the programs attached.
+/// The owner of the links that keep the programs attached.
 #[derive(Debug)]
 enum Kept {
     /// This process: the tracker ends with it.
@@ -51,7 +51,7 @@ impl fmt::Debug for Tracker {
     }
 }
 
-/// What the kernel counts about one hook.
+/// The kernel's counts of one hook.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct HookCost {
     /// The hook.
@@ -66,7 +66,8 @@ pub struct HookCost {
 }
 
 impl Tracker {
-    /// The pinned tracker if there is one, otherwise a private one that ends with this process.
+    /// Opens the pinned tracker if there is one, otherwise loads a private one that ends with this
+    /// process.
     ///
     /// # Errors
     /// [`Error::Refused`] where lifemon cannot work, and whatever loading fails with.
@@ -81,7 +82,7 @@ impl Tracker {
         }
     }
 
-    /// A private tracker.
+    /// Loads a private tracker.
     ///
     /// # Errors
     /// [`Error::Refused`] where lifemon cannot work, and whatever loading fails with.
@@ -156,14 +157,14 @@ impl Tracker {
         })
     }
 
-    /// Whether this is the pinned tracker.
+    /// Returns whether this is the pinned tracker.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
         matches!(self.kept, Kept::Pinned(_))
     }
 
-    /// Whether the exit event comes before memory is released, and says which thread is the last
-    /// (Linux 6.16 and newer). Known of a private tracker.
+    /// Returns whether the exit event comes before memory is released, and says which thread is the
+    /// last (Linux 6.16 and newer). Known of a private tracker.
     #[must_use]
     pub fn has_group_dead(&self) -> bool {
         matches!(&self.kept, Kept::Private(loaded) if loaded.has_group_dead)
@@ -173,13 +174,14 @@ impl Tracker {
         &self.slots.host().since_ns
     }
 
-    /// When every process had been learnt, ns since boot; 0 once the tracker was switched off.
+    /// Returns when every process had been learnt, ns since boot; 0 once the tracker was switched
+    /// off.
     #[must_use]
     pub fn since_ns(&self) -> u64 {
         self.since().load(Ordering::SeqCst)
     }
 
-    /// Records that fit.
+    /// Returns the number of records that fit.
     ///
     /// # Errors
     /// When the kernel does not say.
@@ -205,7 +207,7 @@ impl Tracker {
         })
     }
 
-    /// One record.
+    /// Returns one record.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -213,7 +215,7 @@ impl Tracker {
         sys::lookup(self.lineage.as_fd(), id).map_err(Error::Map)
     }
 
-    /// Whether the out-of-memory killer has chosen this process.
+    /// Returns whether the out-of-memory killer has chosen this process.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -222,7 +224,7 @@ impl Tracker {
         Ok(marked.is_some_and(|at| at >= id.start_ns))
     }
 
-    /// Counters of the whole host: forks, exits, records lost.
+    /// Returns the counters of the whole host: forks, exits, records lost.
     #[must_use]
     pub fn host_counters(&self) -> Counters {
         self.slots.counters(0)
@@ -292,7 +294,7 @@ impl Tracker {
         load::sweep_unreferenced(self.sweep.as_fd(), self.lineage.as_fd()).map_err(Error::Map)
     }
 
-    /// The closer program, opened for itself.
+    /// Opens the closer.
     pub(super) fn closer(&mut self) -> Result<Closer, Error> {
         let failed = |error: ProgramError| Error::load("closer", &error);
         let info = match &self.kept {
@@ -325,7 +327,7 @@ impl Tracker {
         }
     }
 
-    /// The debug messages of a private tracker, when it was loaded with them.
+    /// Opens the debug messages of a private tracker, when it was loaded with them.
     ///
     /// # Errors
     /// When they cannot be opened.

@@ -26,7 +26,7 @@ const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
 const GROUP_OR_OTHERS: u32 = 0o077;
 const STICKY: u32 = 0o1000;
 
-/// What is wrong with a part of a path.
+/// A flaw of a part of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
     /// It is a symbolic link.
@@ -53,7 +53,7 @@ pub enum Flaw {
 pub struct Distrust {
     /// The first part that is wrong, with all before it.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The flaw.
     pub flaw: Flaw,
 }
 
@@ -87,7 +87,7 @@ pub(super) struct Directory {
     path: PathBuf,
 }
 
-/// What distinguishes a directory from any other that exists at the same time.
+/// Device and inode: no two directories that exist at the same time share them.
 pub(super) type Identity = (u64, u64);
 
 impl Directory {
@@ -118,8 +118,8 @@ impl Directory {
         Self::enter(self.fd.as_fd(), name, &self.path.join(name), anywhere)
     }
 
-    /// The same where nothing may be mounted on it: a file system of a user, on a directory of that
-    /// user, is not even asked whether it can be opened, because it need not answer.
+    /// Does the same where nothing may be mounted on it: a file system of a user, on a directory of
+    /// that user, is not even asked whether it can be opened, because it need not answer.
     pub(super) fn child(&self, name: &Path) -> Result<Option<Self>, Distrust> {
         let here = ResolveFlags::NO_XDEV;
         Self::enter(self.fd.as_fd(), name, &self.path.join(name), here)
@@ -167,7 +167,7 @@ impl Directory {
         self.make(name, mode, Self::child)
     }
 
-    /// The same where something may be mounted on it.
+    /// Does the same where something may be mounted on it.
     pub(super) fn make_part(&self, name: &str, mode: u32) -> Result<Self, Distrust> {
         self.make(name, mode, Self::part)
     }

@@ -1,5 +1,5 @@
-//! One watched tree: reads its events and counters, spares or condemns members, and gives everything
-//! back when it is dropped. [`super::slots`] makes it.
+//! One watched tree: reads its events and counters, spares or condemns members, and gives
+//! everything back when it is dropped. [`super::slots`] makes it.
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -14,7 +14,7 @@ use super::lock::Patience;
 use super::shared::Counters;
 use super::tracker::Tracker;
 
-/// How a tree is watched.
+/// Options of a watch.
 #[derive(Debug, Clone)]
 pub struct WatchOptions {
     /// Bytes of the ring; a power of two, at least a page.
@@ -29,7 +29,7 @@ impl Default for WatchOptions {
     }
 }
 
-/// Why a tree's answers are not complete.
+/// Counts of what makes a tree's answers incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unlabelled {
     /// Living processes without a record: whether they belong cannot be known.
@@ -41,7 +41,7 @@ pub struct Unlabelled {
 }
 
 impl Unlabelled {
-    /// Whether every member is labelled.
+    /// Returns whether every member is labelled.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.unrecorded == 0 && self.unsettled == 0 && self.failed == 0
@@ -69,36 +69,36 @@ impl fmt::Debug for Watcher {
 }
 
 impl Watcher {
-    /// The watched root.
+    /// Returns the watched root.
     #[must_use]
     pub fn root(&self) -> ProcessId {
         self.root
     }
 
-    /// The tracker that this reads from.
+    /// Returns the tracker that this reads from.
     #[must_use]
     pub fn tracker(&self) -> &Tracker {
         &self.tracker
     }
 
-    /// The tracker, to open its debug log.
+    /// Returns the tracker, to open its debug log.
     pub fn tracker_mut(&mut self) -> &mut Tracker {
         &mut self.tracker
     }
 
-    /// What the label passes could not settle.
+    /// Returns what the label passes could not settle.
     #[must_use]
     pub fn unlabelled(&self) -> Unlabelled {
         self.unlabelled
     }
 
-    /// Counters of the tree. `live == 0` is the proof that none of it can run again.
+    /// Returns the counters of the tree. `live == 0` is the proof that none of it can run again.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.tracker.slots.counters(self.slot)
     }
 
-    /// Living members.
+    /// Returns the living members.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -163,7 +163,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// The closer, not attached yet.
+    /// Returns the closer, not attached yet.
     ///
     /// # Errors
     /// When the program cannot be opened.
@@ -171,7 +171,7 @@ impl Watcher {
         self.tracker.closer()
     }
 
-    /// Whether the tracker was switched off under this watcher: no more events will come.
+    /// Returns whether the tracker was switched off under this watcher: no more events will come.
     #[must_use]
     pub fn is_cut_off(&self) -> bool {
         self.tracker.since_ns() == 0
@@ -199,7 +199,7 @@ impl Drop for Watcher {
     }
 }
 
-/// An event from the bytes of a ring entry.
+/// Decodes an event from the bytes of a ring entry.
 fn decode(bytes: &[u8]) -> Option<Event> {
     if bytes.len() < size_of::<Event>() {
         return None;

@@ -27,14 +27,14 @@ pub(super) enum Scope {
     Tree(ProcessId),
 }
 
-/// What came of one pass.
+/// The result of one pass.
 #[derive(Debug, Default)]
 pub(super) struct Pass {
     /// Everybody who was to be signalled.
     pub(super) found: Vec<Descendant>,
     /// Those who may not be.
     pub(super) denied: HashMap<ProcessId, io::Error>,
-    /// Whether one of them has got this signal for the first time.
+    /// True if one of them has got this signal for the first time.
     pub(super) found_new: bool,
 }
 
@@ -50,9 +50,9 @@ impl Pass {
 pub(super) struct Below {
     /// A child of this process that is left out, with what is below it.
     pub(super) except: Option<u32>,
-    /// Who was found and is not known to be dead, and the name.
+    /// The processes that were found and are not known to be dead, with their names.
     found: HashMap<ProcessId, Option<String>>,
-    /// Who has got which signal.
+    /// The signals that were sent, by process.
     struck: HashSet<(ProcessId, i32)>,
     dead: Vec<Killed>,
 }
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::process::Death;
 
-    /// A shell with a child, which has said that it is ready.
+    /// Returns a shell with a child, which has said that it is ready.
     fn shell() -> Child {
         let mut shell = Command::new("sh")
             .args(["-c", "sleep 60 & echo; wait"])

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::walk::Descendant;
 use crate::proc;
 
-/// How long a tree may go on changing before what was seen last is the answer.
+/// The time that a tree may go on changing before what was seen last is the answer.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// Pause between two looks that differ.
@@ -31,12 +31,12 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Links that are followed for one process: more than a line of ancestors can have.
 const LINKS_MAX: usize = 100_000;
 
-/// What was seen.
+/// The processes that were seen.
 #[derive(Debug)]
 pub(crate) struct Census {
     /// Everything below this process that was alive at the end of the last look.
     pub(crate) members: Vec<Descendant>,
-    /// Why somebody may be missing.
+    /// The reason why a process may be missing.
     pub(crate) doubt: Option<String>,
 }
 
@@ -48,13 +48,13 @@ struct State {
     reaped_faults: u64,
 }
 
-/// What one look has seen.
+/// The processes that one look has seen.
 #[derive(Debug, Default)]
 struct Look {
     members: Vec<Descendant>,
     /// Everybody below, by pid and start. Our own dead are not reaped meanwhile.
     seen: BTreeMap<(u32, u64), State>,
-    /// Whether somebody was gone before a descriptor was opened.
+    /// True if a process was gone before a descriptor was opened.
     is_torn: bool,
 }
 
@@ -236,7 +236,7 @@ mod tests {
         }
     }
 
-    /// A host that is described as it was when it was read, and as it is now.
+    /// Returns a host that is described as it was when it was read, and as it is now.
     fn leads(then: &[(u32, Link)], now: &[(u32, Link)], pid: u32, except: Option<u32>) -> bool {
         let now: HashMap<_, _> = now.iter().copied().collect();
         let mut links = Links {

@@ -21,7 +21,7 @@ use crate::sys::descriptor::close_all_but;
 use crate::sys::priority::go_first;
 use crate::sys::signals;
 
-/// How long the killer goes on killing after the grace.
+/// The time that the killer goes on killing after the grace.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of a report at most: far more than the processes of any host need.
@@ -30,9 +30,9 @@ const REPORT_BYTES_MAX: u64 = 64 << 20;
 /// The killer's report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Report {
-    /// What became of the processes.
+    /// The outcome for the processes.
     pub(super) outcome: Outcome,
-    /// What makes that incomplete.
+    /// The losses that make it incomplete.
     pub(super) losses: Vec<Loss>,
 }
 

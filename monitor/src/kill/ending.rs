@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// The same once it takes long.
 const LONG_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a killer may take beyond the grace and its own time-out.
+/// The time that a killer may take beyond the grace and its own time-out.
 const KILLER_SLACK: Duration = Duration::from_secs(20);
 
 /// How long an ending may take without a grace: that of the killer, and then that of this process.
@@ -41,13 +41,13 @@ enum Stage {
 pub(crate) struct Ending {
     order: Order,
     begun: Instant,
-    /// When the first signal was sent.
+    /// The time of the first signal.
     asked: Instant,
-    /// When this process began to kill.
+    /// The time when this process began to kill.
     killing_since: Option<Instant>,
     stage: Stage,
     hurried: bool,
-    /// Whether the last pass has found somebody new.
+    /// True if the last pass has found a new process.
     found_new: bool,
     report: Option<Report>,
     why_not_ebpf: Option<String>,

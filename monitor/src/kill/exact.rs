@@ -27,7 +27,7 @@ use crate::watch::What;
 /// large processes takes its time; the kill is proven before.
 const GONE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why a kill could not be done.
+/// A reason why a kill could not be done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KillError {
@@ -275,19 +275,19 @@ impl Killing {
     }
 }
 
-/// Who has died so far.
+/// The members that have died so far.
 #[derive(Default)]
 struct Deaths {
     dead: HashMap<ProcessId, Dead>,
     order: Vec<ProcessId>,
-    /// Whether no more will come.
+    /// True if no more will come.
     are_all: bool,
 }
 
 struct Dead {
     process: Process,
     death: Option<Death>,
-    /// When it began to die, ns since boot.
+    /// The time when it began to die, in ns since boot.
     at_ns: Option<u64>,
 }
 

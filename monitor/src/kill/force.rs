@@ -46,7 +46,7 @@ pub(crate) struct Force {
     due: Instant,
     attaching: Option<JoinHandle<Result<Closer, Error>>>,
     closer: Option<Closer>,
-    /// Whether the session has nothing more to report.
+    /// True if the session has nothing more to report.
     is_unreported: bool,
     _priority: RealTime,
 }
@@ -253,12 +253,12 @@ pub(crate) async fn kill_watched(
     force.end().survivors(session.watcher())
 }
 
-/// What the use of force came to.
+/// The result of the use of force.
 #[derive(Debug, Default)]
 pub(super) struct Ended {
     pub(super) struck: HashMap<ProcessId, OwnedFd>,
     pub(super) already_dying: Vec<ProcessId>,
-    /// Why a member could not be signalled.
+    /// The reasons why members could not be signalled.
     denied: HashMap<ProcessId, String>,
     pub(super) rejected: u64,
 }

@@ -7,10 +7,10 @@ use lifemon_ebpf::ProcessId;
 
 use crate::process::Signal;
 
-/// How long a kill goes on.
+/// The default duration of a kill.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How a tree is killed. The default kills at once and goes on for 30 s.
+/// Options of a kill. The default kills at once and goes on for 30 s.
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,12 +33,12 @@ pub struct KillOptions {
     pub(crate) release: Option<ReleaseOptions>,
 }
 
-/// How the release of GPU memory is waited for.
+/// Options of the wait for the release of GPU memory.
 #[derive(Debug, Clone)]
 pub(crate) struct ReleaseOptions {
     /// The `lifemon` binary, which asks the driver in a process of its own.
     pub(crate) program: PathBuf,
-    /// How long to wait.
+    /// The longest wait.
     pub(crate) timeout: Duration,
 }
 

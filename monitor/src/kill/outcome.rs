@@ -81,10 +81,10 @@ impl From<&Subject> for Process {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Killed {
-    /// Which.
+    /// The process.
     #[serde(flatten)]
     pub process: Subject,
-    /// How; `None` where only the fact is known.
+    /// Its death; `None` where only the fact is known.
     #[serde(default, rename = "exit", skip_serializing_if = "Option::is_none")]
     pub death: Option<Death>,
 }
@@ -102,10 +102,10 @@ impl Killed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Survivor {
-    /// Which.
+    /// The process.
     #[serde(flatten)]
     pub process: Subject,
-    /// Why; `None` where it was to be kept.
+    /// The reason; `None` where it was to be kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -119,7 +119,7 @@ impl Survivor {
     }
 }
 
-/// What became of the processes of a tree.
+/// The outcome for the processes of a tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Outcome {
@@ -150,7 +150,7 @@ impl Outcome {
     }
 }
 
-/// What came of an exact kill.
+/// The report of an exact kill.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct KillReport {
@@ -158,14 +158,14 @@ pub struct KillReport {
     pub root: Process,
     /// The tree when the kill began, each creator before what it created.
     pub members: Vec<Process>,
-    /// What became of the members.
+    /// The outcome for the members.
     pub outcome: Outcome,
     /// Signals that were held back because the process had died since the members were read: its
     /// pid was free by then, or somebody else's.
     pub rejected: u64,
-    /// Whether none of the tree can run again: its live counter is 0.
+    /// True if none of the tree can run again: its live counter is 0.
     pub extinct: bool,
-    /// What makes the answer incomplete.
+    /// The losses that make the answer incomplete.
     pub losses: Vec<Loss>,
     /// From the beginning until it was extinct, or until the time was over.
     pub elapsed: Duration,
@@ -187,7 +187,7 @@ impl KillReport {
     }
 }
 
-/// What became of the GPU memory of the killed.
+/// The outcome for the GPU memory of the killed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Release {
@@ -195,7 +195,7 @@ pub struct Release {
     pub released: Vec<Released>,
     /// Those that still hold some.
     pub held: Vec<Held>,
-    /// Whether the driver did not answer.
+    /// True if the driver did not answer.
     pub hung: bool,
 }
 
@@ -203,7 +203,7 @@ pub struct Release {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Released {
-    /// Which.
+    /// The process.
     #[serde(flatten)]
     pub id: ProcessId,
     /// Since it began to die.
@@ -215,25 +215,25 @@ pub struct Released {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Held {
-    /// Which.
+    /// The process.
     #[serde(flatten)]
     pub id: ProcessId,
-    /// What it is doing.
+    /// The state that it is in.
     pub state: String,
 }
 
-/// How everything below a process is to end.
+/// An order to end everything below a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
     /// Sent first, to let it end by itself.
     pub(crate) signal: Option<i32>,
-    /// How long to wait after that.
+    /// The time to wait after that.
     pub(crate) grace: Duration,
     /// Leave it alive.
     pub(crate) keep: bool,
 }
 
-/// How the rest was found and killed.
+/// The way in which the rest was found and killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -255,20 +255,20 @@ impl Way {
     }
 }
 
-/// What became of what was left behind.
+/// The outcome for the processes that were left behind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Rest {
-    /// How it was done.
+    /// The way in which they were found and killed.
     pub way: Way,
-    /// Why eBPF was not used, where it was not.
+    /// The reason why eBPF was not used, where it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_not_ebpf: Option<String>,
     /// Processes that were left behind and died.
     pub killed: Vec<Killed>,
     /// Processes that are still alive.
     pub survivors: Vec<Survivor>,
-    /// Whether nothing can have been missed.
+    /// True if nothing can have been missed.
     pub complete: bool,
     /// Reasons why it is not complete.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

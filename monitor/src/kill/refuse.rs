@@ -12,7 +12,7 @@ use crate::proc;
 /// Parents that are looked at above this process: deeper than any real tree, and an end.
 const ANCESTORS: usize = 1_024;
 
-/// Why a tree is not killed.
+/// A reason why a tree is not killed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KillRefusal {

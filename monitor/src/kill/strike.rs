@@ -15,7 +15,7 @@ use super::survivor;
 use crate::kernel::{Error, Tracker};
 use crate::sys::pidfd;
 
-/// What came of a signal.
+/// The result of a signal.
 #[derive(Debug)]
 pub(super) enum Strike {
     /// It was sent, through this descriptor.

@@ -6,7 +6,7 @@ use std::error::Error;
 /// Causes that are followed: a chain that is longer is a circle.
 const CHAIN_MAX: usize = 64;
 
-/// What makes an error fatal. [`FatalRules::default`] has the rules of the Python module.
+/// Rules that make an error fatal. [`FatalRules::default`] has the rules of the Python module.
 ///
 /// ```
 /// use std::io;

@@ -56,7 +56,7 @@ pub(super) struct Worker {
     buried: Option<Instant>,
 }
 
-/// How much is known of a death, least first. More replaces less.
+/// The knowledge of a death, least first. More replaces less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Known {
     Nothing,

@@ -79,9 +79,9 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields are numbered from 1 with the pid; state is 3, parent 4, session 6, flags 9, cminflt 11,
-    // starttime 22. Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where there is no
-    // group.
+    // Fields are numbered from 1 with the pid; state is 3, parent 4, session 6, flags 9, cminflt
+    // 11, starttime 22. Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where
+    // there is no group.
     let session = fields.nth(6 - 4 - 1)?.parse().unwrap_or(0);
     let terminal = fields.next()?.parse().ok()?;
     let flags = fields.nth(9 - 7 - 1)?.parse().ok()?;

@@ -27,11 +27,11 @@ use crate::words::count;
 /// A process that holds a GPU, and where it comes from.
 #[derive(Debug, Clone)]
 pub struct Holder {
-    /// Who it is.
+    /// The process.
     pub process: Process,
-    /// What it holds.
+    /// The GPUs and the GPU memory that it holds.
     pub holding: Holding,
-    /// How it was started.
+    /// The command line.
     pub command: CommandLine,
     /// Control group, unit, container.
     pub placement: Placement,
@@ -44,26 +44,26 @@ pub struct Holder {
 /// A creator of a process, or a creator of that one, and so on.
 #[derive(Debug, Clone)]
 pub struct Ancestor {
-    /// Who it is.
+    /// The process.
     pub who: Who,
-    /// Whether it is live.
+    /// True if it is live.
     pub alive: bool,
 }
 
 /// Everything that is said about GPUs.
 #[derive(Debug)]
 pub struct GpuReport<'a> {
-    /// What was found.
+    /// The survey.
     pub survey: &'a Survey,
     /// Processes that hold something, oldest first.
     pub holders: &'a [Holder],
     /// Those of them that are orphans.
     pub orphans: &'a [Orphan],
-    /// What came of killing the orphans, if that was asked for.
+    /// The report of killing the orphans, if that was asked for.
     pub killed: Option<&'a KillReport>,
-    /// Where the lineage is from.
+    /// The snapshot that the lineage is from.
     pub snapshot: &'a Snapshot,
-    /// What is not complete.
+    /// The losses.
     pub losses: &'a [Loss],
 }
 

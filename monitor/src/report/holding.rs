@@ -35,7 +35,7 @@ pub(super) fn size(bytes: u64) -> String {
     )
 }
 
-/// What a process holds.
+/// The GPUs and the GPU memory that a process holds.
 #[derive(Serialize)]
 pub(super) struct HoldingJson<'a> {
     devices: Vec<String>,

@@ -11,7 +11,7 @@ use crate::kill::{KillReport, Outcome, Release};
 use crate::process::Process;
 use crate::words::count;
 
-/// What a kill came to.
+/// The report of a kill.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a field of the output"

@@ -15,10 +15,10 @@ use crate::watch::{Happening, Totals, What};
 use json::Stream;
 use text::Text;
 
-/// What the closing summary says.
+/// The closing summary.
 #[derive(Debug, Clone)]
 pub struct Summary<'a> {
-    /// When, ns since boot.
+    /// The time, in ns since boot.
     pub at_ns: u64,
     /// Counts of the model.
     pub totals: &'a Totals,
@@ -28,7 +28,7 @@ pub struct Summary<'a> {
     pub orphans: Vec<Who>,
     /// Events that found the ring full.
     pub lost_events: u64,
-    /// What makes the answer incomplete.
+    /// The losses that make the answer incomplete.
     pub losses: &'a [Loss],
 }
 

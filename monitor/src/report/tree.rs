@@ -17,14 +17,14 @@ use crate::tree::{Entry, Live};
 /// Characters of a command line that are shown unless all is asked for.
 const COMMAND_CHARS: usize = 100;
 
-/// How a tree is shown.
+/// Style of a tree.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
     /// Turns times since boot into dates.
     pub clock: WallClock,
     /// Now, ns since boot.
     pub now_ns: u64,
-    /// Whether colour is wanted.
+    /// True if colour is wanted.
     pub colour: bool,
     /// Every process, and whole command lines.
     pub full: bool,
@@ -184,7 +184,7 @@ struct EntryJson<'a> {
     live: Option<LiveJson<'a>>,
 }
 
-/// What `/proc` adds.
+/// The facts that `/proc` adds.
 #[derive(Serialize)]
 pub(super) struct LiveJson<'a> {
     state: char,
@@ -194,7 +194,7 @@ pub(super) struct LiveJson<'a> {
     start: StartJson<'a>,
 }
 
-/// How and where a process was started.
+/// Command line and placement of a process.
 #[derive(Serialize)]
 pub(super) struct StartJson<'a> {
     command: Vec<String>,

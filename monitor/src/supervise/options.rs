@@ -8,7 +8,7 @@ use crate::ProcessId;
 use crate::kill::Rest;
 use crate::process::{Death, Signal};
 
-/// How long what is left behind may take after the first signal.
+/// The time that what is left behind may take after the first signal.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// The command to run, and what is done with the processes that it leaves.

@@ -57,7 +57,7 @@ pub(crate) fn lead_group() -> io::Result<()> {
     Ok(setpgid(None, None)?)
 }
 
-/// What a child does between fork and exec.
+/// The steps of a child between fork and exec.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BeforeExec {
     /// Dies with this parent, whose only thread forks it.

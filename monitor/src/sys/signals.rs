@@ -56,7 +56,7 @@ impl Mask {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Before {
     mask: Mask,
-    /// Whether SIGCHLD was ignored.
+    /// True if SIGCHLD was ignored.
     ignores_children: bool,
 }
 
@@ -88,7 +88,7 @@ fn ignore_children(ignore: bool) -> io::Result<bool> {
 pub(crate) struct Signal {
     /// Its number.
     pub(crate) number: i32,
-    /// Whether the kernel sent it: the terminal, for example.
+    /// True if the kernel sent it: the terminal, for example.
     pub(crate) by_kernel: bool,
 }
 

@@ -55,7 +55,7 @@ impl Builder {
         self.add(kind, name, 0, id, &[])
     }
 
-    /// Members are a name, a type id and an offset field as stored.
+    /// Builds a struct. Members are a name, a type id and an offset field as stored.
     fn record(&mut self, kind: u8, name: &str, bytes: u32, members: &[(&str, u32, u32)]) -> u32 {
         let mut extra = Vec::new();
         for (name, id, offset) in members {
@@ -79,7 +79,7 @@ impl Builder {
     }
 }
 
-/// A kernel in small: every kind of type once, and everything the questions can meet.
+/// Builds a kernel in small: every kind of type once, and everything the questions can meet.
 fn sample() -> Vec<u8> {
     let mut b = Builder::new();
     let int = b.add(INT, "int", 0, 4, &[32]);
@@ -438,7 +438,7 @@ fn a_type_section_cut_anywhere_but_between_types_is_an_error() {
 
 type RandomType = (u8, usize, u32, u32, [u8; 12]);
 
-/// Small numbers, so that most references lead somewhere.
+/// Returns small numbers, so that most references lead somewhere.
 fn random_types() -> impl Strategy<Value = Vec<RandomType>> {
     let kinds = prop_oneof![1_u8..20, Just(STRUCT), Just(STRUCT | FLAG), Just(TYPEDEF)];
     prop::collection::vec(

@@ -15,7 +15,7 @@ use crate::session::Start;
 use crate::watch::{Happening, What};
 use crate::words::count;
 
-/// How text is written.
+/// Style of the text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Text {
     clock: WallClock,
