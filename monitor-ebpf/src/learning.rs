@@ -4,14 +4,14 @@
 //! Nobody can say who created such a process; its parent stands for its creator. The race: a parent
 //! can die, hand over its children and be gone at any moment. What settles it:
 //!
-//! - The hooks for exit and fork come first, and while tracking starts no record is removed. So whatever
-//! can still run once they are attached **will be learnt**: when a pass comes to it, as the creator
-//! of another, or as it dies. What it creates has a record at once, and holds it as soon as both
-//! are learnt.
-//! - What was past the exit hook by then will not, and no descendant needs it: it is passed over, and
-//!   the nearest ancestor that can run or has a record stands for the creator.
-//! - Whoever is learnt holds that ancestor from that moment. When learning ends, the line above every
-//!   process is held up to the first process of all; where it is not, that is told.
+//! - The hooks for exit and fork come first, and while tracking starts no record is removed. So
+//!   whatever can still run once they are attached **will be learnt**: when a pass comes to it, as
+//!   the creator of another, or as it dies. What it creates has a record at once, and holds it as
+//!   soon as both are learnt.
+//! - What was past the exit hook by then will not, and no descendant needs it: it is passed over,
+//!   and the nearest ancestor that can run or has a record stands for the creator.
+//! - Whoever is learnt holds that ancestor from that moment. When learning ends, the line above
+//!   every process is held up to the first process of all; where it is not, that is reported.
 
 use crate::{ANCESTOR_DUE, CREATOR_DUE, HELD, NOT_HELD, ProcessId, limits, rules::Link};
 
