@@ -10,6 +10,16 @@
 //!
 //! One of two programs is attached: from Linux 7.0 on [`closer_guarded`], which the kernel runs
 //! with preemption off, for the reason that [`crate::exit`] gives.
+//!
+//! In the kernel:
+//! - A new process returns through the exit of system calls:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/arch/x86/entry/entry_64.S?h=v6.1.192#n288>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/entry/common.c?h=v6.12.118#n172>
+//! - On arm64 it does not:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/arch/arm64/kernel/entry.S?h=v6.12.118#n858>
+//! - `bpf_send_signal` can refuse:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/trace/bpf_trace.c?h=v6.12.118#n829>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/trace/bpf_trace.c?h=v6.12.118#n845>
 
 use aya_ebpf::{
     helpers::bpf_send_signal,

@@ -5,6 +5,10 @@
 //! to 0 wakes, by an empty record that is discarded at once. The watcher sets `sleeping`, drains
 //! once more, and only then sleeps. Both sides write before they read, so either the watcher sees
 //! the record or the producer sees the sleeper: no wakeup is lost.
+//!
+//! In the kernel:
+//! - A record without a wakeup keeps a later one with default flags from waking:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/ringbuf.c?h=v6.12.118#n509>
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},

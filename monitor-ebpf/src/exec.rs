@@ -3,6 +3,11 @@
 //!
 //! One of two programs is attached: from Linux 7.0 on [`exec_guarded`], for the reason that
 //! [`crate::exit`] gives.
+//!
+//! In the kernel:
+//! - A thread that calls exec takes over the pid and the start of its leader:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/fs/exec.c?h=v6.12.118#n1099>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/fs/exec.c?h=v6.12.118#n1112>
 
 use aya_ebpf::{
     EbpfContext,

@@ -7,6 +7,18 @@
 //! only while a task that was in the middle of a system call on a BPF map has lost the processor;
 //! then [`exit`] stands in. Both claim the death by its key, so it is handled once; each has a room
 //! of its own, because the one can run while a run of the other waits for the processor.
+//!
+//! In the kernel:
+//! - `live` goes down before the tracepoint:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n907>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n945>
+//! - From 6.16 on the tracepoint comes before memory is released, with `group_dead`:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v7.2.13#n958>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/trace/events/sched.h?h=v7.2.13#n335>
+//! - All that others see of a death follows it:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n966>
+//! - The status that `wait` reports:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n1163>
 
 use aya_ebpf::{
     EbpfContext,

@@ -5,6 +5,18 @@
 //! of [`fork`], and the kernel skips the program for whoever forks on that processor meanwhile.
 //! [`fork_waking`] runs a moment later, under the lock of the run queue that the child is put on:
 //! with interrupts off, so nobody comes between.
+//!
+//! In the kernel:
+//! - The child is in the list of tasks before the hook, and woken after it:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/fork.c?h=v6.1.192#n2558>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/fork.c?h=v6.1.192#n2779>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/fork.c?h=v6.1.192#n2800>
+//! - A fork that has passed the test for a fatal signal is completed:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/fork.c?h=v6.1.192#n2521>
+//! - `CLONE_PARENT` changes the parent, not the caller:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/fork.c?h=v6.1.192#n2492>
+//! - `sched_wakeup_new` under the lock:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/sched/core.c?h=v6.12.118#n4854>
 
 use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;

@@ -5,6 +5,10 @@
 //! cannot vanish: the current process's own (it holds a reference on itself), or one that it holds
 //! (its creator's). Everybody else's record is copied, and the copy counts only if the same
 //! element is still there under the same identity afterwards; an identity never comes back.
+//!
+//! In the kernel:
+//! - A deleted element is used again at once:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/hashtab.c?h=v6.12.118#n1045>
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lifemon_ebpf::{

@@ -4,6 +4,10 @@
 //! insert; take the count back when the insert failed or found the entry there (I1). The delete
 //! that succeeds owns the decrement (I2). A tree whose generation changed is gone: its entries
 //! are stale and count for nothing.
+//!
+//! In the kernel:
+//! - A deleted element is used again at once:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/hashtab.c?h=v6.12.118#n1045>
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lifemon_ebpf::{Event, MemberKey, Membership, ProcessId, limits};

@@ -1,4 +1,10 @@
 //! The out-of-memory killer has chosen a victim.
+//!
+//! In the kernel:
+//! - SIGKILL is sent before the mark:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/mm/oom_kill.c?h=v6.12.118#n953>
+//! - The argument is a task:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/trace/events/oom.h?h=v6.1.192#n76>
 
 use aya_ebpf::{
     bindings::BPF_ANY, helpers::bpf_ktime_get_boot_ns, macros::btf_tracepoint,

@@ -1,5 +1,11 @@
 //! Who sent the signal that ends a process. A hot hook: the first test throws out SIGCHLD and all
 //! that timers and I/O send all the time.
+//!
+//! In the kernel:
+//! - The tracepoint runs in the context of the sender:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/signal.c?h=v6.12.118#n1186>
+//! - The kernel on its own account:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/linux/sched/signal.h?h=v6.12.118#n588>
 
 use aya_ebpf::{bindings::BPF_ANY, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;

@@ -5,6 +5,14 @@
 //! passes the tracepoint on that processor meanwhile: a fork or a death would go unseen. There the
 //! hooks stand where preemption is off all the same: on the waking of a new process, which happens
 //! under the lock of a run queue, and on the exit and exec events in the form of the tracing files.
+//!
+//! In the kernel:
+//! - Preemption in tracepoints:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/linux/tracepoint.h?h=v7.2.13#n315>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/trace/bpf_trace.c?h=v7.2.13#n2119>
+//! - The form of the tracing files:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/trace/perf.h?h=v7.2.13#n74>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/trace/bpf_trace.c?h=v7.2.13#n117>
 
 use std::path::Path;
 use std::thread;

@@ -4,6 +4,11 @@
 //! and its ring are there before the first label pass, so whatever a member does from the moment
 //! when it is labelled is in the ring; and the passes go on until one of them inserts nothing and
 //! meets no task whose fork hook is still under way.
+//!
+//! In the kernel:
+//! - An update of an array of maps returns after every running program has ended:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n145>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n157>
 
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,11 @@
 //! Why a process that was to be killed is still there.
+//!
+//! In the kernel:
+//! - A core dump and a tracer stop a thread before it counts as dead:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n897>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n898>
+//! - A frozen task sleeps on with SIGKILL pending:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/freezer.c?h=v6.12.118#n62>
 
 use std::io;
 

@@ -5,6 +5,11 @@
 //! one that we have verified, *then* that parent is still there. If the pid had changed hands
 //! before, the pidfd is a dead process's and the signal hits nobody. All of it stands on `/proc`
 //! being that of our own pid namespace: where it is not, nothing is found.
+//!
+//! In the kernel:
+//! - An orphan goes to the nearest subreaper within its pid namespace:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n636>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n651>
 
 use std::collections::HashMap;
 use std::io;
