@@ -27,6 +27,15 @@ pub const fn is_same_process(one: ProcessId, other: ProcessId) -> bool {
         && one.start_ns / TICK_NS == other.start_ns / TICK_NS
 }
 
+/// Returns whether nothing speaks against two identities being of one process: a start that is not
+/// known, because `/proc` hid the process then, fits each. For a pid that its own process is known
+/// to have, as an unreaped child does.
+#[must_use]
+pub(crate) const fn may_be_same_process(one: ProcessId, other: ProcessId) -> bool {
+    let is_known = one.start_ns != 0 && other.start_ns != 0;
+    one.pid == other.pid && (!is_known || is_same_process(one, other))
+}
+
 /// A process by identity and, when known, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -355,6 +364,22 @@ mod tests {
             sender: None,
             unseen: false,
         }
+    }
+
+    #[test]
+    fn a_start_that_is_not_known_fits_each_and_a_known_one_only_its_own() {
+        let id = |start_ns| ProcessId::new(77, start_ns);
+        let (hidden, first, second) = (id(0), id(10_000_000), id(30_000_000));
+        for (one, other) in [
+            (hidden, first),
+            (first, hidden),
+            (hidden, hidden),
+            (first, first),
+        ] {
+            assert!(may_be_same_process(one, other), "{one:?} {other:?}");
+        }
+        assert!(!is_same_process(hidden, first) && !may_be_same_process(first, second));
+        assert!(!may_be_same_process(hidden, ProcessId::new(78, 0)));
     }
 
     #[test]

@@ -4,9 +4,12 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use lifemon_tests::handicap::in_a_pid_namespace;
+use lifemon_tests::handicap::{
+    as_nobody, in_a_pid_namespace, readable_copy, with_hidden_processes, without_unshare,
+};
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{DEADLINE, Lifemon, Output, Pidfd, Sandbox, needs, proc, wait_until};
+use nix::errno::Errno;
 
 use crate::run::lifemon_run::{Rights, command, keeping, read_report, report_path, run};
 
@@ -58,6 +61,58 @@ fn whichever_of_its_processes_is_killed_nothing_lingers() {
             assert_eq!(output.code, expected, "{rights:?} {output:?}");
             wait_until("nobody", DEADLINE, || sandbox.pids().is_empty());
             assert!(output.stderr.contains("killed"), "{rights:?} {output:?}");
+        }
+    }
+}
+
+/// Executes `su`, which waits for a password: from then on a `/proc` that hides the processes of
+/// others hides it from a user without rights.
+const HIDES: [&str; 4] = ["--", "sh", "-c", "sleep 0.3; exec su"];
+
+#[test]
+fn a_command_that_was_hidden_meanwhile_has_its_own_end_also_without_the_guardian() {
+    for keeps in [true, false] {
+        let sandbox = Sandbox::new();
+        let lifemon = Lifemon::at(readable_copy(&sandbox)).inside(&sandbox);
+        let options = keeps.then_some("--keep-orphans");
+        let words = ["run"].into_iter().chain(options).chain(HIDES);
+        let mut command = lifemon.command(words);
+        let (password, writer) = std::io::pipe().expect("a pipe");
+        command.stdin(password);
+        with_hidden_processes(&mut command);
+        as_nobody(&mut command);
+        let running = Lifemon::find().start(command);
+        wait_until("su", DEADLINE, || {
+            let is_su = |pid: &i32| {
+                let name = fs::read(format!("/proc/{pid}/comm"));
+                name.is_ok_and(|name| name == b"su\n")
+            };
+            sandbox.pids().iter().any(is_su)
+        });
+        let guardian = guardian_of(&sandbox, running.pid());
+        Pidfd::open(guardian).expect("it runs").kill();
+        // Kept, it ends by itself where there is no password; otherwise it is killed.
+        let writer = (!keeps).then_some(writer);
+        let output = running.finish(DEADLINE);
+        drop(writer);
+        let expected = if keeps { 1 } else { 137 };
+        assert_eq!(output.code, Some(expected), "{output:?}");
+        assert_nobody(&sandbox);
+    }
+}
+
+#[test]
+fn a_sandbox_that_forbids_unshare_changes_nothing() {
+    for errno in [Errno::EPERM, Errno::ENOSYS, Errno::EINVAL] {
+        for rights in Rights::BOTH {
+            let sandbox = Sandbox::new();
+            let words = ["--", "sh", "-c", "(setsid sleep 101 &); exit 7"];
+            let mut command = command(&sandbox, rights, &words);
+            without_unshare(&mut command, errno);
+            let output = Lifemon::find().start(command).finish(DEADLINE);
+            assert_eq!(output.code, Some(7), "{errno} {rights:?} {output:?}");
+            assert!(output.stderr.contains("killed"), "{errno} {rights:?}");
+            assert_nobody(&sandbox);
         }
     }
 }

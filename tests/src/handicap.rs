@@ -6,9 +6,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork, setgroups, setresgid, setresuid};
@@ -127,6 +128,37 @@ pub fn on_an_old_kernel(command: &mut Command) {
         match unsafe { libc::personality(UNAME26) } {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
+        }
+    });
+}
+
+/// In a sandbox that answers each `unshare` with this error.
+pub fn without_unshare(command: &mut Command, errno: Errno) {
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    let call = libc::SYS_unshare as u32;
+    let mut filter = [
+        step(LOAD_WORD, 0, 0),
+        step(JUMP_IF_EQUAL, 1, call),
+        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    before_exec(command, move || {
+        set_no_new_privs()?;
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_mut_ptr(),
+        };
+        // SAFETY: the program and its steps outlive the call.
+        let set = unsafe {
+            let mode = libc::SECCOMP_MODE_FILTER;
+            libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program)
+        };
+        match set {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     });
 }

@@ -11,7 +11,7 @@ use crate::kernel::Tracker;
 use crate::kill::{KillError, KillReport, Survivor, kill_on_a_thread};
 use crate::orphan::{self, Wanted};
 use crate::proc;
-use crate::process::{Who, is_same_process};
+use crate::process::{Who, is_same_process, may_be_same_process};
 
 /// The trees whose orphans are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -103,9 +103,13 @@ impl ProcessManager {
             .unwrap_or_default()
             .into_iter()
             .filter_map(proc::identify);
-        let mut found: Vec<_> = children
-            .filter(|id| !workers.iter().any(|worker| is_same_process(*worker, *id)))
-            .collect();
+        // A worker that was hidden when it was started is none of them either.
+        let is_worker = |id| {
+            workers
+                .iter()
+                .any(|worker| may_be_same_process(*worker, id))
+        };
+        let mut found: Vec<_> = children.filter(|id| !is_worker(*id)).collect();
         // Below a subreaper among the workers, only the tracker knows them.
         let hidden = known
             .into_iter()

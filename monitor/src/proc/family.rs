@@ -19,6 +19,11 @@ pub(crate) fn pids() -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
+/// Returns how many threads this process has; `None` where `/proc` does not show them.
+pub(crate) fn own_threads() -> Option<usize> {
+    Some(fs::read_dir("/proc/self/task").ok()?.count())
+}
+
 /// Returns the pids of the children of a process, those of every thread of it, as the kernel lists
 /// them; `None` where the kernel keeps no such lists.
 pub(crate) fn children(parent: u32) -> Option<Vec<u32>> {
@@ -53,6 +58,15 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn a_thread_more_is_counted() {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || stopped.recv());
+        assert!(own_threads().unwrap() > 1);
+        drop(stop);
+        let _ = other.join().unwrap();
+    }
 
     #[test]
     fn both_ways_to_list_children_agree() {

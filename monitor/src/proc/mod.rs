@@ -20,7 +20,7 @@ pub use placement::{Placement, placement};
 pub use status::{name, wait_channel};
 
 pub(crate) use command::command_line_of;
-pub(crate) use family::{children, children_by_parent, pids};
+pub(crate) use family::{children, children_by_parent, own_threads, pids};
 pub(crate) use files::{descriptor_info, input};
 pub(crate) use placement::placement_of;
 pub(crate) use status::{frozen_cgroup, tracer};

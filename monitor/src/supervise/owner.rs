@@ -13,7 +13,7 @@ use crate::ProcessId;
 use crate::kill::ending::Ending;
 use crate::kill::outcome::{Order, Rest};
 use crate::kill::walk;
-use crate::process::{Death, is_same_process};
+use crate::process::{Death, may_be_same_process};
 use crate::sys::child::{self, become_subreaper};
 use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::poll::wait_for;
@@ -237,8 +237,9 @@ impl Owner<'_> {
             let Some(death) = reaped.death() else {
                 continue;
             };
+            // A command that has changed its user can be hidden by now, or have been hidden before.
             if let Some(command) = self.command
-                && is_same_process(command, reaped.id)
+                && may_be_same_process(command, reaped.id)
             {
                 self.death.get_or_insert(death);
             }

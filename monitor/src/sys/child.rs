@@ -17,6 +17,7 @@ use super::check;
 use super::descriptor::keep_on_exec;
 use super::signals::{Before, Mask};
 use super::terminal::set_foreground;
+use crate::proc::own_threads;
 
 /// Copies this process, which must have one thread. Returns the child's pid; `None` in the child,
 /// which ends by [`exit`].
@@ -24,9 +25,10 @@ use super::terminal::set_foreground;
 /// # Errors
 /// When this process has several threads, and whatever the call fails with.
 pub(crate) fn fork() -> io::Result<Option<u32>> {
-    // Changes nothing, and is refused in a process with several threads. Also where all of
-    // `unshare` is forbidden that is another error.
-    if unshare(CloneFlags::CLONE_THREAD) == Err(nix::errno::Errno::EINVAL) {
+    // Changes nothing, and is refused in a process with several threads. A sandbox that forbids
+    // all of `unshare` may do so with the same error.
+    let is_refused = unshare(CloneFlags::CLONE_THREAD) == Err(nix::errno::Errno::EINVAL);
+    if is_refused && own_threads() != Some(1) {
         return Err(io::Error::other("a process with several threads forks"));
     }
     // SAFETY: this process has one thread, so the child is a whole copy of it.
