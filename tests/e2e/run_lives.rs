@@ -71,6 +71,7 @@ const HIDES: [&str; 4] = ["--", "sh", "-c", "sleep 0.3; exec su"];
 
 #[test]
 fn a_command_that_was_hidden_meanwhile_has_its_own_end_also_without_the_guardian() {
+    needs!(su);
     for keeps in [true, false] {
         let sandbox = Sandbox::new();
         let lifemon = Lifemon::at(readable_copy(&sandbox)).inside(&sandbox);

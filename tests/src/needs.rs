@@ -1,12 +1,14 @@
 //! What a test needs of the host, said in its first line: `needs!(python, private_tracker)`. What
 //! is not there skips the test, and says so; what is shared with other tests is held until its end.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 /// Holds what a test needs until the end of the enclosing block, or returns from the test where
 /// this host lacks it. In this order, because what comes last is waited for:
 ///
 /// - `python`: a `python3` for the workers; `multiprocessing`: one with that module.
+/// - `su`: the program of that name, which changes its user when it is executed.
 /// - `private_tracker`: the host's tracker is off, and lifemon loads one of its own.
 /// - `host_tracker`: the host's tracker is on, for this test alone.
 /// - `no_tracker`: nothing of lifemon is in the kernel, but what this test puts there.
@@ -23,6 +25,11 @@ macro_rules! needs {
     };
     (multiprocessing) => {
         if !$crate::has_python_with("multiprocessing, ctypes") {
+            return;
+        }
+    };
+    (su) => {
+        if !$crate::has_su() {
             return;
         }
     };
@@ -46,6 +53,20 @@ pub fn has_python_with(modules: &str) -> bool {
     let has = status.is_ok_and(|status| status.success());
     if !has {
         println!("skipped: no python3 with {modules}");
+    }
+    has
+}
+
+/// Returns whether this host has a `su` that is set-uid, and says so where it has not.
+#[must_use]
+pub fn has_su() -> bool {
+    const SET_UID: u32 = 0o4000;
+    let is_set_uid = |path: &str| {
+        std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & SET_UID != 0)
+    };
+    let has = ["/bin/su", "/usr/bin/su"].into_iter().any(is_set_uid);
+    if !has {
+        println!("skipped: no su");
     }
     has
 }
