@@ -201,7 +201,8 @@ fn as_the_first_process_of_a_pid_namespace_it_reaps_and_cleans_up() {
     let sandbox = Sandbox::new();
     let report = report_path(&sandbox);
     // The guardian is between: process 1 is not the parent of the shell.
-    let script = "test $PPID != 1 || exit 99; (true &); (setsid sleep 100 &); exit 6";
+    // The pipe ends when the orphan has: it is none of those who are killed.
+    let script = "test $PPID != 1 || exit 99; (true &) | cat; (setsid sleep 100 &); exit 6";
     let words = ["--grace", "0", "--json", &report, "--", "sh", "-c", script];
     let mut command = command(&sandbox, Rights::Root, &words);
     in_a_pid_namespace(&mut command);
