@@ -85,7 +85,7 @@ fn check_root() -> Result<(), Refusal> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let missing = "user id 0, to which pins have to belong,".to_owned();
+    let missing = "user id 0 is missing, and pins have to belong to root".to_owned();
     Err(Refusal::NoPrivilege { missing })
 }
 
