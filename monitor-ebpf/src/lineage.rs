@@ -12,7 +12,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lifemon_ebpf::{
-    CREATOR_DUE, DEAD, HELD, LIVE, NOT_HELD, ProcessId, Record,
+    CREATOR_DUE, CREATOR_LOST, DEAD, HELD, LIVE, NOT_HELD, ProcessId, Record, died_badly,
     rules::{self, Lineage, Link},
 };
 
@@ -41,6 +41,8 @@ impl Lineage for Map {
                 state: (&raw const (*record).state).read_volatile(),
                 holds_creator: (&raw const (*record).holds_creator).read_volatile(),
                 elided: u64::from((&raw const (*record).elided).read_volatile()),
+                elided_badly: u64::from((&raw const (*record).elided_badly).read_volatile()),
+                died_badly: u64::from(died_badly((&raw const (*record).status).read_volatile())),
             }
         };
         let again = LINEAGE.get_ptr(id)?;
@@ -56,6 +58,7 @@ impl Lineage for Map {
                 (*record).creator = link.creator;
                 (*record).holds_creator = link.holds_creator;
                 (*record).elided = link.elided as u32;
+                (*record).elided_badly = link.elided_badly as u32;
             }
         }
     }
@@ -102,7 +105,11 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
     record.origin = 0;
     record.holds_creator = NOT_HELD;
     record.elided = 0;
+    record.elided_badly = 0;
+    record.session = task.session();
+    record.exec_ns = 0;
     record.uid = task.uid();
+    record.account = task.account();
     record.ns_pid = task.namespace_pid();
 }
 
@@ -116,7 +123,9 @@ pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mu
         true => HELD,
         // Its creator is older than tracking and will be learnt.
         false if is_learning() => CREATOR_DUE,
-        false => NOT_HELD,
+        // Created by the kernel, which has no record.
+        false if creator.is_none() => NOT_HELD,
+        false => CREATOR_LOST,
     };
     let inserted = insert(process, record);
     if inserted.is_err() && held {

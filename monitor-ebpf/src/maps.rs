@@ -77,7 +77,7 @@ pub(crate) struct Scratch {
 /// interrupt another.
 /// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/trace/bpf_trace.c?h=v6.12.118#n2320>
 #[btf_map]
-static SCRATCH: PerCpuArray<Scratch, 7> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, 8> = PerCpuArray::new();
 
 /// The room of a program in `SCRATCH`.
 #[derive(Clone, Copy)]
@@ -89,6 +89,7 @@ pub(crate) enum Room {
     ExitGuarded = 4,
     LearnByPass = 5,
     LearnByExit = 6,
+    Rename = 7,
 }
 
 /// Returns `room` on this CPU, with what its last run left there.

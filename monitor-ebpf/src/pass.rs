@@ -5,8 +5,9 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
 use lifemon_ebpf::{
-    MemberKey, Membership, PASS_LABEL, PASS_LEARN, ProcessId,
+    MemberKey, Membership, PASS_LABEL, PASS_LEARN, ProcessId, SUBREAPER, Traits,
     rules::{self, Descent, Step},
 };
 
@@ -21,8 +22,14 @@ use crate::{
 /// Context of the iterator, as the kernel defines it.
 #[repr(C)]
 struct Visit {
-    meta: *const c_void,
+    meta: *const Meta,
     task: *const u8,
+}
+
+/// What iterators of all kinds have in common, as the kernel defines it.
+#[repr(C)]
+struct Meta {
+    output: *mut seq_file,
 }
 
 /// Visits one process. The last call comes without a task.
@@ -52,6 +59,25 @@ fn visit(ctx: *mut c_void, kind: u32, each: impl FnOnce(&PassView, Task)) {
 #[unsafe(link_section = "iter/task")]
 pub(crate) extern "C" fn learn(ctx: *mut c_void) -> i32 {
     visit(ctx, PASS_LEARN, |_, task| learn::visit(task));
+    0
+}
+
+/// Prints the traits of every process that has some.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub(crate) extern "C" fn traits(ctx: *mut c_void) -> i32 {
+    // SAFETY: the kernel passes the context of a task iterator.
+    let (task, output) = unsafe {
+        let visit = &*ctx.cast::<Visit>();
+        (visit.task, (*visit.meta).output)
+    };
+    let task = Task::new(task);
+    if !task.0.0.is_null() && task.is_leader() && task.is_subreaper() {
+        let mut found = Traits::new(task.process(), SUBREAPER);
+        // SAFETY: the context's own output. A full buffer ends this read, and the kernel comes
+        // back to the same task in the next.
+        unsafe { bpf_seq_write(output, (&raw mut found).cast(), size_of::<Traits>() as u32) };
+    }
     0
 }
 

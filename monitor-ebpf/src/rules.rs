@@ -21,6 +21,10 @@ pub struct Link {
     pub holds_creator: u64,
     /// Ghosts spliced out between it and its creator.
     pub elided: u64,
+    /// Not 0 if one of those died badly.
+    pub elided_badly: u64,
+    /// Not 0 if it has died badly itself: [`crate::died_badly`].
+    pub died_badly: u64,
 }
 
 /// The store of the records.
@@ -29,7 +33,7 @@ pub trait Lineage {
     /// more).
     fn link(&self, id: &ProcessId) -> Option<Link>;
     /// Lets `id`, which the caller owns (it is the process that is dying), skip a ghost: takes
-    /// creator, hold and elided from `link`.
+    /// creator, hold and what was elided from `link`.
     fn relink(&self, id: &ProcessId, link: &Link);
     /// Drops one reference that the caller holds on `id`; what is left, or nothing when there is
     /// no such record.
@@ -87,6 +91,7 @@ pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
         };
         let gone = below.creator;
         below.elided = below.elided.saturating_add(ghost.elided).saturating_add(1);
+        below.elided_badly |= ghost.elided_badly | ghost.died_badly;
         below.creator = ghost.creator;
         below.holds_creator = ghost.holds_creator;
         // The ghost's reference on its creator passes to `id`: no count changes.

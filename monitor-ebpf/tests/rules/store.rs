@@ -53,6 +53,7 @@ impl Lineage for Caller<'_> {
         record.creator = link.creator;
         record.holds_creator = link.holds_creator;
         record.elided = link.elided;
+        record.elided_badly = link.elided_badly;
     }
 
     fn unreference(&self, id: &ProcessId) -> Option<u64> {
@@ -126,6 +127,8 @@ impl Store {
             state: LIVE,
             holds_creator,
             elided: 0,
+            elided_badly: 0,
+            died_badly: 0,
         };
         assert!(
             locked(&self.records).insert(id, link).is_none(),

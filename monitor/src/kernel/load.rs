@@ -201,6 +201,8 @@ fn layout(options: &LoadOptions) -> Result<Layout, Error> {
     let mut offsets =
         Offsets::fill(|structure, member| btf.offset_of(structure, member)).map_err(bad)?;
     offsets.upid_size = btf.size_of("upid").map_err(bad)?.unwrap_or(MISSING);
+    let subreaper = btf.bit_of("signal_struct", "is_child_subreaper");
+    offsets.signal_subreaper_bit = subreaper.map_err(bad)?.unwrap_or(MISSING);
     check_offsets(&offsets)?;
     let args = |tracepoint| btf.tracepoint_args(tracepoint).map_err(bad);
     let group_dead = args("sched_process_exit")? == Some(2) && !options.without_group_dead;
@@ -256,6 +258,8 @@ fn check_offsets(offsets: &Offsets) -> Result<(), Refusal> {
                 .max(offsets.kernfs_id),
         ),
         ("whether the kernel sent a signal", offsets.siginfo_code),
+        ("sessions", offsets.signal_pids.max(offsets.pid_numbers)),
+        ("subreapers", offsets.signal_subreaper_bit),
     ];
     for (feature, _) in optional.iter().filter(|(_, offset)| *offset == MISSING) {
         log::warn!("{feature} are not available: this kernel's types do not describe them");
@@ -279,7 +283,7 @@ impl Loaded {
             let program = self.ebpf.program_mut(hook.program);
             hook.load(program.ok_or(Error::NoProgram(hook.program))?, btf)?;
         }
-        for name in ["learn", "label"] {
+        for name in ["learn", "label", "traits"] {
             self.program::<Iter>(name)?
                 .load("task", btf)
                 .map_err(|error| Error::load(name, &error))?;
@@ -375,6 +379,11 @@ impl Loaded {
     pub(super) fn label(&mut self) -> Result<(), Error> {
         run_iterator(self.program::<Iter>("label")?)
     }
+
+    /// Opens the pass that prints traits.
+    pub(super) fn traits(&mut self) -> Result<File, Error> {
+        open_iterator(self.program::<Iter>("traits")?)
+    }
 }
 
 /// Returns the data of any map kind that the kernel half has.
@@ -391,16 +400,19 @@ pub(super) fn map_data(map: &Map) -> Option<&MapData> {
 
 /// Runs an iterator program over all tasks.
 fn run_iterator(program: &mut Iter) -> Result<(), Error> {
+    drain_iterator(open_iterator(program)?).map_err(Error::Map)
+}
+
+/// Opens an iterator program over all tasks: it runs as it is read.
+fn open_iterator(program: &mut Iter) -> Result<File, Error> {
     let link = program
         .attach()
         .map_err(|error| Error::load("iterator", &error))?;
     let link = program
         .take_link(link)
         .map_err(|error| Error::load("iterator", &error))?;
-    let file = link
-        .into_file()
-        .map_err(|error| Error::load("iterator", &error))?;
-    drain_iterator(file).map_err(Error::Map)
+    link.into_file()
+        .map_err(|error| Error::load("iterator", &error))
 }
 
 /// Reads an iterator to its end: that is what makes it run. It prints nothing.

@@ -5,6 +5,7 @@
 //! under another name, which the next one removes. All changes happen under the lock of the home.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -24,8 +25,11 @@ use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 3] = ["label", "sweep", CLOSER];
+const EXTRA_PROGRAMS: [&str; 4] = ["label", "traits", "sweep", CLOSER];
 const CLOSER: &str = "closer";
+
+/// Passes over all processes: creating an iterator of their pinned links runs one.
+const PASSES: [&str; 2] = ["label", "traits"];
 
 /// Pinned as well where tracepoints can be preempted.
 const SETTLE: &str = "settle";
@@ -150,7 +154,7 @@ fn open_version(home: &Home) -> Result<Option<Directory>, Distrust> {
 /// tracepoints need may be missing: exits that were skipped are seen as such.
 fn missing(version: &Directory) -> Option<String> {
     let maps = MAPS.iter().map(|name| format!("maps/{name}"));
-    let links = ROLES.into_iter().chain(["label"]);
+    let links = ROLES.into_iter().chain(PASSES);
     let links = links.map(|name| format!("links/{name}"));
     let programs = ROLES.into_iter().chain(EXTRA_PROGRAMS);
     let programs = programs.map(|name| format!("programs/{name}"));
@@ -167,6 +171,8 @@ pub(super) struct Pins {
     home: Directory,
     /// The link of the label pass.
     label: OwnedFd,
+    /// The link of the pass that prints traits.
+    traits: OwnedFd,
 }
 
 impl Pins {
@@ -183,6 +189,7 @@ impl Pins {
             version.check_is_roots().map_err(Error::Foreign)?;
             return Ok(Some(Self {
                 label: get(&version, "links/label")?,
+                traits: get(&version, "links/traits")?,
                 version,
                 home: home.directory,
             }));
@@ -252,6 +259,12 @@ impl Pins {
     pub(super) fn label(&self) -> Result<(), Error> {
         let pass = sys::create_iterator(self.label.as_fd()).map_err(Error::Map)?;
         super::load::drain_iterator(pass.into()).map_err(Error::Map)
+    }
+
+    /// Opens the pass that prints traits.
+    pub(super) fn traits(&self) -> Result<File, Error> {
+        let pass = sys::create_iterator(self.traits.as_fd());
+        pass.map(File::from).map_err(Error::Map)
     }
 }
 
@@ -325,30 +338,23 @@ fn build(home: &Directory, building: &str, loaded: &mut Loaded) -> Result<(), Er
         link.pin(links.join(role))
             .map_err(|error| pin_error(&error))?;
     }
-    let label = loaded.label_link()?;
-    label
-        .pin(links.join("label"))
-        .map_err(|error| pin_error(&error))?;
+    for pass in PASSES {
+        let link = loaded.pass_link(pass)?;
+        link.pin(links.join(pass))
+            .map_err(|error| pin_error(&error))?;
+    }
     Ok(())
 }
 
 impl Loaded {
-    /// Returns a link of the label pass: creating an iterator of it where it is pinned runs one.
-    fn label_link(&mut self) -> Result<FdLink, Error> {
-        let program = self
-            .ebpf
-            .program_mut("label")
-            .ok_or(Error::NoProgram("label"))?;
-        let program: &mut Iter = program
-            .try_into()
-            .map_err(|error| Error::load("label", &error))?;
-        let link = program
-            .attach()
-            .map_err(|error| Error::load("label", &error))?;
-        let link = program
-            .take_link(link)
-            .map_err(|error| Error::load("label", &error))?;
-        FdLink::try_from(link).map_err(|error| Error::load("label", &error))
+    /// Returns a link of a pass.
+    fn pass_link(&mut self, name: &'static str) -> Result<FdLink, Error> {
+        let failed = |error| Error::load(name, &error);
+        let program = self.ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
+        let program: &mut Iter = program.try_into().map_err(failed)?;
+        let link = program.attach().map_err(failed)?;
+        let link = program.take_link(link).map_err(failed)?;
+        FdLink::try_from(link).map_err(|error| Error::load(name, &error))
     }
 }
 

@@ -1,12 +1,13 @@
 //! A tracker, pinned or private: the open maps, snapshots of the lineage, and the passes.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aya::programs::ProgramError;
-use lifemon_ebpf::{ProcessId, Record};
+use lifemon_ebpf::{ProcessId, Record, SUBREAPER, Traits};
 
 use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
@@ -317,6 +318,22 @@ impl Tracker {
             Kept::Private(loaded) => loaded.label(),
             Kept::Pinned(pins) => pins.label(),
         }
+    }
+
+    /// Returns the processes to which those are handed that are orphaned below them: no file says
+    /// who they are, so the kernel half looks.
+    ///
+    /// # Errors
+    /// When the pass cannot run.
+    pub fn subreapers(&mut self) -> Result<HashSet<ProcessId>, Error> {
+        let pass = match &mut self.kept {
+            Kept::Private(loaded) => loaded.traits()?,
+            Kept::Pinned(pins) => pins.traits()?,
+        };
+        let traits = sys::read_items::<Traits>(pass).map_err(Error::Map)?;
+        let subreapers = traits.into_iter();
+        let subreapers = subreapers.filter(|found| found.traits & SUBREAPER != 0);
+        Ok(subreapers.map(|found| found.process).collect())
     }
 
     /// Takes the lock of the pinned tracker. A private one has a single user and needs none.
