@@ -112,7 +112,7 @@ fn on_is_on_until_off_and_off_leaves_nothing() {
     let hooks: Vec<_> = hooks
         .map(|hook| hook["hook"].as_str().expect("a name"))
         .collect();
-    let mut expected = vec!["exit", "fork", "exec", "signal", "oom"];
+    let mut expected = vec!["exit", "fork", "exec", "rename", "signal", "oom"];
     if can_preempt_tracepoints() {
         expected.push("exit-stand-in");
     }
@@ -159,7 +159,7 @@ fn a_torn_tracker_is_told_and_repaired() {
     for pin in [
         "maps/LINEAGE",
         "links/fork",
-        "links/label",
+        "links/learn",
         "programs/exit",
         "programs/sweep",
     ] {
