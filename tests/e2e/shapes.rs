@@ -39,7 +39,7 @@ fn assert_shape(words: &[&str], file: &str, listed: &str) {
     let output = Lifemon::find().run([words, &["-o", "json"]].concat());
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
     let mut fields = BTreeSet::new();
-    add_fields(&output.json(), "", &mut fields);
+    add_fields(&output.report(), "", &mut fields);
     let listed: BTreeSet<String> = listed.lines().map(str::to_owned).collect();
     let new: Vec<_> = fields.difference(&listed).collect();
     let gone: Vec<_> = listed.difference(&fields).collect();

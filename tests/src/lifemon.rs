@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
 use crate::wait::poll;
 use crate::{DEADLINE, Sandbox, Stream};
@@ -115,7 +115,7 @@ impl<'sandbox> Lifemon<'sandbox> {
     #[must_use]
     pub fn stream_of(&self, mut command: Command) -> Stream {
         let child = command.spawn().expect("lifemon starts");
-        Stream::new(format!("{command:?}"), child).of_events()
+        Stream::new(format!("{command:?}"), child)
     }
 
     /// Starts `attach` on a target as JSON, with these options.
@@ -235,14 +235,37 @@ pub struct Output {
 }
 
 impl Output {
-    /// Stdout as the one JSON object that it must be.
+    /// Returns stdout as the one report that it must be.
     ///
     /// # Panics
-    /// When it is not; the message has all of the output.
+    /// When it is no JSON, or has other fields than this type; the message has all of the output.
     #[track_caller]
     #[must_use]
-    pub fn json(&self) -> Value {
+    pub fn report<T: DeserializeOwned>(&self) -> T {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Returns the first line of stdout as the object that it must be.
+    ///
+    /// # Panics
+    /// As [`Output::report`].
+    #[track_caller]
+    #[must_use]
+    pub fn first<T: DeserializeOwned>(&self) -> T {
+        let line = self.stdout.lines().next().unwrap_or_default();
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Claims success without a word on stderr, and returns the report.
+    ///
+    /// # Panics
+    /// When it has failed or complained, and as [`Output::report`].
+    #[track_caller]
+    #[must_use]
+    pub fn success<T: DeserializeOwned>(&self) -> T {
+        let ended = (self.code, self.stderr.as_str());
+        assert_eq!(ended, (Some(0), ""), "{self:?}");
+        self.report()
     }
 }
 

@@ -3,13 +3,13 @@
 
 use std::process::Command;
 
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
 use crate::DEADLINE;
 use crate::bpf::Traces;
 use crate::lifemon::{Lifemon, Output};
 use crate::lock::{HostLock, host_lock};
-use crate::reports::{TrackStatus, TrackSwitch, read};
+use crate::reports::{TrackState, TrackStatus, TrackSwitch};
 
 /// The right to switch the host's tracker, which is off at first.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl HostTracker {
     pub fn on(options: &[&str]) -> Self {
         let tracker = Self::off();
         let on = tracker.switch_on(options);
-        assert_eq!(on["changed"], true, "{on}");
+        assert!(on.changed, "{on:?}");
         tracker
     }
 
@@ -57,10 +57,8 @@ impl HostTracker {
         clippy::must_use_candidate,
         reason = "what it says matters to few tests"
     )]
-    pub fn switch_on(&self, options: &[&str]) -> Value {
-        let on = Self::succeed(&[&["on"], options].concat());
-        _ = read::<TrackSwitch>(&on);
-        on
+    pub fn switch_on(&self, options: &[&str]) -> TrackSwitch {
+        Self::succeed(&[&["on"], options].concat())
     }
 
     /// `track off`, which must succeed; what it printed.
@@ -72,10 +70,8 @@ impl HostTracker {
         clippy::must_use_candidate,
         reason = "what it says matters to few tests"
     )]
-    pub fn switch_off(&self) -> Value {
-        let off = Self::succeed(&["off"]);
-        _ = read::<TrackSwitch>(&off);
-        off
+    pub fn switch_off(&self) -> TrackSwitch {
+        Self::succeed(&["off"])
     }
 
     /// `track status` of a tracker that is on.
@@ -84,10 +80,8 @@ impl HostTracker {
     /// As [`HostTracker::switch_on`].
     #[track_caller]
     #[must_use]
-    pub fn status(&self) -> Value {
-        let status = Self::succeed(&["status"]);
-        _ = read::<TrackStatus>(&status);
-        status
+    pub fn status(&self) -> TrackStatus {
+        Self::succeed::<TrackState>(&["status"]).on()
     }
 
     /// `track status`, whatever it says.
@@ -104,10 +98,8 @@ impl HostTracker {
     }
 
     #[track_caller]
-    fn succeed(words: &[&str]) -> Value {
-        let output = Self::track(words);
-        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-        output.json()
+    fn succeed<T: DeserializeOwned>(words: &[&str]) -> T {
+        Self::track(words).success()
     }
 
     #[track_caller]

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use nix::sys::utsname::uname;
-use serde_json::Value;
 
-use crate::{Actor, HostLock, Lifemon, Process, Story, Stream, private_lock, scaled, story};
+use crate::reports::{About, Attached, Extinct, Identified as _};
+use crate::{Actor, HostLock, Lifemon, Process, Story, Stream, private_lock, scaled};
 
 /// Since then the exit event has an argument that is true for exactly one thread.
 const SAYS_WHO_IS_LAST: (u32, u32) = (6, 16);
@@ -16,7 +16,7 @@ const SAYS_WHO_IS_LAST: (u32, u32) = (6, 16);
 pub struct Watching {
     // Before the lock: lifemon ends before another test may switch the host's tracker on.
     stream: Stream,
-    attached: Value,
+    attached: Attached,
     _lock: HostLock,
 }
 
@@ -119,11 +119,8 @@ impl Watching {
         let pid = actor.pid().to_string();
         let words = ["attach", &pid, "-o", "json"];
         let mut stream = Lifemon::find().stream(words.iter().chain(options));
-        let attached = stream.wait_for("attached", |event| event["event"] == "attached");
-        assert!(
-            story::is_about(&attached["tree"], actor.process()),
-            "{attached}"
-        );
+        let attached = stream.attached();
+        assert_eq!(attached.tree.process(), actor.process(), "{attached:?}");
         Self {
             stream,
             attached,
@@ -131,22 +128,19 @@ impl Watching {
         }
     }
 
-    /// The first line: the tree as it was.
+    /// Returns the first line: the tree as it was.
     #[must_use]
-    pub fn attached(&self) -> &Value {
+    pub fn attached(&self) -> &Attached {
         &self.attached
     }
 
-    /// The first event of this kind about this process, seen already or still to come.
+    /// Returns the first line of this kind about this process, seen already or still to come.
     ///
     /// # Panics
     /// When none comes within the default deadline.
     #[track_caller]
-    pub fn wait_for(&mut self, event: &str, process: Process) -> Value {
-        self.stream
-            .wait_for(&format!("{event} of {process:?}"), |seen| {
-                seen["event"] == event && story::is_about(&seen["process"], process)
-            })
+    pub fn wait_for<K: About>(&mut self, process: Process) -> K {
+        self.stream.wait_for_event(process)
     }
 
     /// Claims that lifemon has nothing to say for longer than it ever keeps an event back.
@@ -179,7 +173,7 @@ impl Watching {
     #[track_caller]
     pub fn until_extinct(self) -> Story {
         let story = Story::check(self.stream.finish());
-        assert_eq!(story.count("extinct"), 1);
+        assert_eq!(story.count::<Extinct>(), 1);
         story
     }
 
