@@ -30,7 +30,10 @@ macro_rules! offsets {
             pub fn fill<E>(
                 mut find: impl FnMut(&'static str, &'static str) -> Result<Option<u32>, E>,
             ) -> Result<Self, E> {
-                Ok(Self { $($field: find($structure, $member)?.unwrap_or(MISSING),)* upid_size: MISSING })
+                Ok(Self {
+                    $($field: find($structure, $member)?.unwrap_or(MISSING),)*
+                    upid_size: MISSING,
+                })
             }
         }
     };

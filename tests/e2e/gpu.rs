@@ -22,14 +22,14 @@ const DEVICES: [&str; 5] = [
     "/dev/zero",
 ];
 
-fn device() -> &'static str {
+pub(crate) fn device() -> &'static str {
     let exists = |path: &&&str| std::fs::File::open(path).is_ok();
     DEVICES.iter().find(exists).expect("a device node")
 }
 
 /// `lifemon WORDS -o json` with the stand-in of the driver.
 #[track_caller]
-fn with_driver(double: &NvmlDouble, words: &[&str]) -> Output {
+pub(crate) fn with_driver(double: &NvmlDouble, words: &[&str]) -> Output {
     let lifemon = Lifemon::find();
     let mut command = lifemon.command([words, &["-o", "json"]].concat());
     double.offer_to(&mut command);

@@ -88,7 +88,7 @@ fn once(list: &[impl Identified + Debug]) -> BTreeSet<Process> {
     once
 }
 
-/// Processes of the sandbox that still run; the dead that wait to be reaped are none.
+/// Returns processes of the sandbox that still run; the dead that wait to be reaped are none.
 #[must_use]
 pub fn alive(sandbox: &Sandbox) -> BTreeSet<i32> {
     let pids = sandbox.pids().into_iter();
@@ -108,7 +108,7 @@ pub fn assert_nobody(sandbox: &Sandbox) {
     assert!(left.is_empty(), "survivors: {left:?}");
 }
 
-/// The words of 64 bits in a file that actors count in.
+/// Returns the words of 64 bits in a file that actors count in.
 ///
 /// # Panics
 /// When it cannot be read.

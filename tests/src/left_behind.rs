@@ -4,7 +4,7 @@
 use crate::reports::{OrphansReport, TreeReport, set_of};
 use crate::{DEADLINE, Lifemon, Output, Pidfd, Process};
 
-/// The answer of `lifemon orphans` with these options.
+/// Returns the answer of `lifemon orphans` with these options.
 ///
 /// # Panics
 /// When it does not succeed, or says something that cannot be.
@@ -27,7 +27,7 @@ pub fn tree(options: &[&str]) -> TreeReport {
     report
 }
 
-/// A command that answers with one object, whatever comes of it.
+/// Runs a command that answers with one object, whatever comes of it.
 ///
 /// # Panics
 /// When it does not end.
@@ -66,7 +66,7 @@ pub fn checked_orphans(report: OrphansReport) -> OrphansReport {
     report
 }
 
-/// SIGKILL to one process, and waits until it is gone.
+/// Sends SIGKILL to one process, and waits until it is gone.
 ///
 /// # Panics
 /// When it is not there, or does not die.

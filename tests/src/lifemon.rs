@@ -53,20 +53,20 @@ impl<'sandbox> Lifemon<'sandbox> {
         }
     }
 
-    /// The program.
+    /// Returns the program.
     #[must_use]
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// With another limit on how long `run` may take.
+    /// Sets another limit on how long `run` may take.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// With lifemon itself in the sandbox: for `lifemon run`, whose command must not get out.
+    /// Puts lifemon itself in the sandbox: for `lifemon run`, whose command must not get out.
     #[must_use]
     pub fn inside(mut self, sandbox: &'sandbox Sandbox) -> Self {
         self.sandbox = Some(sandbox);
@@ -107,7 +107,7 @@ impl<'sandbox> Lifemon<'sandbox> {
         self.stream_of(self.command(words))
     }
 
-    /// The same with a command of [`Lifemon::command`] that the test has changed.
+    /// Does the same with a command of [`Lifemon::command`] that the test has changed.
     ///
     /// # Panics
     /// When it does not start.
@@ -130,7 +130,7 @@ impl<'sandbox> Lifemon<'sandbox> {
         self.stream(words.iter().chain(options))
     }
 
-    /// How `run` would start it: nothing to read, both outputs into pipes.
+    /// Returns the command as `run` would start it: nothing to read, both outputs into pipes.
     #[must_use]
     pub fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
         let mut command = Command::new(&self.program);
@@ -146,7 +146,7 @@ impl<'sandbox> Lifemon<'sandbox> {
     }
 }
 
-/// `target/debug/deps/e2e-1234` is the test, `target/debug/lifemon` the program.
+/// Finds the program: `target/debug/deps/e2e-1234` is the test, `target/debug/lifemon` the program.
 fn beside_the_tests() -> PathBuf {
     let test = std::env::current_exe().expect("path of this test");
     let deps = test.parent().expect("a directory");
@@ -163,13 +163,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// The pid of lifemon.
+    /// Returns the pid of lifemon.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
-    /// A signal, unless it has ended.
+    /// Sends a signal, unless it has ended.
     pub fn signal(&mut self, signal: Signal) {
         // Reaped only through this handle: while try_wait has no status, the number is its own.
         if let Ok(None) = self.child.try_wait() {
@@ -177,14 +177,21 @@ impl Running {
         }
     }
 
-    /// What it has written to stderr by now.
+    /// Returns what it has written to stdout by now.
+    #[must_use]
+    pub fn stdout_so_far(&self) -> String {
+        let stdout = self.stdout.as_ref();
+        stdout.map_or_else(String::new, Collector::text_so_far)
+    }
+
+    /// Returns what it has written to stderr by now.
     #[must_use]
     pub fn stderr_so_far(&self) -> String {
         let stderr = self.stderr.as_ref();
         stderr.map_or_else(String::new, Collector::text_so_far)
     }
 
-    /// SIGKILL, unless it has ended, and reaps it.
+    /// Sends SIGKILL, unless it has ended, and reaps it.
     pub fn kill(mut self) {
         end(&mut self.child);
     }
@@ -292,19 +299,19 @@ impl Collector {
         Self { bytes, thread }
     }
 
-    /// Everything until the end of the pipe, or until it has trailed long enough.
+    /// Returns everything until the end of the pipe, or until it has trailed long enough.
     pub(crate) fn text(&self) -> String {
         _ = poll(TRAILING, || self.thread.is_finished().then_some(()));
         self.text_so_far()
     }
 
-    /// Everything that has come by now.
+    /// Returns everything that has come by now.
     fn text_so_far(&self) -> String {
         String::from_utf8_lossy(&self.bytes.lock().expect("no panic while held")).into_owned()
     }
 }
 
-/// SIGKILL to this process alone, and reaps it.
+/// Sends SIGKILL to this process alone, and reaps it.
 pub(crate) fn end(child: &mut Child) {
     _ = child.kill();
     _ = poll(Duration::from_secs(5), || child.try_wait().ok().flatten());

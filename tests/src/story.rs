@@ -33,7 +33,7 @@ impl Story {
         story
     }
 
-    /// What every line has, and where the lines about the whole tree stand.
+    /// Checks what every line has, and where the lines about the whole tree stand.
     #[track_caller]
     fn check_frame(&self) {
         let (tree, last) = (self.attached().tree, &self.events[self.events.len() - 1]);
@@ -52,8 +52,8 @@ impl Story {
         assert!(self.count::<Extinct>() <= 1);
     }
 
-    /// Each process is born at most once, dies at most once, is gone after that, and nothing
-    /// happens to it outside its life; its own times never go backwards.
+    /// Checks that each process is born at most once, dies at most once, is gone after that, and
+    /// nothing happens to it outside its life; its own times never go backwards.
     #[track_caller]
     fn check_lives(&self) {
         let members = self.members().iter();
@@ -103,7 +103,7 @@ impl Story {
         }
     }
 
-    /// The closing counts are those of the lines.
+    /// Checks that the closing counts are those of the lines.
     #[track_caller]
     fn check_summary(&self) {
         let summary = self.summary();

@@ -35,7 +35,7 @@ impl HostTracker {
         }
     }
 
-    /// The same, switched on with these options.
+    /// Does the same, and switches it on with these options.
     ///
     /// # Panics
     /// When it cannot be switched on.
@@ -48,7 +48,7 @@ impl HostTracker {
         tracker
     }
 
-    /// `track on`, which must succeed; what it printed.
+    /// Runs `track on`, which must succeed; returns what it printed.
     ///
     /// # Panics
     /// When it fails, or says anything on stderr.
@@ -61,7 +61,7 @@ impl HostTracker {
         Self::succeed(&[&["on"], options].concat())
     }
 
-    /// `track off`, which must succeed; what it printed.
+    /// Runs `track off`, which must succeed; returns what it printed.
     ///
     /// # Panics
     /// As [`HostTracker::switch_on`].
@@ -74,7 +74,7 @@ impl HostTracker {
         Self::succeed(&["off"])
     }
 
-    /// `track status` of a tracker that is on.
+    /// Returns `track status` of a tracker that is on.
     ///
     /// # Panics
     /// As [`HostTracker::switch_on`].
@@ -84,14 +84,14 @@ impl HostTracker {
         Self::succeed::<TrackState>(&["status"]).on()
     }
 
-    /// `track status`, whatever it says.
+    /// Runs `track status`, whatever it says.
     #[track_caller]
     #[must_use]
     pub fn ask_status(&self) -> Output {
         Self::track(&["status"])
     }
 
-    /// What there was of BPF before it was switched on.
+    /// Returns what there was of BPF before it was switched on.
     #[must_use]
     pub fn before(&self) -> &Traces {
         &self.before

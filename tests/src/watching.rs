@@ -46,8 +46,8 @@ macro_rules! on_every_path {
     };
 }
 
-/// Whether the exit event of this kernel says which thread is the last. Where it does not, both
-/// paths are one, and the reason why the first is left out is printed.
+/// Returns whether the exit event of this kernel says which thread is the last. Where it does not,
+/// both paths are one, and the reason why the first is left out is printed.
 ///
 /// # Panics
 /// When the kernel does not tell its release.
@@ -60,8 +60,8 @@ pub fn says_who_is_last() -> bool {
     says
 }
 
-/// Whether the hooks for preemptible tracepoints are others than this kernel's own, and the machine
-/// is fast enough to run every test with them as well. Where not, the reason is printed.
+/// Returns whether the hooks for preemptible tracepoints are others than this kernel's own, and the
+/// machine is fast enough to run every test with them as well. Where not, the reason is printed.
 #[must_use]
 pub fn has_other_hooks() -> bool {
     let reason = if can_preempt_tracepoints() {
@@ -75,7 +75,7 @@ pub fn has_other_hooks() -> bool {
     false
 }
 
-/// Whether tracepoints can be preempted on this kernel.
+/// Returns whether tracepoints can be preempted on this kernel.
 ///
 /// # Panics
 /// When the kernel does not tell its release.
@@ -84,13 +84,13 @@ pub fn can_preempt_tracepoints() -> bool {
     release() >= (7, 0)
 }
 
-/// The first two numbers of this kernel's release.
+/// Returns the first two numbers of this kernel's release.
 fn release() -> (u32, u32) {
     let kernel = uname().expect("the kernel's names");
     release_of(&kernel.release().to_string_lossy()).expect("two numbers")
 }
 
-/// The first two numbers of a kernel's release.
+/// Returns the first two numbers of a kernel's release.
 fn release_of(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split(|end: char| !end.is_ascii_digit());
     let mut number = || numbers.next()?.parse().ok();
@@ -108,7 +108,7 @@ impl Watching {
         Self::with(actor, &[])
     }
 
-    /// The same with more options.
+    /// Does the same with more options.
     ///
     /// # Panics
     /// As [`Watching::of`].
