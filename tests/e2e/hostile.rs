@@ -7,13 +7,12 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{assert_killed, kill};
-use lifemon_tests::reports::{KillReport, read, set_of};
+use lifemon_tests::reports::{Attached, Exited, KillReport, Sender, TreeReport, set_of};
 use lifemon_tests::{
     HostTracker, Lifemon, Process, Sandbox, actor, needs, on_every_path, private_lock, proc,
     scaled, wait_until,
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 /// More than any number of steps that a walk could be limited to.
 const DEEP: u32 = 90;
@@ -32,18 +31,10 @@ fn a_deep_line_is_exact_and_costs_only_those_in_it() {
     let mut times: Vec<_> = (0..5)
         .map(|_| {
             let begun = Instant::now();
-            let words = [
-                "attach",
-                &other.pid().to_string(),
-                "-o",
-                "json",
-                "--for",
-                "0s",
-            ];
-            let output = Lifemon::find().run(words);
-            let first = output.stdout.lines().next().expect("a line");
-            let attached: Value = serde_json::from_str(first).expect("JSON");
-            assert_eq!(attached["complete"], true, "{attached}");
+            let pid = other.pid().to_string();
+            let words = ["attach", &pid, "-o", "json", "--for", "0s"];
+            let attached: Attached = Lifemon::find().run(words).first();
+            assert!(attached.complete, "{attached:?}");
             begun.elapsed()
         })
         .collect();
@@ -52,9 +43,8 @@ fn a_deep_line_is_exact_and_costs_only_those_in_it() {
 
     let mut stream = Lifemon::find().attach(&deep.pid(), &[]);
     let attached = stream.attached();
-    assert_eq!(attached["complete"], true, "{attached}");
-    let members = attached["members"].as_array().expect("members").len();
-    assert_eq!(members, DEEP as usize + 1, "{attached}");
+    assert!(attached.complete, "{attached:?}");
+    assert_eq!(attached.members.len(), DEEP as usize + 1, "{attached:?}");
     drop(stream);
     let report = assert_killed(&kill(&deep.pid(), &[]));
     assert!(set_of(&report.killed).contains(&last));
@@ -74,10 +64,8 @@ fn tracker_with_room_for(more: usize) -> HostTracker {
 const ROOM: usize = 200;
 const FILLERS: usize = 400;
 
-fn json(words: &[&str]) -> Value {
-    Lifemon::find()
-        .run(words.iter().chain(&["-o", "json"]))
-        .json()
+fn tree(pid: &str) -> TreeReport {
+    Lifemon::find().run(["tree", pid, "-o", "json"]).report()
 }
 
 #[test]
@@ -87,26 +75,18 @@ fn whoever_was_lost_once_is_learnt_again() {
     let mut actor = actor!(sandbox, "lost-creator", FILLERS);
     actor.step();
     let (pid, middle) = (actor.pid().to_string(), actor.child("middle"));
-    assert!(tracker.status()["lost"]["records"].as_u64() > Some(0));
-    assert_eq!(json(&["tree", &pid])["complete"], false);
+    assert!(tracker.status().lost.records > 0);
+    assert!(!tree(&pid).complete);
 
     // The fillers end, and the middle, which has no record, forks.
     actor.step();
     let leaf = actor.child("leaf");
-    let tree = json(&["tree", &pid]);
-    assert_eq!(tree["complete"], true, "{tree}");
-    let text = tree.to_string();
-    for process in [actor.process(), middle, leaf] {
-        assert!(
-            text.contains(&format!("\"pid\":{}", process.pid)),
-            "{process:?} in {text}"
-        );
-    }
+    let tree = tree(&pid);
+    assert!(tree.complete, "{tree:?}");
+    let found = set_of(&tree.processes);
+    assert!(found.is_superset(&BTreeSet::from([actor.process(), middle, leaf])));
     let status = tracker.status();
-    assert_eq!(
-        (&status["lost"]["records"], &status["complete"]),
-        (&0.into(), &true.into())
-    );
+    assert_eq!((status.lost.records, status.complete), (0, true));
     let report = assert_killed(&kill(&pid, &[]));
     assert!(set_of(&report.killed).is_superset(&BTreeSet::from([middle, leaf])));
 }
@@ -123,7 +103,7 @@ fn what_a_lost_creator_leaves_is_told_and_never_held_for_outside() {
     let leaf = actor.child("leaf");
     // Nothing has looked meanwhile: the creator of the leaf dies unknown.
     actor.step();
-    let report: KillReport = read(&kill(&actor.pid(), &[]).json());
+    let report: KillReport = kill(&actor.pid(), &[]).report();
     assert!(!report.complete, "{report:?}");
     assert!(is_alive(leaf), "nothing proves that it belongs");
 
@@ -158,9 +138,9 @@ fn watchers_that_are_killed_at_any_moment_leave_no_mark() {
         child.wait().expect("it is ours");
     }
     let mut stream = Lifemon::find().attach(&actor.pid(), &[]);
-    assert_eq!(stream.attached()["complete"], true);
+    assert!(stream.attached().complete);
     drop(stream);
-    assert_eq!(tracker.status()["watched_trees"], 0);
+    assert_eq!(tracker.status().watched_trees, 0);
     assert_killed(&kill(&actor.pid(), &[]));
 }
 
@@ -180,8 +160,8 @@ fn deaths_outlive_a_storm(options: &[&str]) {
         actor.command(&format!("kill {}", child.pid));
     }
     for child in &kept {
-        let exit = stream.wait_for_event("exit", child.pid);
-        assert_eq!(exit["exit"]["signal_name"], "SIGKILL", "{exit}");
+        let exit: Exited = stream.wait_for_event(*child);
+        assert_eq!(exit.death().signal, Some(9), "{exit:?}");
     }
 }
 
@@ -194,10 +174,9 @@ fn a_timer_is_nobody(options: &[&str]) {
         stream.attached();
         actor.step();
         let worker = actor.child("worker");
-        let exit = stream.wait_for_event("exit", worker.pid);
-        assert_eq!(exit["exit"]["signal_name"], signal.as_str(), "{exit}");
-        let sender = &exit["exit"]["sender"];
-        assert_eq!(*sender, serde_json::json!({"kernel": true}), "{exit}");
+        let exit: Exited = stream.wait_for_event(worker);
+        assert_eq!(exit.death().signal, Some(signal as i32), "{exit:?}");
+        assert_eq!(exit.death().sender, Some(Sender::KERNEL), "{exit:?}");
     }
 }
 
@@ -216,8 +195,11 @@ fn whom_the_closer_kills_was_killed_by_the_command() {
         for killed in &report.killed {
             let by_signal = killed.exit.as_ref().filter(|exit| exit.signal == Some(9));
             let Some(exit) = by_signal else { continue };
-            let sender = serde_json::to_value(format!("{:?}", exit.sender)).expect("text");
-            assert!(sender.to_string().contains("lifemon"), "{killed:?}");
+            let name = exit
+                .sender
+                .as_ref()
+                .and_then(|sender| sender.name.as_deref());
+            assert_eq!(name, Some("lifemon"), "{killed:?}");
         }
     }
 }

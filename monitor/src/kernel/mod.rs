@@ -88,7 +88,8 @@ pub enum Error {
     },
     /// The tracing files could not be mounted.
     #[error(
-        "cannot see the kernel's tracepoints: {0}; mount them (mount -t tracefs tracefs /sys/kernel/tracing)"
+        "cannot see the kernel's tracepoints: {0}; mount them (mount -t tracefs tracefs \
+        /sys/kernel/tracing)"
     )]
     NoTraceFs(#[source] io::Error),
     /// Every slot of a watched tree is taken.

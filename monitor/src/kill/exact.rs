@@ -23,7 +23,7 @@ use crate::session::{Session, Start, Update};
 use crate::sys::pidfd;
 use crate::watch::What;
 
-/// How long to wait for the killed to be gone, once none of them can run any more. Memory of very
+/// The time to wait for the killed to be gone, once none of them can run any more. Memory of very
 /// large processes takes its time; the kill is proven before.
 const GONE_TIMEOUT: Duration = Duration::from_secs(5);
 
