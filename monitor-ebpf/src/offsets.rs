@@ -13,6 +13,8 @@ macro_rules! offsets {
             $($(#[$doc])* pub $field: u32,)*
             /// Size of `struct upid`, in bytes.
             pub upid_size: u32,
+            /// Size of `struct k_sigaction`, in bytes; the handler comes first.
+            pub sigaction_size: u32,
             /// The bit of `signal_struct` that says whether the process is a subreaper, counted
             /// from the start of the structure.
             pub signal_subreaper_bit: u32,
@@ -20,7 +22,7 @@ macro_rules! offsets {
 
         impl Offsets {
             /// Nothing known.
-            pub const UNKNOWN: Self = Self { $($field: MISSING,)* upid_size: MISSING, signal_subreaper_bit: MISSING };
+            pub const UNKNOWN: Self = Self { $($field: MISSING,)* upid_size: MISSING, sigaction_size: MISSING, signal_subreaper_bit: MISSING };
 
             /// Each field with the structure and the member that it stands for.
             pub const MEMBERS: &'static [(&'static str, &'static str)] =
@@ -73,6 +75,10 @@ offsets! {
     signal_flags: "signal_struct"."flags",
     /// Wait status of the group.
     signal_group_exit_code: "signal_struct"."group_exit_code",
+    /// What the process does on each signal.
+    task_sighand: "task_struct"."sighand",
+    /// One `struct k_sigaction` for each signal.
+    sighand_action: "sighand_struct"."action",
     /// Real user id.
     cred_uid: "cred"."uid",
     /// The user namespace of the credentials.

@@ -181,6 +181,20 @@ impl Task {
         leader.read(offset!(pid_numbers).wrapping_add(offset!(upid_nr)))
     }
 
+    /// Returns whether the process handles this signal, so that it does not end by it.
+    #[inline(always)]
+    pub(crate) fn handles(self, signal: u32) -> bool {
+        /// `SIG_DFL` and `SIG_IGN` are no handlers.
+        const SIG_IGN: usize = 1;
+        let size = offset!(sigaction_size);
+        if size == MISSING || offset!(sighand_action) == MISSING {
+            return false;
+        }
+        let at = offset!(sighand_action).wrapping_add(signal.wrapping_sub(1).wrapping_mul(size));
+        let handler: usize = self.0.follow(offset!(task_sighand)).read(at);
+        handler > SIG_IGN
+    }
+
     /// Returns whether whoever is orphaned below the process becomes its child.
     #[inline(always)]
     pub(crate) fn is_subreaper(self) -> bool {
@@ -197,6 +211,14 @@ impl Task {
             .follow(offset!(css_set_dfl_cgrp))
             .follow(offset!(cgroup_kn))
             .read(offset!(kernfs_id))
+    }
+
+    /// Returns the depth of the innermost pid namespace.
+    #[inline(always)]
+    pub(crate) fn namespace_level(self) -> u32 {
+        self.0
+            .follow(offset!(task_thread_pid))
+            .read(offset!(pid_level))
     }
 
     /// Returns the pid in the innermost pid namespace.

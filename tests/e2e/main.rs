@@ -25,6 +25,7 @@ mod python_servers;
 mod verdicts;
 
 // The exact end of a tree.
+mod hostile;
 mod kill;
 mod kill_bombs;
 mod kill_exact;

@@ -173,7 +173,7 @@ fn daemons_are_told_from_orphans_and_are_spared() {
         let only = ["--tree", &tree, "--all", "--match", &own, "--kill"];
         let spared = ask("orphans", &only);
         assert_eq!(spared.code, Some(1), "{spared:?}");
-        let list = checked_orphans(&spared.json()).spared.expect("a list");
+        let list = checked_orphans(spared.report()).spared.expect("a list");
         let reason = &entry(&list, daemon).reason;
         assert!(reason.contains("--force"), "{spared:?}");
         assert!(proc::is_running(daemon.pid), "{spared:?}");
@@ -252,7 +252,7 @@ fn only_what_was_left_behind_is_killed() {
         (Some(0), ""),
         "{killed:?}"
     );
-    let report = checked_orphans(&killed.json());
+    let report = checked_orphans(killed.report());
     assert_eq!(set_of(&report.orphans), left);
     assert_eq!(set_of(&report.kill.expect("a kill").killed), left);
     let workers = healthy.children("worker");
@@ -327,7 +327,7 @@ fn orphans_that_die_while_they_are_looked_at() {
     for _ in 0..scaled(20) {
         let output = ask("orphans", &["--all"]);
         assert_eq!(output.code, Some(0), "{output:?}");
-        checked_orphans(&output.json());
+        checked_orphans(output.report());
     }
 }
 
@@ -342,7 +342,7 @@ fn a_proc_that_hides_processes_of_others() {
     let output = lifemon.start(command).finish(lifemon_tests::DEADLINE);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
     // Root sees all of them there, whatever the mount hides from users.
-    assert_leaked(&checked_orphans(&output.json()), server, &workers, false);
+    assert_leaked(&checked_orphans(output.report()), server, &workers, false);
 }
 
 #[test]

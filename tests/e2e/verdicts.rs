@@ -3,9 +3,8 @@
 
 use std::path::Path;
 
-use lifemon_tests::left_behind::{self, ask, checked_orphans, orphans};
-use lifemon_tests::reports::{entry, find};
-use lifemon_tests::story::is_about;
+use lifemon_tests::left_behind::{ask, checked_orphans, orphans, tree};
+use lifemon_tests::reports::{GpuReport, Identified as _, entry, find};
 use lifemon_tests::{Actor, DEADLINE, Lifemon, Pidfd, Process, Sandbox, needs, proc, wait_until};
 use nix::sys::signal::Signal;
 
@@ -259,7 +258,7 @@ fn assert_shown_and_ended(way: &Way, tree: &str, process: Process, is_left_behin
         "{way:?} {killed:?}"
     );
     if !is_left_behind {
-        let report = checked_orphans(&killed.json());
+        let report = checked_orphans(killed.report());
         assert_eq!(
             report.not_shown.get("deliberate"),
             Some(&1),
@@ -370,12 +369,13 @@ fn a_gpu_that_is_held_below_an_orphan_is_the_orphans() {
         let check = ask("orphans", &["--device", device, "--tree", &tree, "--check"]);
         assert_eq!(check.code, Some(1), "{check:?}");
 
-        let gpu = ask("gpu", &["--device", device]).json();
-        let entry = left_behind::entry(&gpu["holders"], holder);
-        assert!(is_about(&entry["orphan"], orphan), "{entry}");
-        assert_eq!(entry["orphan"]["verdict"], "leaked", "{entry}");
-        assert_eq!(entry["devices"], serde_json::json!([device]), "{entry}");
-        assert_eq!(entry["command"][1], "leave-on", "{entry}");
+        let gpu: GpuReport = ask("gpu", &["--device", device]).success();
+        let held = entry(&gpu.holders, holder);
+        let above = held.orphan.as_ref().expect("an orphan above");
+        assert_eq!(above.process(), orphan, "{held:?}");
+        assert_eq!(above.verdict, "leaked", "{held:?}");
+        assert_eq!(held.devices, [device], "{held:?}");
+        assert_eq!(held.command[1], "leave-on", "{held:?}");
         let text = Lifemon::find().run(["gpu", "--device", device]);
         let line = format!("below the orphan {} EngineCore", orphan.pid);
         assert!(text.stdout.contains(&line), "{text:?}");
@@ -391,11 +391,8 @@ fn a_gpu_that_is_held_below_an_orphan_is_the_orphans() {
             twins.iter().all(|twin| proc::is_running(twin.pid)),
             "{killed:?}"
         );
-        let after = ask("gpu", &["--device", device]).json();
-        assert!(
-            left_behind::find(&after["holders"], holder).is_none(),
-            "{after}"
-        );
+        let after: GpuReport = ask("gpu", &["--device", device]).success();
+        assert_eq!(find(&after.holders, holder), None);
         let check = ask("orphans", &["--device", device, "--tree", &tree, "--check"]);
         assert_eq!(check.code, Some(0), "{check:?}");
     }
@@ -409,15 +406,10 @@ fn the_living_have_their_present_names_and_are_matched_by_them() {
     let (actor, chain) = chain(&sandbox, steps).expect("no namespace");
     let (orphan, worker) = (chain[1], chain[2]);
     let tree = actor.pid().to_string();
-    let all = ask("tree", &[&tree]).json();
-    assert_eq!(
-        left_behind::entry(&all["processes"], worker)["name"],
-        "pt_data_worker"
-    );
-    assert_eq!(
-        left_behind::entry(&all["processes"], orphan)["name"],
-        "engine"
-    );
+    let all = self::tree(&[&tree]).processes;
+    let name = |process| entry(&all, process).name.as_deref();
+    assert_eq!(name(worker), Some("pt_data_worker"));
+    assert_eq!(name(orphan), Some("engine"));
     // By the name of what is below it, by its own name, and by the command line.
     for pattern in [
         "^pt_data_worker$",

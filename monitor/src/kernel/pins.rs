@@ -17,7 +17,7 @@ use lifemon_ebpf::ABI;
 use rustix::fs::{mkdirat, renameat};
 
 use super::hooks::{self, ROLES, Role, STAND_IN};
-use super::load::{Loaded, MAPS, map_data};
+use super::load::{Loaded, MAPS, PASSES, map_data};
 use super::lock::{self, Lock, Patience};
 use super::place::{self, Home, Survey};
 use super::shared::{HostView, Shared};
@@ -25,14 +25,8 @@ use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 4] = ["label", "traits", "sweep", CLOSER];
+const EXTRA_PROGRAMS: [&str; 3] = ["sweep", "settle", CLOSER];
 const CLOSER: &str = "closer";
-
-/// Passes over all processes: creating an iterator of their pinned links runs one.
-const PASSES: [&str; 2] = ["label", "traits"];
-
-/// Pinned as well where tracepoints can be preempted.
-const SETTLE: &str = "settle";
 
 /// The parts of a version.
 const PARTS: [&str; 3] = ["maps", "links", "programs"];
@@ -169,10 +163,8 @@ pub(super) struct Pins {
     version: Directory,
     /// The home: its lock protects the slots of this tracker, also after that was switched off.
     home: Directory,
-    /// The link of the label pass.
-    label: OwnedFd,
-    /// The link of the pass that prints traits.
-    traits: OwnedFd,
+    /// The links of the passes: creating an iterator of one runs it.
+    passes: [(&'static str, OwnedFd); PASSES.len()],
 }
 
 impl Pins {
@@ -188,8 +180,7 @@ impl Pins {
             };
             version.check_is_roots().map_err(Error::Foreign)?;
             return Ok(Some(Self {
-                label: get(&version, "links/label")?,
-                traits: get(&version, "links/traits")?,
+                passes: passes(&version)?,
                 version,
                 home: home.directory,
             }));
@@ -230,12 +221,6 @@ impl Pins {
         roles.map(|role| Ok((role, self.program(role)?))).collect()
     }
 
-    /// Opens the program that settles exits that were skipped, where there is one.
-    pub(super) fn settle(&self) -> Result<Option<OwnedFd>, Error> {
-        let program = self.has_program(SETTLE).then(|| self.program(SETTLE));
-        program.transpose()
-    }
-
     fn has_program(&self, name: &str) -> bool {
         self.version.has(&format!("programs/{name}"))
     }
@@ -255,17 +240,23 @@ impl Pins {
         Err(Error::Pin(switched))
     }
 
-    /// Runs the label pass.
-    pub(super) fn label(&self) -> Result<(), Error> {
-        let pass = sys::create_iterator(self.label.as_fd()).map_err(Error::Map)?;
-        super::load::drain_iterator(pass.into()).map_err(Error::Map)
-    }
-
-    /// Opens the pass that prints traits.
-    pub(super) fn traits(&self) -> Result<File, Error> {
-        let pass = sys::create_iterator(self.traits.as_fd());
+    /// Opens a pass: it runs as it is read.
+    pub(super) fn pass(&self, name: &'static str) -> Result<File, Error> {
+        let mut passes = self.passes.iter();
+        let link = passes.find(|(found, _)| *found == name);
+        let (_, link) = link.ok_or(Error::NoProgram(name))?;
+        let pass = sys::create_iterator(link.as_fd());
         pass.map(File::from).map_err(Error::Map)
     }
+}
+
+/// Opens the links of the passes.
+fn passes(version: &Directory) -> Result<[(&'static str, OwnedFd); PASSES.len()], Error> {
+    let [learn, traits] = PASSES;
+    Ok([
+        (learn, get(version, &format!("links/{learn}"))?),
+        (traits, get(version, &format!("links/{traits}"))?),
+    ])
 }
 
 /// Opens a pinned object by its path. Every part of it was checked, see [`super::trusted`].
@@ -317,9 +308,8 @@ fn build(home: &Directory, building: &str, loaded: &mut Loaded) -> Result<(), Er
             .map_err(|error| pin_error(&error))?;
     }
     let hooks = loaded.hooks.iter().map(|hook| (hook.role, hook.program));
-    let settle = loaded.is_preemptible.then_some(SETTLE);
     let closer = hooks::closer(loaded.is_preemptible);
-    let extra = EXTRA_PROGRAMS.into_iter().chain(settle).map(|pin| {
+    let extra = EXTRA_PROGRAMS.into_iter().map(|pin| {
         let name = if pin == CLOSER { closer } else { pin };
         (pin, name)
     });

@@ -62,7 +62,8 @@ const SLOW: [&str; 9] = [
     "kill_bombs",
 ];
 
-/// The place of a module among those of a guest: what runs everywhere, what is quick, the rest.
+/// Returns the place of a module among those of a guest: what runs everywhere, what is quick, the
+/// rest.
 pub(crate) fn place(module: &str) -> usize {
     let slow = SLOW.iter().position(|slow| *slow == module);
     match slow {
@@ -72,12 +73,12 @@ pub(crate) fn place(module: &str) -> usize {
     }
 }
 
-/// Whether every guest must have run this module, however slow the machine is.
+/// Returns whether every guest must have run this module, however slow the machine is.
 pub(crate) fn is_due(module: &str) -> bool {
     EVERYWHERE.contains(&module)
 }
 
-/// Whether this module runs on the kernel of this suite. One that is not named above does.
+/// Returns whether this module runs on the kernel of this suite. One that is not named above does.
 pub(crate) fn is_shared(suite: Suite, module: &str) -> bool {
     let is_elsewhere = SHARES.iter().any(|(_, share)| share.contains(&module));
     let own = SHARES.iter().find(|(name, _)| *name == suite.name);

@@ -14,6 +14,7 @@ mod io_uring;
 mod leaving;
 mod load;
 mod log;
+mod lost;
 mod memory;
 mod namespace;
 mod newborn;
@@ -61,6 +62,9 @@ fn main() {
         "oom" => memory::oom(&mut args),
         "worker-memory" => memory::worker_memory(&mut args),
         "sqpoll" => io_uring::sqpoll(),
+        "lost-creator" => lost::lost_creator(&mut args),
+        "storm" => lost::storm(&mut args),
+        "timer" => lost::timer(&mut args),
         "pid-namespace" => namespace::pid_namespace(),
         "burst" => load::burst(&mut args),
         "burst-hold" => load::burst_hold(&mut args),
