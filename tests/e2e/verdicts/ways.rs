@@ -7,16 +7,16 @@ use nix::sys::signal::Signal;
 
 /// A way to leave a process behind: the steps of the actor `leave`, whose own end is the root's.
 #[derive(Debug)]
-pub struct Way {
-    pub name: &'static str,
-    pub steps: &'static str,
+pub(super) struct Way {
+    pub(super) name: &'static str,
+    pub(super) steps: &'static str,
     /// The actor, which is the root, is killed in the end.
-    pub root_is_killed: bool,
+    pub(super) root_is_killed: bool,
     /// Which of the chain is looked at; the last one when absent.
-    pub orphan: Option<usize>,
+    pub(super) orphan: Option<usize>,
 }
 
-pub const fn way(name: &'static str, steps: &'static str) -> Way {
+pub(super) const fn way(name: &'static str, steps: &'static str) -> Way {
     Way {
         name,
         steps,
@@ -32,7 +32,7 @@ const fn with_killed_root(name: &'static str, steps: &'static str) -> Way {
     }
 }
 
-pub const DELIBERATE: &[Way] = &[
+pub(super) const DELIBERATE: &[Way] = &[
     way("daemon(3): redis, tmux", "exec fork:0 session null"),
     way(
         "nginx: the child makes the session, and creates workers",
@@ -99,7 +99,7 @@ pub const DELIBERATE: &[Way] = &[
     ),
 ];
 
-pub const LEFT: &[Way] = &[
+pub(super) const LEFT: &[Way] = &[
     way("( X & )", "exec fork:live fork:0 null exec"),
     way("X & disown, and exit", "session exec fork:0 exec"),
     way(
@@ -122,7 +122,7 @@ pub const LEFT: &[Way] = &[
     way("a session without anything else", "exec fork:0 session"),
 ];
 
-pub const LEAKED: &[Way] = &[
+pub(super) const LEAKED: &[Way] = &[
     way("a killed server: fork", "exec fork:KILL"),
     way("a killed server: spawn", "exec fork:KILL exec"),
     way("a terminated server: spawn", "exec fork:TERM exec"),
@@ -157,7 +157,7 @@ pub const LEAKED: &[Way] = &[
 
 /// Does the steps and the ends of a way; the chain of its processes.
 #[track_caller]
-pub fn chain(sandbox: &Sandbox, steps: &str) -> Option<(Actor, Vec<Process>)> {
+pub(super) fn chain(sandbox: &Sandbox, steps: &str) -> Option<(Actor, Vec<Process>)> {
     let words = ["leave"].into_iter().chain(steps.split(' '));
     let words: Vec<_> = words.map(str::to_owned).collect();
     let mut actor = Actor::spawn(Path::new(env!("CARGO_BIN_EXE_actor")), sandbox, &words);
@@ -188,7 +188,7 @@ pub fn chain(sandbox: &Sandbox, steps: &str) -> Option<(Actor, Vec<Process>)> {
 
 /// Does all of a way, and returns the process that is looked at, with the root.
 #[track_caller]
-pub fn leave(sandbox: &Sandbox, way: &Way) -> Option<(Actor, Process)> {
+pub(super) fn leave(sandbox: &Sandbox, way: &Way) -> Option<(Actor, Process)> {
     let (mut actor, mut chain) = chain(sandbox, way.steps)?;
     if way.root_is_killed {
         actor.kill();
