@@ -36,9 +36,8 @@ pub const GHOSTS_IN_A_ROW: u32 = 8;
 
 /// Ghosts that one death may splice out. A chain that grows by one ghost for each death stays
 /// short. A line of processes that dies from its end upwards adds more ghosts than the one death
-/// that can see them takes away: who does that over and over below one descendant can make ghosts
-/// outgrow the living, up to the size of the map, and what does not fit then is counted as lost.
-/// More steps would cost every start of a tracker: the verifier walks through each of them.
+/// that can see them takes away: what is left over is spliced out by the next command that opens
+/// the tracker, and what did not fit into the map until then is learnt again. More steps would cost every start of a tracker: the verifier walks through each of them.
 pub const SPLICES: u32 = 4;
 
 /// Records that one death may remove, itself and the ghosts that nobody needs any more: twice as

@@ -148,6 +148,7 @@ lifemon_ebpf::view! {
         condemned_layers: Counter,
         failed_deletes: Counter,
         learnt_misses: Counter,
+        compacted_at: Counter,
     }
 }
 

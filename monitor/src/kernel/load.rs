@@ -304,7 +304,7 @@ impl Loaded {
                 .map_err(|error| Error::load(name, &error))?;
         }
         self.load_closer()?;
-        for name in ["sweep", "settle"] {
+        for name in ["sweep", "compact", "settle"] {
             self.program::<RawTracePoint>(name)?
                 .load()
                 .map_err(|error| Error::load(name, &error))?;

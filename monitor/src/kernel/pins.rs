@@ -25,7 +25,7 @@ use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 3] = ["sweep", "settle", CLOSER];
+const EXTRA_PROGRAMS: [&str; 4] = ["sweep", "compact", "settle", CLOSER];
 const CLOSER: &str = "closer";
 
 /// The parts of a version.

@@ -41,6 +41,7 @@ lifemon_ebpf::view! {
         condemned_layers: AtomicU64,
         failed_deletes: AtomicU64,
         learnt_misses: AtomicU64,
+        compacted_at: AtomicU64,
     }
 }
 
