@@ -254,18 +254,39 @@ pub const LEARNING: u64 = 1;
 /// [`Host::learning`]: nobody begins to learn. Those who have begun can still ask for any record.
 pub const LEARNING_ENDS: u64 = 2;
 
-/// What the passes that learn have found, in shared memory. One pass runs at a time: who runs it
+/// The task and the findings of a pass, in shared memory. One pass runs at a time: who runs it
 /// holds the lock of the tracker.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Pass {
+    /// [`PASS_LEARN`] or [`PASS_LABEL`].
+    pub kind: u32,
+    /// Slot to label.
+    pub slot: u32,
+    /// Generation of that slot.
+    pub generation: u32,
+    /// Layer of that slot.
+    pub layer: u32,
+    /// Root of the tree to label.
+    pub root: ProcessId,
     /// Processes visited.
     pub seen: u64,
-    /// Records inserted, or creators held.
+    /// Records or memberships inserted, or creators held.
     pub inserted: u64,
+    /// Living processes without a record.
+    pub unrecorded: u64,
+    /// Processes whose lineage changed while it was climbed: look again.
+    pub unsettled: u64,
+    /// Processes of this tree that another tree of the same layer has already.
+    pub conflicts: u64,
     /// Insertions that failed because a map was full.
     pub failed: u64,
 }
+
+/// Learn every process that is older than tracking.
+pub const PASS_LEARN: u32 = 1;
+/// Make every living descendant of the root a member.
+pub const PASS_LABEL: u32 = 2;
 
 /// The sender of the last signal that can end a process.
 #[repr(C)]
@@ -358,7 +379,7 @@ const _: () = {
     assert!(size_of::<Membership>() == 8);
     assert!(size_of::<Tree>() == 128);
     assert!(size_of::<Host>() == 128);
-    assert!(size_of::<Pass>() == 64);
+    assert!(size_of::<Pass>() == 128);
     assert!(size_of::<SignalFact>() == 40);
     assert!(size_of::<Event>() == 120);
     assert!(size_of::<Traits>() == 24);

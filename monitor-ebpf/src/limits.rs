@@ -45,6 +45,11 @@ pub const SPLICES: u32 = 4;
 /// of the next command. The verifier walks through every step, at every start of a tracker.
 pub const RELEASE_STEPS: u32 = 16;
 
+/// Records that the label pass climbs through for one task, ghosts included. Inside the tree it
+/// ends at the first that is a member already, and creators come first as a rule. Who has more above
+/// it is left to userspace, which reads the records and labels at any depth.
+pub const CLIMB_STEPS: u32 = 32;
+
 /// Dying parents in a row that learning passes over: those that were on their way out before the
 /// first hook was attached and have not handed over their children yet, of one line. Where there
 /// are more, the next pass looks again; a line that stays open is reported as unsettled.

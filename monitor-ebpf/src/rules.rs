@@ -1,5 +1,5 @@
-//! The rules of the lineage as pure functions over a store of records: when a record goes, and which
-//! ghosts stay. The kernel half runs them on its maps, the tests on a
+//! The rules of the lineage as pure functions over a store of records: when a record goes, which
+//! ghosts stay, who descends from whom. The kernel half runs them on its maps, the tests on a
 //! model, so what is tested is what runs.
 //!
 //! Three facts carry all of it. A process that is dead never gains a reference, because only the
@@ -10,7 +10,7 @@
 //! record to who has it, and that one looks once more when it is done; should nobody do so, the
 //! sweep finds the record.
 
-use crate::{BUSY, DEAD, HELD, ProcessId, TAKEN, limits};
+use crate::{BUSY, DEAD, HELD, NOT_HELD, ProcessId, TAKEN, limits};
 
 /// The part of a record that the rules look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,4 +203,70 @@ fn take_out<L: Lineage>(lineage: &L, id: &ProcessId) -> Taken {
         return Taken::Left;
     }
     Taken::Out((link.holds_creator == HELD).then_some(link.creator))
+}
+
+/// The result of climbing from a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Descent {
+    /// It descends from the root.
+    Inside,
+    /// It does not.
+    Outside,
+    /// A record on the way was removed meanwhile or never learnt, or the way is longer than
+    /// [`limits::CLIMB_STEPS`]: look again in the next pass.
+    Unsettled,
+    /// The process itself has no record: its fork hook is still under way, or the map was full.
+    Unrecorded,
+}
+
+/// One step of a climb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The process belongs.
+    Inside,
+    /// It has no record.
+    Unrecorded,
+    /// On to its creator, which it holds or not: [`Link::holds_creator`].
+    Up(u64),
+}
+
+/// Looks at `at` and goes on to its creator.
+#[inline(always)]
+pub fn step<L: Lineage>(
+    lineage: &L,
+    at: &mut ProcessId,
+    is_inside: impl Fn(&ProcessId) -> bool,
+) -> Step {
+    if is_inside(at) {
+        return Step::Inside;
+    }
+    let Some(link) = lineage.link(at) else {
+        return Step::Unrecorded;
+    };
+    *at = link.creator;
+    Step::Up(link.holds_creator)
+}
+
+/// Climbs from `id` over its creators, through ghosts, until one of them belongs. `step` is
+/// [`step`].
+///
+/// While the process lives it holds its creator, that one holds its own, and so on up: none can
+/// vanish. So an answer is exact if the process is still alive *after* the climb, which the caller
+/// checks. A splice above it can take one ghost out of the way: then a held creator is missing,
+/// and the answer is [`Descent::Unsettled`].
+#[inline(always)]
+pub fn climb(id: &ProcessId, mut step: impl FnMut(&mut ProcessId) -> Step) -> Descent {
+    let mut at = *id;
+    let mut held = None;
+    for _ in 0..limits::CLIMB_STEPS {
+        match (step(&mut at), held) {
+            (Step::Inside, _) => return Descent::Inside,
+            (Step::Unrecorded, None) => return Descent::Unrecorded,
+            (Step::Unrecorded, Some(NOT_HELD)) => return Descent::Outside,
+            (Step::Unrecorded, Some(_)) => return Descent::Unsettled,
+            (Step::Up(_), _) if at.is_none() => return Descent::Outside,
+            (Step::Up(holds), _) => held = Some(holds),
+        }
+    }
+    Descent::Unsettled
 }

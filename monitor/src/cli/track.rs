@@ -231,9 +231,7 @@ fn status(output: Output) -> anyhow::Result<Code> {
             "{distrust}; look what it is, and remove it before `lifemon track on`"
         )),
     };
-    let state = Tracker::open()?
-        .map(read_state)
-        .transpose()?;
+    let state = Tracker::open()?.map(read_state).transpose()?;
     let code = if state.is_some() {
         Code::Done
     } else {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
-use lifemon_ebpf::{DEAD, HELD, LEARNING, ProcessId, Record, limits};
+use lifemon_ebpf::{DEAD, HELD, LEARNING, PASS_LEARN, Pass, ProcessId, Record, limits};
 
 use super::load::{LEARN_PASSES, drain_iterator};
 use super::lock::Patience;
@@ -110,7 +110,10 @@ impl Tracker {
     fn pass_until_learnt(&mut self) -> Result<bool, Error> {
         sys::wait_for_running_programs().map_err(Error::Map)?;
         for _ in 0..LEARN_PASSES {
-            self.pass.at(0).clear();
+            self.pass.at(0).ask(&Pass {
+                kind: PASS_LEARN,
+                ..Pass::default()
+            });
             drain_iterator(self.open_pass("learn")?).map_err(Error::Map)?;
             let found = self.pass.at(0);
             if found.failed.load(Ordering::SeqCst) > 0 {

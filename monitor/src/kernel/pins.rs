@@ -252,10 +252,12 @@ impl Pins {
 
 /// Opens the links of the passes.
 fn passes(version: &Directory) -> Result<[(&'static str, OwnedFd); PASSES.len()], Error> {
-    let [learn, traits] = PASSES;
+    let [learn, label, traits] = PASSES;
+    let open = |name: &str| get(version, &format!("links/{name}"));
     Ok([
-        (learn, get(version, &format!("links/{learn}"))?),
-        (traits, get(version, &format!("links/{traits}"))?),
+        (learn, open(learn)?),
+        (label, open(label)?),
+        (traits, open(traits)?),
     ])
 }
 
