@@ -83,7 +83,7 @@ fn on_is_on_until_off_and_off_leaves_nothing() {
     assert!(status.forks >= 1 && status.exits >= 1, "{status:?}");
     assert_eq!((status.watched_trees, status.memberships), (0, 0));
     let hooks: Vec<_> = status.cost.iter().map(|cost| cost.hook.as_str()).collect();
-    let mut expected = vec!["exit", "fork", "exec", "signal", "oom"];
+    let mut expected = vec!["exit", "fork", "exec", "rename", "signal", "oom"];
     if can_preempt_tracepoints() {
         expected.push("exit-stand-in");
     }
@@ -130,7 +130,7 @@ fn a_torn_tracker_is_told_and_repaired() {
     for pin in [
         "maps/LINEAGE",
         "links/fork",
-        "links/label",
+        "links/learn",
         "programs/exit",
         "programs/sweep",
     ] {

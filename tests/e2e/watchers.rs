@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use lifemon_tests::reports::{About, Exited, Fork, Identified as _, Lost, TrackStatus, set_of};
+use lifemon_tests::reports::{
+    About, Exited, Fork, Identified as _, KillReport, Lost, TrackStatus, set_of,
+};
 use lifemon_tests::{
     Actor, DEADLINE, Finished, HostTracker, Lifemon, Process, Sandbox, Stream, actor, needs,
     on_every_path, scaled,
@@ -85,34 +87,34 @@ fn five_watchers_each_see_their_own_tree(options: &[&str]) {
 on_every_path!(five_watchers_each_see_their_own_tree);
 
 #[test]
-fn the_ninth_on_one_tree_is_refused() {
+fn the_eighth_on_one_tree_is_refused_and_a_kill_is_not() {
     let tracker = HostTracker::on(&[]);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "nested");
     actor.step();
     let (root, mid, leaf) = (actor.process(), actor.child("mid"), actor.child("leaf"));
     // Each of them has the leaf in its tree.
-    let mut eight: Vec<_> = [root, mid, leaf, root, mid, leaf, root, root]
+    let mut seven: Vec<_> = [root, mid, leaf, root, mid, leaf, root]
         .map(|process| attach(process, &[]))
         .into();
-    for stream in &mut eight {
+    for stream in &mut seven {
         stream.attached();
     }
-    assert_eq!(tracker.status().watched_trees, 8);
+    assert_eq!(tracker.status().watched_trees, 7);
 
     for process in [root, leaf] {
-        let ninth = Lifemon::find().run(["attach", &process.pid.to_string()]);
-        assert_eq!((ninth.code, ninth.stdout.as_str()), (Some(1), ""));
-        assert_eq!(ninth.stderr.lines().count(), 1, "{}", ninth.stderr);
+        let eighth = Lifemon::find().run(["attach", &process.pid.to_string()]);
+        assert_eq!((eighth.code, eighth.stdout.as_str()), (Some(1), ""));
+        assert_eq!(eighth.stderr.lines().count(), 1, "{}", eighth.stderr);
         assert!(
-            ninth.stderr.contains("overlaps with 8 others"),
+            eighth.stderr.contains("overlaps with 7 others"),
             "{}",
-            ninth.stderr
+            eighth.stderr
         );
         assert!(
-            ninth.stderr.contains("end one of them first"),
+            eighth.stderr.contains("end one of them first"),
             "{}",
-            ninth.stderr
+            eighth.stderr
         );
     }
     let other = actor!(sandbox, "pause");
@@ -120,12 +122,20 @@ fn the_ninth_on_one_tree_is_refused() {
 
     actor.command("spawn-leaf");
     let child = actor.child("leaf-child");
-    for stream in &mut eight {
+    for stream in &mut seven {
         wait_for_exit(stream, child);
     }
-    eight.pop().expect("eight").interrupt();
-    attach(root, &[]).attached();
-    for mut stream in eight {
+    seven.pop().expect("seven").interrupt();
+    seven.push(attach(root, &[]));
+    seven[6].attached();
+    // Watchers are never in the way of a kill.
+    let killed = Lifemon::find().run(["kill", &leaf.pid.to_string(), "-o", "json"]);
+    assert_eq!(killed.code, Some(0), "{}", killed.stderr);
+    assert!(killed.report::<KillReport>().extinct, "{killed:?}");
+    for stream in &mut seven {
+        wait_for_exit(stream, leaf);
+    }
+    for mut stream in seven {
         stream.interrupt();
         let finished = stream.finish();
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);

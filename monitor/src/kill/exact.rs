@@ -78,7 +78,10 @@ pub async fn kill_trees(
     for root in [root].iter().chain(others) {
         guard.check(*root, options.force)?;
     }
-    let watch = WatchOptions::default();
+    let watch = WatchOptions {
+        is_for_kill: true,
+        ..WatchOptions::default()
+    };
     let (mut session, start) = Session::start_all(tracker, root, others, &watch)?;
     session.ignore_gone();
     let mut killing = Killing::new(session, start, begun);
