@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use lifemon_tests::reports::{
-    About, Exited, Fork, Identified as _, KillReport, Lost, TrackStatus, set_of,
-};
+use lifemon_tests::killing::{assert_killed, kill};
+use lifemon_tests::reports::{About, Exited, Fork, Identified as _, Lost, TrackStatus, set_of};
 use lifemon_tests::{
     Actor, DEADLINE, Finished, HostTracker, Lifemon, Process, Sandbox, Stream, actor, needs,
     on_every_path, scaled,
@@ -129,9 +128,7 @@ fn the_eighth_on_one_tree_is_refused_and_a_kill_is_not() {
     seven.push(attach(root, &[]));
     seven[6].attached();
     // Watchers are never in the way of a kill.
-    let killed = Lifemon::find().run(["kill", &leaf.pid.to_string(), "-o", "json"]);
-    assert_eq!(killed.code, Some(0), "{}", killed.stderr);
-    assert!(killed.report::<KillReport>().extinct, "{killed:?}");
+    assert_killed(&kill(&leaf.pid, &[]));
     for stream in &mut seven {
         wait_for_exit(stream, leaf);
     }
