@@ -10,7 +10,7 @@ use crate::pipe::Pipe;
 use crate::process::{hold, spawn, until};
 use crate::talk::{begin, commands, fail, next_step, reap, report};
 
-/// First N that stay, then role `middle`. On the next line all N end; then the middle forks role
+/// Makes N that stay, then role `middle`. On the next line all N end; then the middle forks role
 /// `leaf`, which stays, and on one more line the middle exits.
 pub(crate) fn lost_creator(args: &mut Args) -> i32 {
     let fillers = args.count("fillers", 5_000);
@@ -36,7 +36,7 @@ pub(crate) fn lost_creator(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Role `worker`: dies of signal N, which a timer of its own sends a moment later.
+/// Makes role `worker`, which dies of signal N, which a timer of its own sends a moment later.
 pub(crate) fn timer(args: &mut Args) -> i32 {
     let number = args.count("signal", 31).cast_signed();
     begin();
