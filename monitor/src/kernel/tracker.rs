@@ -345,7 +345,6 @@ impl Tracker {
     ///
     /// # Errors
     /// When the pass cannot run.
-    #[expect(dead_code, reason = "asked for by verdicts, which come next")]
     pub fn subreapers(&mut self) -> Result<HashSet<ProcessId>, Error> {
         let traits = sys::read_items::<Traits>(self.open_pass("traits")?).map_err(Error::Map)?;
         let subreapers = traits.into_iter();

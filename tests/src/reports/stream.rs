@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Exit, Id, Member, Signal, Who, is_process};
+use super::{Exit, Id, Incomplete, Member, Signal, Who, is_process};
 use crate::Process;
 
 use event::Time as _;
@@ -148,7 +148,7 @@ lines! {
         pub complete: bool,
         /// Why it is not complete.
         #[serde(default)]
-        pub incomplete: Vec<CountedLoss>,
+        pub incomplete: Vec<Incomplete>,
     }
 
     /// GPU memory of a process that died, given back.
@@ -200,7 +200,7 @@ lines! {
         pub complete: bool,
         /// Why it is not complete.
         #[serde(default)]
-        pub incomplete: Vec<NamedLoss>,
+        pub incomplete: Vec<Incomplete>,
     }
 }
 
@@ -235,8 +235,8 @@ happenings! {
 
     /// The loss of its creator.
     pub struct Orphaned {
-        /// `reparented` or `stranded`.
-        pub class: String,
+        /// The root is dead too.
+        pub stranded: bool,
         /// The pid of its new parent.
         pub parent: Option<i32>,
     }
@@ -252,24 +252,6 @@ impl About for GpuHeld {
     fn subject(&self) -> &Subject {
         &self.process
     }
-}
-
-/// A reason why a tree is not complete.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CountedLoss {
-    /// In one word.
-    pub reason: String,
-    /// How much.
-    pub count: u64,
-}
-
-/// A reason why a stream is not complete.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NamedLoss {
-    /// In one word.
-    pub reason: String,
 }
 
 /// What the last line counts.

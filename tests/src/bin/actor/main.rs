@@ -11,6 +11,7 @@ mod hears;
 mod heirs;
 mod held;
 mod io_uring;
+mod leaving;
 mod load;
 mod log;
 mod lost;
@@ -88,6 +89,8 @@ fn main() {
         "heir" => heirs::heir(),
         "daemons" => daemons::daemons(&mut args),
         "hears" => hears::hears(),
+        "leave" => leaving::leave(&mut args),
+        "leave-on" => leaving::leave_on(&mut args),
         "successors" => heirs::successors(&mut args),
         other => args::usage(&format!("unknown behaviour {other}")),
     };
