@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{assert_killed, kill};
-use lifemon_tests::reports::{Exited, KillReport, Sender, TreeReport, set_of};
+use lifemon_tests::reports::{Exited, Identified as _, KillReport, Sender, TreeReport, set_of};
 use lifemon_tests::{
     HostTracker, Lifemon, Process, Sandbox, actor, needs, on_every_path, private_lock, proc,
     scaled, wait_until,
@@ -64,6 +64,51 @@ const FILLERS: usize = 400;
 
 fn tree(pid: &str) -> TreeReport {
     Lifemon::find().run(["tree", pid, "-o", "json"]).report()
+}
+
+#[test]
+fn ghosts_that_no_death_sees_are_removed_by_the_next_command() {
+    const ROUNDS: u32 = 12;
+    const LENGTH: u32 = 60;
+    let tracker = HostTracker::on(&[]);
+    let before = tracker.status().ghosts;
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "flood", ROUNDS, LENGTH);
+    actor.step();
+    let leaf = actor.child("leaf");
+    let status = tracker.status();
+    assert!(status.ghosts < before + 40, "{status:?}");
+    let tree = tree(&actor.pid().to_string());
+    assert!(tree.complete, "{tree:?}");
+    let found = tree
+        .processes
+        .iter()
+        .find(|process| process.process() == leaf);
+    let elided = found.expect("the leaf").elided;
+    assert!(elided > ROUNDS * LENGTH / 2, "{tree:?}");
+    let report = assert_killed(&kill(&actor.pid(), &[]));
+    assert!(set_of(&report.killed).contains(&leaf));
+}
+
+#[test]
+fn a_map_full_of_ghosts_heals_and_is_in_nobodys_way() {
+    const ROUNDS: u32 = 12;
+    const LENGTH: u32 = 60;
+    let tracker = tracker_with_room_for(300);
+    let (sandbox, near) = (Sandbox::new(), Sandbox::new());
+    let mut flood = actor!(sandbox, "flood", ROUNDS, LENGTH);
+    flood.step();
+    // Without a record, unless there is room by now.
+    let mut actor = actor!(near, "fork-hold", 3);
+    actor.step();
+    let pid = actor.pid().to_string();
+    let attached = Lifemon::find().attach(&pid, &[]).attached();
+    assert!(attached.complete, "{attached:?}");
+    assert_eq!(attached.members.len(), 4, "{attached:?}");
+    let status = tracker.status();
+    assert!(status.complete && status.ghosts < 100, "{status:?}");
+    let report = assert_killed(&kill(&pid, &[]));
+    assert_eq!(report.killed.len(), 4, "{report:?}");
 }
 
 #[test]

@@ -64,6 +64,7 @@ fn main() {
         "sqpoll" => io_uring::sqpoll(),
         "lost-creator" => lost::lost_creator(&mut args),
         "storm" => lost::storm(&mut args),
+        "flood" => lost::flood(&mut args),
         "timer" => lost::timer(&mut args),
         "pid-namespace" => namespace::pid_namespace(),
         "burst" => load::burst(&mut args),
