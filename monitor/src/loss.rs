@@ -19,8 +19,15 @@ pub enum Loss {
     Unsettled,
     /// The tracker was switched off.
     SwitchedOff,
-    /// The host's tracker is off: nothing is known of what happened before now.
+    /// The host's tracker is off, or was switched on later than what was asked about: nothing is
+    /// known of what happened before.
     NoHistory,
+    /// The host's tracker is on, and this user may not read it.
+    TrackerUnreadable,
+    /// This user may not see whether the host's tracker is on.
+    TrackerHidden,
+    /// `/proc` does not show every process.
+    ProcHidden,
     /// The driver of a GPU does not answer.
     DriverHung,
     /// The driver of a GPU has failed.
@@ -41,10 +48,23 @@ impl Loss {
             Self::Unsettled => "unsettled",
             Self::SwitchedOff => "switched_off",
             Self::NoHistory => "no_history",
+            Self::TrackerUnreadable => "tracker_unreadable",
+            Self::TrackerHidden => "tracker_hidden",
+            Self::ProcHidden => "proc_hidden",
             Self::DriverHung => "driver_hung",
             Self::DriverFailed => "driver_failed",
             Self::Unreadable => "unreadable",
         }
+    }
+
+    /// Returns whether it is only that history begins too late: nothing went wrong, and what is
+    /// known is exact.
+    #[must_use]
+    pub const fn is_missing_history(self) -> bool {
+        matches!(
+            self,
+            Self::NoHistory | Self::TrackerUnreadable | Self::TrackerHidden
+        )
     }
 
     /// Returns what happened and what to do about it.
@@ -58,8 +78,20 @@ impl Loss {
             Self::Unsettled => "the lineage of some processes did not settle; attach again",
             Self::SwitchedOff => "the tracker was switched off",
             Self::NoHistory => {
-                "the host's tracker is off, so what died before now is not known; \
+                "what died before tracking began is not known; \
                  `lifemon track on` keeps it from now on"
+            }
+            Self::TrackerUnreadable => {
+                "the tracker is on, but not readable for you, so what died before now is not \
+                 known; run this as root"
+            }
+            Self::TrackerHidden => {
+                "whether the tracker is on is not visible for you, so what died before now is not \
+                 known; run this as root"
+            }
+            Self::ProcHidden => {
+                "/proc is not mounted, or hides processes, so what only it knows is missing; \
+                 run this as root, with the host's /proc"
             }
             Self::DriverHung => "the driver of a GPU does not answer; see the kernel's log",
             Self::DriverFailed => "the driver of a GPU has failed; see `lifemon gpu`",
@@ -82,6 +114,9 @@ mod tests {
             Loss::Unsettled,
             Loss::SwitchedOff,
             Loss::NoHistory,
+            Loss::TrackerUnreadable,
+            Loss::TrackerHidden,
+            Loss::ProcHidden,
             Loss::DriverHung,
             Loss::DriverFailed,
             Loss::Unreadable,

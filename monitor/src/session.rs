@@ -128,6 +128,7 @@ impl Session {
         let snapshot = watcher.tracker().snapshot()?;
         let start = describe(
             root,
+            others,
             &members,
             &snapshot.records,
             snapshot.since_ns,

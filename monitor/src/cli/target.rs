@@ -37,7 +37,7 @@ impl FromStr for Target {
 
 impl Target {
     /// Finds the process in a snapshot: alive, or a ghost when it was named exactly or nothing else
-    /// has its pid.
+    /// has its pid. A pid that a living process and a ghost have had is neither.
     ///
     /// # Errors
     /// [`NoSuchProcess`], which says what the pid is instead and what to do.
@@ -56,11 +56,18 @@ impl Target {
                 None => format!("no process {}@{start_ns}", self.pid),
             }));
         }
+        let pid = self.pid;
+        let ghost = snapshot.ghost(pid).map(|(id, _)| *id);
+        if let (Some(now), Some(ghost)) = (live, ghost) {
+            return Err(NoSuchProcess(format!(
+                "{pid} is two processes: {pid}@{}, which is dead and has left processes behind, and \
+                 {pid}@{}, which is alive; name the one that you mean",
+                ghost.start_ns, now.start_ns
+            )));
+        }
         if let Some(id) = live {
             return Ok(id);
         }
-        let pid = self.pid;
-        let ghost = snapshot.ghost(pid).map(|(id, _)| *id);
         match (proc::kind(pid), ghost) {
             (Kind::ThreadOf(group), _) => Err(NoSuchProcess(format!(
                 "{pid} is a thread of process {group}, not a process; use {group}"
@@ -82,6 +89,29 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Checks that a process that was named by its pid alone was there before the command began, at
+    /// `begun_ns` since boot: one that has started since was given the pid of the one that was
+    /// meant.
+    ///
+    /// # Errors
+    /// [`NoSuchProcess`], with the way to mean it all the same.
+    pub(super) fn check_is_older(
+        self,
+        found: ProcessId,
+        begun_ns: u64,
+    ) -> Result<(), NoSuchProcess> {
+        if self.start_ns.is_some() || found.start_ns <= begun_ns {
+            return Ok(());
+        }
+        let (pid, start_ns) = (found.pid, found.start_ns);
+        Err(NoSuchProcess(format!(
+            "process {pid} is gone; its pid is that of a process by now that is younger than this \
+             command; {pid}@{start_ns} names that one"
+        )))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use lifemon_ebpf::{DEAD, LIVE, Record};
@@ -97,6 +127,7 @@ mod tests {
             records: vec![
                 (ProcessId::new(7, 70), record(DEAD)),
                 (ProcessId::new(7, 77), record(LIVE)),
+                (ProcessId::new(8, 80), record(LIVE)),
                 (ProcessId::new(4_000_009, 90), record(DEAD)),
             ],
             ..Snapshot::default()
@@ -136,8 +167,26 @@ mod tests {
 
     #[test]
     fn a_pid_is_the_living_process_that_has_it() {
+        let target: Target = "8".parse().unwrap();
+        assert_eq!(target.find(&snapshot()).unwrap(), ProcessId::new(8, 80));
+    }
+
+    #[test]
+    fn a_pid_that_a_ghost_has_had_as_well_is_neither_and_both_are_named() {
         let target: Target = "7".parse().unwrap();
-        assert_eq!(target.find(&snapshot()).unwrap(), ProcessId::new(7, 77));
+        let error = target.find(&snapshot()).unwrap_err().0;
+        assert!(error.contains("7@70") && error.contains("7@77"), "{error}");
+    }
+
+    #[test]
+    fn who_is_younger_than_the_command_must_be_named_exactly() {
+        let found = ProcessId::new(7, 77);
+        let check = |text: &str, begun_ns| {
+            let target: Target = text.parse().unwrap();
+            target.check_is_older(found, begun_ns)
+        };
+        assert!(check("7", 77).is_ok() && check("7@77", 76).is_ok());
+        assert!(check("7", 76).unwrap_err().0.contains("7@77"));
     }
 
     #[test]

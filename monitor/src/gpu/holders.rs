@@ -120,10 +120,7 @@ pub fn scan(processes: impl IntoIterator<Item = ProcessId>, files: &DeviceFiles)
 fn holding(id: ProcessId, files: &DeviceFiles) -> io::Result<Holding> {
     let mut holding = Holding::default();
     let mut clients = Vec::new();
-    for file in proc::open_files(id.pid)? {
-        if !files.has(&file.target) {
-            continue;
-        }
+    for file in proc::open_files(id.pid, |file| files.has(&file.target))? {
         if file.target.starts_with(DRM) {
             clients.extend(drm::client(id.pid, file.descriptor));
         }

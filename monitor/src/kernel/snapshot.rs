@@ -2,7 +2,9 @@
 
 use lifemon_ebpf::{LIVE, ProcessId, Record};
 
+use super::pins;
 use crate::loss::Loss;
+use crate::proc;
 
 /// All records at one time. Each bucket of the map was read under its lock, the whole was not:
 /// what lived through the whole reading is in it.
@@ -24,13 +26,17 @@ impl Snapshot {
     /// Returns what makes answers from this incomplete.
     #[must_use]
     pub fn losses(&self) -> Vec<Loss> {
+        let history = (!self.is_pinned).then(pins::missing_history);
         let losses = [
-            (Loss::NoHistory, !self.is_pinned),
+            (Loss::ProcHidden, proc::trouble().is_some()),
             (Loss::LineageFull, self.lost_records > 0),
             (Loss::MissedRuns, self.missed_forks > 0),
         ];
         let standing = losses.into_iter().filter(|(_, stands)| *stands);
-        standing.map(|(loss, _)| loss).collect()
+        history
+            .into_iter()
+            .chain(standing.map(|(loss, _)| loss))
+            .collect()
     }
 
     /// Returns the living process that has this pid now.

@@ -57,6 +57,15 @@ pub struct Distrust {
     pub flaw: Flaw,
 }
 
+impl Distrust {
+    /// Returns whether this process may not look there: then what is there is not known.
+    pub(super) fn is_closed(&self) -> bool {
+        // A directory that was opened without the right to list it has no entries to read (EBADF).
+        let errors = [libc::EACCES, libc::EPERM, libc::EBADF];
+        matches!(self.flaw, Flaw::Refused(errno) if errors.contains(&errno))
+    }
+}
+
 impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::suspects::Suspect;
 use crate::ProcessId;
 use crate::loss::Loss;
 use crate::process::{Death, Process, Who, is_same_process, json};
@@ -167,6 +168,11 @@ pub struct KillReport {
     pub extinct: bool,
     /// The losses that make the answer incomplete.
     pub losses: Vec<Loss>,
+    /// Processes that look like former members, where history is missing: those that are still
+    /// alive, and those that were killed with the tree.
+    pub suspects: Vec<Suspect>,
+    /// True if the kill is done although suspects are alive.
+    pub(crate) accepts_suspects: bool,
     /// From the beginning until it was extinct, or until the time was over.
     pub elapsed: Duration,
     /// Until the last of them was gone, its memory released; `None` when that was not seen.
@@ -176,14 +182,30 @@ pub struct KillReport {
 }
 
 impl KillReport {
-    /// Returns whether nothing of the tree is left: no process, and no GPU memory that was waited
-    /// for.
+    /// Returns whether nothing of the tree is left: no process, no GPU memory that was waited for,
+    /// and no suspect, unless those are accepted. False after a loss that leaves this in doubt; that
+    /// history is missing is none.
     #[must_use]
     pub fn is_done(&self) -> bool {
         let is_released = |release: &Release| release.held.is_empty() && !release.hung;
         self.extinct
             && self.outcome.survivors.is_empty()
+            && self.losses.iter().all(|loss| loss.is_missing_history())
+            && (self.accepts_suspects || self.suspects.iter().all(|suspect| suspect.killed))
             && self.release.as_ref().is_none_or(is_released)
+    }
+
+    /// Returns whether it is certain that no process of the tree is left.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.extinct && self.losses.is_empty() && self.outcome.survivors.is_empty()
+    }
+
+    /// Returns whether this process is among those that died.
+    pub(crate) fn has_killed(&self, id: ProcessId) -> bool {
+        let dying = self.outcome.already_dying.iter().map(|dying| dying.id);
+        let killed = self.outcome.killed.iter().map(|killed| killed.process.id);
+        killed.chain(dying).any(|dead| dead == id)
     }
 }
 

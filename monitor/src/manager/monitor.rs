@@ -317,7 +317,9 @@ impl Monitor {
         let Some(session) = &self.session else { return };
         let mut inner = self.shared.lock();
         inner.orphans = session.watch().orphans();
+        // The guardian is a subreaper from its beginning: nothing has ever left its tree.
         let losses = session.standing_losses().iter();
+        let losses = losses.filter(|loss| !loss.is_missing_history());
         inner.incomplete = losses.map(|loss| loss.word().to_owned()).collect();
     }
 

@@ -150,12 +150,12 @@ impl Marks {
 /// Returns open files that a process has in common only with those who got them from it or from its
 /// ancestors, or who share memory with it by name.
 fn private_files(pid: u32) -> Vec<PathBuf> {
-    let files = proc::open_files(pid).unwrap_or_default().into_iter();
     let is_standard = |descriptor: u32| descriptor <= 2;
-    files
-        .filter(|file| !is_standard(file.descriptor) && is_private(&file.target))
-        .map(|file| file.target)
-        .collect()
+    let files = proc::open_files(pid, |file| {
+        !is_standard(file.descriptor) && is_private(&file.target)
+    });
+    let files = files.unwrap_or_default().into_iter();
+    files.map(|file| file.target).collect()
 }
 
 fn is_private(target: &Path) -> bool {

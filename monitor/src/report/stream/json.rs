@@ -148,7 +148,7 @@ impl Stream {
                 .iter()
                 .map(|lost| LossJson {
                     reason: lost.loss.word(),
-                    count: Some(lost.count),
+                    count: (lost.count > 0).then_some(lost.count),
                 })
                 .collect(),
             ..self.line("attached", Some(at_ns))
