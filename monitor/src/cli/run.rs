@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::kill::parse_signal;
 use super::{Code, parse_duration};
+use crate::kernel::snapshot::exact_identities;
 use crate::process::Signal;
 use crate::report;
 use crate::supervise::{self, RunOptions};
@@ -59,10 +60,15 @@ pub(super) fn run(args: &Args) -> Code {
         Ok(file) => file,
         Err(error) => return cannot_report(args, &error),
     };
-    let ended = match supervise::run(&options) {
+    let mut ended = match supervise::run(&options) {
         Ok(ended) => ended,
         Err(error) => return fail(&error, error.code()),
     };
+    if file.is_some() {
+        let survivors = ended.rest.survivors.iter_mut();
+        let survivors = survivors.map(|survivor| &mut survivor.process.id);
+        exact_identities(survivors.chain([&mut ended.command]));
+    }
     // Standard error may be closed; then nobody can read the message.
     let text = report::run::text(&options, &ended.rest);
     let _ = std::io::stderr().write_all(text.as_bytes());

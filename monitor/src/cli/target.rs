@@ -45,8 +45,8 @@ impl Target {
         let live = snapshot.live(self.pid).map(|(id, _)| *id);
         if let Some(start_ns) = self.start_ns {
             let id = ProcessId::new(self.pid, start_ns);
-            if snapshot.records.iter().any(|(known, _)| *known == id) {
-                return Ok(id);
+            if let Some(exact) = snapshot.exact(id) {
+                return Ok(exact);
             }
             return Err(NoSuchProcess(match live {
                 Some(now) => format!(

@@ -58,6 +58,19 @@ pub struct Distrust {
 }
 
 impl Distrust {
+    /// Returns what is wrong with a path that is not there.
+    pub(super) fn missing(path: &str) -> Self {
+        Self {
+            path: path.into(),
+            flaw: Flaw::Refused(libc::ENOENT),
+        }
+    }
+
+    /// Returns whether it is not there.
+    pub(super) fn is_missing(&self) -> bool {
+        self.flaw == Flaw::Refused(libc::ENOENT)
+    }
+
     /// Returns whether this process may not look there: then what is there is not known.
     pub(super) fn is_closed(&self) -> bool {
         // A directory that was opened without the right to list it has no entries to read (EBADF).

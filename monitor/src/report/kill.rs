@@ -148,7 +148,7 @@ fn gpu(text: &mut String, release: &Release) {
         );
     }
     for held in &release.held {
-        let (pid, state) = (held.id.pid, &held.state);
+        let (pid, state) = (held.id.pid, printable(&held.state));
         let _ = writeln!(text, "GPU memory still held by {pid}: {state}");
     }
     if release.hung {
