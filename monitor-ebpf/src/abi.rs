@@ -122,7 +122,8 @@ pub struct Record {
     /// The user that owns its user namespace, where that is not the host's; else `uid`. The ghosts
     /// of subordinate user ids count for this one.
     pub account: u32,
-    zero: u32,
+    #[doc(hidden)]
+    pub zero: u32,
 }
 
 impl Record {

@@ -86,7 +86,7 @@ pub use kill::{
     Rest, Subject, Survivor, Suspect, Way,
 };
 pub use lifemon_ebpf::ProcessId;
-pub use loss::Loss;
+pub use loss::{Incomplete, Loss};
 #[doc(no_inline)]
 pub use manager::ProcessManager;
 pub use orphan::{Class, Evidence, Orphan};

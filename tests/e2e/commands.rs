@@ -194,7 +194,7 @@ fn the_doctor_finds_this_host_well() {
     let report = output.json();
     assert_eq!(
         (&report["schema"], &report["ok"]),
-        (&"lifemon/1".into(), &true.into())
+        (&"lifemon/2".into(), &true.into())
     );
     let checks = report["checks"].as_array().expect("checks");
     assert!(checks.len() >= 5, "{report}");

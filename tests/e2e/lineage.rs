@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 /// What an `orphaned` event must say now that the new parent shows in `/proc`.
 #[track_caller]
-fn assert_orphaned(event: &Value, class: &str, creator: Process) {
+fn assert_orphaned(event: &Value, stranded: bool, creator: Process) {
     let pid = event["process"]["pid"].as_i64().expect("a pid") as i32;
-    assert_eq!(event["class"], class, "{event}");
+    assert_eq!(event["stranded"], stranded, "{event}");
     assert!(is_about(&event["creator"], creator), "{event}");
     let parent = proc::ppid(pid).expect("it lives");
     assert_eq!(event["parent"], parent, "{event}");
@@ -57,7 +57,7 @@ fn a_double_forked_grandchild_stays_a_member_and_is_told_as_reparented() {
     actor.step();
     let (middle, grandchild) = (actor.child("middle"), actor.child("grandchild"));
     let orphaned = watching.wait_for("orphaned", grandchild);
-    assert_orphaned(&orphaned, "reparented", middle);
+    assert_orphaned(&orphaned, false, middle);
     Pidfd::of(grandchild).kill();
     watching.wait_for("gone", grandchild);
     actor.close();
@@ -86,7 +86,7 @@ fn an_orphan_is_told_although_a_subreaper_takes_it() {
     let (middle, worker) = (actor.child("middle"), actor.child("worker"));
     actor.step();
     let orphaned = watching.wait_for("orphaned", worker);
-    assert_orphaned(&orphaned, "reparented", middle);
+    assert_orphaned(&orphaned, false, middle);
     assert_eq!(orphaned["parent"], root.pid);
     actor.command(&format!("kill {}", worker.pid));
     actor.close();
@@ -113,11 +113,7 @@ fn a_death_lists_every_child_that_it_orphans_and_so_does_the_summary() {
     let (middle, mut workers) = (actor.child("middle"), actor.children("worker"));
     actor.step();
     for worker in &workers {
-        assert_orphaned(
-            &watching.wait_for("orphaned", *worker),
-            "reparented",
-            middle,
-        );
+        assert_orphaned(&watching.wait_for("orphaned", *worker), false, middle);
     }
     let story = watching.interrupt();
 
@@ -153,7 +149,7 @@ fn the_children_of_a_dead_root_are_stranded_and_their_death_is_extinction() {
     actor.send("exit 3");
     assert_eq!(actor.wait().code(), Some(3));
     for worker in &workers {
-        assert_orphaned(&watching.wait_for("orphaned", *worker), "stranded", root);
+        assert_orphaned(&watching.wait_for("orphaned", *worker), true, root);
     }
     watching.expect_silence();
     for worker in &workers {

@@ -242,7 +242,9 @@ fn who_is_kept_and_never_stands_still_is_in_doubt() {
             );
             continue;
         }
-        let reason = report["incomplete"][0].as_str().expect("a reason");
+        let reason = report["incomplete"][0]["advice"]
+            .as_str()
+            .expect("a reason");
         assert!(reason.contains("came and went"), "{report}");
         assert!(
             output.stderr.contains("somebody may be missing"),
@@ -269,7 +271,9 @@ fn where_proc_hides_processes_that_is_a_doubt() {
     assert_eq!(keep("exit 3")["complete"], true);
     let report = keep("exec >/dev/null 2>&1; sleep 100 & exit 3");
     assert_eq!(report["complete"], false, "{report}");
-    let reason = report["incomplete"][0].as_str().expect("a reason");
+    let reason = report["incomplete"][0]["advice"]
+        .as_str()
+        .expect("a reason");
     assert!(reason.contains("hides"), "{report}");
 }
 

@@ -14,7 +14,7 @@ fn tree(options: &[&str]) -> Value {
         "{output:?}"
     );
     let tree = output.json();
-    assert_eq!(tree["schema"], "lifemon/1", "{tree}");
+    assert_eq!(tree["schema"], "lifemon/2", "{tree}");
     tree
 }
 

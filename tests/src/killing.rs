@@ -76,7 +76,7 @@ pub fn assert_killed(output: &Output) -> KillReport {
 )]
 pub fn checked(report: &Value) -> KillReport {
     let report: KillReport = read(report);
-    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert_eq!(report.schema, "lifemon/2", "{report:?}");
     assert!(report.elapsed_ms >= 0.0, "{report:?}");
     let (killed, survivors) = (once(&report.killed), once(&report.survivors));
     assert!(killed.is_disjoint(&survivors), "{report:?}");

@@ -45,7 +45,7 @@ pub fn ask(command: &str, options: &[&str]) -> Output {
 )]
 pub fn checked_orphans(report: &Value) -> OrphansReport {
     let report: OrphansReport = read(report);
-    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert_eq!(report.schema, "lifemon/2", "{report:?}");
     let once = set_of(&report.orphans);
     assert_eq!(once.len(), report.orphans.len(), "twice: {report:?}");
     for orphan in &report.orphans {

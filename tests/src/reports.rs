@@ -15,8 +15,8 @@ use serde_json::Value;
 use crate::{Process, proc};
 
 pub use stream::{
-    Attached, CountedLoss, Detached, Event, Exec, Exited, Extinct, Fork, Gone, GpuHeld,
-    GpuReleased, Lost, NamedLoss, Orphaned, Signalled, Subject, Summary,
+    Attached, Detached, Event, Exec, Exited, Extinct, Fork, Gone, GpuHeld, GpuReleased, Lost,
+    Orphaned, Signalled, Subject, Summary,
 };
 pub use track::{HookCost, TrackLost, TrackStatus, TrackSwitch};
 
@@ -316,8 +316,10 @@ pub struct Memory {
 pub struct Incomplete {
     /// In one word.
     pub reason: String,
-    /// What to do about it.
-    pub advice: String,
+    /// How much, where it is counted.
+    pub count: Option<u64>,
+    /// What happened, and what to do about it.
+    pub advice: Option<String>,
 }
 
 /// What became of the GPU memory of the killed.
@@ -366,7 +368,7 @@ pub struct KillReport {
     pub complete: bool,
     /// Why it is not complete.
     #[serde(default)]
-    pub incomplete: Vec<String>,
+    pub incomplete: Vec<Incomplete>,
     /// Until the tree was extinct.
     pub elapsed_ms: f64,
     /// Until the memory of all of them was released.

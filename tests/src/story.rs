@@ -74,7 +74,7 @@ impl Story {
         assert_eq!(first["event"], "attached");
         assert_eq!(last["event"], "detached");
         for (event, seq) in self.events.iter().zip(1_u64..) {
-            assert_eq!(event["schema"], "lifemon/1", "{event}");
+            assert_eq!(event["schema"], "lifemon/2", "{event}");
             assert_eq!(event["seq"], seq, "{event}");
             assert_eq!(event["tree"], first["tree"], "{event}");
             assert!(time(event).is_some(), "{event}");
@@ -287,7 +287,7 @@ mod tests {
 
     fn finished(events: &[Value]) -> Finished {
         let common = json!({
-            "schema": "lifemon/1",
+            "schema": "lifemon/2",
             "tree": {"pid": 1, "start_ns": 5},
             "time": "2026-01-01T00:00:00.000000000Z",
         });

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Exit, Id, Member, Signal, Who};
+use super::{Exit, Id, Incomplete, Member, Signal, Who};
 
 /// Writes the lines, each with the same fields first.
 macro_rules! lines {
@@ -114,7 +114,7 @@ lines! {
         pub complete: bool,
         /// Why it is not complete.
         #[serde(default)]
-        pub incomplete: Vec<CountedLoss>,
+        pub incomplete: Vec<Incomplete>,
     }
 
     /// GPU memory of a process that died, given back.
@@ -166,7 +166,7 @@ lines! {
         pub complete: bool,
         /// Why it is not complete.
         #[serde(default)]
-        pub incomplete: Vec<NamedLoss>,
+        pub incomplete: Vec<Incomplete>,
     }
 }
 
@@ -201,29 +201,11 @@ happenings! {
 
     /// The loss of its creator.
     pub struct Orphaned {
-        /// `reparented` or `stranded`.
-        pub class: String,
+        /// The root is dead too.
+        pub stranded: bool,
         /// The pid of its new parent.
         pub parent: Option<i32>,
     }
-}
-
-/// A reason why a tree is not complete.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CountedLoss {
-    /// In one word.
-    pub reason: String,
-    /// How much.
-    pub count: u64,
-}
-
-/// A reason why a stream is not complete.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NamedLoss {
-    /// In one word.
-    pub reason: String,
 }
 
 /// What the last line counts.
@@ -252,7 +234,7 @@ mod tests {
     use super::*;
 
     fn gone() -> Value {
-        json!({"event": "gone", "schema": "lifemon/1", "seq": 4, "after_us": 651,
+        json!({"event": "gone", "schema": "lifemon/2", "seq": 4, "after_us": 651,
             "tree": {"pid": 1, "start_ns": 5}, "process": {"pid": 1, "start_ns": 5}})
     }
 
