@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::kill::parse_signal;
 use super::{Code, parse_duration};
-use crate::kernel::snapshot::exact_identities;
+use crate::ProcessId;
+use crate::kernel::Tracker;
 use crate::process::Signal;
 use crate::report;
 use crate::supervise::{self, RunOptions};
@@ -94,4 +95,16 @@ fn cannot_report(args: &Args, error: &io::Error) -> Code {
 fn fail(error: &dyn Display, code: u8) -> Code {
     let _ = writeln!(std::io::stderr(), "lifemon: {error}");
     Code::Command(code)
+}
+
+/// Replaces identities whose start is known to a clock tick by the exact ones, as far as the host's
+/// tracker is on and knows them. Others stay as they are.
+fn exact_identities<'a>(processes: impl IntoIterator<Item = &'a mut ProcessId>) {
+    let snapshot = Tracker::open().ok().flatten();
+    let Some(Ok(snapshot)) = snapshot.map(|tracker| tracker.snapshot()) else {
+        return;
+    };
+    for process in processes {
+        *process = snapshot.exact(*process).unwrap_or(*process);
+    }
 }

@@ -3,7 +3,6 @@
 use lifemon_ebpf::{LIVE, ProcessId, Record};
 
 use super::pins;
-use super::tracker::Tracker;
 use crate::loss::Loss;
 use crate::proc;
 use crate::process::{is_same_process, is_to_a_tick};
@@ -83,20 +82,6 @@ impl Snapshot {
             .iter()
             .filter(|(id, record)| id.pid == pid && record.state != LIVE)
             .max_by_key(|(id, _)| id.start_ns)
-    }
-}
-
-/// Returns the exact identities of these processes, as far as the pinned tracker is on and knows
-/// them. Others stay as they are.
-pub fn exact_identities<'a>(processes: impl IntoIterator<Item = &'a mut ProcessId>) {
-    let Ok(Some(tracker)) = Tracker::open() else {
-        return;
-    };
-    let Ok(snapshot) = tracker.snapshot() else {
-        return;
-    };
-    for process in processes {
-        *process = snapshot.exact(*process).unwrap_or(*process);
     }
 }
 

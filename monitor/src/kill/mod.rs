@@ -42,10 +42,9 @@ pub(crate) mod walk;
 pub use exact::{KillError, kill_tree, kill_trees};
 pub use options::KillOptions;
 pub use outcome::{
-    Held, KillReport, Killed, Outcome, Release, Released, Rest, Subject, Survivor, Way,
+    Held, KillReport, Killed, Outcome, Release, Released, Rest, Subject, Survivor, Suspect, Way,
 };
 pub use refuse::KillRefusal;
-pub use suspects::Suspect;
 
 pub(crate) use below::kill_tree as kill_below;
 pub(crate) use exact::kill_on_a_thread;

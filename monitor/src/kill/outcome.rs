@@ -21,9 +21,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::suspects::Suspect;
 use crate::ProcessId;
 use crate::loss::{Incomplete, Loss};
+use crate::proc::Shared;
 use crate::process::{Death, Process, Who, is_same_process, json};
 
 /// The process that an outcome is about, as it can be named when it is gone.
@@ -118,6 +118,22 @@ impl Survivor {
             reason,
         }
     }
+}
+
+/// A living process that is no member of the tree and looks like a former one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Suspect {
+    /// The process.
+    #[serde(flatten)]
+    pub process: Subject,
+    /// Its present parent, which stands above the root and takes in orphans.
+    pub parent: Who,
+    /// What it has in common with the root or a member, and not with its parent.
+    pub evidence: Vec<Shared>,
+    /// True if it was killed with the tree.
+    #[serde(default)]
+    pub killed: bool,
 }
 
 /// The outcome for the processes of a tree.

@@ -15,15 +15,14 @@
 use std::collections::{HashMap, HashSet};
 
 use lifemon_ebpf::{INFERRED, ProcessId};
-use serde::{Deserialize, Serialize};
 
-use super::outcome::Subject;
+use super::outcome::Suspect;
 use super::refuse::Guard;
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{Error, Tracker};
-use crate::proc::{self, Belongings, Shared};
-use crate::process::{Process, Who};
+use crate::proc::{self, Belongings};
+use crate::process::Process;
 
 /// What becomes of suspects.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,22 +34,6 @@ pub(crate) enum Suspects {
     Accept,
     /// They die with the tree, and everything below them.
     Kill,
-}
-
-/// A living process that is no member of the tree and looks like a former one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Suspect {
-    /// The process.
-    #[serde(flatten)]
-    pub process: Subject,
-    /// Its present parent, which stands above the root and takes in orphans.
-    pub parent: Who,
-    /// What it has in common with the root or a member, and not with its parent.
-    pub evidence: Vec<Shared>,
-    /// True if it was killed with the tree.
-    #[serde(default)]
-    pub killed: bool,
 }
 
 /// Finds the suspects of the tree of `root`; none where its whole history is known.
