@@ -48,7 +48,9 @@ fn end_root(sandbox: &Sandbox, mut actor: Actor) {
     assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
     let last = finished.events.last().expect("events");
     assert_eq!(last["event"], "detached", "{last}");
-    assert_eq!(last["complete"], true, "{last}");
+    let reasons = last["incomplete"].as_array().into_iter().flatten();
+    let mut reasons = reasons.map(|it| &it["reason"]);
+    assert!(reasons.all(|reason| reason == "no_history"), "{last}");
     assert_eq!(last["summary"]["alive"], json!(0), "{last}");
     let extinct = finished.events.iter();
     assert_eq!(

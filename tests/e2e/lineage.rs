@@ -249,7 +249,7 @@ fn assert_members(attached: &Value, expected: &[(Process, Option<Process>)]) {
     let found: BTreeMap<_, _> = found.collect();
     assert_eq!(found.len(), members.len(), "nobody twice");
     assert_eq!(found, expected);
-    assert_eq!(attached["complete"], true);
+    assert_eq!(attached["incomplete"][0]["reason"], "no_history");
     assert_eq!(attached["ghosts"], json!([]));
 }
 

@@ -31,6 +31,7 @@ mod kill_interrupted;
 mod kill_on_root_exit;
 mod kill_refused;
 mod kill_survivors;
+mod kill_suspects;
 
 // The library.
 mod library;
@@ -47,5 +48,6 @@ mod run_terminal;
 
 // The program as such.
 mod commands;
+mod honest;
 mod refusals;
 mod shapes;

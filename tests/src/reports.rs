@@ -143,6 +143,22 @@ identified! {
         pub reason: String,
     }
 
+    /// A process that looks like a former member of a tree.
+    pub struct Suspect {
+        /// Its `comm`.
+        pub name: Option<String>,
+        /// Its real user.
+        pub uid: Option<u32>,
+        /// Its pid in its own pid namespace.
+        pub ns_pid: Option<i32>,
+        /// The parent that it has now.
+        pub parent: Who,
+        /// What speaks for it.
+        pub evidence: Vec<Evidence>,
+        /// It was killed with the tree.
+        pub killed: bool,
+    }
+
     /// GPU memory of one of the killed, given back.
     pub struct Released {
         /// How long that took.
@@ -322,6 +338,21 @@ pub struct Incomplete {
     pub advice: Option<String>,
 }
 
+/// Claims what makes an answer incomplete: nothing, or that its history begins too late.
+///
+/// # Panics
+/// When it is anything else.
+#[track_caller]
+pub fn assert_only_history_is_missing(complete: bool, incomplete: &[Incomplete], is_missing: bool) {
+    let reasons: Vec<_> = incomplete.iter().map(|it| it.reason.as_str()).collect();
+    let expected: &[&str] = if is_missing { &["no_history"] } else { &[] };
+    assert_eq!(
+        (complete, &reasons[..]),
+        (!is_missing, expected),
+        "{incomplete:?}"
+    );
+}
+
 /// What became of the GPU memory of the killed.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -357,6 +388,9 @@ pub struct KillReport {
     pub already_dying: Vec<Who>,
     /// Who is alive.
     pub survivors: Vec<Survivor>,
+    /// Who looks like a former member.
+    #[serde(default)]
+    pub suspects: Vec<Suspect>,
     /// Processes of a member's pid that were no member.
     pub rejected: u64,
     /// The root is older than tracking.

@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let tracker = Tracker::open_or_load(&load)?;
     let (snapshot, survey, mut orphans) = runtime.block_on(look(&tracker, args, &files))?;
     orphans.retain(|orphan| {
-        (args.all || orphan.class.is_certain())
+        (args.all || orphan.class.is_certain() || orphan.was_seen_left())
             && (!args.gpu || !orphan.gpu.is_empty())
             && (args.patterns.is_empty() || patterns.is_match(&orphan.command.joined()))
     });

@@ -4,10 +4,12 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use lifemon_ebpf::{ProcessId, Record};
+use lifemon_ebpf::{INFERRED, LIVE, ProcessId, Record};
 
 use super::{Evidence, Orphan, Search};
+use crate::kernel::left;
 use crate::proc::{self, Placement, Stat};
+use crate::process::Who;
 
 /// Resources of the members of a known tree that a process they left behind may share.
 #[derive(Default)]
@@ -23,12 +25,33 @@ struct Marks {
 
 /// Finds the processes that look like orphans; given a tree, only those that look like its orphans.
 pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
+    let mut found = seen_left(search, tree);
+    let seen: HashSet<_> = found.iter().map(|orphan| orphan.process.id).collect();
     let marks = tree.map(|root| marks(search, root));
     let older = search.older();
-    older
+    let others = older
+        .filter(|(id, _)| !seen.contains(id))
         .filter(|(id, _)| marks.as_ref().is_none_or(|marks| !marks.is_kin(id)))
-        .filter_map(|(id, record)| look(search, *id, record, marks.as_ref()))
-        .collect()
+        .filter_map(|(id, record)| look(search, *id, record, marks.as_ref()));
+    found.extend(others);
+    found
+}
+
+/// Finds the processes that `attach` has seen left behind, by this tree where one is given.
+pub(super) fn seen_left(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
+    let left = left::recall().into_iter();
+    let left = left.filter(|(_, root)| tree.is_none_or(|tree| tree == root.id));
+    let describe = |(id, root): (ProcessId, Who)| {
+        let record = search.forest.record(&id)?;
+        let is_older = record.state == LIVE && record.origin & INFERRED != 0;
+        let stat = proc::stat(id.pid).filter(|_| is_older)?;
+        let mut orphan = search.describe(id, record, &stat)?;
+        orphan.evidence = vec![Evidence::LeftBehind(root.to_string())];
+        let parent = search.live(stat.parent);
+        orphan.parent = parent.and_then(|parent| search.who(parent));
+        proc::is_live(id).then_some(orphan)
+    };
+    left.filter_map(describe).collect()
 }
 
 /// Examines one process; returns it as an orphan if there is evidence.

@@ -58,13 +58,22 @@ pub struct Orphan {
     pub gpu: Holding,
 }
 
+impl Orphan {
+    /// Returns whether it was seen to be left behind, before anybody kept its history.
+    #[must_use]
+    pub fn was_seen_left(&self) -> bool {
+        let is_seen = |evidence: &Evidence| matches!(evidence, Evidence::LeftBehind(_));
+        self.evidence.iter().any(is_seen)
+    }
+}
+
 /// A filter for orphans.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     /// Only those of this tree. For processes older than tracking: those that have something in
     /// common with it.
     pub tree: Option<ProcessId>,
-    /// Also processes older than tracking that look like orphans.
+    /// Also processes older than tracking that only look like orphans.
     pub inferred: bool,
 }
 
@@ -85,10 +94,12 @@ pub fn find(forest: &Forest, wanted: &Wanted, holders: &Holders) -> Vec<Orphan> 
         .filter(|id| tree.as_ref().is_none_or(|tree| tree.contains(id)))
         .filter_map(|id| search.seen(id))
         .collect();
-    if wanted.inferred {
-        found.extend(inferred::find(&search, wanted.tree));
-        found.sort_by_key(|orphan| orphan.process.id);
-    }
+    found.extend(if wanted.inferred {
+        inferred::find(&search, wanted.tree)
+    } else {
+        inferred::seen_left(&search, wanted.tree)
+    });
+    found.sort_by_key(|orphan| orphan.process.id);
     found
 }
 

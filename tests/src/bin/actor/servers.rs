@@ -26,13 +26,26 @@ const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
 /// Runs this program again as one that only holds, with these arguments. Its name becomes the
 /// first.
 fn hold_as(arguments: &[Vec<u8>]) -> i32 {
+    hold_in(arguments, &[])
+}
+
+/// Runs this program again as one that only holds, with the mark of one job.
+pub(crate) fn hold_with_mark() -> i32 {
+    hold_in(&[b"marked".to_vec()], &["LIFEMON_JOB=former".to_owned()])
+}
+
+fn hold_in(arguments: &[Vec<u8>], marks: &[String]) -> i32 {
     let program = std::env::current_exe().map(|path| path.into_os_string().into_vec());
     let program = program.ok().and_then(|path| CString::new(path).ok());
     let arguments: Vec<CString> = arguments
         .iter()
         .filter_map(|argument| CString::new(argument.clone()).ok())
         .collect();
-    let environment = [CString::new(format!("{HOLD}=1")).unwrap_or_default()];
+    let holds = format!("{HOLD}=1");
+    let environment = marks.iter().chain([&holds]);
+    let environment: Vec<_> = environment
+        .map(|variable| CString::new(variable.as_str()).unwrap_or_default())
+        .collect();
     if let Some(program) = program {
         _ = execve(&program, &arguments, &environment);
     }
