@@ -165,7 +165,7 @@ fn gpu() -> Check {
 }
 
 fn skipped() -> Vec<Check> {
-    ["programs", "exit event", "lineage"]
+    ["programs", "exit event", "lineage", "kill"]
         .into_iter()
         .map(|name| Check {
             name,
@@ -225,6 +225,7 @@ fn try_tracker() -> Vec<Check> {
             "report this as a defect, with the kernel's version",
         ),
     });
+    checks.push(tries::kill_of(tracker));
     checks
 }
 

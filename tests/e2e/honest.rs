@@ -18,7 +18,9 @@ use lifemon_tests::{
 };
 use serde_json::Value;
 
+const CAP_KILL: u64 = 5;
 const CAP_SYS_PTRACE: u64 = 19;
+const CAP_SYS_ADMIN: u64 = 21;
 const CAP_PERFMON: u64 = 38;
 const CAP_BPF: u64 = 39;
 
@@ -122,18 +124,24 @@ fn who_is_hidden_is_not_said_to_be_dying() {
     let worker = actor.child("worker");
     freezer.freeze(worker);
     let pid = worker.pid.to_string();
-    let words = ["kill", &pid, "--timeout", "300ms", "-o", "json"];
     let empty = sandbox.directory().join("empty");
     fs::create_dir(&empty).expect("a directory");
+    let lifemon = Lifemon::at(readable_copy(&sandbox));
     for (is_hidden, why) in [(true, "/proc hides"), (false, "/proc is not mounted")] {
-        let output = run(&words, |command| {
+        let run = |words: &[&str]| {
+            let mut command = lifemon.command(words);
             if is_hidden {
-                with_capabilities(command, &[CAP_BPF, CAP_PERFMON]);
-                with_hidden_processes(command);
+                with_hidden_processes(&mut command);
+                as_nobody_with(
+                    &mut command,
+                    &[CAP_KILL, CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN],
+                );
             } else {
-                with_directory_over(command, &empty, "/proc");
+                with_directory_over(&mut command, &empty, "/proc");
             }
-        });
+            lifemon.start(command).finish(DEADLINE)
+        };
+        let output = run(&["kill", &pid, "--timeout", "300ms", "-o", "json"]);
         assert_eq!(output.code, Some(1), "{output:?}");
         let report = checked(&output.json());
         let reason = &entry(&report.survivors, worker).reason;
@@ -141,15 +149,7 @@ fn who_is_hidden_is_not_said_to_be_dying() {
             reason.contains(why) && !reason.contains("dying"),
             "{report:?}"
         );
-        let tree = run(&["tree", &pid, "-o", "json"], |command| {
-            if is_hidden {
-                with_capabilities(command, &[CAP_BPF, CAP_PERFMON]);
-                with_hidden_processes(command);
-            } else {
-                with_directory_over(command, &empty, "/proc");
-            }
-        });
-        let tree = tree.json();
+        let tree = run(&["tree", &pid, "-o", "json"]).json();
         assert!(reasons(&tree).contains(&"proc_hidden"), "{tree}");
     }
     freezer.thaw();
@@ -403,7 +403,7 @@ fn the_doctor_tries_what_it_claims() {
     const WORDS: [&str; 3] = ["doctor", "-o", "json"];
     let lifemon = Lifemon::find();
     let well = run_alone(&lifemon, &WORDS, |_| {});
-    for name in ["user namespace", "pins", "signals", "/proc"] {
+    for name in ["user namespace", "kill", "pins", "signals", "/proc"] {
         let report = well.json();
         assert_eq!(check(&report, name)["state"], "ok", "{report}");
     }
@@ -421,22 +421,27 @@ fn the_doctor_tries_what_it_claims() {
     };
     assert_eq!(namespaced.code, Some(1), "{namespaced:?}");
     assert_finds(&namespaced, "user namespace", "failed", "one of its own");
-    assert_finds(&namespaced, "signals", "degraded", "CAP_KILL");
 
     let sandbox = Sandbox::new();
     let copy = Lifemon::at(readable_copy(&sandbox));
     let nobody = run_alone(&copy, &WORDS, as_nobody);
     assert_finds(&nobody, "signals", "degraded", "CAP_KILL");
+    assert_finds(&nobody, "kill", "skipped", "not tried");
     assert_finds(&nobody, "pins", "degraded", "only root");
 
-    let hidden = run_alone(&lifemon, &WORDS, |command| {
+    let poor = run_alone(&lifemon, &WORDS, |command| {
         with_capabilities(command, &[CAP_BPF, CAP_PERFMON]);
+    });
+    assert_finds(&poor, "signals", "degraded", "CAP_KILL");
+    assert_finds(&poor, "kill", "degraded", "closer");
+    let hidden = run_alone(&copy, &WORDS, |command| {
         with_hidden_processes(command);
+        as_nobody_with(command, &[CAP_BPF, CAP_PERFMON]);
     });
     assert_finds(&hidden, "/proc", "degraded", "hides");
-    let seen = run_alone(&lifemon, &WORDS, |command| {
-        with_capabilities(command, &[CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE]);
+    let seen = run_alone(&copy, &WORDS, |command| {
         with_hidden_processes(command);
+        as_nobody_with(command, &[CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE]);
     });
     assert_finds(&seen, "/proc", "ok", "every process");
 

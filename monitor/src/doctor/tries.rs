@@ -1,10 +1,12 @@
-//! Checks of what lifemon needs besides the tracker, each by doing it: a signal to a process of
-//! somebody else, a look at `/proc`, a directory in the BPF file system. Nothing is left of it.
+//! Checks of what lifemon needs besides the tracker, each by doing it: the kill of a child, a signal
+//! that is none to a process of somebody else, a look at `/proc`, a directory in the BPF file
+//! system. Nothing is left of it.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::kill;
@@ -12,11 +14,21 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::unistd::{Pid, geteuid};
 
 use super::{Check, State};
-use crate::kernel::place;
+use crate::kernel::{Error, Tracker, place, preflight};
+use crate::kill::{KillError, KillOptions, kill_trees};
 use crate::proc;
+use crate::sys::{child, signals};
 
 /// Inode of the initial user namespace, `PROC_USER_INIT_INO` in the kernel.
 const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+
+const CAP_KILL: u32 = 5;
+
+/// The longest life of a child that is to be killed.
+const CHILD_LIFE: Duration = Duration::from_secs(60);
+
+/// The longest time to try to kill it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Checks that capabilities count here: those of another user namespace do not for BPF.
 pub(super) fn user_namespace() -> Check {
@@ -40,24 +52,93 @@ pub(super) fn user_namespace() -> Check {
     }
 }
 
-/// Asks whether process 1 may be signalled, and so everybody.
+/// Kills a child that was made for it, as `lifemon kill` does.
+pub(super) fn kill_of(tracker: Tracker) -> Check {
+    const NAME: &str = "kill";
+    let failed = |detail: String| {
+        let remedy = "run as root: besides CAP_BPF and CAP_PERFMON, the closer of a kill needs \
+             CAP_SYS_ADMIN, and signals to others CAP_KILL";
+        Check::with(NAME, State::Degraded, detail, remedy)
+    };
+    match child::fork() {
+        Ok(None) => {
+            std::thread::sleep(CHILD_LIFE);
+            child::exit(0);
+        }
+        Ok(Some(pid)) => {
+            let killed = kill_child(tracker, pid);
+            // Unreaped until here, so the number is the child's.
+            let _ = signals::send_to_child(pid, libc::SIGKILL, false);
+            child::wait_for_end(pid);
+            match killed {
+                Ok(true) => Check::ok(NAME, "a process was killed, and the proof was complete"),
+                Ok(false) => failed("a process that was to be killed was left alive".to_owned()),
+                Err(error) => failed(error.to_string()),
+            }
+        }
+        Err(error) => Check {
+            name: NAME,
+            state: State::Skipped,
+            detail: format!("not tried: {error}"),
+            remedy: Some("`lifemon doctor` tries it".to_owned()),
+        },
+    }
+}
+
+/// Returns whether a kill of this child is proven.
+fn kill_child(tracker: Tracker, pid: u32) -> Result<bool, KillError> {
+    let root = tracker.snapshot()?.live(pid).map(|(id, _)| *id);
+    let root = root.ok_or_else(|| Error::NoProcess(pid.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(KillError::NotPrepared)?;
+    let options = KillOptions::new().timeout(KILL_TIMEOUT);
+    let report = runtime.block_on(kill_trees(tracker, root, &[], &options))?;
+    Ok(report.is_done())
+}
+
+/// Asks whether processes of others may be signalled: one of them where there is one, else what
+/// that needs.
 pub(super) fn signals() -> Check {
     const NAME: &str = "signals";
-    match kill(Pid::from_raw(1), None) {
-        Ok(()) => Check::ok(NAME, "every process may be signalled"),
-        Err(Errno::EPERM) => Check::with(
+    let denied = || {
+        Check::with(
             NAME,
             State::Degraded,
             "only processes of the same user may be signalled: CAP_KILL is missing",
             "run as root, or grant CAP_KILL, to kill the processes of others",
-        ),
-        Err(errno) => Check::with(
+        )
+    };
+    let own = geteuid().as_raw();
+    let is_of_another = |pid: &u32| {
+        let directory = fs::metadata(format!("/proc/{pid}"));
+        directory.is_ok_and(|directory| directory.uid() != own)
+    };
+    let other = proc::pids().unwrap_or_default().into_iter();
+    match other
+        .filter(is_of_another)
+        .map(try_signal)
+        .find(|tried| *tried != Err(Errno::ESRCH))
+    {
+        Some(Ok(())) => Check::ok(NAME, "processes of other users may be signalled"),
+        Some(Err(Errno::EPERM)) => denied(),
+        Some(Err(errno)) => Check::with(
             NAME,
             State::Degraded,
-            format!("process 1 may not be signalled: {errno}"),
+            format!("processes of other users may not be signalled: {errno}"),
             "see what forbids it: a security module, perhaps",
         ),
+        None if preflight::has_capability(CAP_KILL) => {
+            Check::ok(NAME, "CAP_KILL; there is no process of another user")
+        }
+        None => denied(),
     }
+}
+
+/// Sends nothing to a process, as if it were a signal.
+fn try_signal(pid: u32) -> Result<(), Errno> {
+    kill(Pid::from_raw(pid.cast_signed()), None)
 }
 
 /// Looks whether `/proc` shows every process.

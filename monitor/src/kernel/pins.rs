@@ -93,8 +93,8 @@ pub fn missing_history() -> Loss {
     };
     match distrust {
         Some(distrust) if distrust.is_closed() => {
-            // Below a home, or in a file system that lifemon mounts for a tracker alone.
-            let is_in_home = distrust.path.ancestors().skip(1).any(place::is_home);
+            // A home or below one, or in a file system that lifemon mounts for a tracker alone.
+            let is_in_home = distrust.path.ancestors().any(place::is_home);
             if is_in_home || place::has_mounted() {
                 Loss::TrackerUnreadable
             } else {

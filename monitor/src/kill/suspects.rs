@@ -7,7 +7,8 @@
 //! it has started after the root, and it is older than tracking: of anybody younger the creator is
 //! known. The children that a subreaper has created by itself look the same, and what they have from
 //! it connects nobody with the tree: so only that counts which a process has in common with the root
-//! or a member, and not with its present parent. Leaders of sessions are daemons, and stand for
+//! or a member, and not with its present parent. Files and memory count only where nobody above the
+//! root has them: a pipe to a log is handed down to all that is started. Leaders of sessions are daemons, and stand for
 //! themselves.
 //!
 //! [1]: <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n640>
@@ -64,6 +65,10 @@ pub(super) fn find(
     for member in forest.living(root) {
         tree.add(member);
     }
+    let mut above = Belongings::default();
+    for ancestor in forest.ancestors(&root) {
+        above.add_files(ancestor);
+    }
     let mut parents = HashMap::new();
     let mut suspects = Vec::new();
     for (id, parent) in candidates {
@@ -73,7 +78,7 @@ pub(super) fn find(
         if proc::stat(id.pid).is_none_or(|stat| stat.session == id.pid) {
             continue;
         }
-        let evidence = Belongings::of(id).shared_with(&tree, of_parent);
+        let evidence = Belongings::of(id).shared_with(&tree, of_parent, &above);
         if let (Some(record), false) = (forest.record(&id), evidence.is_empty()) {
             let name = |record| Process::of_record(parent, record).who();
             suspects.push(Suspect {

@@ -98,6 +98,11 @@ impl Belongings {
         self.sessions
             .extend((stat.session != 0).then_some(stat.session));
         self.jobs.extend(job_markers(id));
+        self.add_files(id);
+    }
+
+    /// Adds what was opened or mapped by one more process.
+    pub(crate) fn add_files(&mut self, id: ProcessId) {
         let files = open_files(id.pid, is_handed_on).unwrap_or_default();
         for OpenFile { target, .. } in files {
             let name = target.display().to_string();
@@ -110,21 +115,22 @@ impl Belongings {
         self.memory.extend(shared_mappings(id.pid));
     }
 
-    /// Returns what both have, and `others` have not.
-    pub(crate) fn shared_with(&self, tree: &Self, others: &Self) -> Vec<Shared> {
-        let groups = only(&self.groups, &tree.groups, &others.groups).map(Shared::Group);
-        let sessions = only(&self.sessions, &tree.sessions, &others.sessions).map(Shared::Session);
+    /// Returns what a process of these belongings has in common with a tree, and cannot have from
+    /// its present parent, nor, of files and memory, from `above`, who have handed much to many.
+    pub(crate) fn shared_with(&self, tree: &Self, parent: &Self, above: &Self) -> Vec<Shared> {
+        let groups = only(&self.groups, &tree.groups, &parent.groups).map(Shared::Group);
+        let sessions = only(&self.sessions, &tree.sessions, &parent.sessions).map(Shared::Session);
         let cgroups = tree.cgroups.iter().filter(|cgroup| {
             let has = |belongings: &Self| belongings.cgroups.iter().any(|it| is_in(it, cgroup));
-            has(self) && !has(others)
+            has(self) && !has(parent)
         });
         let cgroups = cgroups.cloned().map(Shared::Cgroup);
-        let jobs = only(&self.jobs, &tree.jobs, &others.jobs).map(Shared::Job);
-        let pipes = only(&self.pipes, &tree.pipes, &others.pipes).map(Shared::Pipe);
+        let jobs = only(&self.jobs, &tree.jobs, &parent.jobs).map(Shared::Job);
+        let pipes = only(&self.pipes, &tree.pipes, &above.pipes).map(Shared::Pipe);
         let memory = self
             .memory
             .iter()
-            .filter(|(key, _)| tree.memory.contains_key(*key) && !others.memory.contains_key(*key));
+            .filter(|(key, _)| tree.memory.contains_key(*key) && !above.memory.contains_key(*key));
         let memory = memory.map(|(_, name)| Shared::Memory(name.clone()));
         let found = groups.chain(sessions).chain(cgroups).chain(jobs);
         found.chain(pipes).chain(memory).collect()
@@ -194,9 +200,20 @@ mod tests {
     #[test]
     fn what_others_have_as_well_connects_nobody() {
         let (own, tree) = (sets(&[5, 6], "/a/b"), sets(&[5, 6], "/a"));
-        let shared = own.shared_with(&tree, &sets(&[6], "/init"));
+        let none = Belongings::default();
+        let shared = own.shared_with(&tree, &sets(&[6], "/init"), &none);
         assert_eq!(shared, [Shared::Group(5), Shared::Cgroup("/a".to_owned())]);
-        assert_eq!(own.shared_with(&tree, &sets(&[5, 6], "/a")), []);
+        assert_eq!(own.shared_with(&tree, &sets(&[5, 6], "/a"), &none), []);
+        let pipes = |names: &[&str]| Belongings {
+            pipes: names.iter().copied().map(str::to_owned).collect(),
+            ..Belongings::default()
+        };
+        let (own, tree) = (
+            pipes(&["pipe:[1]", "pipe:[2]"]),
+            pipes(&["pipe:[1]", "pipe:[2]"]),
+        );
+        let shared = own.shared_with(&tree, &none, &pipes(&["pipe:[1]"]));
+        assert_eq!(shared, [Shared::Pipe("pipe:[2]".to_owned())]);
     }
 
     #[test]
@@ -245,14 +262,15 @@ mod tests {
     fn this_process_has_all_with_itself_and_nothing_with_nobody() {
         let own = identify(std::process::id()).unwrap();
         let belongings = Belongings::of(own);
-        let shared = belongings.shared_with(&Belongings::of(own), &Belongings::default());
+        let none = Belongings::default();
+        let shared = belongings.shared_with(&Belongings::of(own), &none, &none);
         assert!(
             shared.iter().any(|it| matches!(it, Shared::Session(_))),
             "{shared:?}"
         );
         let other = ProcessId::new(own.pid, own.start_ns + 5_000_000_000);
         assert_eq!(
-            belongings.shared_with(&Belongings::of(other), &Belongings::default()),
+            belongings.shared_with(&Belongings::of(other), &none, &none),
             []
         );
     }

@@ -33,23 +33,25 @@ pub(crate) fn former(args: &mut Args) -> i32 {
     if setsid().is_err() {
         fail("leads a group already");
     }
-    let up = Pipe::new();
+    let [up, of_former, of_daemon, of_root] = [(); 4].map(|()| Pipe::new());
     let older = spawn(|| orphan(&|| tell_and_hold(&up)));
     reap(older);
     report(up.receive_pid(), "older");
-    let root = spawn(|| root(&how, &groups, &up));
+    let root = spawn(|| root(&how, &groups, [&of_former, &of_daemon, &of_root]));
     report(root, "root");
-    report(up.receive_pid(), "former");
-    report(up.receive_pid(), "daemon");
-    up.receive();
+    report(of_former.receive_pid(), "former");
+    report(of_daemon.receive_pid(), "daemon");
+    of_root.receive();
     report(spawn(|| hold()), "twin");
     commands()
 }
 
-fn root(how: &str, groups: &[PathBuf], up: &Pipe) -> i32 {
+fn root(how: &str, groups: &[PathBuf], [of_former, of_daemon, up]: [&Pipe; 3]) -> i32 {
     if how == "subreaper" {
         _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
     }
+    // Its own: what it has from the actor connects it with nobody.
+    let _pipe = Pipe::new();
     let is_shared = how == "memory";
     let memory = is_shared.then(share_memory);
     let child = spawn(|| {
@@ -60,7 +62,7 @@ fn root(how: &str, groups: &[PathBuf], up: &Pipe) -> i32 {
             }
         }
         orphan(&|| {
-            up.send(getpid().as_raw());
+            of_former.send(getpid().as_raw());
             if how != "pipe" && how != "group" {
                 close_files();
             }
@@ -74,7 +76,7 @@ fn root(how: &str, groups: &[PathBuf], up: &Pipe) -> i32 {
     let child = spawn(|| {
         orphan(&|| {
             _ = setsid();
-            tell_and_hold(up)
+            tell_and_hold(of_daemon)
         })
     });
     wait(child);
