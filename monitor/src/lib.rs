@@ -89,7 +89,7 @@ pub use lifemon_ebpf::ProcessId;
 pub use loss::{Incomplete, Loss};
 #[doc(no_inline)]
 pub use manager::ProcessManager;
-pub use orphan::{Class, Evidence, Orphan};
+pub use orphan::{Evidence, Orphan, Subtree, Verdict};
 pub use proc::{CommandLine, Placement, Shared};
 pub use process::{Cause, Death, Died, NoSignal, Process, Sender, Signal, Who};
 pub use session::{Ghost, LostAtStart, Start};

@@ -94,7 +94,7 @@ fn who_has_a_device_open_holds_it() {
         .json();
     for worker in &workers {
         let holder = entry(&report["holders"], *worker);
-        assert_eq!(holder["orphan"]["class"], "stranded", "{holder}");
+        assert_eq!(holder["orphan"]["verdict"], "leaked", "{holder}");
         assert_eq!(holder["root"]["alive"], false, "{holder}");
     }
     let other = Lifemon::find().run(["orphans", "-o", "json", "--gpu"]);

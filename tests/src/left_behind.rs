@@ -49,17 +49,24 @@ pub fn checked_orphans(report: &Value) -> OrphansReport {
     let once = set_of(&report.orphans);
     assert_eq!(once.len(), report.orphans.len(), "twice: {report:?}");
     for orphan in &report.orphans {
-        let is_seen = orphan.class != "inferred";
+        let is_seen = orphan.verdict != "inferred" || orphan.creator.is_some();
         assert_eq!(orphan.creator_exit.is_some(), is_seen, "{orphan:?}");
         assert_eq!(orphan.root.is_some(), is_seen, "{orphan:?}");
-        let root_lives = orphan.root.as_ref().map(|root| root.alive);
-        match orphan.class.as_str() {
-            "stranded" => assert_eq!(root_lives, Some(false), "{orphan:?}"),
-            "reparented" => assert_eq!(root_lives, Some(true), "{orphan:?}"),
-            "daemon" | "inferred" => assert!(!orphan.evidence.is_empty(), "{orphan:?}"),
-            class => panic!("{class} is no class: {orphan:?}"),
+        let root_is_dead = orphan.root.as_ref().map(|root| !root.alive);
+        assert_eq!(orphan.stranded, root_is_dead, "{orphan:?}");
+        match orphan.verdict.as_str() {
+            "leaked" | "left" => assert_eq!(orphan.evidence, [], "{orphan:?}"),
+            "deliberate" | "inferred" => assert!(!orphan.evidence.is_empty(), "{orphan:?}"),
+            verdict => panic!("{verdict} is no verdict: {orphan:?}"),
         }
+        assert!(orphan.subtree.processes > 0, "{orphan:?}");
+        assert!(
+            !report.not_shown.contains_key(&orphan.verdict),
+            "{report:?}"
+        );
     }
+    let is_killed = report.kill.is_some();
+    assert!(!is_killed || report.spared.is_some(), "{report:?}");
     report
 }
 

@@ -5,7 +5,7 @@
 mod stream;
 mod track;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use serde::Deserialize;
@@ -171,6 +171,16 @@ identified! {
         pub state: String,
     }
 
+    /// An orphan that was not killed.
+    pub struct Spared {
+        /// Its `comm`.
+        pub name: Option<String>,
+        /// How it was left.
+        pub verdict: String,
+        /// Why it was spared.
+        pub reason: String,
+    }
+
     /// The topmost process of a lineage.
     pub struct Root {
         /// Its `comm`.
@@ -187,8 +197,10 @@ identified! {
         pub uid: Option<u32>,
         /// Its pid in its own pid namespace.
         pub ns_pid: Option<i32>,
-        /// `stranded`, `reparented`, `daemon` or `inferred`.
-        pub class: String,
+        /// `leaked`, `left`, `deliberate` or `inferred`.
+        pub verdict: String,
+        /// The root of its tree is dead too.
+        pub stranded: Option<bool>,
         /// The process that created it.
         pub creator: Option<Who>,
         /// How that one died.
@@ -216,9 +228,11 @@ identified! {
         pub unit: Option<String>,
         /// The container that it belongs to.
         pub container: Option<String>,
-        /// What it holds of GPUs.
+        /// What it holds of GPUs itself.
         pub gpu: Option<Holding>,
-        /// What speaks for its class.
+        /// It and everything below it.
+        pub subtree: Subtree,
+        /// What speaks for its verdict.
         #[serde(default)]
         pub evidence: Vec<Evidence>,
     }
@@ -290,7 +304,21 @@ pub struct Signal {
     pub sender: Option<Sender>,
 }
 
-/// What speaks for the class of an orphan.
+/// An orphan and everything below it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subtree {
+    /// The living.
+    pub processes: usize,
+    /// Their resident memory.
+    pub resident_bytes: u64,
+    /// Their time on processors.
+    pub cpu_ms: u64,
+    /// What they hold of GPUs.
+    pub gpu: Option<Holding>,
+}
+
+/// What speaks for the verdict on an orphan.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evidence {
@@ -419,8 +447,12 @@ pub struct OrphansReport {
     pub schema: String,
     /// What was left behind.
     pub orphans: Vec<Orphan>,
+    /// How many are meant and not shown, by verdict.
+    pub not_shown: BTreeMap<String, usize>,
     /// What came of killing them, where that was asked for.
     pub kill: Option<KillReport>,
+    /// Those that were spared then.
+    pub spared: Option<Vec<Spared>>,
     /// Since when the lineage is known.
     pub since: String,
     /// Whose tracker has answered: `host` or `private`.

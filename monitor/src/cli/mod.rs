@@ -4,6 +4,7 @@
 mod attach;
 mod devices;
 mod doctor;
+mod ending;
 mod generate;
 mod gpu;
 mod kill;

@@ -11,6 +11,7 @@ use lifemon_ebpf::ProcessId;
 use serde::{Deserialize, Serialize};
 
 use super::files::{OpenFile, open_files};
+use super::threads::files_of;
 use super::{job_markers, placement, stat};
 
 /// Bytes of the list of a process's mappings that are read: more than the kernel's default limit of
@@ -163,7 +164,7 @@ fn is_handed_on(file: &OpenFile) -> bool {
 
 /// Returns the shared memory that a process has mapped, by device and inode, with its name.
 fn shared_mappings(pid: u32) -> BTreeMap<String, String> {
-    let Ok(maps) = File::open(format!("/proc/{pid}/maps")) else {
+    let Ok(maps) = File::open(files_of(pid).join("maps")) else {
         return BTreeMap::new();
     };
     let lines = BufReader::new(maps.take(MAPS_BYTES_MAX)).split(b'\n');
