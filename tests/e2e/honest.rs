@@ -66,7 +66,7 @@ fn a_tracker_that_is_on_and_not_readable_is_never_said_to_be_off() {
         assert_eq!(at(&["track", "on"], &|_| {}).code, Some(0));
         let as_user = |words: &[&str]| {
             at(words, &|command| {
-                as_nobody_with(command, &[CAP_BPF, CAP_PERFMON])
+                as_nobody_with(command, &[CAP_BPF, CAP_PERFMON]);
             })
         };
         for words in [
@@ -238,11 +238,11 @@ fn a_pid_of_a_ghost_and_of_somebody_new_is_neither() {
             (Some(4), ""),
             "{output:?}"
         );
-        let named = output
+        let words = output
             .stderr
             .split([' ', '(', ')'])
             .filter(|word| word.starts_with(&format!("{pid}@")));
-        names = named.map(str::to_owned).collect();
+        names = words.map(str::to_owned).collect();
         assert_eq!(names.len(), 2, "{output:?}");
     }
     assert!(proc::is_running(heir.pid) && proc::is_running(orphan.pid));

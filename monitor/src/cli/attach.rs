@@ -113,7 +113,9 @@ impl Following {
                 dead.push(happening.process.clone());
             }
         }
-        dead.into_iter().for_each(|process| self.remember(process));
+        for process in dead {
+            self.remember(process);
+        }
     }
 
     /// Remembers who it was, for the news. Most hold nothing, and there is no news of them.

@@ -28,6 +28,10 @@ const INTERRUPTED: &str =
     "interrupted: nothing stays condemned or attached; what is alive stays alive";
 
 /// Arguments of `kill`.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a word of the command line"
+)]
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

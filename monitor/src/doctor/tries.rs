@@ -25,7 +25,7 @@ const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 const CAP_KILL: u32 = 5;
 
 /// The longest life of a child that is to be killed.
-const CHILD_LIFE: Duration = Duration::from_secs(60);
+const CHILD_LIFE: Duration = Duration::from_mins(1);
 
 /// The longest time to try to kill it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);

@@ -93,16 +93,15 @@ pub(super) fn describe(
         .collect();
     let unlabelled = watcher.unlabelled();
     let root = process(&root);
-    let history = match watcher.tracker().is_pinned() {
-        false => Some(pins::missing_history()),
-        true => {
-            let is_inferred = |id| {
-                forest
-                    .record(id)
-                    .is_some_and(|record| record.origin & INFERRED != 0)
-            };
-            (root.inferred || others.iter().any(is_inferred)).then_some(Loss::NoHistory)
-        }
+    let is_inferred = |id| {
+        let record = forest.record(id);
+        record.is_some_and(|record| record.origin & INFERRED != 0)
+    };
+    let is_older = root.inferred || others.iter().any(is_inferred);
+    let history = if watcher.tracker().is_pinned() {
+        is_older.then_some(Loss::NoHistory)
+    } else {
+        Some(pins::missing_history())
     };
     let losses = [
         (Loss::LineageFull, unlabelled.unrecorded),
