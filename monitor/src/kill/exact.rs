@@ -59,15 +59,15 @@ pub async fn kill_tree(
     root: ProcessId,
     options: &KillOptions,
 ) -> Result<KillReport, KillError> {
+    let begun = Instant::now();
     let snapshot = tracker.snapshot()?;
     let guard = Guard::new(&snapshot);
-    guard.check(root, options.force)?;
     let mut suspects = suspects::find(&mut tracker, &snapshot, &guard, root)?;
     let kills = options.suspects == Suspects::Kill;
     let doomed = suspects.iter().filter(|_| kills);
     let doomed: Vec<_> = doomed.map(|suspect| suspect.process.id).collect();
     drop(snapshot);
-    let mut report = kill_trees(tracker, root, &doomed, options).await?;
+    let mut report = kill_guarded(tracker, root, &doomed, options, (&guard, begun)).await?;
     for suspect in &mut suspects {
         suspect.killed = report.has_killed(suspect.process.id);
     }
@@ -90,9 +90,19 @@ pub async fn kill_trees(
     options: &KillOptions,
 ) -> Result<KillReport, KillError> {
     let begun = Instant::now();
+    let guard = Guard::new(&tracker.snapshot()?);
+    kill_guarded(tracker, root, others, options, (&guard, begun)).await
+}
+
+/// Kills these trees, in a kill that began at this time, but for whom the guard refuses.
+async fn kill_guarded(
+    tracker: Tracker,
+    root: ProcessId,
+    others: &[ProcessId],
+    options: &KillOptions,
+    (guard, begun): (&Guard, Instant),
+) -> Result<KillReport, KillError> {
     let first_signal = options.standard_signal().map_err(KillError::Unsendable)?;
-    let snapshot = tracker.snapshot()?;
-    let guard = Guard::new(&snapshot);
     for root in [root].iter().chain(others) {
         guard.check(*root, options.force)?;
     }
