@@ -26,8 +26,6 @@ pub(super) struct KilledJson {
     members: Vec<MemberJson>,
     #[serde(flatten)]
     outcome: Outcome,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    suspects: Vec<SuspectJson>,
     rejected: u64,
     /// The root is older than tracking: what it had lost to others before is not known.
     #[serde(skip_serializing_if = "is_false")]
@@ -36,6 +34,8 @@ pub(super) struct KilledJson {
     complete: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     incomplete: Vec<Incomplete>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    suspects: Vec<SuspectJson>,
     elapsed_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     gone_ms: Option<f64>,
@@ -95,12 +95,12 @@ impl KilledJson {
             dry_run: is_dry_run,
             members: members.iter().map(Into::into).collect(),
             outcome: report.outcome.clone(),
-            suspects: report.suspects.iter().map(Into::into).collect(),
             rejected: report.rejected,
             inferred: report.root.inferred,
             extinct: report.extinct,
             complete: report.losses.is_empty(),
             incomplete: Incomplete::all(&report.losses),
+            suspects: report.suspects.iter().map(Into::into).collect(),
             elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
             gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
             gpu: report.release.clone(),
