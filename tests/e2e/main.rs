@@ -33,6 +33,7 @@ mod kill_interrupted;
 mod kill_on_root_exit;
 mod kill_refused;
 mod kill_survivors;
+mod kill_suspects;
 
 // The library.
 mod library;
@@ -49,5 +50,6 @@ mod run_terminal;
 
 // The program as such.
 mod commands;
+mod honest;
 mod refusals;
 mod shapes;

@@ -26,7 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::kernel;
 use crate::kill::KillError;
-use crate::report::out::WriteError;
+use crate::report::out::{self, WriteError, printable};
 
 /// Version and commit.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LIFEMON_COMMIT"), ")");
@@ -163,7 +163,11 @@ pub fn start_logging(verbose: u8) {
     };
     let environment = env_logger::Env::default().default_filter_or(level);
     env_logger::Builder::from_env(environment)
-        .format_timestamp(None)
+        .format(|to, record| {
+            let (level, target) = (record.level(), record.target());
+            let message = printable(&record.args().to_string());
+            writeln!(to, "[{level:<5} {target}] {message}")
+        })
         .init();
 }
 
@@ -178,7 +182,7 @@ pub fn refuse_usage(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     let line = line.strip_prefix("error: ").unwrap_or(line);
-    let _ = writeln!(std::io::stderr(), "lifemon: {line}; try --help");
+    out::tell(&format!("lifemon: {line}; try --help"));
     ExitCode::from(2)
 }
 
@@ -188,8 +192,7 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(WriteError::Closed) = error.downcast_ref() {
         return ExitCode::SUCCESS;
     }
-    // Standard error may be closed as well; then nobody can read the message.
-    let _ = writeln!(std::io::stderr(), "lifemon: {}", chain(error));
+    out::tell(&format!("lifemon: {}", chain(error)));
     ExitCode::from(code_of(error))
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use super::kill::parse_signal;
 use super::{Code, parse_duration};
+use crate::ProcessId;
+use crate::kernel::Tracker;
 use crate::process::Signal;
 use crate::report;
 use crate::supervise::{self, RunOptions};
@@ -59,10 +61,15 @@ pub(super) fn run(args: &Args) -> Code {
         Ok(file) => file,
         Err(error) => return cannot_report(args, &error),
     };
-    let ended = match supervise::run(&options) {
+    let mut ended = match supervise::run(&options) {
         Ok(ended) => ended,
         Err(error) => return fail(&error, error.code()),
     };
+    if file.is_some() {
+        let survivors = ended.rest.survivors.iter_mut();
+        let survivors = survivors.map(|survivor| &mut survivor.process.id);
+        exact_identities(survivors.chain([&mut ended.command]));
+    }
     // Standard error may be closed; then nobody can read the message.
     let text = report::run::text(&options, &ended.rest);
     let _ = std::io::stderr().write_all(text.as_bytes());
@@ -88,4 +95,16 @@ fn cannot_report(args: &Args, error: &io::Error) -> Code {
 fn fail(error: &dyn Display, code: u8) -> Code {
     let _ = writeln!(std::io::stderr(), "lifemon: {error}");
     Code::Command(code)
+}
+
+/// Replaces identities whose start is known to a clock tick by the exact ones, as far as the host's
+/// tracker is on and knows them. Others stay as they are.
+fn exact_identities<'a>(processes: impl IntoIterator<Item = &'a mut ProcessId>) {
+    let snapshot = Tracker::open().ok().flatten();
+    let Some(Ok(snapshot)) = snapshot.map(|tracker| tracker.snapshot()) else {
+        return;
+    };
+    for process in processes {
+        *process = snapshot.exact(*process).unwrap_or(*process);
+    }
 }
