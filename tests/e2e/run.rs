@@ -15,12 +15,13 @@ use serde_json::Value;
 const ACTOR: &str = env!("CARGO_BIN_EXE_actor");
 
 /// Pids in the lines that an actor has printed.
-fn daemons(output: &Output) -> Vec<u64> {
+fn daemons(output: &Output) -> Vec<i32> {
     let lines = output.stdout.lines().map(|line| {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"))
     });
     let daemons = lines.filter(|line| line["role"] == "daemon");
-    daemons.filter_map(|line| line["child"].as_u64()).collect()
+    let pid = |line: Value| i32::try_from(line["child"].as_i64()?).ok();
+    daemons.filter_map(pid).collect()
 }
 
 #[test]
@@ -99,18 +100,13 @@ fn ten_ways_to_stay_behind_end_with_the_command() {
         let left = daemons(&output);
         assert_eq!(left.len(), 11, "{output:?}");
         let report = read_report(&report);
-        assert_eq!(report["way"], rights.way(), "{report}");
-        assert_eq!(
-            (&report["complete"], &report["code"]),
-            (&true.into(), &7.into())
-        );
-        assert_eq!(report["survivors"], serde_json::json!([]), "{report}");
-        let killed = report["killed"].as_array().expect("a list");
+        assert_eq!(report.way, rights.way(), "{report:?}");
+        assert_eq!((report.complete, report.code), (true, 7), "{report:?}");
+        assert_eq!(report.survivors, [], "{report:?}");
         for pid in left {
-            let dead = killed.iter().find(|dead| dead["pid"] == pid);
-            let dead = dead.unwrap_or_else(|| panic!("{pid} is not in {report}"));
-            let signal = dead["exit"]["signal"].as_u64();
-            assert!(matches!(signal, Some(9 | 15)), "{dead}");
+            let dead = report.killed(pid);
+            let signal = dead.exit.as_ref().and_then(|exit| exit.signal);
+            assert!(matches!(signal, Some(9 | 15)), "{dead:?}");
         }
         let first = output.stderr.lines().next().unwrap_or_default();
         assert!(
@@ -132,10 +128,7 @@ fn the_hosts_tracker_is_used_where_it_is_on() {
     assert_nobody(&sandbox);
     assert_eq!(output.code, Some(0), "{output:?}");
     let report = read_report(&report);
-    assert_eq!(
-        (&report["way"], &report["complete"]),
-        (&"ebpf".into(), &true.into())
-    );
+    assert_eq!((report.way.as_str(), report.complete), ("ebpf", true));
 }
 
 #[test]
@@ -154,11 +147,9 @@ fn who_ends_at_the_first_signal_is_not_killed() {
         assert!(begun.elapsed() < Duration::from_secs(30), "{output:?}");
         assert_nobody(&sandbox);
         let report = read_report(&report);
-        let killed = report["killed"].as_array().expect("a list");
-        assert!(
-            killed.iter().any(|dead| dead["exit"]["code"] == 5),
-            "{report}"
-        );
+        let exits = report.killed.iter().filter_map(|dead| dead.exit.as_ref());
+        let mut codes = exits.map(|exit| exit.code);
+        assert!(codes.any(|code| code == Some(5)), "{report:?}");
     }
 }
 
@@ -208,11 +199,10 @@ fn orphans_are_kept_on_request_and_named() {
         assert_eq!(output.code, Some(0), "{output:?}");
         let left = daemons(&output);
         let report = read_report(&report);
-        assert_eq!(report["complete"], true, "{report}");
+        assert!(report.complete && report.kept, "{report:?}");
         for pid in left {
-            assert!(proc::is_running(i32::try_from(pid).expect("a pid")));
-            let listed = report["survivors"].as_array().expect("a list");
-            assert!(listed.iter().any(|kept| kept["pid"] == pid), "{report}");
+            assert!(proc::is_running(pid));
+            assert_eq!(report.survivor(pid).reason, None);
         }
         assert!(output.stderr.contains("left behind, kept"), "{output:?}");
     }
@@ -233,17 +223,11 @@ fn who_is_kept_and_never_stands_still_is_in_doubt() {
         assert_eq!(output.code, Some(0), "{output:?}");
         let report = read_report(&report);
         // On a busy machine one generation can last for as long as it is looked for.
-        if report["complete"] == true {
-            assert_ne!(
-                report["survivors"],
-                serde_json::json!([]),
-                "{:?} {output:?}",
-                sandbox.pids()
-            );
+        if report.complete {
+            assert_ne!(report.survivors, [], "{:?} {output:?}", sandbox.pids());
             continue;
         }
-        let reason = report["incomplete"][0].as_str().expect("a reason");
-        assert!(reason.contains("came and went"), "{report}");
+        assert!(report.incomplete[0].contains("came and went"), "{report:?}");
         assert!(
             output.stderr.contains("somebody may be missing"),
             "{output:?}"
@@ -266,11 +250,10 @@ fn where_proc_hides_processes_that_is_a_doubt() {
         read_report(&report)
     };
     // That nothing is left the kernel says itself.
-    assert_eq!(keep("exit 3")["complete"], true);
+    assert!(keep("exit 3").complete);
     let report = keep("exec >/dev/null 2>&1; sleep 100 & exit 3");
-    assert_eq!(report["complete"], false, "{report}");
-    let reason = report["incomplete"][0].as_str().expect("a reason");
-    assert!(reason.contains("hides"), "{report}");
+    assert!(!report.complete, "{report:?}");
+    assert!(report.incomplete[0].contains("hides"), "{report:?}");
 }
 
 /// Who starts lifemon may ignore SIGCHLD, and that is inherited.
@@ -325,18 +308,17 @@ fn who_lives_on_without_its_leader_is_named_and_killed() {
         let ready: Value =
             serde_json::from_str(said.lines().next().expect("a line")).expect("JSON");
         let report = read_report(&report);
-        assert_eq!(report["complete"], true, "{report}");
-        let (list, other) = if keep {
-            ("survivors", "killed")
+        assert!(report.complete, "{report:?}");
+        let (listed, other) = if keep {
+            (&report.survivors, &report.killed)
         } else {
-            ("killed", "survivors")
+            (&report.killed, &report.survivors)
         };
-        let listed = report[list].as_array().expect("a list");
         assert!(
-            listed.iter().any(|process| process["pid"] == ready["pid"]),
-            "{report}"
+            listed.iter().any(|left| ready["pid"] == left.pid),
+            "{report:?}"
         );
-        assert_eq!(report[other], serde_json::json!([]), "{report}");
+        assert_eq!(*other, [], "{report:?}");
         if !keep {
             assert_nobody(&sandbox);
         }

@@ -4,8 +4,8 @@ use std::fs;
 use std::process::Command;
 
 use lifemon_tests::handicap::{as_nobody, readable_copy};
+use lifemon_tests::reports::RunReport;
 use lifemon_tests::{DEADLINE, Lifemon, Output, Sandbox, proc, wait_until};
-use serde_json::Value;
 
 /// How lifemon may work.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,7 +78,14 @@ pub(crate) fn writable_file(sandbox: &Sandbox, name: &str) -> String {
 }
 
 #[track_caller]
-pub(crate) fn read_report(path: &str) -> Value {
+pub(crate) fn read_report(path: &str) -> RunReport {
     let text = fs::read_to_string(path).expect("the report");
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    let report: RunReport =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert_eq!(report.complete, report.incomplete.is_empty(), "{report:?}");
+    let killed_have_no_reason = report.killed.iter().all(|left| left.reason.is_none());
+    let alive_have_no_exit = report.survivors.iter().all(|left| left.exit.is_none());
+    assert!(killed_have_no_reason && alive_have_no_exit, "{report:?}");
+    report
 }

@@ -1,0 +1,90 @@
+//! The object of `lifemon orphans -o json`.
+
+use serde::Deserialize;
+
+use super::{Exit, Holding, Incomplete, KillReport, Who, identified};
+
+identified! {
+    /// The topmost process of a lineage.
+    pub struct Root {
+        /// Its `comm`.
+        pub name: Option<String>,
+        /// Not a ghost.
+        pub alive: bool,
+    }
+
+    /// A process that was left behind.
+    pub struct Orphan {
+        /// Its `comm`.
+        pub name: Option<String>,
+        /// Its real user.
+        pub uid: Option<u32>,
+        /// Its pid in its own pid namespace.
+        pub ns_pid: Option<i32>,
+        /// `stranded`, `reparented`, `daemon` or `inferred`.
+        pub class: String,
+        /// The process that created it.
+        pub creator: Option<Who>,
+        /// How that one died.
+        pub creator_exit: Option<Exit>,
+        /// When that was.
+        pub orphaned: Option<String>,
+        /// How long ago that is.
+        pub orphaned_ms: Option<u64>,
+        /// How long it has lived.
+        pub age_ms: u64,
+        /// The topmost process of its lineage.
+        pub root: Option<Root>,
+        /// The parent that it has now.
+        pub parent: Option<Who>,
+        /// As in `/proc/PID/stat`.
+        pub state: char,
+        /// Its command line.
+        pub command: Vec<String>,
+        /// There is more of the command line.
+        #[serde(default)]
+        pub command_truncated: bool,
+        /// Its cgroup.
+        pub cgroup: String,
+        /// The unit of systemd that it belongs to.
+        pub unit: Option<String>,
+        /// The container that it belongs to.
+        pub container: Option<String>,
+        /// What it holds of GPUs.
+        pub gpu: Option<Holding>,
+        /// What speaks for its class.
+        #[serde(default)]
+        pub evidence: Vec<Evidence>,
+    }
+}
+
+/// What speaks for the class of an orphan.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evidence {
+    /// In one word.
+    pub kind: String,
+    /// In words.
+    pub text: String,
+}
+
+/// The object of `lifemon orphans -o json`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrphansReport {
+    /// The version of the output.
+    pub schema: String,
+    /// What was left behind.
+    pub orphans: Vec<Orphan>,
+    /// What came of killing them, where that was asked for.
+    pub kill: Option<KillReport>,
+    /// Since when the lineage is known.
+    pub since: String,
+    /// Whose tracker has answered: `host` or `private`.
+    pub tracker: String,
+    /// Nothing was lost.
+    pub complete: bool,
+    /// Why it is not complete.
+    #[serde(default)]
+    pub incomplete: Vec<Incomplete>,
+}
