@@ -40,6 +40,7 @@ mod manager;
 mod manager_direct;
 mod manager_wire;
 mod run;
+mod run_alone;
 mod run_keepers;
 mod run_lives;
 mod run_many;

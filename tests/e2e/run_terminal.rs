@@ -132,17 +132,16 @@ impl Drop for Terminal {
 fn the_command_is_at_the_terminal_and_ctrl_c_is_for_it() {
     let sandbox = Sandbox::new();
     let mut terminal = Terminal::open(&sandbox);
-    terminal.enter(
-        "$LIFEMON run -- sh -c 'test -t 0 && read a && echo got-$a; sleep 100'; echo code-$?",
-    );
+    terminal.enter("$LIFEMON run -- sh -c 'test -t 0 && read a && echo got-$a; sleep 100'");
     terminal.press("word\n");
     terminal.wait_for("got-word");
     // A shell that is just starting a program takes an interrupt for its own, and then waits for
     // the program, which was too young to get it.
     wait_for_sleep(&sandbox);
     terminal.press(CTRL_C);
-    terminal.wait_for("code-130");
     terminal.wait_for(PROMPT);
+    terminal.enter("echo code-$?");
+    terminal.wait_for("code-130");
     terminal.enter("echo the-shell-${0:+has}-it-back");
     terminal.wait_for("the-shell-has-it-back");
 }
