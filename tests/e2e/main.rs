@@ -44,6 +44,7 @@ mod run_alone;
 mod run_keepers;
 mod run_lives;
 mod run_many;
+mod run_options;
 mod run_signals;
 mod run_terminal;
 

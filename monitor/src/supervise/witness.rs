@@ -9,6 +9,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use super::stops::is_stopped;
 use crate::sys::child::{self, die_with, leave_directory, set_name};
 use crate::sys::descriptor::close_all_but;
 use crate::sys::inherited::clear_words;
@@ -80,8 +81,11 @@ impl Witness {
     /// Returns what it has heard since the last time; `None` when it is dead.
     fn ask(&mut self) -> Option<Counts> {
         let_senders_finish();
-        // It was stopped with the group, and this process alone goes on.
-        let _ = send_to_child(self.pid, libc::SIGCONT, false);
+        // It was stopped with the group, and this process alone goes on. Sent to one that runs,
+        // SIGCONT would take back what it has heard of SIGTSTP and its kin.
+        if is_stopped(self.pid) {
+            let _ = send_to_child(self.pid, libc::SIGCONT, false);
+        }
         self.channel.write_all(&[0]).ok()?;
         let mut bytes = [0; 2 * Counts::LENGTH];
         self.channel.read_exact(&mut bytes).ok()?;
