@@ -46,6 +46,7 @@ mod run_lives;
 mod run_many;
 mod run_options;
 mod run_signals;
+mod run_supervised;
 mod run_terminal;
 
 // The program as such.
