@@ -3,7 +3,7 @@
 
 /// Version of the layout and meaning of every map. It is part of the pin path, so that a binary
 /// never opens the maps of another version.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// A process (a thread group), for ever: the pid alone is reused, the pair is not.
 #[repr(C)]
@@ -64,6 +64,9 @@ pub const CREATOR_DUE: u64 = 2;
 /// [`Record::holds_creator`]: the same, of who stands for the creator of a process that is itself
 /// older.
 pub const ANCESTOR_DUE: u64 = 3;
+/// [`Record::holds_creator`]: its creator is a process that had no record when it created this one,
+/// because the map was full or the hook was skipped. So nobody can say what it descends from.
+pub const CREATOR_LOST: u64 = 4;
 
 /// [`Record::exit_flags`], [`Event::flags`]: the out-of-memory killer chose it.
 pub const OOM_KILLED: u32 = 1;
@@ -92,6 +95,8 @@ pub struct Record {
     pub exit_ns: u64,
     /// Its cgroup v2 when it was created, last called exec, or died.
     pub cgroup_id: u64,
+    /// The time of its last exec, in ns since boot; 0 while it runs what its creator ran.
+    pub exec_ns: u64,
     /// The sender of the signal that ended it; see [`SENDER_KNOWN`].
     pub sender: ProcessId,
     /// `comm` of that sender when it sent.
@@ -106,10 +111,39 @@ pub struct Record {
     pub origin: u32,
     /// Ghosts that were spliced out between this record and `creator`.
     pub elided: u32,
+    /// 1 if one of those died by a signal other than SIGHUP, of memory, or with a code other than 0.
+    pub elided_badly: u32,
+    /// Its session when it was created or last called exec: the pid of the leader.
+    pub session: u32,
     /// Real user id.
     pub uid: u32,
     /// Its pid in its own pid namespace.
     pub ns_pid: u32,
+    /// The user that owns its user namespace, where that is not the host's; else `uid`. The ghosts
+    /// of subordinate user ids count for this one.
+    pub account: u32,
+    /// Depth of its own pid namespace; 0 is the host's.
+    pub ns_level: u32,
+}
+
+impl Record {
+    /// Returns whether it died by a signal other than the hang-up of a terminal, of memory, or with
+    /// a code other than 0; false while it lives and where its death was not seen.
+    #[must_use]
+    #[inline(always)]
+    pub const fn died_badly(&self) -> bool {
+        died_badly(self.status)
+    }
+}
+
+/// Returns whether a status, as `wait(2)` gives it, is that of a death by a signal other than
+/// SIGHUP, or with a code other than 0.
+#[must_use]
+#[inline(always)]
+pub const fn died_badly(status: u32) -> bool {
+    const SIGHUP: u32 = 1;
+    let signal = status & 0x7f;
+    (signal != 0 && signal != SIGHUP) || (signal == 0 && status >> 8 & 0xff != 0)
 }
 
 /// Key of the membership map: a process is in at most one tree of each layer.
@@ -197,6 +231,11 @@ pub struct Host {
     pub release_overruns: u64,
     /// Bit n: some tree of layer n is condemned.
     pub condemned_layers: u64,
+    /// Deletions that the kernel refused, although the element was there: what they leave behind is
+    /// found by comparison with the records.
+    pub failed_deletes: u64,
+    /// Skipped forks after which everybody was learnt again. Written by userspace.
+    pub learnt_misses: u64,
 }
 
 /// [`Host::learning`]: whoever dies is learnt.
@@ -204,39 +243,18 @@ pub const LEARNING: u64 = 1;
 /// [`Host::learning`]: nobody begins to learn. Those who have begun can still ask for any record.
 pub const LEARNING_ENDS: u64 = 2;
 
-/// The task and the findings of a pass, in shared memory. One pass runs at a time: who runs it
+/// What the passes that learn have found, in shared memory. One pass runs at a time: who runs it
 /// holds the lock of the tracker.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// [`PASS_LEARN`] or [`PASS_LABEL`].
-    pub kind: u32,
-    /// Slot to label.
-    pub slot: u32,
-    /// Generation of that slot.
-    pub generation: u32,
-    /// Layer of that slot.
-    pub layer: u32,
-    /// Root of the tree to label.
-    pub root: ProcessId,
     /// Processes visited.
     pub seen: u64,
-    /// Records or memberships inserted, or creators held.
+    /// Records inserted, or creators held.
     pub inserted: u64,
-    /// Living processes without a record.
-    pub unrecorded: u64,
-    /// Processes whose lineage changed while it was climbed: look again.
-    pub unsettled: u64,
-    /// Processes of this tree that another tree of the same layer has already.
-    pub conflicts: u64,
     /// Insertions that failed because a map was full.
     pub failed: u64,
 }
-
-/// Learn every process that is older than tracking.
-pub const PASS_LEARN: u32 = 1;
-/// Make every living descendant of the root a member.
-pub const PASS_LABEL: u32 = 2;
 
 /// The sender of the last signal that can end a process.
 #[repr(C)]
@@ -260,6 +278,35 @@ pub const EVENT_EXEC: u32 = 2;
 pub const EVENT_SIGNAL: u32 = 3;
 /// [`Event::kind`]: a member is dying: no thread of it can return to user code.
 pub const EVENT_EXIT: u32 = 4;
+/// [`Event::kind`]: a member has another name now.
+pub const EVENT_RENAME: u32 = 5;
+
+/// What [`Traits::traits`] says: whoever is orphaned below it becomes its child.
+pub const SUBREAPER: u32 = 1;
+
+/// What one process is at the moment and no file says: what the pass over all processes prints.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// The process.
+    pub process: ProcessId,
+    /// [`SUBREAPER`].
+    pub traits: u32,
+    zero: u32,
+}
+
+impl Traits {
+    /// Returns these traits of a process.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(process: ProcessId, traits: u32) -> Self {
+        Self {
+            process,
+            traits,
+            zero: 0,
+        }
+    }
+}
 
 /// One notification in a watcher's ring. The ring is notification; the maps are truth.
 #[repr(C)]
@@ -295,12 +342,13 @@ pub struct Event {
 
 const _: () = {
     assert!(size_of::<ProcessId>() == 16);
-    assert!(size_of::<Record>() == 128);
+    assert!(size_of::<Record>() == 152);
     assert!(size_of::<MemberKey>() == 24);
     assert!(size_of::<Membership>() == 8);
     assert!(size_of::<Tree>() == 128);
     assert!(size_of::<Host>() == 64);
-    assert!(size_of::<Pass>() == 128);
+    assert!(size_of::<Pass>() == 64);
     assert!(size_of::<SignalFact>() == 40);
     assert!(size_of::<Event>() == 120);
+    assert!(size_of::<Traits>() == 24);
 };

@@ -52,7 +52,7 @@ fn close() {
     if layers == 0 {
         return;
     }
-    if members::is_condemned(&Task::current().process(), layers) {
+    if members::condemned(&Task::current().process(), layers).is_some() {
         // SAFETY: the helper has no preconditions. A signal that is pending already does no harm.
         unsafe { bpf_send_signal(SIGKILL) };
     }

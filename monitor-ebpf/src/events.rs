@@ -15,7 +15,7 @@ use aya_ebpf::{
     btf_maps::RingBuf,
     helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_query},
 };
-use lifemon_ebpf::{Event, ProcessId, limits};
+use lifemon_ebpf::{EVENT_EXIT, Event, ProcessId, limits};
 
 use crate::maps::{RINGS, TreeView};
 
@@ -41,12 +41,25 @@ pub(crate) fn begin(event: &mut Event, kind: u32, process: ProcessId) {
     event.slot = 0;
 }
 
-/// Puts `event` into the ring of `slot`, if its watcher brought one; counts it when it is full.
-/// An urgent event (a death, a fatal signal) wakes the watcher.
+/// Puts `event` into the ring of `slot`, if its watcher brought one; counts it when it is full, and
+/// for all but deaths when only the part that is kept for deaths is left. An urgent event (a death, a
+/// fatal signal) wakes the watcher.
 #[inline(always)]
 pub(crate) fn emit(slot: u32, tree: &TreeView, event: &mut Event, urgent: bool) {
     let Some(ring) = RINGS.get(slot) else { return };
     event.slot = slot;
+    let is_death = event.kind == EVENT_EXIT;
+    let (used, part) = if is_death {
+        (0, 1)
+    } else {
+        let part = query(ring, BPF_RB_RING_SIZE) / limits::RING_PARTS;
+        (query(ring, BPF_RB_AVAIL_DATA), part)
+    };
+    if used > part * (limits::RING_PARTS - 1) {
+        tree.lost_events.increment();
+        wake(ring, tree);
+        return;
+    }
     // Straight from the map that the event is in: no copy over the stack.
     if ring
         .output_untyped::<Event>(&*event, u64::from(BPF_RB_NO_WAKEUP))
@@ -56,20 +69,18 @@ pub(crate) fn emit(slot: u32, tree: &TreeView, event: &mut Event, urgent: bool) 
         wake(ring, tree);
         return;
     }
-    if urgent || is_filling(ring) {
+    // More is in use than should wait for the watcher's next tick.
+    if urgent || is_death || used > part {
         wake(ring, tree);
     }
 }
 
-/// Returns whether more of the ring is in use than should wait for the watcher's next tick.
+/// Returns one of the numbers that the kernel keeps of a ring.
 #[inline(always)]
-fn is_filling(ring: &Ring) -> bool {
-    let query = |what: u32| {
-        let map = core::ptr::from_ref(ring).cast_mut();
-        // SAFETY: the helper only reads counters of the ring that the look-up returned.
-        unsafe { bpf_ringbuf_query(map.cast(), u64::from(what)) }
-    };
-    query(BPF_RB_AVAIL_DATA) > query(BPF_RB_RING_SIZE) / limits::WAKE_AT_RING_FRACTION
+fn query(ring: &Ring, what: u32) -> u64 {
+    let map = core::ptr::from_ref(ring).cast_mut();
+    // SAFETY: the helper only reads counters of the ring that the look-up returned.
+    unsafe { bpf_ringbuf_query(map.cast(), u64::from(what)) }
 }
 
 #[inline(always)]

@@ -1,4 +1,4 @@
-//! A process runs another program: its name, user and cgroup are read again. The identity stays,
+//! A process runs another program: its name, user, session and cgroup are read again. The identity stays,
 //! also when a thread that is not the leader called exec.
 //!
 //! One of two programs is attached: from Linux 7.0 on [`exec_guarded`], for the reason that
@@ -49,14 +49,14 @@ fn executes(ctx: &impl EbpfContext, task: Task) {
     event.uid = task.uid();
     event.ns_pid = task.namespace_pid();
     event.cgroup_id = task.cgroup_id();
-    event.creator = refresh(event);
+    event.creator = refresh(event, task);
     members::report(&process, event, false, true);
     debug!(ctx, "exec {}", process.pid);
 }
 
 /// Writes what exec changed into the process's own record; its creator.
 #[inline(always)]
-fn refresh(event: &Event) -> ProcessId {
+fn refresh(event: &Event, task: Task) -> ProcessId {
     let Some(record) = LINEAGE.get_ptr_mut(event.process) else {
         return ProcessId::NONE;
     };
@@ -64,7 +64,10 @@ fn refresh(event: &Event) -> ProcessId {
     unsafe {
         (*record).name = event.name;
         (*record).uid = event.uid;
+        (*record).account = task.account();
         (*record).cgroup_id = event.cgroup_id;
+        (*record).session = task.session();
+        (*record).exec_ns = event.time_ns;
         (*record).creator
     }
 }

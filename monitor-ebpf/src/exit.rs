@@ -108,6 +108,8 @@ fn describe(event: &mut Event, task: Task, process: ProcessId) {
         && (was_oom_victim(process, process.pid) || was_oom_victim(process, task.tid()))
     {
         event.flags |= OOM_KILLED;
+    } else if signal == SIGKILL {
+        signal::explain_closer(event);
     }
 }
 

@@ -20,7 +20,7 @@
 
 use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
-use lifemon_ebpf::EVENT_FORK;
+use lifemon_ebpf::{EVENT_FORK, ProcessId};
 
 use crate::{
     events, lineage,
@@ -52,7 +52,11 @@ fn created(ctx: &impl EbpfContext, parent: Task, child: Task) {
     if !child.is_leader() || child.is_kernel_thread() {
         return;
     }
-    let creator = parent.process();
+    let creator = if parent.is_kernel_thread() {
+        ProcessId::NONE
+    } else {
+        parent.process()
+    };
     let process = child.process();
     if let Some(all) = tree(0) {
         all.forks.increment();

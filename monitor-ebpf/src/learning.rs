@@ -10,10 +10,14 @@
 //!   soon as both are learnt.
 //! - What was past the exit hook by then will not, and no descendant needs it: it is passed over,
 //!   and the nearest ancestor that can run or has a record stands for the creator.
+//! - The same passes learn later whom the lineage lost because its map was full: while they run, no
+//!   record is removed either.
 //! - Whoever is learnt holds that ancestor from that moment. When learning ends, the line above
 //!   every process is held up to the first process of all; where it is not, that is reported.
 
-use crate::{ANCESTOR_DUE, CREATOR_DUE, HELD, NOT_HELD, ProcessId, limits, rules::Link};
+use crate::{
+    ANCESTOR_DUE, CREATOR_DUE, CREATOR_LOST, HELD, NOT_HELD, ProcessId, limits, rules::Link,
+};
 
 /// The processes of the host, and their records while tracking starts.
 pub trait Processes {
@@ -81,21 +85,22 @@ pub fn learn<P: Processes>(host: &P, task: P::Task) {
     if let Some(link) = host.link(&id) {
         due = link.holds_creator;
         known = link.creator;
-        if due != CREATOR_DUE && due != ANCESTOR_DUE {
+        if !matches!(due, CREATOR_DUE | ANCESTOR_DUE | CREATOR_LOST) {
             return;
         }
         if host.is_recorded(&known) {
             return connect(host, &id, due, &known);
         }
     }
-    let creator = if due == CREATOR_DUE {
-        // It can still run, or it would have been learnt as it died. It is the parent, or the child
-        // has another one from the start (`CLONE_PARENT`) and has to wait.
+    let creator = if due == ANCESTOR_DUE {
+        host.nearest(task)
+    } else {
+        // One that is due can still run, or it would have been learnt as it died. It is the parent,
+        // or the child has another one from the start (`CLONE_PARENT`) and has to wait. One that was
+        // lost may have died meanwhile: then it stays lost.
         let parent = host.parent(task);
         let parent = parent.filter(|parent| host.id(*parent) == known);
         parent.map_or(Ancestor::NotYet, Ancestor::Task)
-    } else {
-        host.nearest(task)
     };
     if let Ancestor::Task(creator) = creator {
         record(host, creator);
@@ -150,8 +155,15 @@ fn record<P: Processes>(host: &P, task: P::Task) {
 /// connects.
 #[inline(always)]
 fn connect<P: Processes>(host: &P, id: &ProcessId, due: u64, creator: &ProcessId) {
-    // Without a record the map is full, and that is told.
-    let holds_creator = if host.hold(creator) { HELD } else { NOT_HELD };
+    // Without a record the map is full: the line above is lost, and that is told.
+    let holds_creator = if host.hold(creator) {
+        HELD
+    } else {
+        CREATOR_LOST
+    };
+    if holds_creator == due {
+        return;
+    }
     if !host.connect(id, due, creator, holds_creator) && holds_creator == HELD {
         host.let_go(creator);
     }

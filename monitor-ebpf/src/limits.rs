@@ -5,13 +5,17 @@
 /// counted in [`crate::Tree::lost_records`].
 pub const LINEAGE_RECORDS: u32 = 65_536;
 
-/// Memberships of watched trees by default. One more is counted in [`crate::Tree::lost_members`].
-pub const MEMBERSHIPS: u32 = 65_536;
+/// Memberships of watched trees by default, for each record one in two trees. One more is counted
+/// in [`crate::Tree::lost_members`].
+pub const MEMBERSHIPS: u32 = 2 * LINEAGE_RECORDS;
 
 /// Slots of watched trees; slot 0 is the host, and is never given to a watcher.
 pub const TREE_SLOTS: u32 = 64;
 
-/// Trees that may contain one process at the same time: one layer each.
+/// Slots that only kills take, so that no number of watchers can be in their way.
+pub const KILL_SLOTS: u32 = 8;
+
+/// Trees that may contain one process at the same time: one layer each. The last one is for kills.
 pub const LAYERS: u32 = 8;
 
 /// Remembered senders of fatal signals. The oldest goes when it is full: only an explanation
@@ -42,16 +46,16 @@ pub const SPLICES: u32 = 4;
 /// of the next command. The verifier walks through every step, at every start of a tracker.
 pub const RELEASE_STEPS: u32 = 16;
 
-/// Records that the label pass climbs through for one task, ghosts included. Inside the tree it
-/// ends at the first that is a member already, and creators come first as a rule; where they do
-/// not, a deeper tree takes more passes. Outside it ends at the first process of all: who has more
-/// above it is reported as unsettled.
-pub const CLIMB_STEPS: u32 = 32;
-
 /// Dying parents in a row that learning passes over: those that were on their way out before the
 /// first hook was attached and have not handed over their children yet, of one line. Where there
 /// are more, the next pass looks again; a line that stays open is reported as unsettled.
 pub const DYING_PARENTS: u32 = 16;
 
-/// A fork or exec event wakes the watcher only when its ring is fuller than one part in this.
-pub const WAKE_AT_RING_FRACTION: u64 = 4;
+/// A fork or exec event wakes the watcher only when its ring is fuller than one part in this, and
+/// the last such part takes deaths alone: what a member does over and over costs no death.
+pub const RING_PARTS: u64 = 4;
+
+/// Tries of a call on a map that the kernel refuses for a reason that passes: its bucket is locked.
+/// One that fails for good is counted in [`crate::Host::failed_deletes`], or as if the map were
+/// full.
+pub const MAP_TRIES: u32 = 4;

@@ -12,7 +12,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lifemon_ebpf::{
-    CREATOR_DUE, DEAD, HELD, LIVE, NOT_HELD, ProcessId, Record,
+    CREATOR_DUE, CREATOR_LOST, DEAD, HELD, LIVE, NOT_HELD, ProcessId, Record, died_badly, limits,
     rules::{self, Lineage, Link},
 };
 
@@ -24,6 +24,42 @@ use crate::{
 
 /// What a map says of a key that it has.
 pub(crate) const EEXIST: i32 = -17;
+/// What a map says of a key that it does not have.
+const ENOENT: i32 = -2;
+/// What a map says when it is full.
+const E2BIG: i32 = -7;
+
+/// Repeats a call on a map that the kernel refuses for a reason that passes: the lock of its bucket
+/// is held on this processor, or its holder has lost the processor.
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/hashtab.c?h=v6.12.118#n165>
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/hashtab.c?h=v7.2.13#n156>
+#[inline(always)]
+pub(crate) fn tried(mut call: impl FnMut() -> Result<(), i32>) -> Result<(), i32> {
+    let mut result = call();
+    for _ in 1..limits::MAP_TRIES {
+        if !is_passing(result) {
+            break;
+        }
+        result = call();
+    }
+    result
+}
+
+#[inline(always)]
+fn is_passing(result: Result<(), i32>) -> bool {
+    matches!(result, Err(code) if code != ENOENT && code != EEXIST && code != E2BIG)
+}
+
+/// Returns whether this deletion is the one that succeeded. That there was nothing to delete is one
+/// thing; a refusal is another: what it leaves behind is counted, and found by userspace.
+#[inline(always)]
+pub(crate) fn deleted(delete: impl FnMut() -> Result<(), i32>) -> bool {
+    let result = tried(delete);
+    if let (true, Some(host)) = (is_passing(result), host()) {
+        host.failed_deletes.increment();
+    }
+    result.is_ok()
+}
 
 /// The lineage map as the store of the rules.
 pub(crate) struct Map;
@@ -41,6 +77,8 @@ impl Lineage for Map {
                 state: (&raw const (*record).state).read_volatile(),
                 holds_creator: (&raw const (*record).holds_creator).read_volatile(),
                 elided: u64::from((&raw const (*record).elided).read_volatile()),
+                elided_badly: u64::from((&raw const (*record).elided_badly).read_volatile()),
+                died_badly: u64::from(died_badly((&raw const (*record).status).read_volatile())),
             }
         };
         let again = LINEAGE.get_ptr(id)?;
@@ -56,6 +94,7 @@ impl Lineage for Map {
                 (*record).creator = link.creator;
                 (*record).holds_creator = link.holds_creator;
                 (*record).elided = link.elided as u32;
+                (*record).elided_badly = link.elided_badly as u32;
             }
         }
     }
@@ -69,7 +108,7 @@ impl Lineage for Map {
 
     #[inline(always)]
     fn remove(&self, id: &ProcessId) -> bool {
-        LINEAGE.remove(id).is_ok()
+        deleted(|| LINEAGE.remove(id))
     }
 
     #[inline(always)]
@@ -102,7 +141,12 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
     record.origin = 0;
     record.holds_creator = NOT_HELD;
     record.elided = 0;
+    record.elided_badly = 0;
+    record.session = task.session();
+    record.exec_ns = 0;
     record.uid = task.uid();
+    record.account = task.account();
+    record.ns_level = task.namespace_level();
     record.ns_pid = task.namespace_pid();
 }
 
@@ -116,7 +160,9 @@ pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mu
         true => HELD,
         // Its creator is older than tracking and will be learnt.
         false if is_learning() => CREATOR_DUE,
-        false => NOT_HELD,
+        // Created by the kernel, which has no record.
+        false if creator.is_none() => NOT_HELD,
+        false => CREATOR_LOST,
     };
     let inserted = insert(process, record);
     if inserted.is_err() && held {
@@ -131,12 +177,12 @@ pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mu
 /// not be seen.
 #[inline(always)]
 pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
-    let mut inserted = LINEAGE.insert(process, record, u64::from(BPF_NOEXIST));
+    let mut inserted = tried(|| LINEAGE.insert(process, record, u64::from(BPF_NOEXIST)));
     if CLAIMS_EXITS.load() != 0
         && inserted.is_ok()
-        && let Err(code) = ALIVE.insert(process, 1, u64::from(BPF_ANY))
+        && let Err(code) = tried(|| ALIVE.insert(process, 1, u64::from(BPF_ANY)))
     {
-        LINEAGE.remove(process).ok();
+        deleted(|| LINEAGE.remove(process));
         inserted = Err(code);
     }
     let failed = matches!(inserted, Err(code) if code != EEXIST);
@@ -163,7 +209,7 @@ pub(crate) fn hold(creator: &ProcessId) -> bool {
 /// decides.
 #[inline(always)]
 pub(crate) fn claim_exit(process: &ProcessId) -> bool {
-    CLAIMS_EXITS.load() == 0 || ALIVE.remove(process).is_ok()
+    CLAIMS_EXITS.load() == 0 || deleted(|| ALIVE.remove(process))
 }
 
 /// Writes how a process died into its record and marks it dead; its creator if it was alive until

@@ -30,6 +30,8 @@ mod oom;
 #[cfg(target_arch = "bpf")]
 mod pass;
 #[cfg(target_arch = "bpf")]
+mod rename;
+#[cfg(target_arch = "bpf")]
 mod signal;
 #[cfg(target_arch = "bpf")]
 mod sweep;

@@ -51,7 +51,7 @@ pub(crate) static RINGS: ArrayOfMaps<
 #[btf_map]
 static HOST: Array<Host, 1, MMAPABLE> = Array::new();
 
-/// The task and the findings of the running pass.
+/// The findings of the running pass.
 #[btf_map]
 static PASS: Array<Pass, 1, MMAPABLE> = Array::new();
 
@@ -77,7 +77,7 @@ pub(crate) struct Scratch {
 /// interrupt another.
 /// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/trace/bpf_trace.c?h=v6.12.118#n2320>
 #[btf_map]
-static SCRATCH: PerCpuArray<Scratch, 7> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, 8> = PerCpuArray::new();
 
 /// The room of a program in `SCRATCH`.
 #[derive(Clone, Copy)]
@@ -89,6 +89,7 @@ pub(crate) enum Room {
     ExitGuarded = 4,
     LearnByPass = 5,
     LearnByExit = 6,
+    Rename = 7,
 }
 
 /// Returns `room` on this CPU, with what its last run left there.
@@ -145,22 +146,16 @@ lifemon_ebpf::view! {
         since_ns: Counter,
         release_overruns: Counter,
         condemned_layers: Counter,
+        failed_deletes: Counter,
+        learnt_misses: Counter,
     }
 }
 
 lifemon_ebpf::view! {
-    /// The task and the findings of the running pass, as the kernel half sees it.
+    /// The findings of the running pass, as the kernel half sees them.
     PassView of Pass {
-        kind: Given<u32>,
-        slot: Given<u32>,
-        generation: Given<u32>,
-        layer: Given<u32>,
-        root: Given<ProcessId>,
         seen: Counter,
         inserted: Counter,
-        unrecorded: Counter,
-        unsettled: Counter,
-        conflicts: Counter,
         failed: Counter,
     }
 }
@@ -182,7 +177,7 @@ pub(crate) fn host<'a>() -> Option<&'a HostView> {
         .map(|host| unsafe { &*host.cast::<HostView>() })
 }
 
-/// Returns what the running pass is asked for, and what it found.
+/// Returns what the running pass has found.
 #[inline(always)]
 pub(crate) fn pass<'a>() -> Option<&'a PassView> {
     // SAFETY: an array element is always there, and its view has its layout.

@@ -14,20 +14,9 @@ use lifemon_ebpf::{Event, MemberKey, Membership, ProcessId, limits};
 
 use crate::{
     events,
-    lineage::EEXIST,
+    lineage::{EEXIST, deleted, tried},
     maps::{MEMBERS, TreeView, host, tree},
 };
-
-/// The result of an insertion.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Joined {
-    /// It is a member now, by this call.
-    Now,
-    /// It was one already.
-    Before,
-    /// The map is full.
-    Full,
-}
 
 /// Returns the tree of a membership, unless that is stale.
 #[inline(always)]
@@ -53,41 +42,23 @@ fn layers() -> u64 {
     host().map_or(0, |host| host.layers.read())
 }
 
-/// Makes `process` a member.
+/// Makes `process` a member, unless it is one already.
 #[inline(always)]
-pub(crate) fn join(process: &ProcessId, layer: u32, membership: Membership) -> Joined {
-    let Some(tree) = tree_of(membership) else {
-        return Joined::Before;
-    };
+fn join(process: &ProcessId, layer: u32, membership: Membership, tree: &TreeView) {
     // Counted before it is inserted: the counter never under-counts (I1).
     tree.live.increment();
     let key = MemberKey::new(*process, layer);
-    match MEMBERS.insert(key, membership, u64::from(BPF_NOEXIST)) {
-        Ok(()) => Joined::Now,
-        Err(code) => {
-            tree.live.decrement();
-            if code == EEXIST {
-                return Joined::Before;
-            }
+    if let Err(code) = tried(|| MEMBERS.insert(key, membership, u64::from(BPF_NOEXIST))) {
+        tree.live.decrement();
+        if code != EEXIST {
             tree.lost_members.increment();
-            Joined::Full
         }
     }
 }
 
-/// Ends one membership; whether this call is the one that did.
+/// Returns the condemned tree of one of `layers` that `process` is a member of.
 #[inline(always)]
-pub(crate) fn leave(process: &ProcessId, layer: u32, membership: Membership) -> bool {
-    let left = MEMBERS.remove(MemberKey::new(*process, layer)).is_ok();
-    if let (true, Some(tree)) = (left, tree_of(membership)) {
-        tree.live.decrement();
-    }
-    left
-}
-
-/// Returns whether `process` is a member of a condemned tree of one of `layers`.
-#[inline(always)]
-pub(crate) fn is_condemned(process: &ProcessId, layers: u64) -> bool {
+pub(crate) fn condemned(process: &ProcessId, layers: u64) -> Option<&'static TreeView> {
     for layer in 0..limits::LAYERS {
         if layers >> layer & 1 == 0 {
             continue;
@@ -96,10 +67,10 @@ pub(crate) fn is_condemned(process: &ProcessId, layers: u64) -> bool {
             && let Some(tree) = tree(membership.slot)
             && tree.condemned.read() != 0
         {
-            return true;
+            return Some(tree);
         }
     }
-    false
+    None
 }
 
 /// Calls `each` for every layer in which `process` is a member.
@@ -135,8 +106,8 @@ pub(crate) fn inherit(
             tree.lost_members.increment();
             return;
         }
-        // The label pass may have been here before; the event is this hook's all the same.
-        join(process, layer, membership);
+        // Userspace may have labelled it before; the event is this hook's all the same.
+        join(process, layer, membership, tree);
         tree.forks.increment();
         events::emit(membership.slot, tree, event, false);
     });
@@ -149,7 +120,7 @@ pub(crate) fn leave_all(process: &ProcessId, event: &mut Event) {
     for_each(process, |layer, membership, tree| {
         let key = MemberKey::new(*process, layer);
         // The delete that succeeds owns the decrement (I2).
-        if MEMBERS.remove(key).is_err() {
+        if !deleted(|| MEMBERS.remove(key)) {
             return;
         }
         events::emit(membership.slot, tree, event, true);
@@ -162,9 +133,11 @@ pub(crate) fn leave_all(process: &ProcessId, event: &mut Event) {
 /// by comparison with the map.
 #[inline(never)]
 pub(crate) fn leave_unseen(process: &ProcessId) {
-    for_each(process, |layer, membership, tree| {
-        if leave(process, layer, membership) {
+    for_each(process, |layer, _, tree| {
+        // The delete that succeeds owns the decrement (I2).
+        if deleted(|| MEMBERS.remove(MemberKey::new(*process, layer))) {
             tree.exits.increment();
+            tree.live.decrement();
         }
     });
 }

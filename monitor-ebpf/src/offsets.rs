@@ -13,11 +13,16 @@ macro_rules! offsets {
             $($(#[$doc])* pub $field: u32,)*
             /// Size of `struct upid`, in bytes.
             pub upid_size: u32,
+            /// Size of `struct k_sigaction`, in bytes; the handler comes first.
+            pub sigaction_size: u32,
+            /// The bit of `signal_struct` that says whether the process is a subreaper, counted
+            /// from the start of the structure.
+            pub signal_subreaper_bit: u32,
         }
 
         impl Offsets {
             /// Nothing known.
-            pub const UNKNOWN: Self = Self { $($field: MISSING,)* upid_size: MISSING };
+            pub const UNKNOWN: Self = Self { $($field: MISSING,)* upid_size: MISSING, sigaction_size: MISSING, signal_subreaper_bit: MISSING };
 
             /// Each field with the structure and the member that it stands for.
             pub const MEMBERS: &'static [(&'static str, &'static str)] =
@@ -30,7 +35,10 @@ macro_rules! offsets {
             pub fn fill<E>(
                 mut find: impl FnMut(&'static str, &'static str) -> Result<Option<u32>, E>,
             ) -> Result<Self, E> {
-                Ok(Self { $($field: find($structure, $member)?.unwrap_or(MISSING),)* upid_size: MISSING })
+                Ok(Self {
+                    $($field: find($structure, $member)?.unwrap_or(MISSING),)*
+                    ..Self::UNKNOWN
+                })
             }
         }
     };
@@ -67,8 +75,20 @@ offsets! {
     signal_flags: "signal_struct"."flags",
     /// Wait status of the group.
     signal_group_exit_code: "signal_struct"."group_exit_code",
+    /// What the process does on each signal.
+    task_sighand: "task_struct"."sighand",
+    /// One `struct k_sigaction` for each signal.
+    sighand_action: "sighand_struct"."action",
     /// Real user id.
     cred_uid: "cred"."uid",
+    /// The user namespace of the credentials.
+    cred_user_ns: "cred"."user_ns",
+    /// Depth of a user namespace: 0 for the host's.
+    user_namespace_level: "user_namespace"."level",
+    /// The user that owns it, as the host numbers it.
+    user_namespace_owner: "user_namespace"."owner",
+    /// The process group and the session, by type.
+    signal_pids: "signal_struct"."pids",
     /// Depth of the innermost pid namespace.
     pid_level: "pid"."level",
     /// One `struct upid` for each namespace.

@@ -1,12 +1,12 @@
-//! The rules of the lineage as pure functions over a store of records: when a record goes, which
-//! ghosts stay, who descends from whom. The kernel half runs them on its maps, the tests on a
+//! The rules of the lineage as pure functions over a store of records: when a record goes, and which
+//! ghosts stay. The kernel half runs them on its maps, the tests on a
 //! model, so what is tested is what runs.
 //!
 //! Two facts carry all of it. A process that is dead never gains a reference, because only the
 //! living create processes. And an identity never comes back, so **the delete that succeeds owns
 //! what follows from it**: the drop of the reference on the creator happens exactly once.
 
-use crate::{DEAD, HELD, NOT_HELD, ProcessId, limits};
+use crate::{DEAD, HELD, ProcessId, limits};
 
 /// The part of a record that the rules look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +17,15 @@ pub struct Link {
     pub references: u64,
     /// [`LIVE`](crate::LIVE) or [`DEAD`].
     pub state: u64,
-    /// [`HELD`], [`NOT_HELD`], or due where learning did not come to the creator.
+    /// [`HELD`], [`NOT_HELD`](crate::NOT_HELD), due where learning did not come to the creator, or
+    /// lost.
     pub holds_creator: u64,
     /// Ghosts spliced out between it and its creator.
     pub elided: u64,
+    /// Not 0 if one of those died badly.
+    pub elided_badly: u64,
+    /// Not 0 if it has died badly itself: [`crate::died_badly`].
+    pub died_badly: u64,
 }
 
 /// The store of the records.
@@ -29,7 +34,7 @@ pub trait Lineage {
     /// more).
     fn link(&self, id: &ProcessId) -> Option<Link>;
     /// Lets `id`, which the caller owns (it is the process that is dying), skip a ghost: takes
-    /// creator, hold and elided from `link`.
+    /// creator, hold and what was elided from `link`.
     fn relink(&self, id: &ProcessId, link: &Link);
     /// Drops one reference that the caller holds on `id`; what is left, or nothing when there is
     /// no such record.
@@ -87,11 +92,15 @@ pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
         };
         let gone = below.creator;
         below.elided = below.elided.saturating_add(ghost.elided).saturating_add(1);
+        below.elided_badly |= ghost.elided_badly | ghost.died_badly;
         below.creator = ghost.creator;
         below.holds_creator = ghost.holds_creator;
-        // The ghost's reference on its creator passes to `id`: no count changes.
+        // The ghost's reference on its creator passes to `id`: no count changes. Whoever reads
+        // between the two finds no creator, and reads again.
+        if !lineage.remove(&gone) {
+            return;
+        }
         lineage.relink(id, &below);
-        lineage.remove(&gone);
         row -= 1;
     }
 }
@@ -148,70 +157,4 @@ fn take_out<L: Lineage>(lineage: &L, id: &ProcessId) -> Option<ProcessId> {
     // Read before the delete: the delete that succeeds proves that it was there to be read.
     let link = lineage.link(id)?;
     (lineage.remove(id) && link.holds_creator == HELD).then_some(link.creator)
-}
-
-/// The result of climbing from a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Descent {
-    /// It descends from the root.
-    Inside,
-    /// It does not.
-    Outside,
-    /// A record on the way was removed meanwhile or never learnt, or the way is longer than
-    /// [`limits::CLIMB_STEPS`]: look again in the next pass.
-    Unsettled,
-    /// The process itself has no record: its fork hook is still under way, or the map was full.
-    Unrecorded,
-}
-
-/// One step of a climb.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// The process belongs.
-    Inside,
-    /// It has no record.
-    Unrecorded,
-    /// On to its creator, which it holds or not: [`Link::holds_creator`].
-    Up(u64),
-}
-
-/// Looks at `at` and goes on to its creator.
-#[inline(always)]
-pub fn step<L: Lineage>(
-    lineage: &L,
-    at: &mut ProcessId,
-    is_inside: impl Fn(&ProcessId) -> bool,
-) -> Step {
-    if is_inside(at) {
-        return Step::Inside;
-    }
-    let Some(link) = lineage.link(at) else {
-        return Step::Unrecorded;
-    };
-    *at = link.creator;
-    Step::Up(link.holds_creator)
-}
-
-/// Climbs from `id` over its creators, through ghosts, until one of them belongs. `step` is
-/// [`step`].
-///
-/// While the process lives it holds its creator, that one holds its own, and so on up: none can
-/// vanish. So an answer is exact if the process is still alive *after* the climb, which the caller
-/// checks. A splice above it can take one ghost out of the way: then a held creator is missing,
-/// and the answer is [`Descent::Unsettled`].
-#[inline(always)]
-pub fn climb(id: &ProcessId, mut step: impl FnMut(&mut ProcessId) -> Step) -> Descent {
-    let mut at = *id;
-    let mut held = None;
-    for _ in 0..limits::CLIMB_STEPS {
-        match (step(&mut at), held) {
-            (Step::Inside, _) => return Descent::Inside,
-            (Step::Unrecorded, None) => return Descent::Unrecorded,
-            (Step::Unrecorded, Some(NOT_HELD)) => return Descent::Outside,
-            (Step::Unrecorded, Some(_)) => return Descent::Unsettled,
-            (Step::Up(_), _) if at.is_none() => return Descent::Outside,
-            (Step::Up(holds), _) => held = Some(holds),
-        }
-    }
-    Descent::Unsettled
 }

@@ -13,7 +13,8 @@ use lifemon_ebpf::{EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL,
 
 use crate::{
     events,
-    maps::{HAS_GROUP_DEAD, Room, SIGNALS, Scratch, scratch},
+    lineage::tried,
+    maps::{HAS_GROUP_DEAD, LINEAGE, Room, SIGNALS, Scratch, host, scratch},
     members,
     task::{Kernel, Task, offset},
 };
@@ -26,6 +27,11 @@ const FATAL: u64 = bits(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 24, 25,
 const DELIVERED: i32 = 0;
 /// `SEND_SIG_PRIV`: the kernel sends, without a siginfo.
 const FROM_KERNEL: usize = 1;
+const SIGKILL: u32 = 9;
+
+/// Codes of signals that the kernel sends in the context of whoever it interrupts: `SI_TIMER`,
+/// `SI_ASYNCIO`, `SI_SIGIO`, `SI_DETHREAD`.
+const FROM_INTERRUPTS: [i32; 4] = [-2, -4, -5, -7];
 
 const fn bits(signals: &[u32]) -> u64 {
     let mut set = 0;
@@ -47,7 +53,10 @@ pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
     let target = Task::new(ctx.arg::<*const u8>(2));
     let process = target.process();
     let fact = fact(signal, ctx.arg::<usize>(1));
-    let _ = SIGNALS.insert(process, fact, u64::from(BPF_ANY));
+    // What the process handles does not end it, and would take the place of what does.
+    if signal == SIGKILL || !target.handles(signal) {
+        let _ = tried(|| SIGNALS.insert(process, fact, u64::from(BPF_ANY)));
+    }
     let Some(Scratch { event, .. }) = scratch(Room::Signal) else {
         return 0;
     };
@@ -71,7 +80,10 @@ pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn fact(signal: u32, info: usize) -> SignalFact {
     let by_kernel = info == FROM_KERNEL
-        || (info > FROM_KERNEL && Kernel(info as *const u8).read::<i32>(offset!(siginfo_code)) > 0);
+        || (info > FROM_KERNEL && {
+            let code = Kernel(info as *const u8).read::<i32>(offset!(siginfo_code));
+            code > 0 || FROM_INTERRUPTS.contains(&code)
+        });
     if by_kernel {
         return SignalFact {
             signal,
@@ -87,6 +99,28 @@ fn fact(signal: u32, info: usize) -> SignalFact {
         signal,
         flags: SENDER_KNOWN,
     }
+}
+
+/// Adds to a death by the kernel's SIGKILL who has asked for it: the closer kills in the name of
+/// the watcher that has condemned the tree.
+#[inline(always)]
+pub(crate) fn explain_closer(event: &mut Event) {
+    let layers = host().map_or(0, |host| host.condemned_layers.read());
+    if layers == 0 || event.flags & SENT_BY_KERNEL == 0 {
+        return;
+    }
+    let Some(tree) = members::condemned(&event.process, layers) else {
+        return;
+    };
+    let owner = tree.owner.read();
+    let Some(record) = LINEAGE.get_ptr(owner) else {
+        return;
+    };
+    event.flags = SENDER_KNOWN;
+    event.sender = owner;
+    // SAFETY: a map value stays mapped while a program runs. If the watcher ends at this moment the
+    // name may be another's; the identity is not.
+    event.sender_name = unsafe { (&raw const (*record).name).read_volatile() };
 }
 
 /// Adds to the death in `event` who sent `signal`, if that is known.

@@ -1,12 +1,24 @@
 //! All reads of kernel structures: a task as the hooks see it. A field that this kernel does not
 //! have reads as 0.
 
-use aya_ebpf::helpers::{bpf_get_current_task_btf, generated::bpf_probe_read_kernel};
+use aya_ebpf::helpers::{
+    bpf_get_current_task_btf,
+    generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+};
 use lifemon_ebpf::{ProcessId, offsets::MISSING};
 
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// `signal->flags`: the group is exiting, and `group_exit_code` is its status.
 const SIGNAL_GROUP_EXIT: u32 = 4;
+
+/// Index of the session in `signal->pids`.
+const PIDTYPE_SID: u32 = 3;
+
+/// Returns the byte that a bit is in.
+#[inline(always)]
+fn bit_byte(bit: u32) -> u32 {
+    if bit == MISSING { MISSING } else { bit / 8 }
+}
 
 /// Reads one field of `OFFSETS` where it stands: the whole would go over the stack.
 macro_rules! offset {
@@ -40,6 +52,15 @@ impl Kernel {
             );
         }
         value
+    }
+
+    /// Reads the text that begins here, up to its end or what fits; `text` is all zero before.
+    #[inline(always)]
+    pub(crate) fn read_text(self, text: &mut [u8; 16]) {
+        // SAFETY: the helper checks the address, and ends the text with a zero within its size.
+        unsafe {
+            bpf_probe_read_kernel_str(text.as_mut_ptr().cast(), 16, self.0.cast());
+        }
     }
 
     /// Returns the pointer at `offset`.
@@ -140,6 +161,48 @@ impl Task {
             .read(offset!(cred_uid))
     }
 
+    /// Returns the user that owns the user namespace of the process; the real user id in the host's.
+    #[inline(always)]
+    pub(crate) fn account(self) -> u32 {
+        let credentials = self.0.follow(offset!(task_real_cred));
+        let namespace = credentials.follow(offset!(cred_user_ns));
+        if namespace.read::<u32>(offset!(user_namespace_level)) == 0 {
+            credentials.read(offset!(cred_uid))
+        } else {
+            namespace.read(offset!(user_namespace_owner))
+        }
+    }
+
+    /// Returns the session: the pid of its leader, which can be dead.
+    #[inline(always)]
+    pub(crate) fn session(self) -> u32 {
+        let pids = offset!(signal_pids).wrapping_add(PIDTYPE_SID * size_of::<usize>() as u32);
+        let leader = self.0.follow(offset!(task_signal)).follow(pids);
+        leader.read(offset!(pid_numbers).wrapping_add(offset!(upid_nr)))
+    }
+
+    /// Returns whether the process handles this signal, so that it does not end by it.
+    #[inline(always)]
+    pub(crate) fn handles(self, signal: u32) -> bool {
+        /// `SIG_DFL` and `SIG_IGN` are no handlers.
+        const SIG_IGN: usize = 1;
+        let size = offset!(sigaction_size);
+        if size == MISSING || offset!(sighand_action) == MISSING {
+            return false;
+        }
+        let at = offset!(sighand_action).wrapping_add(signal.wrapping_sub(1).wrapping_mul(size));
+        let handler: usize = self.0.follow(offset!(task_sighand)).read(at);
+        handler > SIG_IGN
+    }
+
+    /// Returns whether whoever is orphaned below the process becomes its child.
+    #[inline(always)]
+    pub(crate) fn is_subreaper(self) -> bool {
+        let bit = offset!(signal_subreaper_bit);
+        let flags: u8 = self.0.follow(offset!(task_signal)).read(bit_byte(bit));
+        bit != MISSING && flags >> (bit & 7) & 1 != 0
+    }
+
     /// Returns the id of the cgroup in the v2 hierarchy.
     #[inline(always)]
     pub(crate) fn cgroup_id(self) -> u64 {
@@ -148,6 +211,14 @@ impl Task {
             .follow(offset!(css_set_dfl_cgrp))
             .follow(offset!(cgroup_kn))
             .read(offset!(kernfs_id))
+    }
+
+    /// Returns the depth of the innermost pid namespace.
+    #[inline(always)]
+    pub(crate) fn namespace_level(self) -> u32 {
+        self.0
+            .follow(offset!(task_thread_pid))
+            .read(offset!(pid_level))
     }
 
     /// Returns the pid in the innermost pid namespace.

@@ -1,7 +1,8 @@
 //! Views of the structures that both halves change at the same time: field by field the same layout
 //! as in [`crate::abi`], with the cells of the half that looks. The compiler checks every field.
 
-/// Defines a view of a structure of the ABI: `view! { /// Doc. Name of Structure { field: Cell, } }`.
+/// Defines a view of a structure of the ABI:
+/// `view! { /// Doc. Name of Structure { field: Cell, } }`.
 ///
 /// Each cell has to allow changes by others behind a shared reference.
 #[macro_export]

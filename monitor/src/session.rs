@@ -71,6 +71,7 @@ struct Seen {
     records: u64,
     missed_forks: u64,
     missed_exits: u64,
+    failed_deletes: u64,
 }
 
 /// A watched tree.
@@ -123,9 +124,10 @@ impl Session {
     ) -> Result<(Self, Start), Error> {
         let host = tracker.host_counters();
         let (missed_forks, missed_exits) = (tracker.missed_forks(), tracker.missed_exits());
-        let watcher = tracker.watch(root, others, options)?;
+        let failed_deletes = tracker.failed_deletes();
+        let mut watcher = tracker.watch(root, others, options)?;
         let members = watcher.live_members()?;
-        let snapshot = watcher.tracker().snapshot()?;
+        let snapshot = watcher.take_snapshot()?;
         let start = describe(
             root,
             &members,
@@ -145,6 +147,7 @@ impl Session {
             records: host.lost_records,
             missed_forks,
             missed_exits,
+            failed_deletes,
             ..Seen::default()
         };
         let session = Self {
@@ -189,7 +192,7 @@ impl Session {
     /// # Errors
     /// When the map cannot be written.
     pub fn spare(&mut self, id: ProcessId) -> Result<(), Error> {
-        self.watcher.get_ref().spare(id)?;
+        self.watcher.get_mut().spare(id)?;
         self.watch.forget(id);
         Ok(())
     }
@@ -371,6 +374,8 @@ impl Session {
             );
             self.seen.records = host.lost_records;
         }
+        // They were learnt again.
+        self.seen.records = self.seen.records.min(host.lost_records);
         let counters = self.watcher.get_ref().counters();
         let members = counters.lost_members.saturating_sub(self.seen.members);
         let events = counters.lost_events.saturating_sub(self.seen.events);

@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use lifemon_ebpf::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_SIGNAL, Event, ProcessId};
+use lifemon_ebpf::{
+    EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_RENAME, EVENT_SIGNAL, Event, ProcessId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::process::{Cause, Death, Died, Process, Sender, Signal, Who, sender};
@@ -243,6 +245,11 @@ impl Watch {
                 node.process.uid = seen.uid;
                 let process = node.process.clone();
                 Some(self.happening(at, process, What::Exec))
+            }
+            EVENT_RENAME => {
+                let node = self.alive.get_mut(&event.process)?;
+                node.process.name = Process::of_event(event).name;
+                None
             }
             EVENT_SIGNAL => {
                 let node = self.alive.get(&event.process)?;

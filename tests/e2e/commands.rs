@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 use std::{fs, io};
 
 use lifemon_tests::handicap::{self, readable_copy};
+use lifemon_tests::reports::{Check, DoctorReport};
 use lifemon_tests::{
     Actor, DEADLINE, HostTracker, Lifemon, Sandbox, actor, needs, proc, run_alone, wait_until,
 };
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 /// Makes events until lifemon has ended, since only a write shows it that nobody reads.
 fn provoke(actor: &mut Actor, mut has_ended: impl FnMut() -> bool) {
@@ -80,15 +80,13 @@ fn a_signal_ends_it_with_a_summary() {
         let host = HostTracker::off();
         let sandbox = Sandbox::new();
         let actor = actor!(sandbox, "pause");
-        let words = ["attach", &actor.pid().to_string(), "-o", "json"];
-        let mut stream = Lifemon::find().stream(words);
-        stream.wait_for("attached", |event| event["event"] == "attached");
+        let mut stream = Lifemon::find().attach(&actor.pid(), &[]);
+        stream.attached();
         stream.signal(signal);
         let finished = stream.finish();
         assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
-        let last = finished.events.last().expect("a summary");
-        assert_eq!(last["event"], "detached", "{last}");
-        assert_eq!(last["summary"]["alive"], 1, "{last}");
+        let last = finished.detached();
+        assert_eq!(last.summary.alive, 1, "{last:?}");
         host.before().assert_nothing_since();
     }
 }
@@ -190,22 +188,15 @@ fn completions_and_manual_are_printed() {
 #[test]
 fn the_doctor_finds_this_host_well() {
     let output = run_alone(&Lifemon::find(), &["doctor", "-o", "json"], |_| {});
-    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-    let report = output.json();
-    assert_eq!(
-        (&report["schema"], &report["ok"]),
-        (&"lifemon/1".into(), &true.into())
-    );
-    let checks = report["checks"].as_array().expect("checks");
-    assert!(checks.len() >= 5, "{report}");
-    for check in checks {
-        let state = check["state"]
-            .as_str()
-            .unwrap_or_else(|| panic!("no state: {check}"));
-        assert!(["ok", "degraded"].contains(&state), "{check}");
+    let report: DoctorReport = output.success();
+    assert_eq!((report.schema.as_str(), report.ok), ("lifemon/1", true));
+    assert!(report.checks.len() >= 5, "{report:?}");
+    for check in &report.checks {
+        let state = check.state.as_str();
+        assert!(["ok", "degraded"].contains(&state), "{check:?}");
         assert!(
-            check["name"].is_string() && check["detail"].is_string(),
-            "{check}"
+            !check.name.is_empty() && !check.detail.is_empty(),
+            "{check:?}"
         );
     }
 }
@@ -216,33 +207,18 @@ fn the_doctor_has_a_remedy_for_nobody() {
     let lifemon = Lifemon::at(readable_copy(&sandbox));
     let output = run_alone(&lifemon, &["doctor", "-o", "json"], handicap::as_nobody);
     assert_eq!((output.code, output.stderr.as_str()), (Some(1), ""));
-    let report = output.json();
-    assert_eq!(report["ok"], false);
-    let checks = report["checks"].as_array().expect("checks").iter();
-    let failed: Vec<_> = checks
-        .clone()
-        .filter(|check| check["state"] == "failed")
-        .collect();
-    assert!(
-        failed.iter().any(|check| check["name"] == "privileges"),
-        "{report}"
-    );
-    let has_remedy = |check: &Value| check["remedy"].as_str().is_some_and(|text| text.len() > 5);
-    assert!(
-        checks
-            .filter(|check| check["state"] != "ok")
-            .all(has_remedy),
-        "{report}"
-    );
-    let privileges = failed.iter().find(|check| check["name"] == "privileges");
-    assert!(privileges.is_some_and(|check| {
-        check["remedy"]
-            .as_str()
-            .is_some_and(|text| text.contains("sudo"))
-    }));
+    let report: DoctorReport = output.report();
+    assert!(!report.ok, "{report:?}");
+    let has_remedy = |check: &Check| check.remedy.as_ref().is_some_and(|text| text.len() > 5);
+    let mut lacking = report.checks.iter().filter(|check| check.state != "ok");
+    assert!(lacking.all(has_remedy), "{report:?}");
+    let privileges = report.check("privileges");
+    assert_eq!(privileges.state, "failed", "{report:?}");
+    let remedy = privileges.remedy.as_deref().expect("checked");
+    assert!(remedy.contains("sudo"), "{remedy}");
 }
 
-/// What `doctor` prints on a terminal.
+/// Returns what `doctor` prints on a terminal.
 fn on_a_terminal(change: impl FnOnce(&mut Command)) -> String {
     let lifemon = Lifemon::find();
     let pty = openpty(None, None).expect("a terminal");

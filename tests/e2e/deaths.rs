@@ -4,22 +4,8 @@
 use std::thread;
 use std::time::Instant;
 
-use lifemon_tests::reports::{Exit, Sender, Signal, read};
-use lifemon_tests::story::is_about;
-use lifemon_tests::{DEADLINE, Pidfd, Process, Sandbox, Story, Watching, actor, proc};
-use serde_json::json;
-
-/// How a process died, as its `exit` says.
-#[track_caller]
-fn death(story: &Story, process: Process) -> Exit {
-    read(&story.the("exit", process)["exit"])
-}
-
-/// The signal that `signal` says is the fatal one.
-#[track_caller]
-fn fatal_signal(story: &Story, process: Process) -> Signal {
-    read(&story.the("signal", process)["signal"])
-}
+use lifemon_tests::reports::{Exit, Exited, Gone, Sender, Signalled};
+use lifemon_tests::{DEADLINE, Pidfd, Process, Sandbox, Watching, actor, proc};
 
 /// Claims that this signal has ended a process, which left a core dump or did not.
 #[track_caller]
@@ -44,7 +30,7 @@ fn assert_sent_by_the_kernel(sender: Option<&Sender>) {
     assert_eq!(sender, Some(&Sender::KERNEL));
 }
 
-/// The test as a sender of signals: its process, whatever thread it sends from.
+/// Returns the test as a sender of signals: its process, whatever thread it sends from.
 fn this_process() -> (Process, String) {
     let pid = std::process::id().cast_signed();
     let start_ticks = proc::stat(pid).expect("this process").start_ticks;
@@ -62,8 +48,8 @@ fn an_abort_is_a_signal_to_oneself_with_a_core_dump() {
     let worker = actor.child("worker");
     let story = watching.end_of(actor);
     story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
-    let exit = death(&story, worker);
-    assert_ended_by(&exit, libc::SIGABRT, true);
+    let exit = story.death(worker);
+    assert_ended_by(exit, libc::SIGABRT, true);
     assert_eq!(exit.signal_name.as_deref(), Some("SIGABRT"));
     assert_sent_by(exit.sender.as_ref(), worker, "actor");
 }
@@ -79,7 +65,7 @@ fn who_sends_sigkill_is_told_before_and_with_the_death() {
     let (by_actor, by_test) = (workers[0], workers[1]);
     actor.command(&format!("kill {}", by_actor.pid));
     Pidfd::of(by_test).kill();
-    watching.wait_for("exit", by_test);
+    watching.wait_for::<Exited>(by_test);
     let story = watching.end_of(actor);
 
     story.assert_exactly(&[
@@ -89,16 +75,16 @@ fn who_sends_sigkill_is_told_before_and_with_the_death() {
     ]);
     let (this, name) = this_process();
     for (victim, sender, name) in [(by_actor, root, "actor"), (by_test, this, &name)] {
-        let told = fatal_signal(&story, victim);
+        let told = &story.the::<Signalled>(victim).signal;
         let number_and_name = (told.signal, told.signal_name.as_str());
         assert_eq!(number_and_name, (libc::SIGKILL, "SIGKILL"));
         assert_sent_by(told.sender.as_ref(), sender, name);
-        let exit = death(&story, victim);
-        assert_ended_by(&exit, libc::SIGKILL, false);
+        let exit = story.death(victim);
+        assert_ended_by(exit, libc::SIGKILL, false);
         assert_eq!(exit.signal_name.as_deref(), Some("SIGKILL"));
         assert_sent_by(exit.sender.as_ref(), sender, name);
     }
-    assert_eq!(story.summary()["exits"], json!({"exited": 1, "signal": 2}));
+    assert_eq!(story.summary().exits(), [("exited", 1), ("signal", 2)]);
 }
 
 #[test]
@@ -115,7 +101,7 @@ fn a_process_in_a_pid_namespace_is_told_with_both_pids() {
     let (init, worker) = (actor.child("ns-init"), actor.child("ns-worker"));
     // The kernel kills what is inside when the init dies, and the init waits for that.
     Pidfd::of(init).kill();
-    watching.wait_for("gone", init);
+    watching.wait_for::<Gone>(init);
     actor.command(&format!("kill {}", unsharer.pid));
     let story = watching.end_of(actor);
 
@@ -130,15 +116,15 @@ fn a_process_in_a_pid_namespace_is_told_with_both_pids() {
         (init, unsharer, 1),
         (worker, init, 2),
     ] {
-        for event in ["fork", "exit"] {
-            let event = story.the(event, process);
-            assert_eq!(event["process"]["ns_pid"], ns_pid, "{event}");
-            assert!(is_about(&event["creator"], creator), "{event}");
+        for event in story.about(process) {
+            let subject = event.subject().expect("it is about the process");
+            assert_eq!(subject.ns_pid, Some(ns_pid), "{event:?}");
+            assert!(event.is_by(creator), "{event:?}");
         }
     }
     let (this, name) = this_process();
-    assert_sent_by(death(&story, init).sender.as_ref(), this, &name);
-    assert_sent_by_the_kernel(death(&story, worker).sender.as_ref());
+    assert_sent_by(story.death(init).sender.as_ref(), this, &name);
+    assert_sent_by_the_kernel(story.death(worker).sender.as_ref());
 }
 
 #[test]
@@ -151,9 +137,9 @@ fn a_fault_is_the_kernels_signal() {
     let worker = actor.child("worker");
     let story = watching.end_of(actor);
     story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
-    assert_sent_by_the_kernel(fatal_signal(&story, worker).sender.as_ref());
-    let exit = death(&story, worker);
-    assert_ended_by(&exit, libc::SIGSEGV, false);
+    assert_sent_by_the_kernel(story.the::<Signalled>(worker).signal.sender.as_ref());
+    let exit = story.death(worker);
+    assert_ended_by(exit, libc::SIGSEGV, false);
     assert_eq!(exit.signal_name.as_deref(), Some("SIGSEGV"));
     assert_sent_by_the_kernel(exit.sender.as_ref());
 }
@@ -170,11 +156,11 @@ fn a_signal_to_oneself_has_oneself_as_its_sender() {
         let worker = actor.child("worker");
         let story = watching.end_of(actor);
         story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
-        let told = fatal_signal(&story, worker);
+        let told = &story.the::<Signalled>(worker).signal;
         assert_eq!(told.signal, signal);
         assert_sent_by(told.sender.as_ref(), worker, "actor");
-        let exit = death(&story, worker);
-        assert_ended_by(&exit, signal, false);
+        let exit = story.death(worker);
+        assert_ended_by(exit, signal, false);
         assert_sent_by(exit.sender.as_ref(), worker, "actor");
     }
 }
@@ -202,12 +188,15 @@ fn memory_beyond_the_limit_is_never_a_mere_signal() {
     );
     story.assert_exactly(&expected);
     for worker in workers {
-        let exit = death(&story, worker);
+        let exit = story.death(worker);
         let how = (exit.cause.as_str(), exit.signal);
         assert_eq!(how, ("oom", Some(libc::SIGKILL)), "{exit:?}");
         assert_sent_by_the_kernel(exit.sender.as_ref());
     }
-    assert_eq!(story.summary()["exits"], json!({"exited": 1, "oom": TIMES}));
+    assert_eq!(
+        story.summary().exits(),
+        [("exited", 1), ("oom", TIMES as u64)]
+    );
 }
 
 #[test]
@@ -226,7 +215,7 @@ fn the_death_of_a_large_process_is_told_before_it_is_gone() {
             killed.elapsed()
         });
         pidfd.kill();
-        watching.wait_for("exit", worker);
+        watching.wait_for::<Exited>(worker);
         println!("exit after {:?}", killed.elapsed());
         gone.join().expect("it is gone")
     });
@@ -234,9 +223,7 @@ fn the_death_of_a_large_process_is_told_before_it_is_gone() {
     actor.command(&format!("reap {}", worker.pid));
     let story = watching.end_of(actor);
     story.assert_exactly(&[(root, "exit gone"), (worker, "fork signal exit gone")]);
-    let after_us = story.the("gone", worker)["after_us"]
-        .as_u64()
-        .expect("checked");
+    let after_us = story.the::<Gone>(worker).after_us.expect("checked");
     println!("gone {after_us} us after exit, as lifemon says");
     assert!(u128::from(after_us) < gone_after.as_micros() + 1_000_000);
 }

@@ -5,12 +5,13 @@
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{alive, assert_killed};
-use lifemon_tests::left_behind::{entry, find, kill_and_wait};
+use lifemon_tests::left_behind::kill_and_wait;
 use lifemon_tests::nvml::NvmlDouble;
-use lifemon_tests::reports::Identified as _;
-use lifemon_tests::story::is_about;
+use lifemon_tests::reports::{
+    Detached, Event, Gone, GpuHeld, GpuReleased, GpuReport, Identified as _, Memory, OrphansReport,
+    entry, find,
+};
 use lifemon_tests::{Actor, DEADLINE, Lifemon, Output, Process, Sandbox, actor, needs, stretched};
-use serde_json::{Value, json};
 
 /// Device nodes that hosts have, in the place of a GPU's.
 const DEVICES: [&str; 5] = [
@@ -21,14 +22,14 @@ const DEVICES: [&str; 5] = [
     "/dev/zero",
 ];
 
-fn device() -> &'static str {
+pub(crate) fn device() -> &'static str {
     let exists = |path: &&&str| std::fs::File::open(path).is_ok();
     DEVICES.iter().find(exists).expect("a device node")
 }
 
 /// `lifemon WORDS -o json` with the stand-in of the driver.
 #[track_caller]
-fn with_driver(double: &NvmlDouble, words: &[&str]) -> Output {
+pub(crate) fn with_driver(double: &NvmlDouble, words: &[&str]) -> Output {
     let lifemon = Lifemon::find();
     let mut command = lifemon.command([words, &["-o", "json"]].concat());
     double.offer_to(&mut command);
@@ -73,32 +74,33 @@ fn who_has_a_device_open_holds_it() {
     let sandbox = Sandbox::new();
     let (mut actor, server, workers) = server_on(&sandbox, 2);
     let output = Lifemon::find().run(["gpu", "-o", "json", "--device", device()]);
-    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-    let report = output.json();
-    assert_eq!(report["nvml"]["state"], "absent", "{report}");
-    assert_eq!(report["complete"], true, "{report}");
+    let report: GpuReport = output.success();
+    assert_eq!(report.schema, "lifemon/1");
+    assert_eq!(report.nvml.state, "absent", "{report:?}");
+    assert!(report.complete, "{report:?}");
     for worker in &workers {
-        let holder = entry(&report["holders"], *worker);
-        assert_eq!(holder["devices"], json!([device()]), "{holder}");
-        assert_eq!(holder["memory"], json!([]), "{holder}");
-        assert!(is_about(&holder["lineage"][0], server), "{holder}");
-        assert!(is_about(&holder["root"], actor.process()), "{holder}");
-        assert!(holder.get("orphan").is_none(), "{holder}");
+        let holder = entry(&report.holders, *worker);
+        assert_eq!(holder.devices, [device()], "{holder:?}");
+        assert_eq!(holder.memory, [], "{holder:?}");
+        assert_eq!(holder.lineage[0].process(), server, "{holder:?}");
+        assert_eq!(holder.root.process(), actor.process(), "{holder:?}");
+        assert_eq!(holder.orphan, None);
     }
-    assert!(find(&report["holders"], server).is_none(), "{report}");
+    assert_eq!(find(&report.holders, server), None);
 
     kill_and_wait(server);
     actor.kill();
-    let report = Lifemon::find()
-        .run(["gpu", "-o", "json", "--device", device()])
-        .json();
+    let output = Lifemon::find().run(["gpu", "-o", "json", "--device", device()]);
+    let report: GpuReport = output.success();
     for worker in &workers {
-        let holder = entry(&report["holders"], *worker);
-        assert_eq!(holder["orphan"]["class"], "stranded", "{holder}");
-        assert_eq!(holder["root"]["alive"], false, "{holder}");
+        let holder = entry(&report.holders, *worker);
+        let class = holder.orphan.as_ref().map(|orphan| orphan.class.as_str());
+        assert_eq!(class, Some("stranded"), "{holder:?}");
+        assert!(!holder.root.alive, "{holder:?}");
     }
     let other = Lifemon::find().run(["orphans", "-o", "json", "--gpu"]);
-    assert!(find(&other.json()["orphans"], workers[0]).is_none());
+    let other: OrphansReport = other.report();
+    assert_eq!(find(&other.orphans, workers[0]), None);
     let killed = Lifemon::find().run(["gpu", "--kill-orphans", "--device", device()]);
     assert_eq!(killed.code, Some(0), "{killed:?}");
     assert_eq!(alive(&sandbox), [].into());
@@ -116,28 +118,32 @@ fn memory_is_told_by_process_and_by_tree() {
     double.answer(&format!(
         "process {one} 1000\nprocess {two} -1\ngraphics {two} 24\nprocess 2147483647 5\n"
     ));
-    let report = with_driver(&double, &["gpu"]).json();
-    assert_eq!(report["nvml"]["state"], "ok", "{report}");
-    assert_eq!(report["gpus"][0]["name"], "Double 1000", "{report}");
-    let holder = entry(&report["holders"], workers[0]);
-    let memory = json!([{"gpu": "GPU-double-0", "kind": "compute", "bytes": 1000}]);
-    assert_eq!(holder["memory"], memory, "{holder}");
-    let holder = entry(&report["holders"], workers[1]);
-    assert_eq!(holder["memory"][0]["kind"], "compute");
-    assert!(holder["memory"][0].get("bytes").is_none(), "{holder}");
-    assert_eq!(holder["memory_bytes"], 24, "{holder}");
-    assert_eq!(report["strangers"][0]["pid"], 2_147_483_647, "{report}");
-    let trees = report["trees"].as_array().expect("a list");
-    let tree = trees
-        .iter()
-        .find(|tree| is_about(&tree["root"], actor.process()));
-    assert_eq!(tree.expect("the tree")["memory_bytes"], 1024, "{report}");
+    let report: GpuReport = with_driver(&double, &["gpu"]).report();
+    assert_eq!(report.nvml.state, "ok", "{report:?}");
+    let name = report.gpus[0].name.as_deref();
+    assert_eq!(name, Some("Double 1000"), "{report:?}");
+    let holder = entry(&report.holders, workers[0]);
+    let memory = Memory {
+        gpu: "GPU-double-0".to_owned(),
+        kind: "compute".to_owned(),
+        bytes: Some(1000),
+        gpu_instance: None,
+    };
+    assert_eq!(holder.memory, [memory], "{holder:?}");
+    let holder = entry(&report.holders, workers[1]);
+    assert_eq!(holder.memory[0].kind, "compute");
+    assert_eq!(holder.memory[0].bytes, None, "{holder:?}");
+    assert_eq!(holder.memory_bytes, Some(24), "{holder:?}");
+    assert_eq!(report.strangers[0].pid, i32::MAX, "{report:?}");
+    let mut trees = report.trees.iter();
+    let tree = trees.find(|tree| tree.root.process() == actor.process());
+    assert_eq!(tree.expect("the tree").memory_bytes, Some(1024));
 
     // The memory of orphans.
     kill_and_wait(actor.child("server"));
-    let report = with_driver(&double, &["orphans", "--gpu"]).json();
-    let orphan = entry(&report["orphans"], workers[0]);
-    assert_eq!(orphan["gpu"]["memory_bytes"], 1000, "{orphan}");
+    let report: OrphansReport = with_driver(&double, &["orphans", "--gpu"]).report();
+    let holding = entry(&report.orphans, workers[0]).gpu.as_ref();
+    assert_eq!(holding.expect("a holding").memory_bytes, Some(1000));
 }
 
 #[test]
@@ -157,10 +163,9 @@ fn a_driver_that_fails_is_said() {
     ] {
         double.answer(lines);
         let output = with_driver(&double, &["gpu"]);
-        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-        let report = output.json();
-        assert_eq!(report["nvml"]["state"], state, "{lines}: {report}");
-        assert_eq!(report["complete"], is_complete, "{lines}: {report}");
+        let report: GpuReport = output.success();
+        let found = (report.nvml.state.as_str(), report.complete);
+        assert_eq!(found, (state, is_complete), "{lines}: {report:?}");
     }
 }
 
@@ -174,10 +179,11 @@ fn a_driver_that_hangs_is_not_suffered() {
     let output = with_driver(&double, &["gpu", "--driver-timeout", "300ms"]);
     assert!(begun.elapsed() < Duration::from_secs(20), "{output:?}");
     assert_eq!(output.code, Some(0), "{output:?}");
-    let report = output.json();
-    assert_eq!(report["nvml"]["state"], "hung", "{report}");
-    assert_eq!(report["nvml"]["after_ms"], 300, "{report}");
-    assert_eq!(report["incomplete"][0]["reason"], "driver_hung", "{report}");
+    let report: GpuReport = output.report();
+    let nvml = &report.nvml;
+    let answer = (nvml.state.as_str(), nvml.after_ms);
+    assert_eq!(answer, ("hung", Some(300)), "{report:?}");
+    assert_eq!(report.incomplete[0].reason, "driver_hung", "{report:?}");
 }
 
 /// `attach` with the stand-in, on a host that has `device()` in the place of a GPU.
@@ -190,10 +196,6 @@ fn attach(double: &NvmlDouble, actor: &Actor, options: &[&str]) -> lifemon_tests
     lifemon.stream_of(command)
 }
 
-fn is_event(line: &Value, event: &str, process: Process) -> bool {
-    line["event"] == event && is_about(&line["process"], process)
-}
-
 #[test]
 fn memory_of_the_dead_is_released() {
     needs!(private_tracker);
@@ -204,27 +206,21 @@ fn memory_of_the_dead_is_released() {
     let workers = actor.children("worker");
     double.answer(&format!("process {} 4096\n", workers[0].pid));
     let mut stream = attach(&double, &actor, &[]);
-    stream.wait_for("attached", |line| line["event"] == "attached");
+    stream.attached();
     for worker in &workers {
         actor.command(&format!("kill {}", worker.pid));
-        stream.wait_for("gone", |line| is_event(line, "gone", *worker));
+        stream.wait_for_event::<Gone>(*worker);
     }
     // Dead, gone, reaped, and the driver accounts memory to it all the same.
     std::thread::sleep(stretched(Duration::from_millis(60)));
-    assert!(
-        !stream
-            .events()
-            .iter()
-            .any(|line| line["event"] == "released")
-    );
+    let is_released = |event: &&Event| event.as_kind::<GpuReleased>().is_some();
+    assert_eq!(stream.events().iter().find(is_released), None);
     double.answer("");
-    let released = stream.wait_for("released", |line| is_event(line, "released", workers[0]));
-    let after_us = released["after_us"].as_u64().expect("a time");
-    assert!(after_us >= 60_000, "{released}");
+    let released = stream.wait_for_event::<GpuReleased>(workers[0]);
+    assert!(released.after_us >= 60_000, "{released:?}");
     actor.close();
-    stream.wait_for("detached", |line| line["event"] == "detached");
-    let told = stream.events().iter();
-    assert_eq!(told.filter(|line| line["event"] == "released").count(), 1);
+    stream.wait_for_line::<Detached>("the end", |_| true);
+    assert_eq!(stream.events().iter().filter(is_released).count(), 1);
 }
 
 #[test]
@@ -237,17 +233,13 @@ fn memory_that_is_never_released_is_told_as_held() {
     let worker = actor.child("worker");
     double.answer(&format!("process {} 4096\n", worker.pid));
     let mut stream = attach(&double, &actor, &["--release-timeout", "200ms"]);
-    stream.wait_for("attached", |line| line["event"] == "attached");
+    stream.attached();
     actor.command(&format!("kill {}", worker.pid));
-    let held = stream.wait_for("held", |line| is_event(line, "held", worker));
-    assert!(
-        held["state"]
-            .as_str()
-            .is_some_and(|state| !state.is_empty())
-    );
-    assert!(held["after_us"].as_u64().is_some_and(|us| us >= 200_000));
+    let held = stream.wait_for_event::<GpuHeld>(worker);
+    assert!(!held.state.is_empty(), "{held:?}");
+    assert!(held.after_us >= 200_000, "{held:?}");
     actor.close();
-    stream.wait_for("detached", |line| line["event"] == "detached");
+    stream.wait_for_line::<Detached>("the end", |_| true);
 }
 
 /// `kill` with the stand-in, and the memory of the killed given back after a while.

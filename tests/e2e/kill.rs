@@ -11,7 +11,6 @@ use lifemon_tests::{
     Actor, DEADLINE, Lifemon, Process, Sandbox, actor, needs, proc, wait_until, with_either_tracker,
 };
 use nix::unistd::{Pid, getsid};
-use serde_json::Value;
 
 /// The code that a process of the report has exited with.
 #[track_caller]
@@ -111,7 +110,7 @@ fn a_dry_run_kills_nobody_and_names_everybody() {
         (Some(0), ""),
         "{output:?}"
     );
-    let report = checked(&output.json());
+    let report = checked(output.report());
     assert!(report.dry_run && !report.extinct, "{report:?}");
     assert_eq!(set_of(&report.members), tree);
     assert_eq!(
@@ -147,13 +146,13 @@ fn several_trees_in_one_command() {
     let output = Lifemon::find().run(words.iter().chain(&pids));
     assert_nobody(&sandbox);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-    let lines: Vec<Value> = output
+    let lines: Vec<KillReport> = output
         .stdout
         .lines()
         .map(|line| serde_json::from_str(line).expect("an object a line"))
         .collect();
     assert_eq!(lines.len(), 3, "{output:?}");
-    for (actor, report) in actors.iter().zip(&lines) {
+    for (actor, report) in actors.iter().zip(lines) {
         let report = checked(report);
         assert_eq!(set_of(&report.killed), with_root(actor, &["worker"]));
     }
@@ -279,7 +278,7 @@ fn the_descendants_of_a_dead_root_die() {
         assert_eq!(proc::stat(middle.pid), None);
         let mut target = middle.pid.to_string();
         if exactly {
-            let report = checked(&kill(&target, &["--dry-run"]).json());
+            let report = checked(kill(&target, &["--dry-run"]).report());
             target = format!("{target}@{}", report.tree.start_ns);
         }
         let output = kill(&target, &[]);
@@ -315,8 +314,8 @@ fn a_shell_that_kills_itself_by_force() {
     let output = shell.output().expect("a shell");
     assert_eq!(output.status.code(), None, "{output:?}");
     let text = String::from_utf8(output.stdout).expect("text");
-    let report: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
-    let report = checked(&report);
+    let report = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let report = checked(report);
     assert_eq!(report.killed.len(), 2, "{report:?}");
     assert!(report.extinct && report.complete, "{report:?}");
     wait_until("the end of lifemon", Duration::from_secs(5), || {

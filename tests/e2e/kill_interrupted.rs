@@ -11,7 +11,6 @@ use lifemon_tests::{
     scaled, wait_until, with_either_tracker,
 };
 use nix::sys::signal::Signal;
-use serde_json::json;
 
 /// Kills that are killed.
 const TRIALS: u64 = 50;
@@ -101,7 +100,7 @@ fn finish(sandbox: &Sandbox, actor: &Actor) {
     }
     let output = kill(&actor.pid(), &[]);
     if output.code == Some(0) {
-        checked(&output.json());
+        checked(output.report());
         return assert_nobody(sandbox);
     }
     // Its root was dead already, with nobody to keep its lineage, or all were about to die.
@@ -171,7 +170,7 @@ fn lifemon_is_killed_at_any_moment_tracker_on() {
     // Its slots are not lost either.
     let sandbox = Sandbox::new();
     assert_killed(&start(&tree(&sandbox)).finish(DEADLINE));
-    assert_eq!(tracker.status()["watched_trees"], json!(0));
+    assert_eq!(tracker.status().watched_trees, 0);
 }
 
 /// Stopped in the middle, and so for certain in the middle: the closer is attached, some are dead.

@@ -2,11 +2,11 @@
 //! is, and all of it is told as it happens.
 
 use lifemon_tests::killing::alive;
+use lifemon_tests::reports::{Extinct, Gone, Orphaned};
 use lifemon_tests::{
     Actor, DEADLINE, Freezer, HostTracker, Lifemon, Sandbox, Watching, actor, needs, private_lock,
     wait_until,
 };
-use serde_json::json;
 
 const OPTION: &str = "--kill-on-root-exit";
 
@@ -25,13 +25,13 @@ fn the_rest_is_killed_and_told() {
     let root = actor.process();
     let story = watching.end_of(actor);
     assert_eq!(alive(&sandbox), untouched);
-    assert_eq!(story.the("exit", root)["exit"]["code"], json!(0));
+    assert_eq!(story.death(root).code, Some(0));
     for worker in workers {
-        let exit = &story.the("exit", worker)["exit"];
-        assert_eq!(exit["signal"], json!(9), "{exit}");
-        _ = story.the("gone", worker);
+        let exit = story.death(worker);
+        assert_eq!(exit.signal, Some(9), "{exit:?}");
+        _ = story.the::<Gone>(worker);
     }
-    assert_eq!(story.summary()["alive"], json!(0));
+    assert_eq!(story.summary().alive, 0);
 }
 
 /// Ends the root of a bomb that goes on without it.
@@ -46,15 +46,10 @@ fn end_root(sandbox: &Sandbox, mut actor: Actor) {
     let left = alive(sandbox);
     assert!(left.is_empty(), "{left:?} survived: {}", finished.stderr);
     assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""));
-    let last = finished.events.last().expect("events");
-    assert_eq!(last["event"], "detached", "{last}");
-    assert_eq!(last["complete"], true, "{last}");
-    assert_eq!(last["summary"]["alive"], json!(0), "{last}");
-    let extinct = finished.events.iter();
-    assert_eq!(
-        extinct.filter(|event| event["event"] == "extinct").count(),
-        1
-    );
+    let last = finished.detached();
+    assert!(last.complete, "{last:?}");
+    assert_eq!(last.summary.alive, 0, "{last:?}");
+    assert_eq!(finished.all::<Extinct>().count(), 1);
 }
 
 #[test]
@@ -88,7 +83,7 @@ fn what_survives_is_no_success() {
     let mut stream = Lifemon::find().attach(&actor.pid(), &[OPTION]);
     stream.attached();
     actor.close();
-    stream.wait_for_event("gone", workers[1].pid);
+    stream.wait_for_event::<Gone>(workers[1]);
     stream.interrupt();
     let finished = stream.finish();
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -106,7 +101,7 @@ fn without_the_option_nobody_is_killed() {
     let mut watching = Watching::of(&actor);
     actor.close();
     for worker in &workers {
-        watching.wait_for("orphaned", *worker);
+        watching.wait_for::<Orphaned>(*worker);
     }
     watching.expect_silence();
     let _story = watching.interrupt();

@@ -27,7 +27,7 @@ fn assert_survives(target: Process, survivor: Process, reasons: &[&str]) -> Kill
         (Some(1), ""),
         "{output:?}"
     );
-    let report = checked(&output.json());
+    let report = checked(output.report());
     assert_eq!(set_of(&report.survivors), [survivor].into(), "{report:?}");
     let reason = &report.survivors[0].reason;
     for word in reasons {

@@ -4,9 +4,9 @@
 use std::thread;
 use std::time::Duration;
 
-use lifemon_tests::story::{self, exited, is_about, time};
+use lifemon_tests::reports::{Exec, Exit, Exited, Gone, Identified as _};
 use lifemon_tests::{Lifemon, Sandbox, Watching, actor, needs, on_every_path};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 on_every_path!(
     forked_children_are_told_with_their_creator_and_their_code,
@@ -34,20 +34,21 @@ fn forked_children_are_told_with_their_creator_and_their_code(options: &[&str]) 
         (third, "fork exit gone"),
     ]);
     for worker in workers {
-        for event in ["fork", "exit", "gone"] {
-            let event = story.the(event, worker);
-            assert!(is_about(&event["creator"], root), "{event}");
-            assert_eq!(event["creator"]["name"], "actor", "{event}");
-            assert_eq!(event["process"]["name"], "actor", "{event}");
-            assert_eq!(event["process"]["uid"], 0, "{event}");
+        for event in story.about(worker) {
+            assert!(event.is_by(root), "{event:?}");
+            let creator = event.creator().expect("a creator");
+            assert_eq!(creator.name.as_deref(), Some("actor"), "{event:?}");
+            let subject = event.subject().expect("it is about the worker");
+            assert_eq!(subject.name.as_deref(), Some("actor"), "{event:?}");
+            assert_eq!(subject.uid, Some(0), "{event:?}");
         }
-        let exit = story.the("exit", worker);
-        assert_eq!(exit["exit"], exited(7));
-        assert_eq!(exit["orphans"], json!([]));
-        assert!(exit["age_ms"].as_u64() < Some(10_000), "{exit}");
+        let exit = story.the::<Exited>(worker);
+        assert_eq!(*exit.death(), Exit::exited(7));
+        assert_eq!(exit.orphans, []);
+        assert!(exit.age_ms < Some(10_000), "{exit:?}");
     }
-    assert_eq!(story.the("exit", root)["exit"], exited(0));
-    assert_eq!(story.summary()["exits"], json!({"exited": 4}));
+    assert_eq!(*story.death(root), Exit::exited(0));
+    assert_eq!(story.summary().exits(), [("exited", 4)]);
 }
 
 #[test]
@@ -62,16 +63,16 @@ fn deaths_are_told_in_the_order_of_their_times() {
         actor.command("spawn-leaf");
     }
     let last = *actor.children("leaf-child").last().expect("reported");
-    watching.wait_for("gone", last);
+    watching.wait_for::<Gone>(last);
     let story = watching.interrupt();
     let is_child = |line: &&Value| line["role"].as_str().is_some_and(|r| r.ends_with("-child"));
-    let told: Vec<_> = story.all("exit").collect();
+    let told: Vec<_> = story.all::<Exited>().collect();
     let made: Vec<_> = actor.seen().iter().filter(is_child).collect();
     assert_eq!(told.len(), 40);
     for (told, made) in told.iter().zip(made) {
-        assert_eq!(told["process"]["pid"], made["child"], "{told} {made}");
+        assert_eq!(made["child"], told.process.pid, "{told:?} {made}");
     }
-    assert!(told.is_sorted_by_key(|exit| time(exit)));
+    assert!(told.is_sorted_by_key(|exit| &exit.time));
 }
 
 #[test]
@@ -84,13 +85,11 @@ fn a_vforked_child_has_another_name_after_its_exec() {
     let child = actor.child("vforked");
     let story = watching.end_of(actor);
     story.assert_exactly(&[(root, "exit gone"), (child, "fork exec exit gone")]);
-    let name = |event| &story.the(event, child)["process"]["name"];
-    assert_eq!(
-        ["fork", "exec", "exit", "gone"].map(name),
-        ["actor", "true", "true", "true"]
-    );
-    assert!(is_about(&story.the("exec", child)["creator"], root));
-    assert_eq!(story.the("exit", child)["exit"], exited(0));
+    let subjects = story.about(child).filter_map(|event| event.subject());
+    let names: Vec<_> = subjects.filter_map(|it| it.name.as_deref()).collect();
+    assert_eq!(names, ["actor", "true", "true", "true"]);
+    assert!(story.the::<Exec>(child).is_by(root));
+    assert_eq!(*story.death(child), Exit::exited(0));
 }
 
 fn an_exec_by_a_thread_is_one_exec_and_no_death(options: &[&str]) {
@@ -99,20 +98,17 @@ fn an_exec_by_a_thread_is_one_exec_and_no_death(options: &[&str]) {
     let root = actor.process();
     let mut watching = Watching::with(&actor, options);
     actor.step();
-    watching.wait_for("exec", root);
+    watching.wait_for::<Exec>(root);
     watching.expect_silence();
     actor.send("exit 5");
     assert_eq!(actor.wait().code(), Some(5));
     let story = watching.until_extinct();
     story.assert_exactly(&[(root, "exec exit gone")]);
     // The same to the nanosecond, before and after.
-    for event in ["exec", "exit"] {
-        assert_eq!(
-            story::key(&story.the(event, root)["process"]),
-            story::key(&story.attached()["tree"])
-        );
-    }
-    assert_eq!(story.the("exit", root)["exit"], exited(5));
+    let tree = story.attached().tree;
+    assert_eq!(story.the::<Exec>(root).process.id(), tree);
+    assert_eq!(story.the::<Exited>(root).process.id(), tree);
+    assert_eq!(*story.death(root), Exit::exited(5));
 }
 
 fn a_process_whose_leader_exits_first_dies_once_and_at_its_true_end(options: &[&str]) {
@@ -129,7 +125,7 @@ fn a_process_whose_leader_exits_first_dies_once_and_at_its_true_end(options: &[&
         let code = actor.wait().code().expect("exited");
         let story = watching.until_extinct();
         story.assert_exactly(&[(root, "exit gone")]);
-        assert_eq!(story.the("exit", root)["exit"], exited(code), "{how}");
+        assert_eq!(*story.death(root), Exit::exited(code), "{how}");
     }
 }
 
@@ -142,7 +138,7 @@ fn an_exit_by_a_thread_is_the_death_of_the_process(options: &[&str]) {
     assert_eq!(actor.wait().code(), Some(8));
     let story = watching.until_extinct();
     story.assert_exactly(&[(root, "exit gone")]);
-    assert_eq!(story.the("exit", root)["exit"], exited(8));
+    assert_eq!(*story.death(root), Exit::exited(8));
 }
 
 #[test]
@@ -172,8 +168,9 @@ fn a_ring_thread_that_exits_last_does_not_change_the_code() {
     actor.step();
     let story = watching.end_of(actor);
     story.assert_exactly(&[(root, "exit gone"), (worker, "fork exit gone")]);
-    assert_eq!(story.the("exit", worker)["exit"], exited(9));
-    assert_eq!(story.the("exit", worker)["process"]["name"], "actor");
+    assert_eq!(*story.death(worker), Exit::exited(9));
+    let name = &story.the::<Exited>(worker).process.name;
+    assert_eq!(name.as_deref(), Some("actor"));
 }
 
 #[test]

@@ -3,24 +3,26 @@
 
 use std::collections::BTreeMap;
 
-use lifemon_tests::story::{self, is_about, processes, time};
+use lifemon_tests::reports::{
+    Attached, Exited, Extinct, Fork, Gone, Identified as _, Orphaned, Who, processes,
+};
 use lifemon_tests::{DEADLINE, Pidfd, Process, Sandbox, Watching, actor, proc, wait_until};
-use serde_json::{Value, json};
 
-/// What an `orphaned` event must say now that the new parent shows in `/proc`.
+/// Claims what an `orphaned` event must say now that the new parent shows in `/proc`.
 #[track_caller]
-fn assert_orphaned(event: &Value, class: &str, creator: Process) {
-    let pid = event["process"]["pid"].as_i64().expect("a pid") as i32;
-    assert_eq!(event["class"], class, "{event}");
-    assert!(is_about(&event["creator"], creator), "{event}");
-    let parent = proc::ppid(pid).expect("it lives");
-    assert_eq!(event["parent"], parent, "{event}");
-    assert_ne!(parent, creator.pid, "{event}");
+fn assert_orphaned(event: &Orphaned, class: &str, creator: Process) {
+    assert_eq!(event.class, class, "{event:?}");
+    assert!(event.is_by(creator), "{event:?}");
+    let parent = proc::ppid(event.process.pid).expect("it lives");
+    assert_eq!(event.parent, Some(parent), "{event:?}");
+    assert_ne!(parent, creator.pid, "{event:?}");
 }
 
-/// The place of an event in the stream.
-fn seq(event: &Value) -> u64 {
-    event["seq"].as_u64().expect("checked")
+/// Returns the processes of a list, sorted.
+fn sorted(list: &[Who]) -> Vec<Process> {
+    let mut list = processes(list);
+    list.sort_unstable();
+    list
 }
 
 #[test]
@@ -42,10 +44,8 @@ fn with_clone_parent_the_creator_is_who_called_clone() {
         (creator, "fork signal exit gone"),
         (worker, "fork signal exit gone"),
     ]);
-    for event in ["fork", "exit"] {
-        assert!(is_about(&story.the(event, creator)["creator"], root));
-        assert!(is_about(&story.the(event, worker)["creator"], creator));
-    }
+    assert!(story.about(creator).all(|event| event.is_by(root)));
+    assert!(story.about(worker).all(|event| event.is_by(creator)));
 }
 
 #[test]
@@ -56,10 +56,10 @@ fn a_double_forked_grandchild_stays_a_member_and_is_told_as_reparented() {
     let mut watching = Watching::of(&actor);
     actor.step();
     let (middle, grandchild) = (actor.child("middle"), actor.child("grandchild"));
-    let orphaned = watching.wait_for("orphaned", grandchild);
+    let orphaned = watching.wait_for::<Orphaned>(grandchild);
     assert_orphaned(&orphaned, "reparented", middle);
     Pidfd::of(grandchild).kill();
-    watching.wait_for("gone", grandchild);
+    watching.wait_for::<Gone>(grandchild);
     actor.close();
     let story = watching.until_extinct();
 
@@ -68,12 +68,12 @@ fn a_double_forked_grandchild_stays_a_member_and_is_told_as_reparented() {
         (middle, "fork exit gone"),
         (grandchild, "fork orphaned signal exit gone"),
     ]);
-    assert!(is_about(&story.the("fork", grandchild)["creator"], middle));
-    let exit = story.the("exit", middle);
-    assert_eq!(exit["exit"]["code"], 0);
-    assert_eq!(processes(&exit["orphans"]), [grandchild]);
-    assert_eq!(exit["orphans"][0]["name"], "actor");
-    assert_eq!(seq(&orphaned), seq(story.the("gone", middle)) + 1);
+    assert!(story.the::<Fork>(grandchild).is_by(middle));
+    let exit = story.the::<Exited>(middle);
+    assert_eq!(exit.death().code, Some(0));
+    assert_eq!(processes(&exit.orphans), [grandchild]);
+    assert_eq!(exit.orphans[0].name.as_deref(), Some("actor"));
+    assert_eq!(orphaned.seq, story.the::<Gone>(middle).seq + 1);
 }
 
 #[test]
@@ -85,9 +85,9 @@ fn an_orphan_is_told_although_a_subreaper_takes_it() {
     actor.step();
     let (middle, worker) = (actor.child("middle"), actor.child("worker"));
     actor.step();
-    let orphaned = watching.wait_for("orphaned", worker);
+    let orphaned = watching.wait_for::<Orphaned>(worker);
     assert_orphaned(&orphaned, "reparented", middle);
-    assert_eq!(orphaned["parent"], root.pid);
+    assert_eq!(orphaned.parent, Some(root.pid));
     actor.command(&format!("kill {}", worker.pid));
     actor.close();
     let story = watching.until_extinct();
@@ -97,10 +97,10 @@ fn an_orphan_is_told_although_a_subreaper_takes_it() {
         (middle, "fork signal exit gone"),
         (worker, "fork orphaned signal exit gone"),
     ]);
-    let exit = story.the("exit", middle);
-    assert_eq!(processes(&exit["orphans"]), [worker]);
-    assert!(is_about(&exit["exit"]["sender"], root));
-    assert!(seq(&orphaned) > seq(story.the("gone", middle)));
+    let exit = story.the::<Exited>(middle);
+    assert_eq!(processes(&exit.orphans), [worker]);
+    assert!(exit.death().is_sent_by(root));
+    assert!(orphaned.seq > story.the::<Gone>(middle).seq);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_death_lists_every_child_that_it_orphans_and_so_does_the_summary() {
     actor.step();
     for worker in &workers {
         assert_orphaned(
-            &watching.wait_for("orphaned", *worker),
+            &watching.wait_for::<Orphaned>(*worker),
             "reparented",
             middle,
         );
@@ -125,19 +125,13 @@ fn a_death_lists_every_child_that_it_orphans_and_so_does_the_summary() {
     let mut expected = vec![(middle, "fork exit gone")];
     expected.extend(workers.iter().map(|worker| (*worker, "fork orphaned")));
     story.assert_exactly(&expected);
-    let sorted = |array: &Value| {
-        let mut list = processes(array);
-        list.sort_unstable();
-        list
-    };
-    let exit = story.the("exit", middle);
-    assert_eq!(exit["exit"]["code"], 4);
-    assert_eq!(sorted(&exit["orphans"]), workers);
+    let exit = story.the::<Exited>(middle);
+    assert_eq!(exit.death().code, Some(4));
+    assert_eq!(sorted(&exit.orphans), workers);
     let summary = story.summary();
-    assert_eq!(sorted(&summary["orphans"]), workers);
-    assert_eq!(summary["seen"], 5);
-    assert_eq!(summary["alive"], 4);
-    assert_eq!(summary["exits"], json!({"exited": 1}));
+    assert_eq!(sorted(&summary.orphans), workers);
+    assert_eq!((summary.seen, summary.alive), (5, 4));
+    assert_eq!(summary.exits(), [("exited", 1)]);
     assert!(proc::is_running(root.pid));
 }
 
@@ -153,7 +147,7 @@ fn the_children_of_a_dead_root_are_stranded_and_their_death_is_extinction() {
     actor.send("exit 3");
     assert_eq!(actor.wait().code(), Some(3));
     for worker in &workers {
-        assert_orphaned(&watching.wait_for("orphaned", *worker), "stranded", root);
+        assert_orphaned(&watching.wait_for::<Orphaned>(*worker), "stranded", root);
     }
     watching.expect_silence();
     for worker in &workers {
@@ -166,15 +160,18 @@ fn the_children_of_a_dead_root_are_stranded_and_their_death_is_extinction() {
         (workers[0], "fork orphaned signal exit gone"),
         (workers[1], "fork orphaned signal exit gone"),
     ]);
-    let exit = story.the("exit", root);
-    assert_eq!(exit["exit"]["code"], 3);
-    let mut orphans = processes(&exit["orphans"]);
-    orphans.sort_unstable();
-    assert_eq!(orphans, workers);
-    let extinct = story.all("extinct").next().expect("checked");
-    assert!(story.all("exit").all(|exit| seq(exit) < seq(extinct)));
-    assert!(story.all("exit").all(|exit| time(exit) <= time(extinct)));
-    assert_eq!(story.summary()["exits"], json!({"exited": 1, "signal": 2}));
+    let exit = story.the::<Exited>(root);
+    assert_eq!(exit.death().code, Some(3));
+    assert_eq!(sorted(&exit.orphans), workers);
+    let extinct = story.all::<Extinct>().next().expect("checked");
+    for exit in story.all::<Exited>() {
+        assert!(exit.seq < extinct.seq, "{exit:?} {extinct:?}");
+        assert!(
+            exit.time.as_ref() <= Some(&extinct.time),
+            "{exit:?} {extinct:?}"
+        );
+    }
+    assert_eq!(story.summary().exits(), [("exited", 1), ("signal", 2)]);
 }
 
 #[test]
@@ -186,20 +183,20 @@ fn of_a_chain_the_last_stays_a_member_and_every_creator_is_told() {
     let mut watching = Watching::of(&actor);
     actor.step();
     let (first, last) = (actor.child("first"), actor.child("last"));
-    watching.wait_for("orphaned", last);
+    watching.wait_for::<Orphaned>(last);
     Pidfd::of(last).kill();
     actor.close();
     let story = watching.until_extinct();
 
-    assert_eq!(story.count("fork"), GENERATIONS);
-    assert_eq!(story.the("exit", last)["exit"]["signal"], libc::SIGKILL);
-    let forks: Vec<_> = story.all("fork").collect();
-    assert!(is_about(&forks[0]["process"], first) && is_about(&forks[0]["creator"], root));
+    assert_eq!(story.count::<Fork>(), GENERATIONS);
+    assert_eq!(story.death(last).signal, Some(libc::SIGKILL));
+    let forks: Vec<_> = story.all::<Fork>().collect();
+    assert!(forks[0].process.process() == first && forks[0].is_by(root));
     for pair in forks.windows(2) {
-        let creator = story::key(&pair[0]["process"]);
-        assert_eq!(story::key(&pair[1]["creator"]), creator, "{}", pair[1]);
+        let creator = pair[1].creator.as_ref().expect("a creator");
+        assert_eq!(creator.id(), pair[0].process.id(), "{:?}", pair[1]);
     }
-    assert!(is_about(&forks[GENERATIONS - 1]["process"], last));
+    assert_eq!(forks[GENERATIONS - 1].process.process(), last);
 }
 
 #[test]
@@ -223,38 +220,40 @@ fn each_generation_is_the_creator_of_its_own_children() {
             .children(&format!("{command}-child"))
             .last()
             .expect("reported");
-        early.wait_for("gone", child);
-        let fork = late.wait_for("fork", child);
-        assert!(is_about(&fork["creator"], creator), "{fork}");
-        assert_eq!(fork["creator"]["name"], "actor");
-        late.wait_for("gone", child);
+        early.wait_for::<Gone>(child);
+        let fork = late.wait_for::<Fork>(child);
+        assert!(fork.is_by(creator), "{fork:?}");
+        let name = fork
+            .creator
+            .as_ref()
+            .and_then(|creator| creator.name.as_deref());
+        assert_eq!(name, Some("actor"));
+        late.wait_for::<Gone>(child);
         expected.push((child, "fork exit gone"));
     }
     late.interrupt().assert_exactly(&expected);
     expected.extend([(mid, "fork"), (leaf, "fork")]);
     let story = early.interrupt();
     story.assert_exactly(&expected);
-    assert!(is_about(&story.the("fork", leaf)["creator"], mid));
+    assert!(story.the::<Fork>(leaf).is_by(mid));
 }
 
-/// The members of a snapshot are exactly these, with these creators.
+/// Claims that the members of a snapshot are exactly these, with these creators.
 #[track_caller]
-fn assert_members(attached: &Value, expected: &[(Process, Option<Process>)]) {
+fn assert_members(attached: &Attached, expected: &[(Process, Option<Process>)]) {
     let expected: BTreeMap<_, _> = expected.iter().copied().collect();
-    let members = attached["members"].as_array().expect("members");
-    let found = members.iter().map(|member| {
-        let process = story::process(member).unwrap_or_else(|| panic!("{member}"));
-        assert_eq!(member["name"], "actor", "{member}");
+    let found = attached.members.iter().map(|member| {
+        assert_eq!(member.name.as_deref(), Some("actor"), "{member:?}");
         // Of the root's own creator, the test, the actor knows nothing.
-        let creator = story::process(&member["creator"]);
-        let is_root = member["pid"] == attached["tree"]["pid"];
-        (process, creator.filter(|_| !is_root))
+        let is_root = member.pid == attached.tree.pid;
+        let creator = member.creator.filter(|_| !is_root);
+        (member.process(), creator.map(|creator| creator.process()))
     });
     let found: BTreeMap<_, _> = found.collect();
-    assert_eq!(found.len(), members.len(), "nobody twice");
+    assert_eq!(found.len(), attached.members.len(), "nobody twice");
     assert_eq!(found, expected);
-    assert_eq!(attached["complete"], true);
-    assert_eq!(attached["ghosts"], json!([]));
+    assert!(attached.complete, "{attached:?}");
+    assert_eq!(attached.ghosts, []);
 }
 
 #[test]
@@ -275,17 +274,14 @@ fn the_snapshot_of_a_wide_tree_is_the_actors_own_truth() {
         Pidfd::of(*worker).kill();
     }
     for worker in &workers {
-        watching.wait_for("gone", *worker);
+        watching.wait_for::<Gone>(*worker);
     }
     actor.close();
     let story = watching.until_extinct();
     let mut expected = vec![(root, "exit gone")];
     expected.extend(workers.iter().map(|worker| (*worker, "signal exit gone")));
     story.assert_exactly(&expected);
-    assert_eq!(
-        story.summary()["exits"],
-        json!({"exited": 1, "signal": 500})
-    );
+    assert_eq!(story.summary().exits(), [("exited", 1), ("signal", 500)]);
 }
 
 #[test]

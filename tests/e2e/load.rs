@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use lifemon_tests::story::{self, is_about};
+use lifemon_tests::reports::{Exited, Fork, Gone, Identified as _};
 use lifemon_tests::{
     DEADLINE, Process, Sandbox, Story, Watching, actor, needs, on_every_path, wait_until,
 };
@@ -35,24 +35,19 @@ fn burst(count: u64, options: &[&str]) {
     actor.close();
     let story = watching.until_extinct();
 
-    assert_eq!(story.count("fork") as u64, count);
-    assert!(
-        story
-            .all("fork")
-            .all(|fork| is_about(&fork["creator"], root))
-    );
+    assert_eq!(story.count::<Fork>() as u64, count);
+    assert!(story.all::<Fork>().all(|fork| fork.is_by(root)));
     let mut codes = vec![0_u64; 7];
-    for exit in story
-        .all("exit")
-        .filter(|exit| !is_about(&exit["process"], root))
-    {
-        assert_eq!(exit["exit"]["cause"], "exited", "{exit}");
-        codes[exit["exit"]["code"].as_u64().expect("a code") as usize] += 1;
+    let exits = story.all::<Exited>();
+    for exit in exits.filter(|exit| exit.process.process() != root) {
+        let death = exit.death();
+        assert_eq!(death.cause, "exited", "{exit:?}");
+        codes[usize::try_from(death.code.expect("a code")).expect("a code")] += 1;
     }
     assert_eq!(json!(codes), made["codes"]);
     assert_eq!(codes.iter().sum::<u64>(), count);
-    assert_eq!(story.count("gone") as u64, count + 1);
-    assert_eq!(story.summary()["seen"], count + 1);
+    assert_eq!(story.count::<Gone>() as u64, count + 1);
+    assert_eq!(story.summary().seen, count + 1);
 }
 
 /// A process that the actor made, as it entered itself into the actor's log before its end.
@@ -108,7 +103,7 @@ fn attaching_to_a_tree_that_never_stands_still_misses_nobody() {
         // It has checked that everybody told has exactly one exit and is gone after it.
         let story = watching.until_extinct();
         // At most 16 of the 400 were alive before.
-        let forks = story.count("fork");
+        let forks = story.count::<Fork>();
         assert!(forks >= 300, "round {round}: only {forks}");
         let log = log(&path);
         assert_nobody_is_missing(&story, root, &log, attached_at);
@@ -121,23 +116,21 @@ fn attaching_to_a_tree_that_never_stands_still_misses_nobody() {
 /// such a one, if its creator died before there was a tracker to know whose child it was.
 #[track_caller]
 fn assert_nobody_is_missing(story: &Story, root: Process, log: &[Entry], attached_at: usize) {
-    let told: BTreeSet<_> = story.processes().into_iter().map(|(pid, _)| pid).collect();
-    let forked: BTreeSet<_> = story
-        .all("fork")
-        .map(|fork| fork["process"]["pid"].as_i64())
-        .collect();
+    let told: BTreeSet<_> = story.processes().iter().map(|id| id.pid).collect();
+    let forks = story.all::<Fork>();
+    let forked: BTreeSet<_> = forks.map(|fork| fork.process.pid).collect();
     // Nowhere near enough processes for a pid to be used twice.
-    let is_told = |pid: i32| told.contains(&u64::from(pid.cast_unsigned()));
+    let is_told = |pid: i32| told.contains(&pid);
     for (at, entry) in log
         .iter()
         .enumerate()
         .filter(|(_, entry)| !is_told(entry.process.pid))
     {
-        let may_be_dead = at < attached_at && !forked.contains(&Some(entry.creator.into()));
+        let may_be_dead = at < attached_at && !forked.contains(&entry.creator);
         let may_be_unknown = entry.creator != root.pid && !is_told(entry.creator);
         assert!(
             may_be_dead || may_be_unknown,
-            "missed: {:?} by {}, entry {at}, attached before {attached_at}: {}",
+            "missed: {:?} by {}, entry {at}, attached before {attached_at}: {:?}",
             entry.process,
             entry.creator,
             story.attached(),
@@ -153,14 +146,15 @@ fn assert_nobody_is_invented(story: &Story, root: Process, log: &[Entry]) {
         .map(|entry| (entry.process, entry.creator))
         .collect();
     assert_eq!(creators.len(), log.len(), "one entry a process");
-    for exit in story.all("exit") {
-        let process = story::process(&exit["process"]).expect("checked");
+    for exit in story.all::<Exited>() {
+        let process = exit.process.process();
         if process != root {
             let creator = creators.get(&process);
-            let creator = *creator.unwrap_or_else(|| panic!("not of the tree: {exit}"));
-            assert_eq!(exit["creator"]["pid"], creator, "{exit}");
-            assert_eq!(exit["process"]["name"], "actor", "{exit}");
-            assert_eq!(exit["process"]["ns_pid"], process.pid, "{exit}");
+            let creator = *creator.unwrap_or_else(|| panic!("not of the tree: {exit:?}"));
+            let told = exit.creator.as_ref().map(|creator| creator.pid);
+            assert_eq!(told, Some(creator), "{exit:?}");
+            assert_eq!(exit.process.name.as_deref(), Some("actor"), "{exit:?}");
+            assert_eq!(exit.process.ns_pid, Some(process.pid), "{exit:?}");
         }
     }
 }

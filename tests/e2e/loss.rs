@@ -6,13 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use lifemon_tests::story::{is_about, process, processes};
+use lifemon_tests::reports::{Attached, Event, Exited, Fork, Id, Identified as _, Lost, set_of};
 use lifemon_tests::{
     Actor, DEADLINE, Finished, HostLock, Lifemon, Process, Sandbox, Stream, actor, needs,
     on_every_path, private_lock, proc,
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 fn attach(actor: &Actor, options: &[&str]) -> (Stream, HostLock) {
     let lock = private_lock();
@@ -21,20 +20,8 @@ fn attach(actor: &Actor, options: &[&str]) -> (Stream, HostLock) {
 
 fn watch(actor: &Actor, options: &[&str]) -> Stream {
     let mut stream = Lifemon::find().attach(&actor.pid(), options);
-    assert_eq!(stream.attached()["tracker"], "private");
+    assert_eq!(stream.attached().tracker, "private");
     stream
-}
-
-/// A process by its whole identity: pids are used again in a burst.
-type Id = (u64, u64);
-
-fn id(value: &Value) -> Id {
-    let field = |name| {
-        value[name]
-            .as_u64()
-            .unwrap_or_else(|| panic!("no {name}: {value}"))
-    };
-    (field("pid"), field("start_ns"))
 }
 
 /// The model that a reader of the stream has.
@@ -43,36 +30,33 @@ struct Model {
     alive: BTreeMap<Id, Process>,
     dead: BTreeSet<Id>,
     forked: BTreeSet<Process>,
-    losses: Vec<Value>,
+    losses: Vec<Lost>,
 }
 
 impl Model {
     /// Takes one line, which must not contradict those before it.
     #[track_caller]
-    fn apply(&mut self, event: &Value) {
-        match event["event"].as_str().expect("a word") {
-            "attached" => {
-                for member in event["members"].as_array().expect("members") {
-                    self.alive
-                        .insert(id(member), process(member).expect("a process"));
-                }
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Attached(attached) => {
+                let members = attached.members.iter();
+                self.alive
+                    .extend(members.map(|member| (member.id(), member.process())));
             }
-            "fork" => {
-                let (id, born) = (
-                    id(&event["process"]),
-                    process(&event["process"]).expect("one"),
-                );
-                assert!(!self.dead.contains(&id), "born when dead: {event}");
-                assert!(self.alive.insert(id, born).is_none(), "born twice: {event}");
+            Event::Fork(fork) => {
+                let (id, born) = (fork.process.id(), fork.process.process());
+                assert!(!self.dead.contains(&id), "born when dead: {event:?}");
+                let before = self.alive.insert(id, born);
+                assert!(before.is_none(), "born twice: {event:?}");
                 self.forked.insert(born);
             }
-            "exit" => {
+            Event::Exit(exit) => {
                 // Its fork may have been lost.
-                let id = id(&event["process"]);
+                let id = exit.process.id();
                 self.alive.remove(&id);
-                assert!(self.dead.insert(id), "dead twice: {event}");
+                assert!(self.dead.insert(id), "dead twice: {event:?}");
             }
-            "lost" => self.losses.push(event.clone()),
+            Event::Lost(lost) => self.losses.push(lost.clone()),
             _ => {}
         }
     }
@@ -81,14 +65,12 @@ impl Model {
         self.alive.values().copied().collect()
     }
 
-    /// Whether what was lost last has been made good.
+    /// Returns whether what was lost last has been recovered.
     fn has_recovered(&self) -> bool {
-        self.losses
-            .last()
-            .is_some_and(|loss| loss["recovered"] == true)
+        self.losses.last().is_some_and(|loss| loss.recovered)
     }
 
-    fn of(events: &[Value]) -> Self {
+    fn of(events: &[Event]) -> Self {
         let mut model = Self::default();
         for event in events {
             model.apply(event);
@@ -122,29 +104,17 @@ fn assert_lost_and_recovered(finished: &Finished, truth: &BTreeSet<Process>) {
     let model = Model::of(&finished.events);
     assert_eq!(model.living(), *truth);
     for loss in &model.losses {
-        assert_eq!(loss["reason"], "ring_full", "{loss}");
-        assert!(
-            loss["count"].as_u64().is_some_and(|count| count > 0),
-            "{loss}"
-        );
-        assert_eq!(loss["complete"], loss["recovered"], "{loss}");
+        assert_eq!(loss.reason, "ring_full", "{loss:?}");
+        assert!(loss.count > 0, "{loss:?}");
+        assert_eq!(loss.complete, loss.recovered, "{loss:?}");
     }
-    assert_eq!(model.losses[0]["recovered"], false);
+    assert!(!model.losses[0].recovered);
     assert!(model.has_recovered());
-    let resynced = finished
-        .events
-        .iter()
-        .filter(|event| event["resynced"] == true);
-    let resynced = resynced.count();
-    let summary = &finished.events.last().expect("a summary")["summary"];
-    assert_eq!(summary["alive"], truth.len(), "{summary}");
-    assert_eq!(summary["resynced"], resynced, "{summary}");
-    assert!(
-        summary["lost_events"]
-            .as_u64()
-            .is_some_and(|count| count > 0),
-        "{summary}"
-    );
+    let resynced = finished.events.iter().filter(|event| event.is_resynced());
+    let summary = &finished.detached().summary;
+    assert_eq!(summary.alive, truth.len() as u64, "{summary:?}");
+    assert_eq!(summary.resynced, resynced.count() as u64, "{summary:?}");
+    assert!(summary.lost_events > 0, "{summary:?}");
     let survivors = truth.iter().filter(|process| proc::is_running(process.pid));
     assert_eq!(
         survivors.count(),
@@ -208,9 +178,8 @@ fn forks_of_survivors_that_were_lost_are_found(options: &[&str]) {
     truth.insert(actor.process());
     let finished = until_living(stream, &truth);
     assert_lost_and_recovered(&finished, &truth);
-    let resynced = |event: &&Value| event["event"] == "fork" && event["resynced"] == true;
-    let mut found = finished.events.iter().filter(resynced);
-    assert!(found.all(|event| is_about(&event["creator"], actor.process())));
+    let mut found = finished.all::<Fork>().filter(|fork| fork.resynced);
+    assert!(found.all(|fork| fork.is_by(actor.process())));
 }
 
 fn a_reader_that_is_too_slow_recovers(options: &[&str]) {
@@ -232,10 +201,10 @@ fn a_reader_that_is_too_slow_recovers(options: &[&str]) {
     let finished = stream.finish();
     let model = Model::of(&finished.events);
     assert_eq!(model.living(), truth);
-    let summary = &finished.events.last().expect("a summary")["summary"];
-    assert_eq!(summary["alive"], truth.len(), "{summary}");
-    let lost = summary["lost_events"].as_u64().expect("a number");
-    assert_eq!(lost > 0, !model.losses.is_empty(), "{summary}");
+    let summary = &finished.detached().summary;
+    assert_eq!(summary.alive, truth.len() as u64, "{summary:?}");
+    let has_lost = summary.lost_events > 0;
+    assert_eq!(has_lost, !model.losses.is_empty(), "{summary:?}");
 }
 
 /// Those that have a record: kernel threads and zombies run no file.
@@ -260,18 +229,15 @@ fn full_maps_are_said_and_what_fits_is_right(options: &[&str]) {
     let children: BTreeSet<_> = actor.children("worker").into_iter().collect();
     assert_eq!(children.len() as u64, count);
 
-    stream.wait_for("a full lineage", |event| event["reason"] == "lineage_full");
-    stream.wait_for("full memberships", |event| {
-        event["reason"] == "members_full"
-    });
+    for reason in ["lineage_full", "members_full"] {
+        stream.wait_for_line::<Lost>(reason, |lost| lost.reason == reason);
+    }
     let members: BTreeSet<_> = Model::of(stream.events()).living();
     for child in &children {
         actor.command(&format!("kill {}", child.pid));
     }
     for member in members.iter().filter(|member| **member != actor.process()) {
-        stream.wait_for(&format!("exit of {member:?}"), |event| {
-            event["event"] == "exit" && is_about(&event["process"], *member)
-        });
+        stream.wait_for_event::<Exited>(*member);
     }
     actor.send("exit 3");
     let finished = stream.finish();
@@ -281,49 +247,25 @@ fn full_maps_are_said_and_what_fits_is_right(options: &[&str]) {
     assert!(!model.forked.is_empty() && model.forked.is_subset(&children));
     assert_eq!(model.living(), [].into(), "dead, but not said to be");
     for loss in &model.losses {
-        assert!(
-            ["lineage_full", "members_full"]
-                .iter()
-                .any(|word| loss["reason"] == *word),
-            "{loss}"
-        );
-        assert!(
-            loss["count"].as_u64().is_some_and(|count| count > 0),
-            "{loss}"
-        );
+        let reasons = ["lineage_full", "members_full"];
+        assert!(reasons.contains(&loss.reason.as_str()), "{loss:?}");
+        assert!(loss.count > 0, "{loss:?}");
     }
-    for event in &finished.events {
-        let Some(creator) = event.get("creator").filter(|_| is_child(event, &children)) else {
-            continue;
-        };
-        assert!(is_about(creator, actor.process()), "{event}");
+    let is_child = |event: &&Event| {
+        let subject = event.subject();
+        subject.is_some_and(|subject| children.contains(&subject.process()))
+    };
+    for event in finished.events.iter().filter(is_child) {
+        let is_right = event.creator().is_none() || event.is_by(actor.process());
+        assert!(is_right, "{event:?}");
     }
-    let last = finished.events.last().expect("a summary");
-    assert_eq!(
-        (&last["event"], &last["complete"]),
-        (&"detached".into(), &false.into())
-    );
-    let reasons: Vec<_> = last["incomplete"]
-        .as_array()
-        .expect("reasons")
-        .iter()
-        .collect();
-    assert!(
-        reasons
-            .iter()
-            .any(|reason| reason["reason"] == "lineage_full"),
-        "{last}"
-    );
-    let last_exit = finished
-        .events
-        .iter()
-        .find(|event| event["event"] == "exit" && is_about(&event["process"], actor.process()));
-    assert_eq!(last_exit.expect("the root's exit")["exit"]["code"], 3);
-}
-
-fn is_child(event: &Value, children: &BTreeSet<Process>) -> bool {
-    let subject = process(&event["process"]);
-    subject.is_some_and(|process| children.contains(&process))
+    let last = finished.detached();
+    assert!(!last.complete, "{last:?}");
+    let mut reasons = last.incomplete.iter().map(|loss| loss.reason.as_str());
+    assert!(reasons.any(|reason| reason == "lineage_full"), "{last:?}");
+    let mut exits = finished.all::<Exited>();
+    let of_root = exits.find(|exit| exit.process.process() == actor.process());
+    assert_eq!(of_root.expect("the root's exit").death().code, Some(3));
 }
 
 #[test]
@@ -351,16 +293,14 @@ fn a_tree_that_does_not_fit_is_told_at_once() {
         return assert!(run.stderr.contains("--max-processes"), "{run:?}");
     }
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
-    let first = run.stdout.lines().next().expect("a line");
-    let attached: Value = serde_json::from_str(first).expect("JSON");
-    assert_eq!(attached["complete"], false, "{attached}");
-    let reasons = attached["incomplete"].as_array().expect("reasons");
-    assert!(!reasons.is_empty(), "{attached}");
+    let first: Event = run.first();
+    let attached = first.as_kind::<Attached>().expect("the first line");
+    assert!(!attached.complete, "{attached:?}");
+    assert!(!attached.incomplete.is_empty(), "{attached:?}");
     let truth: BTreeSet<_> = actor
         .children("worker")
         .into_iter()
         .chain([actor.process()])
         .collect();
-    let members: BTreeSet<_> = processes(&attached["members"]).into_iter().collect();
-    assert!(members.is_subset(&truth), "{attached}");
+    assert!(set_of(&attached.members).is_subset(&truth), "{attached:?}");
 }

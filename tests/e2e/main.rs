@@ -24,6 +24,7 @@ mod orphans;
 mod python_servers;
 
 // The exact end of a tree.
+mod hostile;
 mod kill;
 mod kill_bombs;
 mod kill_exact;

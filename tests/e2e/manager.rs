@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::alive;
+use lifemon_tests::story::is_time;
 use lifemon_tests::{DEADLINE, Pidfd, Sandbox, needs, proc, scaled, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -35,34 +36,30 @@ fn a_dead_worker_is_unhealthy_at_once_with_its_cause() {
         let words = [options, &["--workers", "5"]].concat();
         let server = Server::start(&sandbox, &words, &[]);
         server.wait_for_way(way);
-        assert_eq!(server.get("/health").1["status"], "ok");
+        assert_eq!(server.health().1.status, "ok");
         let mut took = Vec::new();
         for (index, worker) in server.workers().into_iter().enumerate() {
             let begun = Instant::now();
             Pidfd::open(worker).expect("it lives").kill();
             let health = loop {
-                let (code, health) = server.get("/health");
-                let dead = health["dead_workers"].as_array();
-                if dead.is_some_and(|dead| dead.contains(&index.into())) {
-                    assert_eq!((code, &health["status"]), (503, &json!("unhealthy")));
+                let (code, health) = server.health();
+                if health.dead_workers.contains(&index) {
+                    assert_eq!((code, health.status.as_str()), (503, "unhealthy"));
                     break health;
                 }
-                assert!(begun.elapsed() < DEADLINE, "{health}");
+                assert!(begun.elapsed() < DEADLINE, "{health:?}");
             };
             took.push(begun.elapsed());
-            let cause = &health["causes"][index];
-            assert_eq!(cause["exit"]["signal"], 9, "{health}");
-            assert!(
-                cause["since"].is_string() && cause["pid"] == worker,
-                "{health}"
-            );
+            let cause = &health.causes[index];
+            let exit = cause.exit.as_ref().expect("how it died");
+            assert_eq!(exit.signal, Some(9), "{health:?}");
+            assert_eq!(cause.pid, Some(worker), "{health:?}");
+            assert!(is_time(&cause.since), "{health:?}");
             if way == "ebpf" {
                 // Who did it: this test.
-                assert_eq!(
-                    cause["exit"]["sender"]["pid"],
-                    std::process::id(),
-                    "{health}"
-                );
+                let sender = exit.sender.as_ref().and_then(|sender| sender.pid);
+                let own = std::process::id().cast_signed();
+                assert_eq!(sender, Some(own), "{health:?}");
             }
             if index + 1 == 4 {
                 break;
@@ -71,11 +68,9 @@ fn a_dead_worker_is_unhealthy_at_once_with_its_cause() {
         // The fastest: a busy machine delays the others, and a poll would delay them all.
         let fastest = took.iter().min().expect("four");
         assert!(*fastest < patient(KNOWN), "{way}: {took:?}");
-        let health = server.get("/health").1;
-        assert_eq!(
-            health["message"],
-            "vLLM worker(s) [0, 1, 2, 3] died. Restart the server to recover."
-        );
+        let message = server.health().1.message;
+        let expected = "vLLM worker(s) [0, 1, 2, 3] died. Restart the server to recover.";
+        assert_eq!(message.as_deref(), Some(expected));
         // What the dead have left: their engines.
         server.wait_for_orphans(4);
         assert_eq!(server.get("/generate?prompt=x").0, 503);
@@ -89,11 +84,8 @@ fn the_workers_answer() {
     let sandbox = Sandbox::new();
     let server = Server::start(&sandbox, &[], &[]);
     for round in 0..10 {
-        let (code, answer) = server.get(&format!("/generate?prompt=abc{round}"));
-        assert_eq!(
-            (code, &answer["text"]),
-            (200, &json!(format!("{round}cba")))
-        );
+        let answer = server.generate(&format!("prompt=abc{round}"));
+        assert_eq!(answer, format!("{round}cba"));
     }
 }
 
@@ -185,11 +177,9 @@ fn without_any_privilege_nothing_is_left_either() {
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let sandbox = Sandbox::new();
         let server = Server::start_as_nobody(&sandbox, &[]);
-        let health = server.get("/health").1;
-        assert_eq!(
-            (&health["way"], &health["complete"]),
-            (&json!("subreaper"), &json!(false))
-        );
+        let health = server.health().1;
+        let known = (health.way.as_str(), health.complete);
+        assert_eq!(known, ("subreaper", false), "{health:?}");
         // Its engine is an orphan, in a session of its own.
         server.kill_worker(0);
         server.wait_for_orphans(1);
@@ -248,11 +238,11 @@ fn a_cleanup_hits_orphans_that_match_and_nobody_who_is_well() {
         let sandbox = Sandbox::new();
         let server = Server::start(&sandbox, options, &[]);
         let engines = server.engines();
-        assert_eq!(server.get("/cleanup").1, json!({"cleaned": []}));
+        assert!(server.cleanup().is_empty());
         server.kill_worker(0);
         let health = server.wait_for_orphans(1);
-        assert_eq!(health["orphans"][0]["pid"], engines[0], "{health}");
-        assert_eq!(server.get("/cleanup").1, json!({"cleaned": [engines[0]]}));
+        assert_eq!(health.orphans[0].pid, engines[0], "{health:?}");
+        assert_eq!(server.cleanup(), [engines[0]]);
         wait_until("its end", DEADLINE, || !proc::is_running(engines[0]));
         // The engine of the other worker has the same name, and is well.
         assert!(proc::is_running(engines[1]));

@@ -5,21 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::{Sandbox, needs};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::manager::server::{Server, get, post};
-
-/// Claims that the server answers with a failure of this kind; its words.
-#[track_caller]
-fn assert_fails((code, answer): &(u16, Value), kind: &str) -> Value {
-    let answer = answer.clone();
-    assert_eq!(
-        (*code, answer["kind"].as_str()),
-        (500, Some(kind)),
-        "{answer}"
-    );
-    answer
-}
+use crate::manager::server::{Server, assert_fails, get, post};
 
 /// Claims that the server refuses what its worker says to this prompt, and why.
 #[track_caller]
@@ -30,7 +18,7 @@ fn assert_refused(prompt: &str, kind: &str) {
     let answer = server.get(&format!("/generate?worker=0&prompt={prompt}"));
     assert_fails(&answer, kind);
     // The other one is as well as before.
-    assert_eq!(server.get("/generate?worker=1&prompt=ab").1["text"], "ba");
+    assert_eq!(server.generate("worker=1&prompt=ab"), "ba");
     server.stops(&sandbox);
 }
 
@@ -65,13 +53,10 @@ fn a_worker_that_dies_under_a_request_answers_it_with_its_cause() {
     server.wait_for("the request taken", |line| line["taken"] == "never");
     server.kill_worker(0);
     let answer = assert_fails(&asking.join().expect("an answer"), "worker_dead");
-    assert_eq!(answer["error"], "Worker process died (pipe closed)");
-    assert!(
-        answer["cause"]
-            .as_str()
-            .is_some_and(|cause| cause.starts_with("SIGKILL")),
-        "{answer}"
-    );
+    assert_eq!(answer.error, "Worker process died (pipe closed)");
+    assert_eq!(answer.worker, Some(0), "{answer:?}");
+    let cause = answer.cause.as_deref().expect("a cause");
+    assert!(cause.starts_with("SIGKILL"), "{cause}");
 }
 
 #[test]
@@ -94,8 +79,8 @@ fn a_worker_that_hangs_while_it_receives_blocks_nobody() {
     let large = json!({"worker": 0, "prompt": "y".repeat(1_000_000)});
     let asking = thread::spawn(move || post(port, &large));
     let begun = Instant::now();
-    assert_eq!(server.get("/health").1["status"], "ok");
-    assert_eq!(server.get("/generate?worker=1&prompt=ab").1["text"], "ba");
+    assert_eq!(server.health().1.status, "ok");
+    assert_eq!(server.generate("worker=1&prompt=ab"), "ba");
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -112,7 +97,7 @@ fn an_answer_that_comes_too_late_is_given_to_nobody_else() {
     let server = Server::start(&sandbox, &["--answer-ms", "2000"], &[]);
     assert_eq!(server.get("/generate?worker=0&prompt=late").0, 504);
     // It comes now, before the answer to this.
-    assert_eq!(server.get("/generate?worker=0&prompt=ab").1["text"], "ba");
+    assert_eq!(server.generate("worker=0&prompt=ab"), "ba");
     server.stops(&sandbox);
 }
 

@@ -245,7 +245,7 @@ fn only_what_was_left_behind_is_killed() {
         (Some(0), ""),
         "{killed:?}"
     );
-    let report = checked_orphans(&killed.json());
+    let report = checked_orphans(killed.report());
     assert_eq!(set_of(&report.orphans), left);
     assert_eq!(set_of(&report.kill.expect("a kill").killed), left);
     let workers = healthy.children("worker");
@@ -320,7 +320,7 @@ fn orphans_that_die_while_they_are_looked_at() {
     for _ in 0..scaled(20) {
         let output = ask("orphans", &["--all"]);
         assert_eq!(output.code, Some(0), "{output:?}");
-        checked_orphans(&output.json());
+        checked_orphans(output.report());
     }
 }
 
@@ -336,7 +336,7 @@ fn a_proc_that_hides_processes_of_others() {
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
     // Root sees all of them there, whatever the mount hides from users.
     assert_left_by(
-        &checked_orphans(&output.json()),
+        &checked_orphans(output.report()),
         server,
         &workers,
         "reparented",

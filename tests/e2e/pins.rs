@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 
 use lifemon_tests::bpf::{BPF_FS, Traces};
 use lifemon_tests::{DEADLINE, Lifemon, wait_until};
-use serde_json::{Value, json};
 
 use host::{HOME, Host, OPEN_TO_ALL, OWN, assert_says};
 
@@ -17,7 +16,7 @@ use host::{HOME, Host, OPEN_TO_ALL, OWN, assert_says};
 fn a_user_who_links_the_home_elsewhere_deletes_nothing() {
     let host = Host::new(Some(OPEN_TO_ALL));
     host.mounts.as_nobody(&["ln", "-s", host.victim(), HOME]);
-    assert_eq!(host.track("off")["changed"], false);
+    assert!(!host.track("off").changed);
     host.assert_nothing_deleted();
     host.assert_own_place("/sys/fs/bpf/lifemon is a symbolic link");
 }
@@ -30,7 +29,7 @@ fn a_user_who_makes_the_home_and_links_a_version_elsewhere_deletes_nothing() {
         let link = format!("{HOME}/{version}");
         host.mounts.as_nobody(&["ln", "-s", host.victim(), &link]);
     }
-    assert_eq!(host.track("off")["changed"], false);
+    assert!(!host.track("off").changed);
     host.assert_nothing_deleted();
     host.assert_own_place("/sys/fs/bpf/lifemon belongs to uid 65534");
 }
@@ -87,8 +86,8 @@ fn a_read_only_file_system_does_not_keep_root_from_tracking() {
     host.mounts
         .as_root(&["mount", "-o", "remount,bind,ro", BPF_FS]);
     let on = host.track("on");
-    assert_eq!(on["mounted"], OWN, "{on}");
-    assert_says(&on["distrusted"], "/sys/fs/bpf/lifemon cannot be used");
+    assert_eq!(on.mounted.as_deref(), Some(OWN), "{on:?}");
+    assert_says(on.distrusted.as_ref(), "/sys/fs/bpf/lifemon cannot be used");
     host.assert_used();
     host.assert_switched_off();
 }
@@ -112,12 +111,8 @@ fn without_any_trusted_place_it_is_refused_and_both_are_named() {
 fn in_a_sticky_file_system_nobody_can_take_the_tracker_away() {
     let host = Host::new(Some(OPEN_TO_ALL));
     let on = host.track("on");
-    assert_eq!(
-        (&on["mounted"], &on["distrusted"]),
-        (&Value::Null, &Value::Null)
-    );
-    let directory = host.status()["directory"].clone();
-    let directory = directory.as_str().expect("a directory");
+    assert_eq!((&on.mounted, &on.distrusted), (&None, &None));
+    let directory = &host.status().on().directory;
     for words in [
         vec!["mv", HOME, "/sys/fs/bpf/other"],
         vec!["mv", directory, "/sys/fs/bpf/lifemon/v1"],
@@ -136,11 +131,7 @@ fn in_a_sticky_file_system_nobody_can_take_the_tracker_away() {
 fn what_is_not_lifemons_in_its_home_is_refused_by_name() {
     let host = Host::new(Some(OPEN_TO_ALL));
     host.track("on");
-    let directory = host.status()["directory"].clone();
-    let map = format!(
-        "{}/maps/OOM_VICTIMS",
-        directory.as_str().expect("a directory")
-    );
+    let map = format!("{}/maps/OOM_VICTIMS", host.status().on().directory);
     let in_home = |name: &str| format!("{HOME}/{name}");
     // Links to a version, to a loader, to nothing of lifemon's; a directory with another name.
     for (make, name, why) in [
@@ -172,7 +163,7 @@ fn what_is_not_lifemons_in_its_home_is_refused_by_name() {
     // Links below a version are removed, and lead nowhere.
     let link = in_home("v99/maps");
     host.mounts.as_root(&["ln", "-s", host.victim(), &link]);
-    assert_eq!(host.track("on")["removed"], json!(["v99"]));
+    assert_eq!(host.track("on").removed, ["v99"]);
     host.assert_nothing_deleted();
     host.assert_switched_off();
 }
@@ -185,12 +176,8 @@ fn a_version_in_a_home_that_a_user_has_got_is_replaced_and_named() {
     // As an older version left it that had taken a user's directory for its own.
     host.mounts.as_root(&["chmod", "755", HOME]);
     host.mounts.as_root(&["chown", "65534", HOME]);
-    let directory = host.status()["directory"].clone();
-    assert_eq!(
-        directory,
-        Value::Null,
-        "a home that a user owns was trusted"
-    );
+    // A home that a user owns is not trusted.
+    _ = host.status().off();
     let versions = host.mounts.path(HOME).read_dir().expect("a home");
     let version = versions.flatten().next().expect("a version").path();
     let version = format!("{HOME}/{}", version.file_name().expect("a name").display());
@@ -200,8 +187,8 @@ fn a_version_in_a_home_that_a_user_has_got_is_replaced_and_named() {
         .as_nobody(&["ln", "-s", host.victim(), "/sys/fs/bpf/lifemon/v5"]);
     host.mounts.as_nobody(&["mkdir", "/sys/fs/bpf/lifemon/v4"]);
     let on = host.track("on");
-    assert_eq!(on["removed"], json!(["/sys/fs/bpf/lifemon/v6"]), "{on}");
-    assert_eq!(on["mounted"], OWN, "{on}");
+    assert_eq!(on.removed, ["/sys/fs/bpf/lifemon/v6"], "{on:?}");
+    assert_eq!(on.mounted.as_deref(), Some(OWN), "{on:?}");
     let count = |traces: &Traces| [&traces.programs, &traces.links].map(BTreeSet::len);
     wait_until("one tracker and no more", DEADLINE, || {
         count(&Traces::now().since(&host.before)) == count(&one)
@@ -218,14 +205,14 @@ fn another_mount_namespace_that_sees_no_tracker_takes_none_away() {
     host.mounts.as_nobody(&["mkdir", HOME]);
     // With the same /run, made before lifemon's own file system is mounted: it is not there.
     let beside = host.mounts.beside();
-    assert_eq!(host.track("on")["mounted"], OWN);
+    assert_eq!(host.track("on").mounted.as_deref(), Some(OWN));
     for word in ["off", "status"] {
         let mut command = Lifemon::find().command(["track", word]);
         beside.enter(&mut command);
         let output = Lifemon::find().start(command).finish(DEADLINE);
         assert!(output.stdout.contains("tracking"), "{output:?}");
     }
-    assert_eq!(host.status()["tracker"], "on");
+    _ = host.status().on();
     host.assert_used();
     host.assert_switched_off();
 }

@@ -39,7 +39,7 @@ fn assert_stranded_by(server: Process, orphan: &Orphan) {
 /// Who died when orphans were killed.
 #[track_caller]
 fn dead(output: &Output) -> BTreeSet<Process> {
-    let report = checked_orphans(&output.json());
+    let report = checked_orphans(output.report());
     set_of(&report.kill.expect("a kill").killed)
 }
 

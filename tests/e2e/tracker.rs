@@ -8,27 +8,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::bpf::{BPF_FS, Traces};
+use lifemon_tests::reports::{Lost, TrackLost, TrackState};
 use lifemon_tests::{
     DEADLINE, HostTracker, Lifemon, Sandbox, actor, can_preempt_tracepoints, needs, scaled,
     wait_until,
 };
-use serde_json::Value;
 
-fn number(value: &Value) -> u64 {
-    value
-        .as_u64()
-        .unwrap_or_else(|| panic!("no number: {value}"))
-}
-
-/// Time of day of `since`, which is computed anew from the clock of the kernel each time.
-fn since_ns(value: &Value) -> u64 {
-    let time = value["since"].as_str().expect("a time");
+/// Returns the time of day of `since`, which is computed anew from the clock of the kernel each
+/// time.
+fn since_ns(time: &str) -> u64 {
     let numbers = time[11..29].split([':', '.']);
     let numbers: Vec<u64> = numbers.map(|part| part.parse().expect(time)).collect();
     ((numbers[0] * 60 + numbers[1]) * 60 + numbers[2]) * 1_000_000_000 + numbers[3]
 }
 
-/// The directory of this version's pins: the only one there is.
+/// Returns the directory of this version's pins: the only one there is.
 fn version() -> PathBuf {
     let entries = fs::read_dir(Path::new(BPF_FS).join("lifemon")).expect("a tracker that is on");
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("entry").path()).collect();
@@ -47,7 +41,7 @@ fn assert_one_tracker(tracker: &HostTracker, one: &Traces) {
     });
 }
 
-/// What one tracker is, when all that only loading needed is gone.
+/// Returns what one tracker is, when all that only loading needed is gone.
 fn one_tracker(tracker: &HostTracker) -> Traces {
     let mut last = Traces::now();
     wait_until("a settled tracker", DEADLINE, || {
@@ -65,66 +59,45 @@ fn on_is_on_until_off_and_off_leaves_nothing() {
     let tracker = HostTracker::off();
     let off = tracker.ask_status();
     assert_eq!((off.code, off.stderr.as_str()), (Some(1), ""));
-    assert_eq!(off.json()["tracker"], "off");
-    assert_eq!(tracker.switch_off()["changed"], false);
+    assert_eq!(off.report::<TrackState>().off().problem, None);
+    assert!(!tracker.switch_off().changed);
 
     let on = tracker.switch_on(&["--max-processes", "5000"]);
-    assert_eq!(
-        (&on["tracker"], &on["changed"]),
-        (&"on".into(), &true.into())
-    );
+    assert_eq!((on.tracker.as_str(), on.changed), ("on", true));
     let loaded = Traces::now();
     let new = loaded.since(tracker.before());
     assert!(!new.programs.is_empty() && !new.maps.is_empty() && !new.links.is_empty());
     let again = tracker.switch_on(&[]);
-    assert_eq!(
-        (&again["tracker"], &again["changed"]),
-        (&"on".into(), &false.into())
-    );
+    assert_eq!((again.tracker.as_str(), again.changed), ("on", false));
     loaded.assert_nothing_since();
 
     let status = tracker.status();
-    assert_eq!(status["schema"], "lifemon/1");
-    assert_eq!(status["tracker"], "on");
-    assert_eq!(status["capacity"], 5000);
-    assert_eq!(status["complete"], true);
-    assert_eq!(
-        status["lost"],
-        serde_json::json!({"records": 0, "missed_runs": 0})
-    );
-    for (field, least) in [
-        ("processes", 2),
-        ("ghosts", 0),
-        ("orphans", 0),
-        ("forks", 1),
-        ("exits", 1),
-    ] {
-        assert!(number(&status[field]) >= least, "{field}: {status}");
-    }
-    assert_eq!(
-        (&status["watched_trees"], &status["memberships"]),
-        (&0.into(), &0.into())
-    );
-    let hooks = status["cost"]
-        .as_array()
-        .expect("a cost for each hook")
-        .iter();
-    let hooks: Vec<_> = hooks
-        .map(|hook| hook["hook"].as_str().expect("a name"))
-        .collect();
-    let mut expected = vec!["exit", "fork", "exec", "signal", "oom"];
+    assert_eq!(status.schema, "lifemon/1");
+    assert_eq!((status.capacity, status.complete), (5000, true));
+    let nothing = TrackLost {
+        records: 0,
+        missed_runs: 0,
+    };
+    assert_eq!(status.lost, nothing);
+    assert!(status.processes >= 2, "{status:?}");
+    assert!(status.forks >= 1 && status.exits >= 1, "{status:?}");
+    assert_eq!((status.watched_trees, status.memberships), (0, 0));
+    let hooks: Vec<_> = status.cost.iter().map(|cost| cost.hook.as_str()).collect();
+    let mut expected = vec!["exit", "fork", "exec", "rename", "signal", "oom"];
     if can_preempt_tracepoints() {
         expected.push("exit-stand-in");
     }
     assert_eq!(hooks, expected);
-    let apart_ns = since_ns(&again).abs_diff(since_ns(&status));
-    assert!(apart_ns < 1_000_000, "{again} {status}");
+    let since = again.since.as_deref().expect("a time");
+    let apart_ns = since_ns(since).abs_diff(since_ns(&status.since));
+    assert!(apart_ns < 1_000_000, "{again:?} {status:?}");
 
-    assert_eq!(tracker.switch_off()["changed"], true);
+    assert!(tracker.switch_off().changed);
     tracker.before().assert_nothing_since();
     let off = tracker.ask_status();
-    assert_eq!((off.code, &off.json()["tracker"]), (Some(1), &"off".into()));
-    assert_eq!(tracker.switch_off()["changed"], false);
+    assert_eq!(off.code, Some(1));
+    _ = off.report::<TrackState>().off();
+    assert!(!tracker.switch_off().changed);
 }
 
 #[test]
@@ -133,15 +106,13 @@ fn attach_says_whose_tracker_it_uses() {
     let actor = actor!(sandbox, "pause");
     {
         needs!(private_tracker);
-        assert_eq!(
-            Lifemon::find().attach(&actor.pid(), &[]).attached()["tracker"],
-            "private"
-        );
+        let attached = Lifemon::find().attach(&actor.pid(), &[]).attached();
+        assert_eq!(attached.tracker, "private");
     }
     let tracker = HostTracker::on(&[]);
     let before = Traces::now();
     let mut stream = Lifemon::find().attach(&actor.pid(), &[]);
-    assert_eq!(stream.attached()["tracker"], "host");
+    assert_eq!(stream.attached().tracker, "host");
     // Its ring is all that it brings and keeps.
     wait_until("one map more and nothing else", DEADLINE, || {
         let new = Traces::now().since(&before);
@@ -159,24 +130,23 @@ fn a_torn_tracker_is_told_and_repaired() {
     for pin in [
         "maps/LINEAGE",
         "links/fork",
-        "links/label",
+        "links/learn",
         "programs/exit",
         "programs/sweep",
     ] {
         fs::remove_file(version().join(pin)).expect("a pin");
         let status = tracker.ask_status();
         assert_eq!((status.code, status.stderr.as_str()), (Some(1), ""));
-        let status = status.json();
-        assert_eq!(status["tracker"], "off");
-        let problem = status["problem"].as_str().expect("a problem");
+        let problem = status.report::<TrackState>().off().problem;
+        let problem = problem.expect("a problem");
         for word in ["torn", pin, "lifemon track on"] {
             assert!(problem.contains(word), "{problem}");
         }
         let on = tracker.switch_on(&[]);
-        assert_eq!(on["changed"], true, "{on}");
-        assert_eq!(on["repaired"], pin, "{on}");
+        assert!(on.changed, "{on:?}");
+        assert_eq!(on.repaired.as_deref(), Some(pin), "{on:?}");
         assert_one_tracker(&tracker, &one);
-        assert_eq!(tracker.status()["tracker"], "on");
+        _ = tracker.status();
     }
     fs::remove_file(version().join("links/exit")).expect("a pin");
     let text = Lifemon::find().run(["track", "on"]);
@@ -186,7 +156,7 @@ fn a_torn_tracker_is_told_and_repaired() {
     );
     // A torn one is switched off like any other.
     fs::remove_dir_all(version().join("maps")).expect("pins");
-    assert_eq!(tracker.switch_off()["changed"], true);
+    assert!(tracker.switch_off().changed);
     tracker.before().assert_nothing_since();
 }
 
@@ -201,7 +171,7 @@ fn another_version_is_replaced() {
             fs::create_dir(other.join(part)).expect("a directory");
         }
         let on = tracker.switch_on(&[]);
-        assert_eq!(on["removed"], serde_json::json!(["v999"]), "{on}");
+        assert_eq!(on.removed, ["v999"], "{on:?}");
         assert!(!other.exists());
         assert_one_tracker(&tracker, &one);
     }
@@ -209,16 +179,15 @@ fn another_version_is_replaced() {
     fs::rename(version(), &other).expect("another name");
     let status = tracker.ask_status();
     assert_eq!(status.code, Some(1));
-    let status = status.json();
-    assert_eq!(status["tracker"], "off");
-    let problem = status["problem"].as_str().expect("a problem");
+    let problem = status.report::<TrackState>().off().problem;
+    let problem = problem.expect("a problem");
     assert!(
         problem.contains("v999") && problem.contains("lifemon track on"),
         "{problem}"
     );
     let on = tracker.switch_on(&[]);
-    assert_eq!(on["changed"], true, "{on}");
-    assert_eq!(on["removed"], serde_json::json!(["v999"]), "{on}");
+    assert!(on.changed, "{on:?}");
+    assert_eq!(on.removed, ["v999"], "{on:?}");
     assert_one_tracker(&tracker, &one);
 
     fs::create_dir(&other).expect("a directory");
@@ -253,7 +222,7 @@ fn another_version_may_be_laid_out_otherwise() {
     };
     make();
     let on = tracker.switch_on(&[]);
-    assert_eq!(on["removed"], serde_json::json!(["v999"]), "{on}");
+    assert_eq!(on.removed, ["v999"], "{on:?}");
     make();
     tracker.switch_off();
     tracker.before().assert_nothing_since();
@@ -293,21 +262,17 @@ fn assert_ends_a_watcher(tracker: &HostTracker, remove: impl FnOnce()) {
     stream.attached();
     remove();
     let start = Instant::now();
-    let lost = stream.wait_for("the loss", |event| event["event"] == "lost");
+    let lost = stream.wait_for_line::<Lost>("the loss", |_| true);
     let finished = stream.finish();
     assert!(
         start.elapsed() < Duration::from_secs(1),
         "{:?}",
         start.elapsed()
     );
-    assert_eq!(lost["reason"], "switched_off", "{lost}");
-    assert_eq!(lost["complete"], false, "{lost}");
+    assert_eq!(lost.reason, "switched_off", "{lost:?}");
+    assert!(!lost.complete, "{lost:?}");
     assert_eq!(finished.code, Some(1), "{}", finished.stderr);
-    let summary = finished.events.last().expect("a summary");
-    assert_eq!(
-        (&summary["event"], &summary["complete"]),
-        (&"detached".into(), &false.into())
-    );
+    assert!(!finished.detached().complete);
     tracker.switch_off();
     tracker.before().assert_nothing_since();
 }
@@ -349,5 +314,5 @@ fn switching_on_and_off_at_once_does_not_fail() {
         assert!(failures.is_empty(), "{failures:?}");
     }
     tracker.switch_on(&[]);
-    assert_eq!(tracker.status()["tracker"], "on");
+    _ = tracker.status();
 }

@@ -1,22 +1,8 @@
 //! `lifemon tree`: the lineage at one moment, the dead with living descendants in their places.
 
-use lifemon_tests::left_behind::{ask, entry, find};
-use lifemon_tests::story::is_about;
+use lifemon_tests::left_behind::{ask, tree};
+use lifemon_tests::reports::{Exit, Identified as _, entry, find, processes};
 use lifemon_tests::{Lifemon, Sandbox, actor, needs, proc, scaled};
-use serde_json::{Value, json};
-
-#[track_caller]
-fn tree(options: &[&str]) -> Value {
-    let output = ask("tree", options);
-    assert_eq!(
-        (output.code, output.stderr.as_str()),
-        (Some(0), ""),
-        "{output:?}"
-    );
-    let tree = output.json();
-    assert_eq!(tree["schema"], "lifemon/1", "{tree}");
-    tree
-}
 
 #[test]
 fn a_ghost_stands_between_its_creator_and_what_it_created() {
@@ -26,27 +12,23 @@ fn a_ghost_stands_between_its_creator_and_what_it_created() {
     actor.step();
     let (middle, grandchild) = (actor.child("middle"), actor.child("grandchild"));
     let tree = tree(&[&actor.pid().to_string()]);
-    assert_eq!(tree["complete"], true, "{tree}");
-    assert!(is_about(&tree["tree"], actor.process()), "{tree}");
-    let list = tree["processes"].as_array().expect("a list");
-    assert_eq!(list.len(), 3, "{tree}");
+    assert!(tree.complete, "{tree:?}");
+    let root = tree.tree.expect("the root that was named");
+    assert_eq!(root.process(), actor.process());
     // Each creator before what it created.
-    for (line, process) in list.iter().zip([actor.process(), middle, grandchild]) {
-        assert!(is_about(line, process), "{tree}");
-    }
-    let ghost = entry(&tree["processes"], middle);
-    assert_eq!(ghost["alive"], false, "{ghost}");
-    assert_eq!(ghost["exit"]["code"], 0, "{ghost}");
-    assert!(ghost["died"].is_string() && ghost.get("command").is_none());
-    let orphan = entry(&tree["processes"], grandchild);
-    assert_eq!(orphan["alive"], true, "{orphan}");
-    assert_eq!(orphan["reparented"], true, "{orphan}");
-    assert_eq!(
-        orphan["parent"].as_i64(),
-        proc::ppid(grandchild.pid).map(i64::from)
-    );
-    let root = entry(&tree["processes"], actor.process());
-    assert_eq!(root["command"][1], "double-fork", "{root}");
+    let expected = [actor.process(), middle, grandchild];
+    assert_eq!(processes(&tree.processes), expected, "{tree:?}");
+    let ghost = entry(&tree.processes, middle);
+    assert!(!ghost.alive, "{ghost:?}");
+    assert_eq!(ghost.exit, Some(Exit::exited(0)), "{ghost:?}");
+    assert!(ghost.died.is_some() && ghost.command.is_none());
+    let orphan = entry(&tree.processes, grandchild);
+    assert!(orphan.alive, "{orphan:?}");
+    assert_eq!(orphan.reparented, Some(true), "{orphan:?}");
+    assert_eq!(orphan.parent, proc::ppid(grandchild.pid));
+    let root = entry(&tree.processes, actor.process());
+    let command = root.command.as_ref().expect("it lives");
+    assert_eq!(command[1], "double-fork", "{root:?}");
 
     let text = Lifemon::find().run(["tree", &actor.pid().to_string()]);
     assert_eq!(text.code, Some(0), "{text:?}");
@@ -70,11 +52,7 @@ fn a_ghost_can_be_the_root() {
     actor.step();
     let middle = actor.child("middle");
     let tree = tree(&[&middle.pid.to_string()]);
-    assert_eq!(
-        tree["processes"].as_array().map(Vec::len),
-        Some(2),
-        "{tree}"
-    );
+    assert_eq!(tree.processes.len(), 2, "{tree:?}");
     let missing = ask("tree", &["2147483647"]);
     assert_eq!(missing.code, Some(4), "{missing:?}");
 }
@@ -94,8 +72,7 @@ fn equal_siblings_fold_in_text_and_only_there() {
     let full = Lifemon::find().run(["tree", &pid, "--full"]);
     assert_eq!(full.stdout.lines().count() as u64, count + 1, "{full:?}");
     let json = tree(&[&pid]);
-    let list = json["processes"].as_array().expect("a list");
-    assert_eq!(list.len() as u64, count + 1);
+    assert_eq!(json.processes.len() as u64, count + 1);
 }
 
 #[test]
@@ -105,13 +82,13 @@ fn the_whole_host() {
     let mut actor = actor!(sandbox, "nested");
     actor.step();
     let tree = tree(&[]);
-    assert!(tree.get("tree").is_none(), "{tree}");
+    assert_eq!(tree.tree, None);
     for process in [actor.process(), actor.child("mid"), actor.child("leaf")] {
-        let line = entry(&tree["processes"], process);
-        assert_eq!(line["alive"], true, "{line}");
+        let line = entry(&tree.processes, process);
+        assert!(line.alive, "{line:?}");
     }
-    let init = &tree["processes"][0];
-    assert_eq!((&init["pid"], &init["alive"]), (&json!(1), &json!(true)));
+    let init = &tree.processes[0];
+    assert_eq!((init.pid, init.alive), (1, true));
 }
 
 #[test]
@@ -121,11 +98,8 @@ fn without_the_tracker_the_living_are_there_and_the_dead_are_not() {
     let mut actor = actor!(sandbox, "double-fork");
     actor.step();
     let tree = tree(&[&actor.pid().to_string()]);
-    assert_eq!(tree["complete"], false, "{tree}");
-    assert_eq!(tree["incomplete"][0]["reason"], "no_history", "{tree}");
-    assert!(
-        find(&tree["processes"], actor.process()).is_some(),
-        "{tree}"
-    );
-    assert!(find(&tree["processes"], actor.child("middle")).is_none());
+    assert!(!tree.complete, "{tree:?}");
+    assert_eq!(tree.incomplete[0].reason, "no_history", "{tree:?}");
+    assert!(find(&tree.processes, actor.process()).is_some(), "{tree:?}");
+    assert!(find(&tree.processes, actor.child("middle")).is_none());
 }

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use lifemon_tests::story::{is_about, process, processes};
+use lifemon_tests::killing::{assert_killed, kill};
+use lifemon_tests::reports::{About, Exited, Fork, Identified as _, Lost, TrackStatus, set_of};
 use lifemon_tests::{
-    Actor, DEADLINE, HostTracker, Lifemon, Process, Sandbox, Stream, actor, needs, on_every_path,
-    scaled,
+    Actor, DEADLINE, Finished, HostTracker, Lifemon, Process, Sandbox, Stream, actor, needs,
+    on_every_path, scaled,
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 fn attach(process: Process, options: &[&str]) -> Stream {
     Lifemon::find().attach(&process.pid, options)
@@ -19,24 +19,22 @@ fn attach(process: Process, options: &[&str]) -> Stream {
 
 #[track_caller]
 fn wait_for_exit(stream: &mut Stream, dead: Process) {
-    stream.wait_for(&format!("exit of {dead:?}"), |event| {
-        event["event"] == "exit" && is_about(&event["process"], dead)
-    });
+    stream.wait_for_event::<Exited>(dead);
 }
 
-/// The processes of all events of this kind, each named once.
+/// Returns the processes of all events of this kind, each named once.
 #[track_caller]
-fn subjects(events: &[Value], word: &str) -> BTreeSet<Process> {
-    let of_kind = events.iter().filter(|event| event["event"] == word);
-    let all: Vec<_> = of_kind
-        .map(|event| process(&event["process"]).expect("a process"))
+fn subjects<K: About + 'static>(finished: &Finished) -> BTreeSet<Process> {
+    let all: Vec<_> = finished
+        .all::<K>()
+        .map(|event| event.subject().process())
         .collect();
     let once: BTreeSet<_> = all.iter().copied().collect();
-    assert_eq!(once.len(), all.len(), "{word} of one process twice");
+    assert_eq!(once.len(), all.len(), "{} of one process twice", K::WORD);
     once
 }
 
-/// The processes that the nested actor's children with these roles were.
+/// Returns the processes that the nested actor's children with these roles were.
 fn with_roles(actor: &Actor, roles: &[&str]) -> BTreeSet<Process> {
     roles.iter().flat_map(|role| actor.children(role)).collect()
 }
@@ -52,7 +50,7 @@ fn five_watchers_each_see_their_own_tree(options: &[&str]) {
     let root = actor.process();
     let mut streams = [root, mid, leaf, root, mid].map(|process| (process, attach(process, &[])));
     for (process, stream) in &mut streams {
-        assert!(is_about(&stream.attached()["tree"], *process));
+        assert_eq!(stream.attached().tree.process(), *process);
     }
     for command in [
         "spawn-mid",
@@ -79,52 +77,43 @@ fn five_watchers_each_see_their_own_tree(options: &[&str]) {
         } else {
             all.clone()
         };
-        for word in ["fork", "exit"] {
-            assert_eq!(
-                subjects(&finished.events, word),
-                expected,
-                "{word} of {watched:?}"
-            );
-        }
-        let summary = finished.events.last().expect("a summary");
-        assert_eq!(
-            (&summary["event"], &summary["complete"]),
-            (&"detached".into(), &true.into())
-        );
+        assert_eq!(subjects::<Fork>(&finished), expected, "{watched:?}");
+        assert_eq!(subjects::<Exited>(&finished), expected, "{watched:?}");
+        assert!(finished.detached().complete);
     }
 }
 
 on_every_path!(five_watchers_each_see_their_own_tree);
 
 #[test]
-fn the_ninth_on_one_tree_is_refused() {
+fn the_eighth_on_one_tree_is_refused_and_a_kill_is_not() {
     let tracker = HostTracker::on(&[]);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "nested");
     actor.step();
     let (root, mid, leaf) = (actor.process(), actor.child("mid"), actor.child("leaf"));
     // Each of them has the leaf in its tree.
-    let mut eight: Vec<_> = [root, mid, leaf, root, mid, leaf, root, root]
+    let mut seven: Vec<_> = [root, mid, leaf, root, mid, leaf, root]
         .map(|process| attach(process, &[]))
         .into();
-    for stream in &mut eight {
+    for stream in &mut seven {
         stream.attached();
     }
-    assert_eq!(tracker.status()["watched_trees"], 8);
+    assert_eq!(tracker.status().watched_trees, 7);
 
     for process in [root, leaf] {
-        let ninth = Lifemon::find().run(["attach", &process.pid.to_string()]);
-        assert_eq!((ninth.code, ninth.stdout.as_str()), (Some(1), ""));
-        assert_eq!(ninth.stderr.lines().count(), 1, "{}", ninth.stderr);
+        let eighth = Lifemon::find().run(["attach", &process.pid.to_string()]);
+        assert_eq!((eighth.code, eighth.stdout.as_str()), (Some(1), ""));
+        assert_eq!(eighth.stderr.lines().count(), 1, "{}", eighth.stderr);
         assert!(
-            ninth.stderr.contains("overlaps with 8 others"),
+            eighth.stderr.contains("overlaps with 7 others"),
             "{}",
-            ninth.stderr
+            eighth.stderr
         );
         assert!(
-            ninth.stderr.contains("end one of them first"),
+            eighth.stderr.contains("end one of them first"),
             "{}",
-            ninth.stderr
+            eighth.stderr
         );
     }
     let other = actor!(sandbox, "pause");
@@ -132,17 +121,23 @@ fn the_ninth_on_one_tree_is_refused() {
 
     actor.command("spawn-leaf");
     let child = actor.child("leaf-child");
-    for stream in &mut eight {
+    for stream in &mut seven {
         wait_for_exit(stream, child);
     }
-    eight.pop().expect("eight").interrupt();
-    attach(root, &[]).attached();
-    for mut stream in eight {
+    seven.pop().expect("seven").interrupt();
+    seven.push(attach(root, &[]));
+    seven[6].attached();
+    // Watchers are never in the way of a kill.
+    assert_killed(&kill(&leaf.pid, &[]));
+    for stream in &mut seven {
+        wait_for_exit(stream, leaf);
+    }
+    for mut stream in seven {
         stream.interrupt();
         let finished = stream.finish();
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-        let summary = finished.events.last().expect("a summary");
-        assert_eq!(summary["complete"], true, "{summary}");
+        let last = finished.detached();
+        assert!(last.complete, "{last:?}");
     }
     assert_unused(&tracker.status());
 }
@@ -163,49 +158,39 @@ fn a_stopped_watcher_loses_only_its_own_events() {
     let mut exits = 0;
     while exits < burst {
         let event = quick.next_event(DEADLINE).expect("more events");
-        assert_ne!(event["event"], "lost", "{event}");
-        exits += usize::from(event["event"] == "exit");
+        assert!(event.as_kind::<Lost>().is_none(), "{event:?}");
+        exits += usize::from(event.as_kind::<Exited>().is_some());
     }
     slow.signal(Signal::SIGCONT);
-    let lost = slow.wait_for("a loss", |event| event["event"] == "lost");
-    assert_eq!(lost["reason"], "ring_full", "{lost}");
-    assert_eq!(
-        (&lost["recovered"], &lost["complete"]),
-        (&false.into(), &false.into())
-    );
-    assert!(
-        lost["count"].as_u64().is_some_and(|count| count > 0),
-        "{lost}"
-    );
-    slow.wait_for("its recovery", |event| {
-        event["event"] == "lost" && event["recovered"] == true
-    });
+    let lost = slow.wait_for_line::<Lost>("a loss", |_| true);
+    assert_eq!(lost.reason, "ring_full", "{lost:?}");
+    assert!(!lost.recovered && !lost.complete, "{lost:?}");
+    assert!(lost.count > 0, "{lost:?}");
+    slow.wait_for_line::<Lost>("its recovery", |lost| lost.recovered);
 
     for stream in [&mut slow, &mut quick] {
         stream.interrupt();
     }
     let (slow, quick) = (slow.finish(), quick.finish());
     assert_eq!((slow.code, quick.code), (Some(0), Some(0)));
-    let summary = |events: &[Value]| events.last().expect("a summary").clone();
-    assert_eq!(summary(&slow.events)["summary"]["alive"], 1);
-    let lost = &summary(&slow.events)["summary"]["lost_events"];
-    assert!(lost.as_u64().is_some_and(|count| count > 0), "{lost}");
-    assert_eq!(subjects(&quick.events, "fork").len(), burst);
-    assert_eq!(subjects(&quick.events, "exit").len(), burst);
-    let whole = summary(&quick.events);
-    assert_eq!(whole["complete"], true, "{whole}");
-    assert_eq!(whole["summary"]["lost_events"], 0, "{whole}");
+    let summary = &slow.detached().summary;
+    assert_eq!(summary.alive, 1);
+    assert!(summary.lost_events > 0, "{summary:?}");
+    assert_eq!(subjects::<Fork>(&quick).len(), burst);
+    assert_eq!(subjects::<Exited>(&quick).len(), burst);
+    let whole = quick.detached();
+    assert!(whole.complete, "{whole:?}");
+    assert_eq!(whole.summary.lost_events, 0, "{whole:?}");
 }
 
-/// Watching works, and nothing is left of those that did before.
+/// Claims that watching works, and that nothing is left of those that did before.
 #[track_caller]
 fn assert_still_works(tracker: &HostTracker, actor: &mut Actor) {
     let truth = [actor.process(), actor.child("mid"), actor.child("leaf")];
     let mut stream = attach(actor.process(), &[]);
     let tree = stream.attached();
-    let members: BTreeSet<_> = processes(&tree["members"]).into_iter().collect();
-    assert_eq!(members, truth.into(), "{tree}");
-    assert_eq!(tree["complete"], true, "{tree}");
+    assert_eq!(set_of(&tree.members), truth.into(), "{tree:?}");
+    assert!(tree.complete, "{tree:?}");
     actor.command("spawn-leaf");
     let child = *actor.children("leaf-child").last().expect("reported");
     wait_for_exit(&mut stream, child);
@@ -214,9 +199,9 @@ fn assert_still_works(tracker: &HostTracker, actor: &mut Actor) {
 }
 
 #[track_caller]
-fn assert_unused(status: &Value) {
-    let left = (&status["watched_trees"], &status["memberships"]);
-    assert_eq!(left, (&0.into(), &0.into()), "{status}");
+fn assert_unused(status: &TrackStatus) {
+    let left = (status.watched_trees, status.memberships);
+    assert_eq!(left, (0, 0), "{status:?}");
 }
 
 #[test]

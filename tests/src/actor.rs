@@ -73,19 +73,19 @@ impl Actor {
         actor
     }
 
-    /// The actor's own pid, its root of whatever it makes.
+    /// Returns the actor's own pid, its root of whatever it makes.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.process.pid
     }
 
-    /// The actor's own identity.
+    /// Returns the actor's own identity.
     #[must_use]
     pub fn process(&self) -> Process {
         self.process
     }
 
-    /// The next line that it has not been asked for yet.
+    /// Returns the next line that it has not been asked for yet.
     ///
     /// # Panics
     /// When none comes within the default deadline.
@@ -96,7 +96,7 @@ impl Actor {
             .unwrap_or_else(|| self.lines.missing("another line"))
     }
 
-    /// The first line that fits, seen already or still to come.
+    /// Returns the first line that fits, seen already or still to come.
     ///
     /// # Panics
     /// When none comes within the default deadline.
@@ -105,13 +105,13 @@ impl Actor {
         self.lines.wait_for(what, DEADLINE, fits)
     }
 
-    /// Every line read so far, in order.
+    /// Returns every line read so far, in order.
     #[must_use]
     pub fn seen(&self) -> &[Value] {
         self.lines.seen()
     }
 
-    /// The first process that was reported in this role.
+    /// Returns the first process that was reported in this role.
     ///
     /// # Panics
     /// When none is within the default deadline.
@@ -121,14 +121,14 @@ impl Actor {
         process(&line, "child").expect("child and start_ticks in a child's line")
     }
 
-    /// Every process reported in this role so far, in order.
+    /// Returns every process reported in this role so far, in order.
     #[must_use]
     pub fn children(&self, role: &str) -> Vec<Process> {
         let lines = self.lines.seen().iter().filter(|line| line["role"] == role);
         lines.filter_map(|line| process(line, "child")).collect()
     }
 
-    /// How this process ended, as its parent saw it: the line `{"reaped":PID,...}`.
+    /// Returns how this process ended, as its parent saw it: the line `{"reaped":PID,...}`.
     ///
     /// # Panics
     /// When it is not reaped within the default deadline.
@@ -181,7 +181,7 @@ impl Actor {
         }
     }
 
-    /// Why the behaviour is impossible on this host, when it is.
+    /// Returns why the behaviour is impossible on this host, when it is.
     #[must_use]
     pub fn skipped(&self) -> Option<String> {
         self.lines
@@ -207,7 +207,7 @@ impl Actor {
         ended.unwrap_or_else(|| self.lines.missing("its end"))
     }
 
-    /// SIGKILL to the actor alone, and reaps it.
+    /// Sends SIGKILL to the actor alone, and reaps it.
     ///
     /// # Panics
     /// When it does not die within the default deadline.

@@ -44,7 +44,7 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// What there is now.
+    /// Returns what there is now.
     ///
     /// # Panics
     /// When this is not root, or the kernel has no `bpf(2)`.
@@ -59,12 +59,12 @@ impl Traces {
         }
     }
 
-    /// The ids of the links alone, which is quick.
+    /// Returns the ids of the links alone, which is quick.
     pub(crate) fn link_ids() -> BTreeSet<u32> {
         ids(BPF_LINK_GET_NEXT_ID)
     }
 
-    /// What is here and was not in `before`.
+    /// Returns what is here and was not in `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         fn more<T: Ord + Clone>(now: &BTreeSet<T>, before: &BTreeSet<T>) -> BTreeSet<T> {
@@ -95,7 +95,7 @@ impl Traces {
     }
 }
 
-/// All ids of one kind, by asking for the next one until there is none.
+/// Returns all ids of one kind, by asking for the next one until there is none.
 fn ids(command: libc::c_int) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     let mut attr = NextId::default();

@@ -56,7 +56,8 @@ impl Mounts {
     }
 }
 
-/// The kernel writes spaces and the like as three octal digits; only the space is usual.
+/// Reads what the kernel writes as three octal digits: spaces and the like; only the space is
+/// usual.
 fn unescape(point: &str) -> PathBuf {
     PathBuf::from(point.replace("\\040", " "))
 }
@@ -73,7 +74,7 @@ impl Group {
         Ok(Self { path })
     }
 
-    /// A group that another, dead test process made.
+    /// Returns a group that another, dead test process made.
     pub(crate) fn existing(path: PathBuf) -> Self {
         Self { path }
     }
@@ -90,7 +91,7 @@ impl Group {
         fs::write(self.path.join(file), value)
     }
 
-    /// Its processes, zombies left out.
+    /// Returns its processes, zombies left out.
     pub(crate) fn pids(&self) -> Vec<i32> {
         let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
         text.lines()

@@ -41,7 +41,8 @@ pub fn attached() -> usize {
     names.filter(|name| name == "sys_exit").count()
 }
 
-/// The tracepoint of a link; `None` where it is of another kind, gone by now, or not in place yet.
+/// Returns the tracepoint of a link; `None` where it is of another kind, gone by now, or not in
+/// place yet.
 fn tracepoint_of(id: u32) -> Option<String> {
     let request = [id, 0, 0];
     // SAFETY: the attributes live as long as the call and have the size that is passed.

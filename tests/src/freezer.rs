@@ -16,7 +16,7 @@ const MOUNT: &str = "/sys/fs/cgroup/freezer";
 pub struct Freezer(PathBuf);
 
 impl Freezer {
-    /// A group with nobody in it; `None` on a host without this hierarchy.
+    /// Makes a group with nobody in it; `None` on a host without this hierarchy.
     ///
     /// # Panics
     /// When the group cannot be made.

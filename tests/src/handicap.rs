@@ -35,7 +35,7 @@ fn before_exec(
     unsafe { command.pre_exec(prepare) };
 }
 
-/// As a user without any right. The program must be readable for all.
+/// Makes a command run as a user without any right. The program must be readable for all.
 pub fn as_nobody(command: &mut Command) {
     before_exec(command, || {
         let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
@@ -46,7 +46,7 @@ pub fn as_nobody(command: &mut Command) {
     });
 }
 
-/// A copy of the program that everybody may read.
+/// Makes a copy of the program that everybody may read.
 ///
 /// # Panics
 /// When it cannot be made.
@@ -63,7 +63,7 @@ pub fn readable_copy(sandbox: &Sandbox) -> PathBuf {
     copy
 }
 
-/// With SIGCHLD ignored, as some programs start others.
+/// Makes a command run with SIGCHLD ignored, as some programs start others.
 pub fn ignoring_children(command: &mut Command) {
     before_exec(command, || {
         // SAFETY: no handler is installed.
@@ -72,7 +72,7 @@ pub fn ignoring_children(command: &mut Command) {
     });
 }
 
-/// With SIGPIPE ignored, as some programs start others.
+/// Makes a command start with SIGPIPE ignored, as some programs start others.
 pub fn ignoring_pipes(command: &mut Command) {
     before_exec(command, || {
         // SAFETY: no handler is installed.
@@ -81,7 +81,8 @@ pub fn ignoring_pipes(command: &mut Command) {
     });
 }
 
-/// As root with these capabilities alone: exec gives root what is in the bounding set.
+/// Makes a command run as root with these capabilities alone: exec gives root what is in the
+/// bounding set.
 pub fn with_capabilities(command: &mut Command, kept: &'static [libc::c_ulong]) {
     before_exec(command, move || {
         for capability in (0..CAPABILITIES).filter(|capability| !kept.contains(capability)) {
@@ -96,7 +97,7 @@ pub fn with_capabilities(command: &mut Command, kept: &'static [libc::c_ulong]) 
     });
 }
 
-/// With `directory` in the place of `over`, in a mount namespace of its own.
+/// Makes a command run with `directory` in the place of `over`, in a mount namespace of its own.
 pub fn with_directory_over(command: &mut Command, directory: &Path, over: &'static str) {
     let directory = PathBuf::from(directory);
     before_exec(command, move || {
@@ -107,7 +108,8 @@ pub fn with_directory_over(command: &mut Command, directory: &Path, over: &'stat
     });
 }
 
-/// With a `/proc` that hides the processes of other users, in a mount namespace of its own.
+/// Makes a command run with a `/proc` that hides the processes of other users, in a mount namespace
+/// of its own.
 pub fn with_hidden_processes(command: &mut Command) {
     before_exec(command, || {
         own_mounts()?;
@@ -122,7 +124,7 @@ pub fn with_hidden_processes(command: &mut Command) {
     });
 }
 
-/// A mount namespace whose changes stay in it.
+/// Enters a mount namespace whose changes stay in it.
 pub(crate) fn own_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none: Option<&str> = None;
@@ -130,7 +132,7 @@ pub(crate) fn own_mounts() -> io::Result<()> {
     Ok(mount(none, "/", none, flags, none)?)
 }
 
-/// On a kernel whose release reads 2.6.
+/// Makes a command run on a kernel whose release reads 2.6.
 pub fn on_an_old_kernel(command: &mut Command) {
     before_exec(command, || {
         // SAFETY: no memory is passed.
@@ -141,7 +143,7 @@ pub fn on_an_old_kernel(command: &mut Command) {
     });
 }
 
-/// In a sandbox that answers each `unshare` with this error.
+/// Makes a command run in a sandbox that answers each `unshare` with this error.
 pub fn without_unshare(command: &mut Command, errno: Errno) {
     const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
@@ -172,8 +174,8 @@ pub fn without_unshare(command: &mut Command, errno: Errno) {
     });
 }
 
-/// As the first process of a pid namespace, with a `/proc` of its own. The command's process
-/// itself stays outside, waits, and ends with the same exit code.
+/// Makes a command run as the first process of a pid namespace, with a `/proc` of its own. The
+/// command's process itself stays outside, waits, and ends with the same exit code.
 pub fn in_a_pid_namespace(command: &mut Command) {
     before_exec(command, || {
         own_mounts()?;

@@ -6,32 +6,33 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Lines that a failure shows; more would hide them.
 const TOLD_MAX: usize = 20;
 
-/// What the reader thread passes on; a line that is not JSON is kept as it was.
-type Line = Result<Value, String>;
+/// What the reader thread passes on: a line, and the object in it or why there is none.
+type Line<T> = (String, serde_json::Result<T>);
 
 /// The stream and everything that it has said so far.
 #[derive(Debug)]
-pub struct JsonLines {
+pub struct JsonLines<T = Value> {
     source: String,
-    incoming: Receiver<Line>,
-    seen: Vec<Value>,
+    incoming: Receiver<Line<T>>,
+    seen: Vec<T>,
+    texts: Vec<String>,
     ended: bool,
-    check: fn(&Value),
 }
 
-impl JsonLines {
+impl<T: DeserializeOwned + Clone + Send + 'static> JsonLines<T> {
     /// Starts to read. The thread ends with the pipe: when all that hold its other end are gone.
     pub(crate) fn read(source: String, pipe: impl Read + Send + 'static) -> Self {
         let (outgoing, incoming) = channel();
         thread::spawn(move || {
             for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                let parsed = serde_json::from_str(&line).map_err(|_| line);
-                if outgoing.send(parsed).is_err() {
+                let parsed = serde_json::from_str(&line);
+                if outgoing.send((line, parsed)).is_err() {
                     break;
                 }
             }
@@ -40,28 +41,28 @@ impl JsonLines {
             source,
             incoming,
             seen: Vec::new(),
+            texts: Vec::new(),
             ended: false,
-            check: |_| {},
         }
     }
 
-    /// Checks every object from here on; the check panics where one is not as it must be.
-    pub(crate) fn check_each(&mut self, check: fn(&Value)) {
-        self.check = check;
-    }
-
-    /// The next object, or `None` when the stream has ended or the deadline has passed.
+    /// Returns the next object, or `None` when the stream has ended or the deadline has passed.
     ///
     /// # Panics
-    /// When a line is not JSON, or does not stand its check.
-    pub fn next(&mut self, deadline: Duration) -> Option<Value> {
+    /// When a line is not JSON, or has other fields than this type.
+    pub fn next(&mut self, deadline: Duration) -> Option<T> {
         match self.incoming.recv_timeout(deadline) {
-            Ok(Ok(value)) => {
-                (self.check)(&value);
+            Ok((line, Ok(value))) => {
                 self.seen.push(value.clone());
+                self.texts.push(line);
                 Some(value)
             }
-            Ok(Err(line)) => panic!("{} printed a line that is not JSON: {line}", self.source),
+            Ok((line, Err(error))) => {
+                panic!(
+                    "{} printed a line that cannot be: {error}: {line}",
+                    self.source
+                )
+            }
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
                 self.ended = true;
@@ -70,17 +71,12 @@ impl JsonLines {
         }
     }
 
-    /// The first object that fits, among those already seen and those still to come.
+    /// Returns the first object that fits, among those already seen and those still to come.
     ///
     /// # Panics
     /// When none comes before the deadline or the end; the message lists everything seen.
     #[track_caller]
-    pub fn wait_for(
-        &mut self,
-        what: &str,
-        deadline: Duration,
-        fits: impl Fn(&Value) -> bool,
-    ) -> Value {
+    pub fn wait_for(&mut self, what: &str, deadline: Duration, fits: impl Fn(&T) -> bool) -> T {
         if let Some(known) = self.seen.iter().find(|value| fits(value)) {
             return known.clone();
         }
@@ -104,9 +100,9 @@ impl JsonLines {
         {}
     }
 
-    /// Everything seen so far, in order.
+    /// Returns everything seen so far, in order.
     #[must_use]
-    pub fn seen(&self) -> &[Value] {
+    pub fn seen(&self) -> &[T] {
         &self.seen
     }
 
@@ -114,9 +110,8 @@ impl JsonLines {
     #[track_caller]
     pub(crate) fn missing(&self, what: &str) -> ! {
         let how = if self.ended { "ended" } else { "was silent" };
-        let skipped = self.seen.len().saturating_sub(TOLD_MAX);
-        let seen: Vec<_> = self.seen[skipped..].iter().map(Value::to_string).collect();
-        let seen = seen.join("\n  ");
+        let skipped = self.texts.len().saturating_sub(TOLD_MAX);
+        let seen = self.texts[skipped..].join("\n  ");
         let earlier = match skipped {
             0 => String::new(),
             skipped => format!(" (after {skipped} other lines)"),
@@ -134,7 +129,7 @@ mod tests {
 
     #[test]
     fn an_object_seen_earlier_is_still_found() {
-        let mut lines = JsonLines::read("test".into(), &b"{\"a\":1}\n{\"b\":2}\n"[..]);
+        let mut lines = JsonLines::<Value>::read("test".into(), &b"{\"a\":1}\n{\"b\":2}\n"[..]);
         let long = Duration::from_secs(5);
         assert_eq!(lines.wait_for("b", long, |value| value["b"] == 2)["b"], 2);
         assert_eq!(lines.wait_for("a", long, |value| value["a"] == 1)["a"], 1);
@@ -145,7 +140,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "test ended before: c; it had said:\n  {\"a\":1}")]
     fn what_never_comes_is_named() {
-        let mut lines = JsonLines::read("test".into(), &b"{\"a\":1}\n"[..]);
+        let mut lines = JsonLines::<Value>::read("test".into(), &b"{\"a\":1}\n"[..]);
         lines.wait_for("c", Duration::from_secs(5), |value| value["c"] == 1);
     }
 }

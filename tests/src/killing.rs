@@ -6,9 +6,7 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
-
-use crate::reports::{Identified, KillReport, read, set_of};
+use crate::reports::{Identified, KillReport, set_of};
 use crate::{Lifemon, Output, Process, Sandbox, proc};
 
 /// Makes two tests of each function: with a tracker that lifemon loads for itself, and with that of
@@ -53,19 +51,14 @@ pub fn kill(target: &impl ToString, options: &[&str]) -> Output {
     reason = "what it says matters to few tests"
 )]
 pub fn assert_killed(output: &Output) -> KillReport {
-    assert_eq!(
-        (output.code, output.stderr.as_str()),
-        (Some(0), ""),
-        "{output:?}"
-    );
-    let report = checked(&output.json());
+    let report = checked(output.success());
     assert!(!report.dry_run, "{report:?}");
     assert_eq!(report.survivors, [], "{report:?}");
     assert!(report.extinct && report.complete, "{report:?}");
     report
 }
 
-/// Reads a report, and claims what holds of every one, whatever came of the kill.
+/// Claims of a report what holds of every one, whatever came of the kill.
 ///
 /// # Panics
 /// When it does not.
@@ -74,8 +67,7 @@ pub fn assert_killed(output: &Output) -> KillReport {
     clippy::must_use_candidate,
     reason = "what it says matters to few tests"
 )]
-pub fn checked(report: &Value) -> KillReport {
-    let report: KillReport = read(report);
+pub fn checked(report: KillReport) -> KillReport {
     assert_eq!(report.schema, "lifemon/1", "{report:?}");
     assert!(report.elapsed_ms >= 0.0, "{report:?}");
     let (killed, survivors) = (once(&report.killed), once(&report.survivors));
@@ -96,7 +88,7 @@ fn once(list: &[impl Identified + Debug]) -> BTreeSet<Process> {
     once
 }
 
-/// Processes of the sandbox that still run; the dead that wait to be reaped are none.
+/// Returns processes of the sandbox that still run; the dead that wait to be reaped are none.
 #[must_use]
 pub fn alive(sandbox: &Sandbox) -> BTreeSet<i32> {
     let pids = sandbox.pids().into_iter();
@@ -116,7 +108,7 @@ pub fn assert_nobody(sandbox: &Sandbox) {
     assert!(left.is_empty(), "survivors: {left:?}");
 }
 
-/// The words of 64 bits in a file that actors count in.
+/// Returns the words of 64 bits in a file that actors count in.
 ///
 /// # Panics
 /// When it cannot be read.

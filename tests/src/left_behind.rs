@@ -1,29 +1,33 @@
 //! `lifemon orphans`, `tree` and `gpu` with `-o json`, run to their end, and what must hold of
 //! every answer.
 
-use serde_json::Value;
-
-use crate::reports::{OrphansReport, read, set_of};
-use crate::story::is_about;
+use crate::reports::{OrphansReport, TreeReport, set_of};
 use crate::{DEADLINE, Lifemon, Output, Pidfd, Process};
 
-/// The answer of `lifemon orphans` with these options.
+/// Returns the answer of `lifemon orphans` with these options.
 ///
 /// # Panics
 /// When it does not succeed, or says something that cannot be.
 #[track_caller]
 #[must_use]
 pub fn orphans(options: &[&str]) -> OrphansReport {
-    let output = ask("orphans", options);
-    assert_eq!(
-        (output.code, output.stderr.as_str()),
-        (Some(0), ""),
-        "{output:?}"
-    );
-    checked_orphans(&output.json())
+    checked_orphans(ask("orphans", options).success())
 }
 
-/// A command that answers with one object, whatever comes of it.
+/// Returns the answer of `lifemon tree` with these options.
+///
+/// # Panics
+/// When it does not succeed.
+#[track_caller]
+#[must_use]
+pub fn tree(options: &[&str]) -> TreeReport {
+    let report: TreeReport = ask("tree", options).success();
+    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert_eq!(report.complete, report.incomplete.is_empty(), "{report:?}");
+    report
+}
+
+/// Runs a command that answers with one object, whatever comes of it.
 ///
 /// # Panics
 /// When it does not end.
@@ -34,7 +38,7 @@ pub fn ask(command: &str, options: &[&str]) -> Output {
     Lifemon::find().run(words.iter().chain(options))
 }
 
-/// Reads a list of orphans, and claims what holds of every one.
+/// Claims of a list of orphans what holds of every one.
 ///
 /// # Panics
 /// When it does not.
@@ -43,8 +47,7 @@ pub fn ask(command: &str, options: &[&str]) -> Output {
     clippy::must_use_candidate,
     reason = "what it says matters to few tests"
 )]
-pub fn checked_orphans(report: &Value) -> OrphansReport {
-    let report: OrphansReport = read(report);
+pub fn checked_orphans(report: OrphansReport) -> OrphansReport {
     assert_eq!(report.schema, "lifemon/1", "{report:?}");
     let once = set_of(&report.orphans);
     assert_eq!(once.len(), report.orphans.len(), "twice: {report:?}");
@@ -63,24 +66,7 @@ pub fn checked_orphans(report: &Value) -> OrphansReport {
     report
 }
 
-/// The entry of one process in a list of an answer, if it is there.
-#[must_use]
-pub fn find(list: &Value, process: Process) -> Option<&Value> {
-    let mut entries = list.as_array()?.iter();
-    entries.find(|entry| is_about(entry, process))
-}
-
-/// The entry of one process in a list of an answer.
-///
-/// # Panics
-/// When it is not there.
-#[track_caller]
-#[must_use]
-pub fn entry(list: &Value, process: Process) -> &Value {
-    find(list, process).unwrap_or_else(|| panic!("no {process:?} in {list}"))
-}
-
-/// SIGKILL to one process, and waits until it is gone.
+/// Sends SIGKILL to one process, and waits until it is gone.
 ///
 /// # Panics
 /// When it is not there, or does not die.

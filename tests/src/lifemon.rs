@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
 use crate::wait::poll;
 use crate::{DEADLINE, Sandbox, Stream};
@@ -53,20 +53,20 @@ impl<'sandbox> Lifemon<'sandbox> {
         }
     }
 
-    /// The program.
+    /// Returns the program.
     #[must_use]
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// With another limit on how long `run` may take.
+    /// Sets another limit on how long `run` may take.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// With lifemon itself in the sandbox: for `lifemon run`, whose command must not get out.
+    /// Puts lifemon itself in the sandbox: for `lifemon run`, whose command must not get out.
     #[must_use]
     pub fn inside(mut self, sandbox: &'sandbox Sandbox) -> Self {
         self.sandbox = Some(sandbox);
@@ -107,7 +107,7 @@ impl<'sandbox> Lifemon<'sandbox> {
         self.stream_of(self.command(words))
     }
 
-    /// The same with a command of [`Lifemon::command`] that the test has changed.
+    /// Does the same with a command of [`Lifemon::command`] that the test has changed.
     ///
     /// # Panics
     /// When it does not start.
@@ -115,7 +115,7 @@ impl<'sandbox> Lifemon<'sandbox> {
     #[must_use]
     pub fn stream_of(&self, mut command: Command) -> Stream {
         let child = command.spawn().expect("lifemon starts");
-        Stream::new(format!("{command:?}"), child).of_events()
+        Stream::new(format!("{command:?}"), child)
     }
 
     /// Starts `attach` on a target as JSON, with these options.
@@ -130,7 +130,7 @@ impl<'sandbox> Lifemon<'sandbox> {
         self.stream(words.iter().chain(options))
     }
 
-    /// How `run` would start it: nothing to read, both outputs into pipes.
+    /// Returns the command as `run` would start it: nothing to read, both outputs into pipes.
     #[must_use]
     pub fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
         let mut command = Command::new(&self.program);
@@ -146,7 +146,7 @@ impl<'sandbox> Lifemon<'sandbox> {
     }
 }
 
-/// `target/debug/deps/e2e-1234` is the test, `target/debug/lifemon` the program.
+/// Finds the program: `target/debug/deps/e2e-1234` is the test, `target/debug/lifemon` the program.
 fn beside_the_tests() -> PathBuf {
     let test = std::env::current_exe().expect("path of this test");
     let deps = test.parent().expect("a directory");
@@ -163,13 +163,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// The pid of lifemon.
+    /// Returns the pid of lifemon.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
-    /// A signal, unless it has ended.
+    /// Sends a signal, unless it has ended.
     pub fn signal(&mut self, signal: Signal) {
         // Reaped only through this handle: while try_wait has no status, the number is its own.
         if let Ok(None) = self.child.try_wait() {
@@ -177,14 +177,21 @@ impl Running {
         }
     }
 
-    /// What it has written to stderr by now.
+    /// Returns what it has written to stdout by now.
+    #[must_use]
+    pub fn stdout_so_far(&self) -> String {
+        let stdout = self.stdout.as_ref();
+        stdout.map_or_else(String::new, Collector::text_so_far)
+    }
+
+    /// Returns what it has written to stderr by now.
     #[must_use]
     pub fn stderr_so_far(&self) -> String {
         let stderr = self.stderr.as_ref();
         stderr.map_or_else(String::new, Collector::text_so_far)
     }
 
-    /// SIGKILL, unless it has ended, and reaps it.
+    /// Sends SIGKILL, unless it has ended, and reaps it.
     pub fn kill(mut self) {
         end(&mut self.child);
     }
@@ -235,14 +242,37 @@ pub struct Output {
 }
 
 impl Output {
-    /// Stdout as the one JSON object that it must be.
+    /// Returns stdout as the one report that it must be.
     ///
     /// # Panics
-    /// When it is not; the message has all of the output.
+    /// When it is no JSON, or has other fields than this type; the message has all of the output.
     #[track_caller]
     #[must_use]
-    pub fn json(&self) -> Value {
+    pub fn report<T: DeserializeOwned>(&self) -> T {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Returns the first line of stdout as the object that it must be.
+    ///
+    /// # Panics
+    /// As [`Output::report`].
+    #[track_caller]
+    #[must_use]
+    pub fn first<T: DeserializeOwned>(&self) -> T {
+        let line = self.stdout.lines().next().unwrap_or_default();
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Claims success without a word on stderr, and returns the report.
+    ///
+    /// # Panics
+    /// When it has failed or complained, and as [`Output::report`].
+    #[track_caller]
+    #[must_use]
+    pub fn success<T: DeserializeOwned>(&self) -> T {
+        let ended = (self.code, self.stderr.as_str());
+        assert_eq!(ended, (Some(0), ""), "{self:?}");
+        self.report()
     }
 }
 
@@ -269,19 +299,19 @@ impl Collector {
         Self { bytes, thread }
     }
 
-    /// Everything until the end of the pipe, or until it has trailed long enough.
+    /// Returns everything until the end of the pipe, or until it has trailed long enough.
     pub(crate) fn text(&self) -> String {
         _ = poll(TRAILING, || self.thread.is_finished().then_some(()));
         self.text_so_far()
     }
 
-    /// Everything that has come by now.
+    /// Returns everything that has come by now.
     fn text_so_far(&self) -> String {
         String::from_utf8_lossy(&self.bytes.lock().expect("no panic while held")).into_owned()
     }
 }
 
-/// SIGKILL to this process alone, and reaps it.
+/// Sends SIGKILL to this process alone, and reaps it.
 pub(crate) fn end(child: &mut Child) {
     _ = child.kill();
     _ = poll(Duration::from_secs(5), || child.try_wait().ok().flatten());

@@ -19,7 +19,7 @@ fn lock(how: FlockArg) -> HostLock {
     HostLock(lock.unwrap_or_else(|(_, error)| panic!("lock {LOCKED}: {error}")))
 }
 
-/// Alone: for tests that switch the host's tracker on or off.
+/// Takes the lock alone: for tests that switch the host's tracker on or off.
 ///
 /// # Panics
 /// When the lock cannot be taken.
@@ -28,7 +28,7 @@ pub fn host_lock() -> HostLock {
     lock(FlockArg::LockExclusive)
 }
 
-/// Shared: for tests that need the host's tracker to be off.
+/// Takes the lock with others: for tests that need the host's tracker to be off.
 ///
 /// # Panics
 /// When the lock cannot be taken.

@@ -38,7 +38,7 @@ impl NvmlDouble {
         Self { directory, answers }
     }
 
-    /// What it answers from now on.
+    /// Sets what it answers from now on.
     ///
     /// # Panics
     /// When that cannot be written.

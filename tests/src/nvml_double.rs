@@ -44,7 +44,7 @@ pub struct Memory {
     used: c_ulonglong,
 }
 
-/// The lines of the file, after the hang that one of them may ask for.
+/// Reads the lines of the file, after the hang that one of them may ask for.
 fn lines() -> Vec<Vec<String>> {
     let path = std::env::var_os("NVML_DOUBLE").unwrap_or_default();
     let text = std::fs::read_to_string(path).unwrap_or_default();

@@ -143,7 +143,7 @@ impl OwnMounts {
         self.run(words, as_nobody)
     }
 
-    /// The same, which must succeed.
+    /// Does the same, which must succeed.
     ///
     /// # Panics
     /// When it does not.
@@ -152,7 +152,7 @@ impl OwnMounts {
         assert!(self.try_as_root(words), "{words:?}");
     }
 
-    /// The same, which must succeed.
+    /// Does the same, which must succeed.
     ///
     /// # Panics
     /// When it does not.
@@ -177,7 +177,7 @@ impl Drop for OwnMounts {
     }
 }
 
-/// A process that waits for the end of its input, which its parent holds.
+/// Starts a process that waits for the end of its input, which its parent holds.
 fn holder() -> Command {
     let mut command = Command::new("cat");
     command.stdin(Stdio::piped()).stdout(Stdio::null());

@@ -15,7 +15,7 @@ use crate::{Process, proc};
 pub struct Pidfd(OwnedFd);
 
 impl Pidfd {
-    /// Of whoever has this pid now; `None` when nobody has.
+    /// Opens the process that has this pid now; `None` when nobody has.
     #[must_use]
     pub fn open(pid: i32) -> Option<Self> {
         // SAFETY: takes two integers and touches no memory of ours.
@@ -25,7 +25,7 @@ impl Pidfd {
         Some(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Of exactly this process.
+    /// Opens exactly this process.
     ///
     /// # Panics
     /// When it is no longer there.
@@ -62,7 +62,7 @@ impl Pidfd {
         }
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     ///
     /// # Panics
     /// When the process has ended already.

@@ -16,7 +16,7 @@ pub struct Stat {
     pub start_ticks: u64,
 }
 
-/// The stat line of a process, or `None` when there is no such process (zombies have one).
+/// Returns the stat line of a process, or `None` when there is no such process (zombies have one).
 #[must_use]
 pub fn stat(pid: i32) -> Option<Stat> {
     // A name may hold any bytes.
@@ -24,19 +24,19 @@ pub fn stat(pid: i32) -> Option<Stat> {
     parse(&String::from_utf8_lossy(&line))
 }
 
-/// Whether this pid runs: neither free nor a zombie.
+/// Returns whether this pid runs: neither free nor a zombie.
 #[must_use]
 pub fn is_running(pid: i32) -> bool {
     stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
-/// The parent as the kernel has it now.
+/// Returns the parent as the kernel has it now.
 #[must_use]
 pub fn ppid(pid: i32) -> Option<i32> {
     stat(pid).map(|stat| stat.ppid)
 }
 
-/// What field 22 of the stat line says for a process with this start time.
+/// Returns what field 22 of the stat line says for a process with this start time.
 ///
 /// # Panics
 /// When the system does not say how long a clock tick is.
@@ -48,7 +48,7 @@ pub fn ticks_of_ns(start_ns: u64) -> u64 {
     start_ns / (1_000_000_000 / ticks_per_s)
 }
 
-/// The name may hold spaces and brackets, so fields are counted from the last `)`.
+/// Reads the line. The name may hold spaces and brackets, so fields are counted from the last `)`.
 fn parse(line: &str) -> Option<Stat> {
     let mut fields = line[line.rfind(')')? + 1..].split_ascii_whitespace();
     Some(Stat {

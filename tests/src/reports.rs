@@ -2,13 +2,16 @@
 //! test that reads such an object. Written here once more, because a contract that is read with
 //! the types that it is written with holds whatever they say.
 
+mod doctor;
 mod gpu;
+mod health;
 mod kill;
 mod orphans;
 mod process;
 mod run;
 mod stream;
 mod track;
+mod tree;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -17,18 +20,21 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::Process;
+use crate::{Process, proc};
 
-pub use gpu::{Holding, Memory};
+pub use doctor::{Check, DoctorReport};
+pub use gpu::{Accounted, Gpu, GpuReport, GpuTree, Holder, Holding, Memory, Nvml, Stranger};
+pub use health::{ConnectionFailure, DeadWorker, Found, Health, OpenDevices};
 pub use kill::{Held, KillReport, Killed, Release, Released, Survivor};
 pub use orphans::{Evidence, Orphan, OrphansReport, Root};
 pub use process::{Exit, Id, Member, Sender, Signal, Who};
-pub use run::{Command, Left, RunReport};
+pub use run::{Command, Left, Rest, RunReport};
 pub use stream::{
-    Attached, CountedLoss, Detached, Event, Exec, Exited, Extinct, Fork, Gone, GpuHeld,
-    GpuReleased, Lost, NamedLoss, Orphaned, Signalled, Subject, Summary,
+    About, Attached, CountedLoss, Detached, Event, Exec, Exited, Extinct, Fork, Frame, Gone,
+    GpuHeld, GpuReleased, Line, Lost, NamedLoss, Orphaned, Signalled, Subject, Summary,
 };
-pub use track::{HookCost, TrackLost, TrackStatus, TrackSwitch};
+pub use track::{HookCost, TrackLost, TrackOff, TrackState, TrackStatus, TrackSwitch};
+pub use tree::{TreeProcess, TreeReport};
 
 /// Reads an object of the output.
 ///
@@ -42,8 +48,28 @@ pub fn read<T: DeserializeOwned>(value: &Value) -> T {
 
 /// What names a process in the output.
 pub trait Identified {
+    /// Returns its identity, to the nanosecond.
+    fn id(&self) -> Id;
+
     /// Returns the process, as an actor reports it.
-    fn process(&self) -> Process;
+    fn process(&self) -> Process {
+        let Id { pid, start_ns } = self.id();
+        Process {
+            pid,
+            start_ticks: proc::ticks_of_ns(start_ns),
+        }
+    }
+}
+
+/// Returns whether there is a process, and it is this one.
+fn is_process(named: Option<&impl Identified>, process: Process) -> bool {
+    named.is_some_and(|named| named.process() == process)
+}
+
+/// Returns the processes of a list, in its order.
+#[must_use]
+pub fn processes(list: &[impl Identified]) -> Vec<Process> {
+    list.iter().map(Identified::process).collect()
 }
 
 /// Returns the processes of a list.
@@ -86,11 +112,8 @@ macro_rules! identified {
         }
 
         impl $crate::reports::Identified for $name {
-            fn process(&self) -> $crate::Process {
-                $crate::Process {
-                    pid: self.pid,
-                    start_ticks: $crate::proc::ticks_of_ns(self.start_ns),
-                }
+            fn id(&self) -> $crate::reports::Id {
+                $crate::reports::Id { pid: self.pid, start_ns: self.start_ns }
             }
         }
     )+ };

@@ -70,9 +70,9 @@ impl Sandbox {
         }
     }
 
-    /// A group whose processes together get no more than this memory, swap included. A process
-    /// joins it by writing `0` to `cgroup.procs` in the directory returned. `None` where the
-    /// memory controller is not available to us.
+    /// Makes a group whose processes together get no more than this memory, swap included. A
+    /// process joins it by writing `0` to `cgroup.procs` in the directory that this returns; `None`
+    /// where the memory controller is not available to us.
     ///
     /// # Panics
     /// When the group cannot be made, or was already.
@@ -125,13 +125,13 @@ impl Sandbox {
         unsafe { command.pre_exec(join) };
     }
 
-    /// A directory for the test's own files.
+    /// Returns a directory for the test's own files.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Pids in the sandbox now, zombies left out.
+    /// Returns pids in the sandbox now, zombies left out.
     #[must_use]
     pub fn pids(&self) -> Vec<i32> {
         self.joined
@@ -141,7 +141,7 @@ impl Sandbox {
             .collect()
     }
 
-    /// All directories of the sandbox: its groups and the temporary one.
+    /// Returns all directories of the sandbox: its groups and the temporary one.
     #[must_use]
     pub fn paths(&self) -> Vec<PathBuf> {
         let groups = self
@@ -193,8 +193,8 @@ fn stale(parent: &Path) -> impl Iterator<Item = PathBuf> {
         .map(|entry| entry.path())
 }
 
-/// The test process that made the sandbox of this name. Our own pid means an earlier process of
-/// the same number: the sweep comes before our first sandbox.
+/// Returns the test process that made the sandbox of this name. Our own pid means an earlier
+/// process of the same number: the sweep comes before our first sandbox.
 fn owner(name: &str) -> Option<u32> {
     let rest = name.strip_prefix(PREFIX)?;
     let (pid, count) = rest

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Divides the counts of the heaviest tests.
 const SCALE: &str = "LIFEMON_TEST_SCALE";
 
-/// `time`, or as much longer as a machine that is asked for less needs for the same.
+/// Returns `time`, or as much longer as a machine that is asked for less needs for the same.
 ///
 /// # Panics
 /// When the variable is no number above 0.
@@ -18,7 +18,7 @@ pub fn stretched(time: Duration) -> Duration {
     }
 }
 
-/// `count`, or the part of it that `LIFEMON_TEST_SCALE` asks for; never less than 1.
+/// Returns `count`, or the part of it that `LIFEMON_TEST_SCALE` asks for; never less than 1.
 ///
 /// # Panics
 /// When the variable is no number above 0.

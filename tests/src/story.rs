@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Value, json};
-
-use crate::{Finished, Process, proc};
+use crate::reports::{
+    About, Attached, Detached, Event, Exit, Exited, Extinct, Id, Identified, Line, Lost, Member,
+    Summary,
+};
+use crate::{Finished, Process};
 
 /// `2026-01-01T00:00:00.000000000Z`
 const TIME_BYTES: usize = 30;
@@ -13,43 +15,7 @@ const TIME_BYTES: usize = 30;
 /// Events in order, from `attached` to `detached`.
 #[derive(Debug)]
 pub struct Story {
-    events: Vec<Value>,
-}
-
-/// Whether a process in the output is this one.
-#[must_use]
-pub fn is_about(value: &Value, process: Process) -> bool {
-    identity(value) == Some(process)
-}
-
-fn identity(value: &Value) -> Option<Process> {
-    let pid = i32::try_from(value["pid"].as_i64()?).ok()?;
-    let start_ticks = proc::ticks_of_ns(value["start_ns"].as_u64()?);
-    Some(Process { pid, start_ticks })
-}
-
-/// The processes of an array in the output, in its order.
-///
-/// # Panics
-/// When it is no array of processes.
-#[must_use]
-#[track_caller]
-pub fn processes(array: &Value) -> Vec<Process> {
-    let list = array.as_array().expect("an array");
-    let identity = |value| identity(value).unwrap_or_else(|| panic!("no process: {value}"));
-    list.iter().map(identity).collect()
-}
-
-/// A process that the output names, if it names one there.
-#[must_use]
-pub fn process(value: &Value) -> Option<Process> {
-    identity(value)
-}
-
-/// The `exit` object of a process that called exit.
-#[must_use]
-pub fn exited(code: i32) -> Value {
-    json!({"code": code, "signal": null, "core_dumped": false, "cause": "exited"})
+    events: Vec<Event>,
 }
 
 impl Story {
@@ -67,77 +33,67 @@ impl Story {
         story
     }
 
-    /// What every line has, and where the lines about the whole tree stand.
+    /// Checks what every line has, and where the lines about the whole tree stand.
     #[track_caller]
     fn check_frame(&self) {
-        let (first, last) = (self.attached(), &self.events[self.events.len() - 1]);
-        assert_eq!(first["event"], "attached");
-        assert_eq!(last["event"], "detached");
+        let (tree, last) = (self.attached().tree, &self.events[self.events.len() - 1]);
+        assert_eq!(last.word(), Detached::WORD);
         for (event, seq) in self.events.iter().zip(1_u64..) {
-            assert_eq!(event["schema"], "lifemon/1", "{event}");
-            assert_eq!(event["seq"], seq, "{event}");
-            assert_eq!(event["tree"], first["tree"], "{event}");
-            assert!(time(event).is_some(), "{event}");
-            assert!(event.get("resynced").is_none(), "{event}");
-            assert_ne!(event["event"], "lost", "{event}");
-            let is_whole = event["event"] != "attached" && event.get("process").is_some();
-            assert_eq!(event.get("complete").is_none(), is_whole, "{event}");
-            assert!(is_whole || event["complete"] == true, "{event}");
+            let frame = event.frame();
+            assert_eq!(frame.schema, "lifemon/1", "{event:?}");
+            assert_eq!(frame.seq, seq, "{event:?}");
+            assert_eq!(frame.tree, tree, "{event:?}");
+            assert!(frame.time.is_some_and(is_time), "{event:?}");
+            assert!(!event.is_resynced(), "{event:?}");
+            assert_ne!(event.word(), Lost::WORD, "{event:?}");
+            assert_ne!(event.is_complete(), Some(false), "{event:?}");
         }
-        assert!(self.count("extinct") <= 1);
+        assert_eq!(self.count::<Attached>() + self.count::<Detached>(), 2);
+        assert!(self.count::<Extinct>() <= 1);
     }
 
-    /// Each process is born at most once, dies at most once, is gone after that, and nothing
-    /// happens to it outside its life; its own times never go backwards.
+    /// Checks that each process is born at most once, dies at most once, is gone after that, and
+    /// nothing happens to it outside its life; its own times never go backwards.
     #[track_caller]
     fn check_lives(&self) {
-        let members = self.members().iter().map(|member| (key(member), "alive"));
-        let mut states: BTreeMap<_, _> = members.collect();
+        let members = self.members().iter();
+        let mut states: BTreeMap<_, _> = members.map(|member| (member.id(), "alive")).collect();
         let mut times: BTreeMap<_, &str> = BTreeMap::new();
-        for event in self
-            .events
-            .iter()
-            .filter(|event| event.get("process").is_some())
-        {
-            let process = key(&event["process"]);
+        for event in &self.events {
+            let Some(process) = event.subject().map(Identified::id) else {
+                continue;
+            };
             let state = states.get(&process).copied();
-            let word = event["event"].as_str().expect("a word");
-            let next = match (state, word) {
+            let next = match (state, event.word()) {
                 (None, "fork") | (Some("alive"), "exec" | "signal" | "orphaned") => "alive",
                 // Of none: it was labelled, and died, before the members were read.
                 (Some("alive") | None, "exit") => "dying",
                 (Some("dying"), "gone") => "gone",
-                _ => panic!("{word} of one that is {state:?}: {event}"),
+                (_, word) => panic!("{word} of one that is {state:?}: {event:?}"),
             };
             states.insert(process, next);
             // `orphaned` has the time when we learn of it, which may be after its death.
-            if word != "orphaned" {
-                let now = time(event).expect("checked");
+            if !matches!(event, Event::Orphaned(_)) {
+                let now = event.frame().time.expect("checked");
                 let before = times.insert(process, now);
                 let ordered = before.is_none_or(|before| before <= now);
-                assert!(ordered, "{before:?} was before {event}");
+                assert!(ordered, "{before:?} was before {event:?}");
             }
-            let exits = word == "exit";
-            assert_eq!(event["age_ms"].is_u64(), exits, "{event}");
-            assert_eq!(event["orphans"].is_array(), exits, "{event}");
-            assert_eq!(event["after_us"].is_u64(), word == "gone", "{event}");
+            match event {
+                Event::Exit(exit) => assert!(exit.age_ms.is_some(), "{exit:?}"),
+                Event::Gone(gone) => assert!(gone.after_us.is_some(), "{gone:?}"),
+                _ => {}
+            }
         }
-        if let Some(end) = self
-            .events
-            .iter()
-            .position(|event| event["event"] == "extinct")
-        {
-            let last_exit = self
-                .events
-                .iter()
-                .rposition(|event| event["event"] == "exit");
+        let at = |event: &Event| matches!(event, Event::Extinct(_));
+        if let Some(end) = self.events.iter().position(at) {
+            let is_exit = |event: &Event| matches!(event, Event::Exit(_));
+            let last_exit = self.events.iter().rposition(is_exit);
             assert!(last_exit < Some(end), "extinct, and then an exit");
             states.retain(|_, state| *state != "gone");
-            let is_told = |event: &&Value| {
-                event["event"] == "lost"
-                    || event
-                        .get("process")
-                        .is_some_and(|it| states.contains_key(&key(it)))
+            let is_told = |event: &&Event| {
+                let subject = event.subject();
+                subject.is_some_and(|subject| states.contains_key(&subject.id()))
             };
             let told: Vec<_> = self.events.iter().filter(is_told).collect();
             assert!(
@@ -147,91 +103,118 @@ impl Story {
         }
     }
 
-    /// The closing counts are those of the lines.
+    /// Checks that the closing counts are those of the lines.
     #[track_caller]
     fn check_summary(&self) {
         let summary = self.summary();
         let seen = self.processes().len();
-        assert_eq!(summary["seen"], seen, "{summary}");
-        assert_eq!(summary["lost_events"], 0, "{summary}");
-        assert_eq!(summary["resynced"], 0, "{summary}");
+        assert_eq!(summary.seen, seen as u64, "{summary:?}");
+        let losses = (summary.lost_events, summary.resynced);
+        assert_eq!(losses, (0, 0), "{summary:?}");
         let mut exits: BTreeMap<String, u64> = BTreeMap::new();
-        for exit in self.events.iter().filter(|event| event["event"] == "exit") {
-            let cause = exit["exit"]["cause"].as_str().expect("a cause");
-            *exits.entry(cause.to_owned()).or_default() += 1;
+        for exit in self.all::<Exited>() {
+            *exits.entry(exit.death().cause.clone()).or_default() += 1;
         }
-        assert_eq!(summary["exits"], json!(exits));
-        if self.count("extinct") == 1 {
-            assert_eq!(seen, self.count("exit"));
-            assert_eq!(summary["alive"], 0, "{summary}");
-            assert_eq!(summary["orphans"], json!([]), "{summary}");
+        assert_eq!(summary.exits, exits);
+        if self.count::<Extinct>() == 1 {
+            assert_eq!(seen, self.count::<Exited>());
+            assert_eq!(
+                (summary.alive, summary.orphans.len()),
+                (0, 0),
+                "{summary:?}"
+            );
         }
     }
 
-    /// The first line.
-    #[must_use]
-    pub fn attached(&self) -> &Value {
-        &self.events[0]
-    }
-
-    /// What lived when it was attached.
+    /// Returns the first line.
     ///
     /// # Panics
-    /// When the first line has no members.
+    /// When that is another than `attached`.
     #[must_use]
-    pub fn members(&self) -> &[Value] {
-        self.attached()["members"].as_array().expect("members")
+    #[track_caller]
+    pub fn attached(&self) -> &Attached {
+        let first = &self.events[0];
+        Attached::of(first).unwrap_or_else(|| panic!("the first line is {first:?}"))
     }
 
-    /// The counts of the last line.
+    /// Returns what lived when it was attached.
     #[must_use]
-    pub fn summary(&self) -> &Value {
-        &self.events[self.events.len() - 1]["summary"]
+    pub fn members(&self) -> &[Member] {
+        &self.attached().members
     }
 
-    /// All lines, in order.
+    /// Returns the counts of the last line.
+    ///
+    /// # Panics
+    /// When that is another than `detached`.
     #[must_use]
-    pub fn events(&self) -> &[Value] {
+    #[track_caller]
+    pub fn summary(&self) -> &Summary {
+        let last = &self.events[self.events.len() - 1];
+        let detached = Detached::of(last).unwrap_or_else(|| panic!("the last line is {last:?}"));
+        &detached.summary
+    }
+
+    /// Returns all lines, in order.
+    #[must_use]
+    pub fn events(&self) -> &[Event] {
         &self.events
     }
 
-    /// Every process that was alive at the beginning or that something happened to.
+    /// Returns every process that was alive at the beginning or that something happened to.
     #[must_use]
-    pub fn processes(&self) -> BTreeSet<(u64, u64)> {
-        let later = self.events.iter().filter_map(|event| event.get("process"));
-        self.members().iter().chain(later).map(key).collect()
+    pub fn processes(&self) -> BTreeSet<Id> {
+        let later = self.events.iter().filter_map(Event::subject);
+        let members = self.members().iter().map(Identified::id);
+        members.chain(later.map(Identified::id)).collect()
     }
 
-    /// How many events of this kind there are.
+    /// Returns how many lines of this kind there are.
     #[must_use]
-    pub fn count(&self, event: &str) -> usize {
-        self.all(event).count()
+    pub fn count<K: Line + 'static>(&self) -> usize {
+        self.all::<K>().count()
     }
 
-    /// Every event of this kind, in order.
-    pub fn all(&self, event: &str) -> impl Iterator<Item = &Value> {
-        self.events
-            .iter()
-            .filter(move |seen| seen["event"] == event)
+    /// Returns every line of this kind, in order.
+    pub fn all<K: Line + 'static>(&self) -> impl Iterator<Item = &K> {
+        self.events.iter().filter_map(K::of)
     }
 
-    /// The only event of this kind about this process.
+    /// Returns every line about this process, in order.
+    pub fn about(&self, process: Process) -> impl Iterator<Item = &Event> {
+        let is_about = move |event: &&Event| {
+            let subject = event.subject();
+            subject.is_some_and(|subject| subject.process() == process)
+        };
+        self.events.iter().filter(is_about)
+    }
+
+    /// Returns the only line of this kind about this process.
     ///
     /// # Panics
     /// When there is none, or more than one.
     #[must_use]
     #[track_caller]
-    pub fn the(&self, event: &str, process: Process) -> &Value {
-        let mut all = self
-            .all(event)
-            .filter(|seen| is_about(&seen["process"], process));
+    pub fn the<K: About + 'static>(&self, process: Process) -> &K {
+        let mut all = self.about(process).filter_map(K::of);
         match (all.next(), all.next()) {
             (Some(only), None) => only,
-            found => panic!("not one {event} of {process:?}: {found:?}"),
+            found => panic!("not one {} of {process:?}: {found:?}", K::WORD),
         }
     }
 
-    /// What happened to each process, as words in order: exactly this, and nothing to any other.
+    /// Returns how this process died.
+    ///
+    /// # Panics
+    /// When it has not died once.
+    #[must_use]
+    #[track_caller]
+    pub fn death(&self, process: Process) -> &Exit {
+        self.the::<Exited>(process).death()
+    }
+
+    /// Claims what happened to each process, as words in order, and that nothing happened to any
+    /// other.
     ///
     /// # Panics
     /// When it is not so.
@@ -239,9 +222,9 @@ impl Story {
     pub fn assert_exactly(&self, expected: &[(Process, &str)]) {
         let mut lives: BTreeMap<Process, Vec<&str>> = BTreeMap::new();
         for event in &self.events {
-            if let Some(process) = event.get("process").and_then(identity) {
-                let word = event["event"].as_str().expect("a word");
-                lives.entry(process).or_default().push(word);
+            if let Some(subject) = event.subject() {
+                let life = lives.entry(subject.process()).or_default();
+                life.push(event.word());
             }
         }
         let lives: BTreeMap<_, _> = lives
@@ -256,34 +239,21 @@ impl Story {
     }
 }
 
-/// The whole identity, not only to the clock tick: pid and `start_ns`.
-///
-/// # Panics
-/// When it is no process.
+/// Returns whether a time is in the one format; two of them compare as text.
 #[must_use]
-#[track_caller]
-pub fn key(value: &Value) -> (u64, u64) {
-    let number = |name: &str| {
-        value[name]
-            .as_u64()
-            .unwrap_or_else(|| panic!("{name}: {value}"))
-    };
-    (number("pid"), number("start_ns"))
-}
-
-/// The time of an event; two of them compare as text. `None` when it is not in the one format.
-#[must_use]
-pub fn time(event: &Value) -> Option<&str> {
-    let text = event["time"].as_str()?;
+pub fn is_time(text: &str) -> bool {
     let shape = text
         .bytes()
         .map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
-    (text.len() == TIME_BYTES && shape.eq(*b"0000-00-00T00:00:00.000000000Z")).then_some(text)
+    text.len() == TIME_BYTES && shape.eq(*b"0000-00-00T00:00:00.000000000Z")
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::reports::read;
 
     fn finished(events: &[Value]) -> Finished {
         let common = json!({
@@ -296,7 +266,7 @@ mod tests {
             line["seq"] = seq.into();
             let fields = event.as_object().expect("an object").clone();
             line.as_object_mut().expect("an object").extend(fields);
-            line
+            read(&line)
         };
         Finished {
             code: Some(0),
@@ -306,12 +276,15 @@ mod tests {
     }
 
     fn attached() -> Value {
-        json!({"event": "attached", "members": [{"pid": 1, "start_ns": 5}], "complete": true})
+        let root = json!({"pid": 1, "start_ns": 5});
+        json!({"event": "attached", "root": root, "members": [root], "ghosts": [],
+            "since": "2026-01-01T00:00:00.000000000Z", "tracker": "private", "complete": true})
     }
 
     fn exit() -> Value {
+        let exit = json!({"code": 0, "signal": null, "core_dumped": false, "cause": "exited"});
         json!({"event": "exit", "process": {"pid": 1, "start_ns": 5}, "age_ms": 1, "orphans": [],
-            "exit": {"cause": "exited"}})
+            "exit": exit})
     }
 
     fn detached(exits: u64) -> Value {
@@ -333,7 +306,7 @@ mod tests {
             start_ticks: 0,
         };
         story.assert_exactly(&[(root, "exit")]);
-        assert_eq!(story.the("exit", root)["age_ms"], 1);
+        assert_eq!(story.the::<Exited>(root).age_ms, Some(1));
     }
 
     #[test]
@@ -350,8 +323,8 @@ mod tests {
 
     #[test]
     fn a_time_has_nine_digits_of_a_second() {
-        assert!(time(&json!({"time": "2026-01-01T00:00:00.000000000Z"})).is_some());
-        assert!(time(&json!({"time": "2026-01-01T00:00:00.000Z"})).is_none());
-        assert!(time(&json!({})).is_none());
+        assert!(is_time("2026-01-01T00:00:00.000000000Z"));
+        assert!(!is_time("2026-01-01T00:00:00.000Z"));
+        assert!(!is_time(""));
     }
 }

@@ -6,37 +6,87 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
 use crate::lifemon::{Collector, end};
-use crate::reports::{Event, read};
+use crate::reports::{About, Attached, Detached, Event, Line};
 use crate::wait::poll;
-use crate::{DEADLINE, JsonLines};
+use crate::{DEADLINE, JsonLines, Process};
 
 /// How long it may take to end after SIGINT before it is killed.
 const POLITENESS: Duration = Duration::from_secs(2);
 
 /// The process and what it has printed so far.
 #[derive(Debug)]
-pub struct Stream {
+pub struct Stream<T: DeserializeOwned + Clone + Send + 'static = Event> {
     child: Child,
-    lines: JsonLines,
+    lines: JsonLines<T>,
     stderr: Collector,
 }
 
 /// What a stream that has ended leaves.
 #[derive(Debug)]
-pub struct Finished {
+pub struct Finished<T = Event> {
     /// The exit code, or `None` when a signal ended it.
     pub code: Option<i32>,
     /// Every event, in order.
-    pub events: Vec<Value>,
+    pub events: Vec<T>,
     /// All of stderr.
     pub stderr: String,
 }
 
+impl Finished {
+    /// Returns every line of this kind, in order.
+    pub fn all<K: Line + 'static>(&self) -> impl Iterator<Item = &K> {
+        self.events.iter().filter_map(K::of)
+    }
+
+    /// Returns the last line.
+    ///
+    /// # Panics
+    /// When that is another than `detached`.
+    #[must_use]
+    #[track_caller]
+    pub fn detached(&self) -> &Detached {
+        let last = self.events.last().and_then(Detached::of);
+        last.unwrap_or_else(|| panic!("the last line is not `detached`: {self:?}"))
+    }
+}
+
 impl Stream {
-    /// Of a program that prints JSON lines, with both outputs in pipes.
+    /// Returns the first line of an `attach`: the tree as it was.
+    ///
+    /// # Panics
+    /// As [`Stream::wait_for`].
+    #[track_caller]
+    pub fn attached(&mut self) -> Attached {
+        self.wait_for_line(Attached::WORD, |_| true)
+    }
+
+    /// Returns the first line of this kind about this process, seen already or still to come.
+    ///
+    /// # Panics
+    /// As [`Stream::wait_for`].
+    #[track_caller]
+    pub fn wait_for_event<K: About>(&mut self, process: Process) -> K {
+        let what = format!("{} of {process:?}", K::WORD);
+        let event = self.wait_for(&what, |event| event.is::<K>(process));
+        K::of(&event).expect("it fits").clone()
+    }
+
+    /// Returns the first line of this kind that fits, seen already or still to come.
+    ///
+    /// # Panics
+    /// As [`Stream::wait_for`].
+    #[track_caller]
+    pub fn wait_for_line<K: Line>(&mut self, what: &str, fits: impl Fn(&K) -> bool) -> K {
+        let event = self.wait_for(what, |event| K::of(event).is_some_and(&fits));
+        K::of(&event).expect("it fits").clone()
+    }
+}
+
+impl<T: DeserializeOwned + Clone + Send + 'static> Stream<T> {
+    /// Reads a program that prints JSON lines, with both outputs in pipes.
     ///
     /// # Panics
     /// When they are not.
@@ -51,66 +101,38 @@ impl Stream {
         }
     }
 
-    /// With every line read as an event, which has the fields of its kind and those alone.
-    #[must_use]
-    pub fn of_events(mut self) -> Self {
-        self.lines.check_each(|line| _ = read::<Event>(line));
-        self
-    }
-
-    /// The pid of lifemon.
+    /// Returns the pid of lifemon.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
-    /// The next event, or `None` when the stream has ended or the deadline has passed.
-    pub fn next_event(&mut self, deadline: Duration) -> Option<Value> {
+    /// Returns the next event, or `None` when the stream has ended or the deadline has passed.
+    pub fn next_event(&mut self, deadline: Duration) -> Option<T> {
         self.lines.next(deadline)
     }
 
-    /// The first event that fits, seen already or still to come.
+    /// Returns the first event that fits, seen already or still to come.
     ///
     /// # Panics
     /// When none comes within the default deadline; the message lists every event.
     #[track_caller]
-    pub fn wait_for(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    pub fn wait_for(&mut self, what: &str, fits: impl Fn(&T) -> bool) -> T {
         self.lines.wait_for(what, DEADLINE, fits)
     }
 
-    /// The first line of an `attach`: the tree as it was.
-    ///
-    /// # Panics
-    /// As [`Stream::wait_for`].
-    #[track_caller]
-    pub fn attached(&mut self) -> Value {
-        self.wait_for("attached", |event| event["event"] == "attached")
-    }
-
-    /// The first event of this kind about this pid, seen already or still to come.
-    ///
-    /// # Panics
-    /// As [`Stream::wait_for`].
-    #[track_caller]
-    pub fn wait_for_event(&mut self, event: &str, pid: i32) -> Value {
-        let what = format!("{event} of {pid}");
-        self.wait_for(&what, |seen| {
-            seen["event"] == event && seen["process"]["pid"] == pid
-        })
-    }
-
-    /// Every event seen so far, in order.
+    /// Returns every event seen so far, in order.
     #[must_use]
-    pub fn events(&self) -> &[Value] {
+    pub fn events(&self) -> &[T] {
         self.lines.seen()
     }
 
-    /// SIGINT, as from a terminal but to this process alone.
+    /// Sends SIGINT, as from a terminal but to this process alone.
     pub fn interrupt(&mut self) {
         self.signal(Signal::SIGINT);
     }
 
-    /// A signal to this process, unless it has ended.
+    /// Sends a signal to this process, unless it has ended.
     pub fn signal(&mut self, signal: Signal) {
         // Reaped only through this handle: while try_wait has no status, the number is its own.
         if let Ok(None) = self.child.try_wait() {
@@ -124,7 +146,7 @@ impl Stream {
     /// When it does not end within the default deadline; it is killed then.
     #[track_caller]
     #[must_use]
-    pub fn finish(mut self) -> Finished {
+    pub fn finish(mut self) -> Finished<T> {
         let status = poll(DEADLINE, || {
             self.child.try_wait().expect("wait for lifemon")
         });
@@ -142,7 +164,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl<T: DeserializeOwned + Clone + Send + 'static> Drop for Stream<T> {
     fn drop(&mut self) {
         self.interrupt();
         if poll(POLITENESS, || self.child.try_wait().ok().flatten()).is_none() {

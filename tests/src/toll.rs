@@ -69,7 +69,7 @@ impl Toll {
         }
     }
 
-    /// The next call of this run, or `None` once it has ended.
+    /// Waits for the next call of this run, or `None` once it has ended.
     ///
     /// # Panics
     /// When neither comes within the default deadline.
@@ -133,7 +133,7 @@ fn take(listener: &OwnedFd) -> Option<HeldUp> {
     })
 }
 
-/// From here on this process stops at the call; the descriptor that hears of it.
+/// Makes this process stop at the call from here on; returns the descriptor that hears of it.
 fn listen(call: u32) -> io::Result<RawFd> {
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let mut filter = [
@@ -161,7 +161,7 @@ fn listen(call: u32) -> io::Result<RawFd> {
     }
 }
 
-/// A message of one byte with room for one descriptor.
+/// Prepares a message of one byte with room for one descriptor.
 fn message(byte: &mut libc::iovec, control: &mut Control) -> libc::msghdr {
     // SAFETY: integers and pointers; all zero is an empty message.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

@@ -3,13 +3,13 @@
 
 use std::process::Command;
 
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
 use crate::DEADLINE;
 use crate::bpf::Traces;
 use crate::lifemon::{Lifemon, Output};
 use crate::lock::{HostLock, host_lock};
-use crate::reports::{TrackStatus, TrackSwitch, read};
+use crate::reports::{TrackState, TrackStatus, TrackSwitch};
 
 /// The right to switch the host's tracker, which is off at first.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl HostTracker {
         }
     }
 
-    /// The same, switched on with these options.
+    /// Does the same, and switches it on with these options.
     ///
     /// # Panics
     /// When it cannot be switched on.
@@ -44,11 +44,11 @@ impl HostTracker {
     pub fn on(options: &[&str]) -> Self {
         let tracker = Self::off();
         let on = tracker.switch_on(options);
-        assert_eq!(on["changed"], true, "{on}");
+        assert!(on.changed, "{on:?}");
         tracker
     }
 
-    /// `track on`, which must succeed; what it printed.
+    /// Runs `track on`, which must succeed; returns what it printed.
     ///
     /// # Panics
     /// When it fails, or says anything on stderr.
@@ -57,13 +57,11 @@ impl HostTracker {
         clippy::must_use_candidate,
         reason = "what it says matters to few tests"
     )]
-    pub fn switch_on(&self, options: &[&str]) -> Value {
-        let on = Self::succeed(&[&["on"], options].concat());
-        _ = read::<TrackSwitch>(&on);
-        on
+    pub fn switch_on(&self, options: &[&str]) -> TrackSwitch {
+        Self::succeed(&[&["on"], options].concat())
     }
 
-    /// `track off`, which must succeed; what it printed.
+    /// Runs `track off`, which must succeed; returns what it printed.
     ///
     /// # Panics
     /// As [`HostTracker::switch_on`].
@@ -72,42 +70,36 @@ impl HostTracker {
         clippy::must_use_candidate,
         reason = "what it says matters to few tests"
     )]
-    pub fn switch_off(&self) -> Value {
-        let off = Self::succeed(&["off"]);
-        _ = read::<TrackSwitch>(&off);
-        off
+    pub fn switch_off(&self) -> TrackSwitch {
+        Self::succeed(&["off"])
     }
 
-    /// `track status` of a tracker that is on.
+    /// Returns `track status` of a tracker that is on.
     ///
     /// # Panics
     /// As [`HostTracker::switch_on`].
     #[track_caller]
     #[must_use]
-    pub fn status(&self) -> Value {
-        let status = Self::succeed(&["status"]);
-        _ = read::<TrackStatus>(&status);
-        status
+    pub fn status(&self) -> TrackStatus {
+        Self::succeed::<TrackState>(&["status"]).on()
     }
 
-    /// `track status`, whatever it says.
+    /// Runs `track status`, whatever it says.
     #[track_caller]
     #[must_use]
     pub fn ask_status(&self) -> Output {
         Self::track(&["status"])
     }
 
-    /// What there was of BPF before it was switched on.
+    /// Returns what there was of BPF before it was switched on.
     #[must_use]
     pub fn before(&self) -> &Traces {
         &self.before
     }
 
     #[track_caller]
-    fn succeed(words: &[&str]) -> Value {
-        let output = Self::track(words);
-        assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-        output.json()
+    fn succeed<T: DeserializeOwned>(words: &[&str]) -> T {
+        Self::track(words).success()
     }
 
     #[track_caller]

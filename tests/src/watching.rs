@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use nix::sys::utsname::uname;
-use serde_json::Value;
 
-use crate::{Actor, HostLock, Lifemon, Process, Story, Stream, private_lock, scaled, story};
+use crate::reports::{About, Attached, Extinct, Identified as _};
+use crate::{Actor, HostLock, Lifemon, Process, Story, Stream, private_lock, scaled};
 
 /// Since then the exit event has an argument that is true for exactly one thread.
 const SAYS_WHO_IS_LAST: (u32, u32) = (6, 16);
@@ -16,7 +16,7 @@ const SAYS_WHO_IS_LAST: (u32, u32) = (6, 16);
 pub struct Watching {
     // Before the lock: lifemon ends before another test may switch the host's tracker on.
     stream: Stream,
-    attached: Value,
+    attached: Attached,
     _lock: HostLock,
 }
 
@@ -46,8 +46,8 @@ macro_rules! on_every_path {
     };
 }
 
-/// Whether the exit event of this kernel says which thread is the last. Where it does not, both
-/// paths are one, and the reason why the first is left out is printed.
+/// Returns whether the exit event of this kernel says which thread is the last. Where it does not,
+/// both paths are one, and the reason why the first is left out is printed.
 ///
 /// # Panics
 /// When the kernel does not tell its release.
@@ -60,8 +60,8 @@ pub fn says_who_is_last() -> bool {
     says
 }
 
-/// Whether the hooks for preemptible tracepoints are others than this kernel's own, and the machine
-/// is fast enough to run every test with them as well. Where not, the reason is printed.
+/// Returns whether the hooks for preemptible tracepoints are others than this kernel's own, and the
+/// machine is fast enough to run every test with them as well. Where not, the reason is printed.
 #[must_use]
 pub fn has_other_hooks() -> bool {
     let reason = if can_preempt_tracepoints() {
@@ -75,7 +75,7 @@ pub fn has_other_hooks() -> bool {
     false
 }
 
-/// Whether tracepoints can be preempted on this kernel.
+/// Returns whether tracepoints can be preempted on this kernel.
 ///
 /// # Panics
 /// When the kernel does not tell its release.
@@ -84,13 +84,13 @@ pub fn can_preempt_tracepoints() -> bool {
     release() >= (7, 0)
 }
 
-/// The first two numbers of this kernel's release.
+/// Returns the first two numbers of this kernel's release.
 fn release() -> (u32, u32) {
     let kernel = uname().expect("the kernel's names");
     release_of(&kernel.release().to_string_lossy()).expect("two numbers")
 }
 
-/// The first two numbers of a kernel's release.
+/// Returns the first two numbers of a kernel's release.
 fn release_of(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split(|end: char| !end.is_ascii_digit());
     let mut number = || numbers.next()?.parse().ok();
@@ -108,7 +108,7 @@ impl Watching {
         Self::with(actor, &[])
     }
 
-    /// The same with more options.
+    /// Does the same with more options.
     ///
     /// # Panics
     /// As [`Watching::of`].
@@ -119,11 +119,8 @@ impl Watching {
         let pid = actor.pid().to_string();
         let words = ["attach", &pid, "-o", "json"];
         let mut stream = Lifemon::find().stream(words.iter().chain(options));
-        let attached = stream.wait_for("attached", |event| event["event"] == "attached");
-        assert!(
-            story::is_about(&attached["tree"], actor.process()),
-            "{attached}"
-        );
+        let attached = stream.attached();
+        assert_eq!(attached.tree.process(), actor.process(), "{attached:?}");
         Self {
             stream,
             attached,
@@ -131,22 +128,19 @@ impl Watching {
         }
     }
 
-    /// The first line: the tree as it was.
+    /// Returns the first line: the tree as it was.
     #[must_use]
-    pub fn attached(&self) -> &Value {
+    pub fn attached(&self) -> &Attached {
         &self.attached
     }
 
-    /// The first event of this kind about this process, seen already or still to come.
+    /// Returns the first line of this kind about this process, seen already or still to come.
     ///
     /// # Panics
     /// When none comes within the default deadline.
     #[track_caller]
-    pub fn wait_for(&mut self, event: &str, process: Process) -> Value {
-        self.stream
-            .wait_for(&format!("{event} of {process:?}"), |seen| {
-                seen["event"] == event && story::is_about(&seen["process"], process)
-            })
+    pub fn wait_for<K: About>(&mut self, process: Process) -> K {
+        self.stream.wait_for_event(process)
     }
 
     /// Claims that lifemon has nothing to say for longer than it ever keeps an event back.
@@ -179,7 +173,7 @@ impl Watching {
     #[track_caller]
     pub fn until_extinct(self) -> Story {
         let story = Story::check(self.stream.finish());
-        assert_eq!(story.count("extinct"), 1);
+        assert_eq!(story.count::<Extinct>(), 1);
         story
     }
 

@@ -53,7 +53,7 @@ fn no_new_files(before: &BTreeSet<String>, after: &BTreeSet<String>) -> Result<(
     Ok(())
 }
 
-/// Only root can look into the BPF file system.
+/// Claims that nothing is pinned; only root can look into the BPF file system.
 fn no_pins() -> Result<()> {
     let mut look = as_root(Path::new("test"), &[])?;
     look.args(["-e", PINS]);

@@ -49,7 +49,7 @@ pub(crate) fn setup(report: Report) -> Result<()> {
     Ok(())
 }
 
-/// What the step is for, and the command that does it.
+/// Returns what the step is for, and the command that does it.
 fn install(step: &Step) -> Result<(String, Command)> {
     Ok(match step {
         Step::Have(what) => (what.clone(), Command::new("true")),
@@ -79,7 +79,7 @@ fn install(step: &Step) -> Result<(String, Command)> {
     })
 }
 
-/// An installation can succeed and still not be what is found.
+/// Claims that nothing is missing now: an installation can succeed and still not be what is found.
 fn verify() -> Result<()> {
     let missing: Vec<Step> = decide(&Facts::gather())?
         .into_iter()

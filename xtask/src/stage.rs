@@ -48,7 +48,7 @@ impl Stages {
         result.with_context(|| format!("stage `{name}`"))
     }
 
-    /// The closing lines, for success and failure alike.
+    /// Prints the closing lines, for success and failure alike.
     pub(crate) fn close(&self) {
         eprintln!();
         for stage in &self.done {

@@ -44,7 +44,7 @@ pub(crate) fn test(args: &[OsString], kernels: Kernels) -> Result<()> {
     result
 }
 
-/// The stages of a test run, without the closing lines.
+/// Runs the stages of a test run, without the closing lines.
 pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> Result<()> {
     stages.stage("set-up", |_| setup::setup(Report::Everything))?;
     if kernels == Kernels::Running {
@@ -63,7 +63,7 @@ pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> R
     })
 }
 
-/// All that needs no other machine.
+/// Runs all that needs no other machine.
 fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
     stages.stage("format", |_| run_cargo("fmt --all --check"))?;
     stages.stage("lints", |_| {

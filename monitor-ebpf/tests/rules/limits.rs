@@ -1,12 +1,11 @@
 //! The limits of the rules, one by one.
 
-use lifemon_ebpf::limits::{CLIMB_STEPS, GHOSTS_IN_A_ROW, RELEASE_STEPS, SPLICES};
-use lifemon_ebpf::rules::Descent;
-use lifemon_ebpf::{ANCESTOR_DUE, CREATOR_DUE, NOT_HELD, ProcessId};
+use lifemon_ebpf::NOT_HELD;
+use lifemon_ebpf::limits::{GHOSTS_IN_A_ROW, RELEASE_STEPS, SPLICES};
 
 use crate::history::Host;
 use crate::model::row_above;
-use crate::store::{Caller, Records, climb, locked};
+use crate::store::{Records, locked};
 
 #[test]
 fn a_chain_of_ten_thousand_generations_keeps_few_ghosts_and_the_oldest() {
@@ -45,7 +44,7 @@ fn a_watched_root_in_a_long_chain_stays_at_its_place() {
     // The oldest, the root, and the last one that died.
     assert_eq!(host.ghosts(), GHOSTS_IN_A_ROW as usize + 2);
     host.check();
-    host.check_climbs();
+    host.check_descendants();
 }
 
 #[test]
@@ -88,30 +87,6 @@ fn a_row_ends_where_a_creator_is_not_held() {
         host.check();
     }
     host.all_die();
-}
-
-#[test]
-fn a_climb_settles_within_its_limit() {
-    let mut host = Host::default();
-    let stranger = host.first();
-    let chain = host.chain(CLIMB_STEPS as usize + 3);
-    locked(&host.store.roots).extend([stranger, chain[0], chain[1], chain[2], chain[3]]);
-    host.check_climbs();
-}
-
-#[test]
-fn a_climb_does_not_end_where_a_creator_is_due() {
-    let mut host = Host::default();
-    let root = host.first();
-    let gone = ProcessId::new(u32::MAX, 1);
-    for due in [CREATOR_DUE, ANCESTOR_DUE] {
-        let older = host.world.create(root);
-        host.store.insert(older, gone, due);
-        let id = host.fork(older);
-        let climbed = |caller: &Caller<'_>| climb(caller, &id, root);
-        let found = host.store.run(None, &|| {}, climbed);
-        assert_eq!(found, Descent::Unsettled);
-    }
 }
 
 /// A row of `ghosts` dead creators above one living process, which then dies.

@@ -1,15 +1,15 @@
-//! Deaths at the same moment, a sweep and a climb: any order of single accesses to the store.
+//! Deaths at the same moment, a sweep and a reading of the line above a survivor: any order of single accesses to the store.
 
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use lifemon_ebpf::ProcessId;
-use lifemon_ebpf::rules::{self, Descent};
+use lifemon_ebpf::rules::{self, Lineage as _};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::history::{Host, config};
-use crate::store::{Caller, climb, locked};
+use crate::store::{Caller, locked};
 
 /// Lets one thread at a time do one access, in the order of a schedule.
 struct Turns {
@@ -133,7 +133,7 @@ impl Moment {
     }
 }
 
-/// The deaths of `victims`, a sweep of every record and a climb from `survivor`, interleaved.
+/// The deaths of `victims`, a sweep of every record and a walk up from `survivor`, interleaved.
 fn at_once(host: &Host, victims: &BTreeSet<ProcessId>, survivor: Option<ProcessId>, turns: &Turns) {
     let store = &host.store;
     let known: Vec<_> = store.records().into_keys().collect();
@@ -161,15 +161,30 @@ fn at_once(host: &Host, victims: &BTreeSet<ProcessId>, survivor: Option<ProcessI
             let turn = || turns.wait(climbing);
             let Some(id) = survivor else { return };
             for _ in 0..8 {
-                let climbed = |caller: &Caller<'_>| climb(caller, &id, root);
-                let found = store.run(None, &turn, climbed);
-                assert!(
-                    matches!(found, Descent::Inside | Descent::Unsettled),
-                    "{found:?}"
-                );
+                store.run(None, &turn, |caller| walk_up(caller, id, root));
             }
         });
     });
+}
+
+/// Walks from a living process up to the root as userspace does: where a creator is missing, the
+/// record below it is read again, and has another one by then.
+fn walk_up(caller: &Caller<'_>, survivor: ProcessId, root: ProcessId) {
+    let mut at = survivor;
+    for _ in 0..1_000 {
+        if at == root {
+            return;
+        }
+        let link = caller.link(&at);
+        let Some(link) = link else {
+            // Somebody below has been spliced over it since: begin again.
+            at = survivor;
+            continue;
+        };
+        assert!(!link.creator.is_none(), "the walk has left the tree");
+        at = link.creator;
+    }
+    panic!("the walk does not settle");
 }
 
 proptest! {
@@ -187,7 +202,7 @@ proptest! {
         let turns = Turns::new(victims.len() + 2, moment.schedule.clone());
         at_once(&host, &victims, survivor, &turns);
         host.check();
-        host.check_climbs();
+        host.check_descendants();
         host.all_die();
     }
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lifemon_ebpf::rules::{self, Descent, Lineage, Link};
+use lifemon_ebpf::rules::{self, Lineage, Link};
 use lifemon_ebpf::{DEAD, HELD, LIVE, ProcessId};
 
 pub(crate) type Records = BTreeMap<ProcessId, Link>;
@@ -53,6 +53,7 @@ impl Lineage for Caller<'_> {
         record.creator = link.creator;
         record.holds_creator = link.holds_creator;
         record.elided = link.elided;
+        record.elided_badly = link.elided_badly;
     }
 
     fn unreference(&self, id: &ProcessId) -> Option<u64> {
@@ -81,9 +82,21 @@ impl Lineage for Caller<'_> {
             return false;
         };
         assert_eq!(record.state, DEAD, "removed a living process");
+        // One that is spliced out is held by the dying process alone, until that is linked anew.
+        let is_spliced = record.references == 1;
         assert_eq!(
             holders(&records, id),
-            0,
+            u64::from(is_spliced),
+            "removed a record that another one holds"
+        );
+        let by = records
+            .values()
+            .find(|link| link.holds_creator == HELD && link.creator == *id);
+        assert_eq!(
+            by.copied(),
+            self.dying
+                .filter(|_| is_spliced)
+                .map(|dying| records[&dying]),
             "removed a record that another one holds"
         );
         if record.references == 0 {
@@ -126,6 +139,8 @@ impl Store {
             state: LIVE,
             holds_creator,
             elided: 0,
+            elided_badly: 0,
+            died_badly: 0,
         };
         assert!(
             locked(&self.records).insert(id, link).is_none(),
@@ -193,9 +208,4 @@ pub(crate) fn holders(records: &Records, id: &ProcessId) -> u64 {
         .values()
         .filter(|link| link.holds_creator == HELD && link.creator == *id)
         .count() as u64
-}
-
-/// Climbs from `id` to `root`.
-pub(crate) fn climb(caller: &Caller<'_>, id: &ProcessId, root: ProcessId) -> Descent {
-    rules::climb(id, |at| rules::step(caller, at, |at| *at == root))
 }

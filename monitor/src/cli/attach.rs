@@ -154,6 +154,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     let root = args.target.find(&snapshot)?;
     let watch = WatchOptions {
         ring_bytes: args.ring_size,
+        is_for_kill: false,
     };
     let own = args
         .kill_on_root_exit

@@ -265,7 +265,6 @@ fn status(output: Output) -> anyhow::Result<Code> {
 fn read_state(tracker: &Tracker) -> anyhow::Result<StateJson> {
     tracker.reclaim_locked()?;
     tracker.sweep()?;
-    tracker.settle_all()?;
     let cost = tracker.measure(MEASURE)?;
     let snapshot = tracker.snapshot()?;
     let host = tracker.host_counters();

@@ -42,7 +42,7 @@ pub struct Lost {
     pub complete: bool,
 }
 
-/// What the session does until it has news: it waits, and comes back with them.
+/// The wait of a session for news, which gives it back with them.
 type Waiting = Pin<Box<dyn Future<Output = (Session, Result<Vec<Update>, Error>)> + Send>>;
 
 /// A watched tree, live: a [`Stream`] of [`Event`]s, which ends when the tree is extinct and the

@@ -152,6 +152,22 @@ impl<'a> Btf<'a> {
         Ok(None)
     }
 
+    /// Returns the place of a bitfield, in bits from the start of its struct, on a machine that
+    /// counts bits from the lowest. `None`: no such struct or no such member.
+    ///
+    /// # Errors
+    /// The types involved are malformed, or `structure` was not passed to [`Btf::parse`].
+    pub fn bit_of(&self, structure: &str, member: &str) -> Result<Option<u32>, BtfError> {
+        for id in self.structs(structure)? {
+            if let Some(found) = self.find(id, member.as_bytes())? {
+                return u32::try_from(found.offset_bits)
+                    .map(Some)
+                    .map_err(|_| OUTSIDE);
+            }
+        }
+        Ok(None)
+    }
+
     /// Returns the size in bytes of a struct or union. `None`: there is none of that name. Where
     /// several bear it, the first answers.
     ///

@@ -46,7 +46,7 @@ const TRACE_FS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
 pub(super) type Role = &'static str;
 
 /// The hooks that every tracker has, deaths first.
-pub(super) const ROLES: [Role; 5] = ["exit", "fork", "exec", "signal", "oom"];
+pub(super) const ROLES: [Role; 6] = ["exit", "fork", "exec", "rename", "signal", "oom"];
 
 /// Stands in for the exit hook where that was skipped; only where tracepoints can be preempted.
 pub(super) const STAND_IN: Role = "exit-stand-in";
@@ -104,6 +104,7 @@ pub(super) fn hooks(preemptible: bool) -> Vec<Hook> {
             hook("exec", "exec", Point::Typed("sched_process_exec")),
         ]
     };
+    hooks.push(hook("rename", "rename", Point::Typed("task_rename")));
     hooks.push(hook("signal", "signal", Point::Typed("signal_generate")));
     hooks.push(hook("oom", "oom", Point::Typed("mark_victim")));
     hooks

@@ -13,7 +13,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{Iter, Program, ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lifemon_ebpf::offsets::{MISSING, Offsets};
-use lifemon_ebpf::{DEAD, LEARNING, LEARNING_ENDS, PASS_LEARN, Pass, ProcessId, Record, limits};
+use lifemon_ebpf::{DEAD, LEARNING, LEARNING_ENDS, ProcessId, Record, limits};
 
 use super::btf::{Btf, BtfError};
 use super::hooks::{self, Hook, LEARNER, Role};
@@ -42,8 +42,11 @@ pub(super) const MAPS: [&str; 10] = [
     "OOM_VICTIMS",
 ];
 
+/// Passes over all processes.
+pub(super) const PASSES: [&str; 2] = ["learn", "traits"];
+
 /// Passes over all processes until one finds nothing to learn.
-const LEARN_PASSES: u32 = 8;
+pub(super) const LEARN_PASSES: u32 = 8;
 
 /// Between two looks whether a death is still being learnt, which takes microseconds.
 const LEARNER_PAUSE: Duration = Duration::from_micros(50);
@@ -156,7 +159,7 @@ fn create(
         .override_global("OOM_ARG_IS_TASK", &layout.oom_arg_is_task, true)
         .override_global("AYA_LOG_LEVEL", &level, true)
         .map_max_entries("LINEAGE", options.max_processes)
-        .map_max_entries("MEMBERS", options.max_processes)
+        .map_max_entries("MEMBERS", options.max_processes.saturating_mul(2))
         .map_max_entries("ALIVE", alive)
         .load(OBJECT)
         .map_err(|error| Error::load("the kernel half", &error))
@@ -196,11 +199,18 @@ fn layout(options: &LoadOptions) -> Result<Layout, Error> {
         .map(|&(structure, _)| structure)
         .collect();
     names.dedup();
-    names.extend(["btf_trace_sched_process_exit", "btf_trace_mark_victim"]);
+    names.extend([
+        "k_sigaction",
+        "btf_trace_sched_process_exit",
+        "btf_trace_mark_victim",
+    ]);
     let btf = Btf::parse(&bytes, &names).map_err(bad)?;
     let mut offsets =
         Offsets::fill(|structure, member| btf.offset_of(structure, member)).map_err(bad)?;
     offsets.upid_size = btf.size_of("upid").map_err(bad)?.unwrap_or(MISSING);
+    offsets.sigaction_size = btf.size_of("k_sigaction").map_err(bad)?.unwrap_or(MISSING);
+    let subreaper = btf.bit_of("signal_struct", "is_child_subreaper");
+    offsets.signal_subreaper_bit = subreaper.map_err(bad)?.unwrap_or(MISSING);
     check_offsets(&offsets)?;
     let args = |tracepoint| btf.tracepoint_args(tracepoint).map_err(bad);
     let group_dead = args("sched_process_exit")? == Some(2) && !options.without_group_dead;
@@ -256,6 +266,15 @@ fn check_offsets(offsets: &Offsets) -> Result<(), Refusal> {
                 .max(offsets.kernfs_id),
         ),
         ("whether the kernel sent a signal", offsets.siginfo_code),
+        (
+            "whether a signal is handled",
+            offsets
+                .task_sighand
+                .max(offsets.sighand_action)
+                .max(offsets.sigaction_size),
+        ),
+        ("sessions", offsets.signal_pids.max(offsets.pid_numbers)),
+        ("subreapers", offsets.signal_subreaper_bit),
     ];
     for (feature, _) in optional.iter().filter(|(_, offset)| *offset == MISSING) {
         log::warn!("{feature} are not available: this kernel's types do not describe them");
@@ -279,15 +298,13 @@ impl Loaded {
             let program = self.ebpf.program_mut(hook.program);
             hook.load(program.ok_or(Error::NoProgram(hook.program))?, btf)?;
         }
-        for name in ["learn", "label"] {
+        for name in PASSES {
             self.program::<Iter>(name)?
                 .load("task", btf)
                 .map_err(|error| Error::load(name, &error))?;
         }
-        // Elsewhere no exit is skipped.
-        let settle = self.is_preemptible.then_some("settle");
         self.load_closer()?;
-        for name in ["sweep"].into_iter().chain(settle) {
+        for name in ["sweep", "settle"] {
             self.program::<RawTracePoint>(name)?
                 .load()
                 .map_err(|error| Error::load(name, &error))?;
@@ -337,10 +354,7 @@ impl Loaded {
         let pass = Shared::<PassView>::new(self.map("PASS")?, 1).map_err(Error::Map)?;
         let pass = pass.at(0);
         for _ in 0..LEARN_PASSES {
-            pass.ask(&Pass {
-                kind: PASS_LEARN,
-                ..Pass::default()
-            });
+            pass.clear();
             run_iterator(self.program::<Iter>("learn")?)?;
             // The pass has ended: the iterator was read to its end.
             if pass.inserted.load(Ordering::SeqCst) == 0 {
@@ -371,9 +385,9 @@ impl Loaded {
             .collect()
     }
 
-    /// Runs the label pass once.
-    pub(super) fn label(&mut self) -> Result<(), Error> {
-        run_iterator(self.program::<Iter>("label")?)
+    /// Opens a pass: it runs as it is read.
+    pub(super) fn pass(&mut self, name: &'static str) -> Result<File, Error> {
+        open_iterator(self.program::<Iter>(name)?)
     }
 }
 
@@ -391,16 +405,19 @@ pub(super) fn map_data(map: &Map) -> Option<&MapData> {
 
 /// Runs an iterator program over all tasks.
 fn run_iterator(program: &mut Iter) -> Result<(), Error> {
+    drain_iterator(open_iterator(program)?).map_err(Error::Map)
+}
+
+/// Opens an iterator program over all tasks: it runs as it is read.
+fn open_iterator(program: &mut Iter) -> Result<File, Error> {
     let link = program
         .attach()
         .map_err(|error| Error::load("iterator", &error))?;
     let link = program
         .take_link(link)
         .map_err(|error| Error::load("iterator", &error))?;
-    let file = link
-        .into_file()
-        .map_err(|error| Error::load("iterator", &error))?;
-    drain_iterator(file).map_err(Error::Map)
+    link.into_file()
+        .map_err(|error| Error::load("iterator", &error))
 }
 
 /// Reads an iterator to its end: that is what makes it run. It prints nothing.

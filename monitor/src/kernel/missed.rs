@@ -2,6 +2,7 @@
 //! missed.
 
 use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
 
 use lifemon_ebpf::{LIVE, ProcessId, Record};
 
@@ -11,10 +12,18 @@ use super::{Error, Tracker, sys};
 use crate::proc;
 
 impl Tracker {
-    /// Forks that were skipped: processes that nobody knows of.
+    /// Returns the number of forks that were skipped since everybody was learnt: processes that
+    /// nobody knows of.
     #[must_use]
     pub fn missed_forks(&self) -> u64 {
-        self.missed("fork")
+        let learnt = self.slots.host().learnt_misses.load(Ordering::SeqCst);
+        self.missed("fork").saturating_sub(learnt)
+    }
+
+    /// Returns how often the kernel has refused to delete what was there.
+    #[must_use]
+    pub fn failed_deletes(&self) -> u64 {
+        self.slots.host().failed_deletes.load(Ordering::SeqCst)
     }
 
     /// Returns an upper bound of the exits that may have gone unseen: no more than this, and mostly
@@ -43,9 +52,6 @@ impl Tracker {
     /// # Errors
     /// When the lock cannot be taken or the program cannot run.
     pub fn settle(&self, processes: &[ProcessId]) -> Result<u64, Error> {
-        let Some(settle) = &self.settle else {
-            return Ok(0);
-        };
         let over: Vec<_> = processes.iter().filter(|id| proc::is_gone(**id)).collect();
         if over.is_empty() {
             return Ok(0);
@@ -54,19 +60,16 @@ impl Tracker {
         let mut unseen = 0;
         for id in &over {
             let args = [u64::from(id.pid), id.start_ns];
-            unseen += sys::test_run(settle.as_fd(), &args).map_err(Error::Map)?;
+            unseen += sys::test_run(self.settle.as_fd(), &args).map_err(Error::Map)?;
         }
         Ok(u64::from(unseen))
     }
 
-    /// Does the same for every process of the host, when there is a reason to.
+    /// Does the same for every process of the host.
     ///
     /// # Errors
     /// As [`Tracker::settle`], and when the map cannot be read.
     pub fn settle_all(&self) -> Result<u64, Error> {
-        if self.missed_exits() == 0 {
-            return Ok(0);
-        }
         let records = sys::read_all::<ProcessId, Record>(self.lineage.as_fd());
         let records = records.map_err(Error::Map)?.into_iter();
         let live = records.filter(|(_, record)| record.state == LIVE);

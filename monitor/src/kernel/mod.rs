@@ -9,6 +9,7 @@ use std::io;
 
 pub mod btf;
 pub mod clock;
+mod heal;
 mod hooks;
 mod label;
 pub mod load;
@@ -87,16 +88,20 @@ pub enum Error {
     },
     /// The tracing files could not be mounted.
     #[error(
-        "cannot see the kernel's tracepoints: {0}; mount them (mount -t tracefs tracefs /sys/kernel/tracing)"
+        "cannot see the kernel's tracepoints: {0}; mount them (mount -t tracefs tracefs \
+        /sys/kernel/tracing)"
     )]
     NoTraceFs(#[source] io::Error),
     /// Every slot of a watched tree is taken.
-    #[error("all {} slots are taken by other watchers; end one of them first", lifemon_ebpf::limits::TREE_SLOTS - 1)]
+    #[error(
+        "all {} slots are taken by other watchers; end one of them first",
+        lifemon_ebpf::limits::TREE_SLOTS - 1 - lifemon_ebpf::limits::KILL_SLOTS
+    )]
     NoSlot,
     /// The tree overlaps with as many others as there are layers.
     #[error(
         "this tree overlaps with {} others that are watched; end one of them first",
-        lifemon_ebpf::limits::LAYERS
+        lifemon_ebpf::limits::LAYERS - 1
     )]
     NoLayer,
     /// The process has no record (any more).

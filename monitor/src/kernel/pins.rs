@@ -5,6 +5,7 @@
 //! under another name, which the next one removes. All changes happen under the lock of the home.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use lifemon_ebpf::ABI;
 use rustix::fs::{mkdirat, renameat};
 
 use super::hooks::{self, ROLES, Role, STAND_IN};
-use super::load::{Loaded, MAPS, map_data};
+use super::load::{Loaded, MAPS, PASSES, map_data};
 use super::lock::{self, Lock, Patience};
 use super::place::{self, Home, Survey};
 use super::shared::{HostView, Shared};
@@ -24,11 +25,8 @@ use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 3] = ["label", "sweep", CLOSER];
+const EXTRA_PROGRAMS: [&str; 3] = ["sweep", "settle", CLOSER];
 const CLOSER: &str = "closer";
-
-/// Pinned as well where tracepoints can be preempted.
-const SETTLE: &str = "settle";
 
 /// The parts of a version.
 const PARTS: [&str; 3] = ["maps", "links", "programs"];
@@ -150,7 +148,7 @@ fn open_version(home: &Home) -> Result<Option<Directory>, Distrust> {
 /// tracepoints need may be missing: exits that were skipped are seen as such.
 fn missing(version: &Directory) -> Option<String> {
     let maps = MAPS.iter().map(|name| format!("maps/{name}"));
-    let links = ROLES.into_iter().chain(["label"]);
+    let links = ROLES.into_iter().chain(PASSES);
     let links = links.map(|name| format!("links/{name}"));
     let programs = ROLES.into_iter().chain(EXTRA_PROGRAMS);
     let programs = programs.map(|name| format!("programs/{name}"));
@@ -165,8 +163,8 @@ pub(super) struct Pins {
     version: Directory,
     /// The home: its lock protects the slots of this tracker, also after that was switched off.
     home: Directory,
-    /// The link of the label pass.
-    label: OwnedFd,
+    /// The links of the passes: creating an iterator of one runs it.
+    passes: [(&'static str, OwnedFd); PASSES.len()],
 }
 
 impl Pins {
@@ -182,7 +180,7 @@ impl Pins {
             };
             version.check_is_roots().map_err(Error::Foreign)?;
             return Ok(Some(Self {
-                label: get(&version, "links/label")?,
+                passes: passes(&version)?,
                 version,
                 home: home.directory,
             }));
@@ -223,12 +221,6 @@ impl Pins {
         roles.map(|role| Ok((role, self.program(role)?))).collect()
     }
 
-    /// Opens the program that settles exits that were skipped, where there is one.
-    pub(super) fn settle(&self) -> Result<Option<OwnedFd>, Error> {
-        let program = self.has_program(SETTLE).then(|| self.program(SETTLE));
-        program.transpose()
-    }
-
     fn has_program(&self, name: &str) -> bool {
         self.version.has(&format!("programs/{name}"))
     }
@@ -248,11 +240,23 @@ impl Pins {
         Err(Error::Pin(switched))
     }
 
-    /// Runs the label pass.
-    pub(super) fn label(&self) -> Result<(), Error> {
-        let pass = sys::create_iterator(self.label.as_fd()).map_err(Error::Map)?;
-        super::load::drain_iterator(pass.into()).map_err(Error::Map)
+    /// Opens a pass: it runs as it is read.
+    pub(super) fn pass(&self, name: &'static str) -> Result<File, Error> {
+        let mut passes = self.passes.iter();
+        let link = passes.find(|(found, _)| *found == name);
+        let (_, link) = link.ok_or(Error::NoProgram(name))?;
+        let pass = sys::create_iterator(link.as_fd());
+        pass.map(File::from).map_err(Error::Map)
     }
+}
+
+/// Opens the links of the passes.
+fn passes(version: &Directory) -> Result<[(&'static str, OwnedFd); PASSES.len()], Error> {
+    let [learn, traits] = PASSES;
+    Ok([
+        (learn, get(version, &format!("links/{learn}"))?),
+        (traits, get(version, &format!("links/{traits}"))?),
+    ])
 }
 
 /// Opens a pinned object by its path. Every part of it was checked, see [`super::trusted`].
@@ -304,9 +308,8 @@ fn build(home: &Directory, building: &str, loaded: &mut Loaded) -> Result<(), Er
             .map_err(|error| pin_error(&error))?;
     }
     let hooks = loaded.hooks.iter().map(|hook| (hook.role, hook.program));
-    let settle = loaded.is_preemptible.then_some(SETTLE);
     let closer = hooks::closer(loaded.is_preemptible);
-    let extra = EXTRA_PROGRAMS.into_iter().chain(settle).map(|pin| {
+    let extra = EXTRA_PROGRAMS.into_iter().map(|pin| {
         let name = if pin == CLOSER { closer } else { pin };
         (pin, name)
     });
@@ -325,30 +328,23 @@ fn build(home: &Directory, building: &str, loaded: &mut Loaded) -> Result<(), Er
         link.pin(links.join(role))
             .map_err(|error| pin_error(&error))?;
     }
-    let label = loaded.label_link()?;
-    label
-        .pin(links.join("label"))
-        .map_err(|error| pin_error(&error))?;
+    for pass in PASSES {
+        let link = loaded.pass_link(pass)?;
+        link.pin(links.join(pass))
+            .map_err(|error| pin_error(&error))?;
+    }
     Ok(())
 }
 
 impl Loaded {
-    /// Returns a link of the label pass: creating an iterator of it where it is pinned runs one.
-    fn label_link(&mut self) -> Result<FdLink, Error> {
-        let program = self
-            .ebpf
-            .program_mut("label")
-            .ok_or(Error::NoProgram("label"))?;
-        let program: &mut Iter = program
-            .try_into()
-            .map_err(|error| Error::load("label", &error))?;
-        let link = program
-            .attach()
-            .map_err(|error| Error::load("label", &error))?;
-        let link = program
-            .take_link(link)
-            .map_err(|error| Error::load("label", &error))?;
-        FdLink::try_from(link).map_err(|error| Error::load("label", &error))
+    /// Returns a link of a pass.
+    fn pass_link(&mut self, name: &'static str) -> Result<FdLink, Error> {
+        let failed = |error| Error::load(name, &error);
+        let program = self.ebpf.program_mut(name).ok_or(Error::NoProgram(name))?;
+        let program: &mut Iter = program.try_into().map_err(failed)?;
+        let link = program.attach().map_err(failed)?;
+        let link = program.take_link(link).map_err(failed)?;
+        FdLink::try_from(link).map_err(|error| Error::load(name, &error))
     }
 }
 

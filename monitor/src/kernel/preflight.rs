@@ -40,7 +40,8 @@ pub enum Refusal {
     NoBtf,
     /// The type information does not describe what is needed.
     #[error(
-        "{BTF_PATH} is not usable: {0}; use the kernel's own file, of a kernel with CONFIG_DEBUG_INFO_BTF=y"
+        "{BTF_PATH} is not usable: {0}; use the kernel's own file, of a kernel with \
+        CONFIG_DEBUG_INFO_BTF=y"
     )]
     BadBtf(String),
     /// Capabilities are missing.
@@ -53,7 +54,8 @@ pub enum Refusal {
     },
     /// The kernel lets only administrators open tracepoints, and this one's can be preempted.
     #[error(
-        "not permitted to open a tracepoint: CAP_SYS_ADMIN is missing; run as root (sudo lifemon ...), \
+        "not permitted to open a tracepoint: CAP_SYS_ADMIN is missing; \
+         run as root (sudo lifemon ...), \
          or set kernel.perf_event_paranoid to 2, where CAP_BPF and CAP_PERFMON are enough"
     )]
     NoTracepoints,

@@ -1,14 +1,34 @@
 //! The slots of watched trees: taken, given back, and reclaimed from watchers that were killed,
 //! with the layers of their memberships. All changes are made under the lock of the tracker.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use lifemon_ebpf::{MemberKey, Membership, ProcessId, limits};
 
 use super::shared::{Counters, HostView, Shared, TreeView};
 use super::{Error, sys};
-use crate::proc;
+
+/// What a slot is taken for: kills have some for themselves, and a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rank {
+    /// To watch.
+    Watcher,
+    /// To kill.
+    Kill,
+}
+
+/// The result of making a process a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Added {
+    /// It is one, or it has died.
+    Yes,
+    /// Another tree of the layer has it.
+    Overlaps,
+    /// The map is full.
+    Full,
+}
 
 /// The slots of a tracker: counters and owners in shared memory, rings, roots and memberships.
 pub(super) struct Slots {
@@ -65,56 +85,105 @@ impl Slots {
         sys::update(self.rings.as_fd(), &slot, &ring).map_err(Error::Map)
     }
 
-    /// Makes these living processes members, before the label passes make their descendants so;
-    /// false when another tree of the layer has one of them.
+    /// Makes a living process a member.
     ///
-    /// As the label pass does it: count, insert, and take that back when the process has died
-    /// meanwhile, because its exit hook may have looked before the insert. Both delete by key, and
-    /// the delete that succeeds owns the decrement.
-    /// `is_live` says whether a process has a live record.
-    pub(super) fn adopt(
+    /// As the fork hook does it: count, insert, and take that back when the process has died
+    /// meanwhile, because its exit hook may have looked before the insertion. The exit hook marks the
+    /// record dead before it looks, and here the record is read after the insertion: so one of the two
+    /// sees the other. Both delete by key, and the delete that succeeds owns the decrement (I2).
+    /// `is_live` says whether the record is live.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written.
+    pub(super) fn add(
         &self,
-        processes: &[ProcessId],
+        process: &ProcessId,
         layer: u32,
         membership: Membership,
-        is_live: impl Fn(&ProcessId) -> Result<bool, Error>,
-    ) -> Result<bool, Error> {
+        is_live: impl Fn() -> Result<bool, Error>,
+    ) -> Result<Added, Error> {
+        let members = self.members.as_fd();
         let live = &self.tree(membership.slot).live;
-        for process in processes {
-            let key = MemberKey::new(*process, layer);
-            // Counted before it is inserted: the counter never under-counts (I1).
-            live.fetch_add(1, Ordering::SeqCst);
-            match sys::insert(self.members.as_fd(), &key, &membership) {
-                Ok(true) => {}
-                Ok(false) => {
+        let key = MemberKey::new(*process, layer);
+        // Counted before it is inserted: the counter never under-counts (I1).
+        live.fetch_add(1, Ordering::SeqCst);
+        let inserted = loop {
+            match sys::insert(members, &key, &membership) {
+                Ok(true) => break true,
+                Ok(false) => {}
+                Err(error) if error.raw_os_error() == Some(libc::E2BIG) => {
                     live.fetch_sub(1, Ordering::SeqCst);
-                    return Ok(false);
+                    return Ok(Added::Full);
                 }
                 Err(error) => {
                     live.fetch_sub(1, Ordering::SeqCst);
                     return Err(Error::Map(error));
                 }
             }
-            // The delete that succeeds owns the decrement (I2).
-            if !is_live(process)? && sys::delete(self.members.as_fd(), &key).map_err(Error::Map)? {
-                live.fetch_sub(1, Ordering::SeqCst);
+            match sys::lookup::<_, Membership>(members, &key).map_err(Error::Map)? {
+                Some(found) if found == membership => break false,
+                Some(found) if self.generation(found.slot) == found.generation => {
+                    live.fetch_sub(1, Ordering::SeqCst);
+                    return Ok(Added::Overlaps);
+                }
+                // Of a tree that nobody watches any more.
+                Some(_) => {
+                    sys::delete(members, &key).map_err(Error::Map)?;
+                }
+                // It has died since, or the stale one has just gone.
+                None if !is_live()? => break false,
+                None => {}
             }
+        };
+        if !inserted {
+            live.fetch_sub(1, Ordering::SeqCst);
+            return Ok(Added::Yes);
         }
-        Ok(true)
+        // The insertion is to be seen before the record is read.
+        fence(Ordering::SeqCst);
+        if !is_live()? && sys::delete(members, &key).map_err(Error::Map)? {
+            live.fetch_sub(1, Ordering::SeqCst);
+        }
+        Ok(Added::Yes)
     }
 
-    /// Gives back the slots of watchers that were killed; returns how many there were.
+    /// Returns the layers for a new tree, those first in which nobody of `living` is a member.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub(super) fn layers(&self, rank: Rank, living: &[ProcessId]) -> Result<Vec<u32>, Error> {
+        let living: HashSet<_> = living.iter().collect();
+        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
+        let mut taken = 0_u64;
+        for (key, found) in all.map_err(Error::Map)? {
+            if living.contains(&key.process) && self.generation(found.slot) == found.generation {
+                taken |= 1 << key.layer;
+            }
+        }
+        let last = match rank {
+            Rank::Watcher => limits::LAYERS - 1,
+            Rank::Kill => limits::LAYERS,
+        };
+        Ok((0..last).filter(|layer| taken >> layer & 1 == 0).collect())
+    }
+
+    /// Gives back the slots of watchers that were killed, and forgets the roots that they had marked;
+    /// returns how many slots there were. `is_live` says whether a watcher lives.
     ///
     /// # Errors
     /// When the maps cannot be accessed.
-    pub(super) fn reclaim(&self) -> Result<usize, Error> {
+    pub(super) fn reclaim(
+        &self,
+        is_live: impl Fn(ProcessId) -> Result<bool, Error>,
+    ) -> Result<usize, Error> {
         let mut reclaimed = 0;
         for slot in self.in_use() {
-            if !proc::is_live(self.tree(slot).owner.get()) {
+            if !is_live(self.tree(slot).owner.get())? {
                 self.give_back(slot)?;
                 reclaimed += 1;
             }
         }
+        self.forget_roots()?;
         Ok(reclaimed)
     }
 
@@ -136,9 +205,14 @@ impl Slots {
         self.tree(slot).generation.load(Ordering::SeqCst)
     }
 
-    /// Finds a slot that nobody uses.
-    pub(super) fn free(&self) -> Option<u32> {
-        (1..limits::TREE_SLOTS).find(|slot| !self.is_used(*slot))
+    /// Finds a slot that nobody uses; for a watcher only while more are left than kills may need.
+    pub(super) fn free(&self, rank: Rank) -> Option<u32> {
+        let kept = match rank {
+            Rank::Watcher => limits::KILL_SLOTS as usize,
+            Rank::Kill => 0,
+        };
+        let mut free = (1..limits::TREE_SLOTS).filter(|slot| !self.is_used(*slot));
+        free.clone().nth(kept).and(free.next())
     }
 
     /// Takes a free slot; returns its new generation.
@@ -176,7 +250,7 @@ impl Slots {
     /// that is in use by nobody, and the next command goes on from there.
     pub(super) fn give_back(&self, slot: u32) -> Result<(), Error> {
         let tree = self.tree(slot);
-        let (used, root) = (self.generation(slot), tree.root.get());
+        let used = self.generation(slot);
         if used.is_multiple_of(2) {
             return Ok(());
         }
@@ -196,18 +270,62 @@ impl Slots {
         }
         tree.generation
             .store(used.wrapping_add(3), Ordering::SeqCst);
-        self.forget_root(root)?;
+        self.forget_roots()?;
         self.refresh_layers();
         Ok(())
     }
 
-    /// Removes the mark of a root that no slot watches any more.
-    fn forget_root(&self, root: ProcessId) -> Result<(), Error> {
-        let is_watched = self.in_use().any(|slot| self.tree(slot).root.get() == root);
-        if !is_watched {
-            sys::delete(self.roots.as_fd(), &root).map_err(Error::Map)?;
+    /// Removes the marks of roots that no slot watches any more, those of watchers among them that
+    /// were killed before they had a slot.
+    fn forget_roots(&self) -> Result<(), Error> {
+        let watched: HashSet<_> = self
+            .in_use()
+            .map(|slot| self.tree(slot).root.get())
+            .collect();
+        let marked = sys::read_all::<ProcessId, u64>(self.roots.as_fd()).map_err(Error::Map)?;
+        for (root, _) in marked.iter().filter(|(root, _)| !watched.contains(root)) {
+            sys::delete(self.roots.as_fd(), root).map_err(Error::Map)?;
         }
         Ok(())
+    }
+
+    /// Returns whether a slot still belongs to who took it with this generation.
+    pub(super) fn is_own(&self, membership: Membership) -> bool {
+        self.generation(membership.slot) == membership.generation
+    }
+
+    /// Returns the members of one tree.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub(super) fn members_of(&self, membership: Membership) -> Result<HashSet<ProcessId>, Error> {
+        let keys = self.memberships(|found| *found == membership)?.into_iter();
+        Ok(keys.map(|key| key.process).collect())
+    }
+
+    /// Ends the memberships of those whose deletion the kernel refused to the exit hook; returns how
+    /// many there were. `is_live` says whether the record of a member is live.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written.
+    pub(super) fn settle(
+        &self,
+        membership: Membership,
+        is_live: impl Fn(&ProcessId) -> Result<bool, Error>,
+    ) -> Result<u64, Error> {
+        let mut settled = 0;
+        for key in self.memberships(|found| *found == membership)? {
+            // The delete that succeeds owns the decrement (I2).
+            if !is_live(&key.process)?
+                && sys::delete(self.members.as_fd(), &key).map_err(Error::Map)?
+            {
+                self.tree(membership.slot)
+                    .live
+                    .fetch_sub(1, Ordering::SeqCst);
+                settled += 1;
+            }
+        }
+        Ok(settled)
     }
 
     /// Condemns the tree of a slot.

@@ -2,7 +2,8 @@
 //! array of maps, what the kernel counts about a program. Nothing here knows what the maps mean.
 
 use std::ffi::CString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -29,6 +30,9 @@ unsafe impl Plain for lifemon_ebpf::MemberKey {}
 unsafe impl Plain for lifemon_ebpf::Membership {}
 // SAFETY: as above.
 unsafe impl Plain for lifemon_ebpf::Event {}
+
+// SAFETY: as above.
+unsafe impl Plain for lifemon_ebpf::Traits {}
 
 /// Entries asked for in the first batch; doubled when one bucket of the map holds more.
 const FIRST_BATCH: usize = 4_096;
@@ -244,6 +248,16 @@ pub(super) fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Ve
         position = next;
         started = true;
     }
+}
+
+/// Reads what an iterator prints, as items of one type; that is what makes it run.
+pub(super) fn read_items<T: Plain>(mut iterator: File) -> io::Result<Vec<T>> {
+    let mut bytes = Vec::new();
+    iterator.read_to_end(&mut bytes)?;
+    let items = bytes.chunks_exact(size_of::<T>());
+    // SAFETY: as long as the type, which is valid for any bytes.
+    let items = items.map(|item| unsafe { item.as_ptr().cast::<T>().read_unaligned() });
+    Ok(items.collect())
 }
 
 /// Opens a pinned map, program or link.

@@ -1,12 +1,14 @@
 //! A tracker, pinned or private: the open maps, snapshots of the lineage, and the passes.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aya::programs::ProgramError;
-use lifemon_ebpf::{ProcessId, Record};
+use lifemon_ebpf::{LIVE, ProcessId, Record, SUBREAPER, Traits};
 
 use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
@@ -14,8 +16,9 @@ use super::lock::{Lock, Patience};
 use super::pins::{self, Found, Pins};
 use super::shared::{Counters, PassView, Shared};
 use super::slots::Slots;
-use super::snapshot::Snapshot;
+use super::snapshot::{self, Snapshot};
 use super::{Error, sys};
+use crate::proc;
 
 /// Tries to open a tracker that is being switched meanwhile.
 const OPEN_TRIES: u32 = 5;
@@ -29,8 +32,7 @@ pub struct Tracker {
     pub(super) pass: Shared<PassView>,
     pub(super) hooks: Vec<(Role, OwnedFd)>,
     sweep: OwnedFd,
-    /// The settling program, where the kernel may skip exits.
-    pub(super) settle: Option<OwnedFd>,
+    pub(super) settle: OwnedFd,
     kept: Kept,
 }
 
@@ -74,8 +76,8 @@ impl Tracker {
     pub fn open_or_load(options: &LoadOptions) -> Result<Self, Error> {
         super::preflight::check()?;
         match Self::open()? {
-            Some(tracker) => {
-                tracker.settle_all()?;
+            Some(mut tracker) => {
+                tracker.heal()?;
                 Ok(tracker)
             }
             None => Self::load(options),
@@ -94,10 +96,7 @@ impl Tracker {
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let hooks = loaded.hook_programs()?;
         let sweep = loaded.program_fd("sweep")?;
-        let settle = loaded
-            .is_preemptible
-            .then(|| loaded.program_fd("settle"))
-            .transpose()?;
+        let settle = loaded.program_fd("settle")?;
         Ok(Self {
             lineage,
             oom,
@@ -144,7 +143,11 @@ impl Tracker {
         let (lineage, oom) = (map("LINEAGE")?, map("OOM_VICTIMS")?);
         let slots = Slots::open(map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
-        let (hooks, sweep, settle) = (pins.hooks()?, pins.program("sweep")?, pins.settle()?);
+        let (hooks, sweep, settle) = (
+            pins.hooks()?,
+            pins.program("sweep")?,
+            pins.program("settle")?,
+        );
         Ok(move |pins| Self {
             lineage,
             oom,
@@ -197,9 +200,13 @@ impl Tracker {
     /// # Errors
     /// When the map cannot be read.
     pub fn snapshot(&self) -> Result<Snapshot, Error> {
-        let records = sys::read_all(self.lineage.as_fd()).map_err(Error::Map)?;
+        let lineage = self.lineage.as_fd();
+        let records = sys::read_all(lineage).map_err(Error::Map)?;
+        let read = |id: &ProcessId| sys::lookup(lineage, id);
+        let (records, unsettled) = snapshot::complete(records, read).map_err(Error::Map)?;
         Ok(Snapshot {
             records,
+            unsettled,
             since_ns: self.since_ns(),
             lost_records: self.host_counters().lost_records,
             missed_forks: self.missed_forks(),
@@ -236,7 +243,16 @@ impl Tracker {
     /// When the lock cannot be taken or the maps cannot be accessed.
     pub fn reclaim_locked(&self) -> Result<usize, Error> {
         let _lock = self.lock(Patience::FULL)?;
-        self.slots.reclaim()
+        self.reclaim()
+    }
+
+    /// Gives back the slots of watchers that were killed; under the lock. A watcher lives if its
+    /// record says so: `/proc` may hide it.
+    pub(super) fn reclaim(&self) -> Result<usize, Error> {
+        self.slots.reclaim(|owner| {
+            let record = self.record(&owner)?;
+            Ok(record.map_or_else(|| proc::is_live(owner), |record| record.state == LIVE))
+        })
     }
 
     /// Returns how many slots are in use.
@@ -311,12 +327,25 @@ impl Tracker {
         Closer::open(info).map_err(failed)
     }
 
-    /// Runs one label pass over all processes.
-    pub(super) fn label(&mut self) -> Result<(), Error> {
+    /// Opens a pass over all processes.
+    pub(super) fn open_pass(&mut self, name: &'static str) -> Result<File, Error> {
         match &mut self.kept {
-            Kept::Private(loaded) => loaded.label(),
-            Kept::Pinned(pins) => pins.label(),
+            Kept::Private(loaded) => loaded.pass(name),
+            Kept::Pinned(pins) => pins.pass(name),
         }
+    }
+
+    /// Returns the processes to which those are handed that are orphaned below them: no file says
+    /// who they are, so the kernel half looks.
+    ///
+    /// # Errors
+    /// When the pass cannot run.
+    #[expect(dead_code, reason = "asked for by verdicts, which come next")]
+    pub fn subreapers(&mut self) -> Result<HashSet<ProcessId>, Error> {
+        let traits = sys::read_items::<Traits>(self.open_pass("traits")?).map_err(Error::Map)?;
+        let subreapers = traits.into_iter();
+        let subreapers = subreapers.filter(|found| found.traits & SUBREAPER != 0);
+        Ok(subreapers.map(|found| found.process).collect())
     }
 
     /// Takes the lock of the pinned tracker. A private one has a single user and needs none.

@@ -1,30 +1,37 @@
 //! One watched tree: reads its events and counters, spares or condemns members, and gives
 //! everything back when it is dropped. [`super::slots`] makes it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 
 use aya::maps::{MapData, RingBuf};
-use lifemon_ebpf::{Event, MemberKey, Membership, ProcessId, limits};
+use lifemon_ebpf::{Event, LIVE, MemberKey, Membership, ProcessId, limits};
 
 use super::Error;
 use super::hooks::Closer;
+use super::label::{Labelled, Tree};
 use super::lock::Patience;
 use super::shared::Counters;
+use super::snapshot::Snapshot;
 use super::tracker::Tracker;
+use crate::proc;
 
 /// Options of a watch.
 #[derive(Debug, Clone)]
 pub struct WatchOptions {
     /// Bytes of the ring; a power of two, at least a page.
     pub ring_bytes: u32,
+    /// True for a kill: it takes a slot and a layer also where watchers have all that is theirs.
+    pub is_for_kill: bool,
 }
 
 impl Default for WatchOptions {
     fn default() -> Self {
         Self {
             ring_bytes: limits::RING_BYTES,
+            is_for_kill: false,
         }
     }
 }
@@ -54,15 +61,19 @@ pub struct Watcher {
     pub(super) slot: u32,
     pub(super) generation: u32,
     pub(super) layer: u32,
-    pub(super) root: ProcessId,
+    /// The root for which the slot is named, and others.
+    pub(super) roots: Vec<ProcessId>,
+    pub(super) spared: HashSet<ProcessId>,
     pub(super) ring: RingBuf<MapData>,
     pub(super) unlabelled: Unlabelled,
+    /// The records as the last reading of labelling showed them.
+    pub(super) first: Option<Snapshot>,
 }
 
 impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watcher")
-            .field("root", &self.root)
+            .field("root", &self.root())
             .field("slot", &self.slot)
             .finish_non_exhaustive()
     }
@@ -72,7 +83,25 @@ impl Watcher {
     /// Returns the watched root.
     #[must_use]
     pub fn root(&self) -> ProcessId {
-        self.root
+        self.roots[0]
+    }
+
+    fn membership(&self) -> Membership {
+        Membership {
+            slot: self.slot,
+            generation: self.generation,
+        }
+    }
+
+    /// Takes the records as they were read when the tree was labelled; later ones the second time.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn take_snapshot(&mut self) -> Result<Snapshot, Error> {
+        match self.first.take() {
+            Some(snapshot) => Ok(snapshot),
+            None => self.tracker.snapshot(),
+        }
     }
 
     /// Returns the tracker that this reads from.
@@ -92,10 +121,21 @@ impl Watcher {
         self.unlabelled
     }
 
-    /// Returns the counters of the tree. `live == 0` is the proof that none of it can run again.
+    /// Returns the counters of the tree. `live == 0` is the proof that none of it can run again. Where
+    /// the slot was taken away (this process was held for dead), nothing is known of the tree any
+    /// more, and nothing is proven.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.tracker.slots.counters(self.slot)
+        let counters = self.tracker.slots.counters(self.slot);
+        // After the counters: they are this tree's if the slot still is.
+        if self.tracker.slots.is_own(self.membership()) {
+            counters
+        } else {
+            Counters {
+                live: u64::MAX,
+                ..Counters::default()
+            }
+        }
     }
 
     /// Returns the living members.
@@ -103,11 +143,8 @@ impl Watcher {
     /// # Errors
     /// When the map cannot be read.
     pub fn live_members(&self) -> Result<Vec<ProcessId>, Error> {
-        let (slot, generation) = (self.slot, self.generation);
-        let wanted = Membership { slot, generation };
-        let slots = &self.tracker.slots;
-        let members = slots.memberships(|found| *found == wanted)?;
-        Ok(members.into_iter().map(|key| key.process).collect())
+        let members = self.tracker.slots.members_of(self.membership())?;
+        Ok(members.into_iter().collect())
     }
 
     /// Labels again, after members could not be inserted.
@@ -116,11 +153,31 @@ impl Watcher {
     /// When a pass cannot run.
     pub fn relabel(&mut self) -> Result<Unlabelled, Error> {
         let _lock = self.tracker.lock(Patience::FULL)?;
-        let (slot, generation, layer, root) = (self.slot, self.generation, self.layer, self.root);
-        if let Some(unlabelled) = self.tracker.label_tree(slot, generation, layer, root)? {
+        let labelled = self.tracker.label(&Tree {
+            membership: self.membership(),
+            layer: self.layer,
+            roots: &self.roots,
+            spared: &self.spared,
+        })?;
+        if let Labelled::Done(unlabelled, _) = labelled {
             self.unlabelled = unlabelled;
         }
         Ok(self.unlabelled)
+    }
+
+    /// Ends the memberships of the dead whose deletion the kernel refused to the exit hook; returns
+    /// how many there were.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written.
+    pub fn settle_members(&self) -> Result<u64, Error> {
+        let _lock = self.tracker.lock(Patience::FULL)?;
+        let is_live = |id: &ProcessId| {
+            let record = self.tracker.record(id)?;
+            // One without a record may be alive: the map was full.
+            Ok(record.map_or_else(|| !proc::is_gone(*id), |record| record.state == LIVE))
+        };
+        self.tracker.slots.settle(self.membership(), is_live)
     }
 
     /// Takes what is in the ring, at most `limit` events; whether that emptied it.
@@ -147,7 +204,9 @@ impl Watcher {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn spare(&self, id: ProcessId) -> Result<(), Error> {
+    pub fn spare(&mut self, id: ProcessId) -> Result<(), Error> {
+        // First: whoever labels again leaves it out.
+        self.spared.insert(id);
         let key = MemberKey::new(id, self.layer);
         self.tracker.slots.spare(self.slot, &key)
     }
@@ -174,7 +233,7 @@ impl Watcher {
     /// Returns whether the tracker was switched off under this watcher: no more events will come.
     #[must_use]
     pub fn is_cut_off(&self) -> bool {
-        self.tracker.since_ns() == 0
+        self.tracker.since_ns() == 0 || !self.tracker.slots.is_own(self.membership())
     }
 }
 
@@ -192,7 +251,14 @@ impl Drop for Watcher {
             return;
         }
         let lock = self.tracker.lock(Patience::SHORT);
-        if let Err(error) = lock.and_then(|_lock| self.tracker.slots.give_back(self.slot)) {
+        let give_back = |_lock| {
+            // Otherwise it was taken away meanwhile.
+            if self.tracker.slots.is_own(self.membership()) {
+                self.tracker.slots.give_back(self.slot)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = lock.and_then(give_back) {
             // The next command reclaims it: the owner is dead by then.
             log::warn!("slot {} was not given back: {error}", self.slot);
         }

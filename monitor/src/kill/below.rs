@@ -15,7 +15,8 @@ use crate::ProcessId;
 use crate::proc;
 use crate::process::{Who, is_same_process};
 
-/// How often the walk of one tree is repeated: each round takes what the round before has orphaned.
+/// Limit on the rounds of the walk of one tree: each round takes what the round before has
+/// orphaned.
 const ROUNDS_MAX: usize = 1_000;
 
 /// Those that a pass is for.

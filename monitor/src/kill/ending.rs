@@ -23,7 +23,8 @@ const LONG_PAUSE: Duration = Duration::from_millis(50);
 /// The time that a killer may take beyond the grace and its own time-out.
 const KILLER_SLACK: Duration = Duration::from_secs(20);
 
-/// How long an ending may take without a grace: that of the killer, and then that of this process.
+/// The time that an ending may take without a grace: that of the killer, and then that of this
+/// process.
 pub(crate) const LIMIT: Duration = TIMEOUT.saturating_add(KILLER_SLACK).saturating_add(TIMEOUT);
 
 enum Stage {

@@ -23,7 +23,7 @@ use crate::session::{Session, Start, Update};
 use crate::sys::pidfd;
 use crate::watch::What;
 
-/// How long to wait for the killed to be gone, once none of them can run any more. Memory of very
+/// The time to wait for the killed to be gone, once none of them can run any more. Memory of very
 /// large processes takes its time; the kill is proven before.
 const GONE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -78,7 +78,10 @@ pub async fn kill_trees(
     for root in [root].iter().chain(others) {
         guard.check(*root, options.force)?;
     }
-    let watch = WatchOptions::default();
+    let watch = WatchOptions {
+        is_for_kill: true,
+        ..WatchOptions::default()
+    };
     let (mut session, start) = Session::start_all(tracker, root, others, &watch)?;
     session.ignore_gone();
     let mut killing = Killing::new(session, start, begun);

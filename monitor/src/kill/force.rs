@@ -22,7 +22,7 @@ use crate::sys::priority::RealTime;
 
 /// Pause after a pass that found somebody; doubled by each one that did not, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(1);
-/// Who is left by then has had SIGKILL and is held by something else.
+/// The longest pause: a process that is left by then has had SIGKILL and is held by something else.
 const PAUSE_MAX: Duration = Duration::from_millis(40);
 
 /// Descriptors that are open for other reasons.

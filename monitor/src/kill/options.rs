@@ -84,14 +84,15 @@ impl KillOptions {
         self
     }
 
-    /// Never hits this process, nor what it creates. The calling process is always spared.
+    /// Protects this process and what it creates from the kill. The calling process is always
+    /// spared.
     #[must_use]
     pub fn protect(mut self, id: ProcessId) -> Self {
         self.protected.push(id);
         self
     }
 
-    /// Only reports what would die.
+    /// Reports what would die, and kills nobody.
     #[must_use]
     pub const fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;

@@ -26,7 +26,8 @@ pub enum KillRefusal {
     Myself(u32),
     /// A tree that this process belongs to.
     #[error(
-        "{0} is an ancestor of this lifemon (your shell or sudo, perhaps); --force kills it all the same, but never lifemon itself"
+        "{0} is an ancestor of this lifemon (your shell or sudo, perhaps); --force kills it all \
+        the same, but never lifemon itself"
     )]
     Ancestor(u32),
 }

@@ -83,12 +83,14 @@ pub enum StartError {
     Io(#[from] io::Error),
     /// This process is the guardian of another.
     #[error(
-        "this process was started to be a guardian: call lifemon::manager::run_if_asked() first in main"
+        "this process was started to be a guardian: call lifemon::manager::run_if_asked() first \
+        in main"
     )]
     NotAsked,
     /// The guardian did not answer.
     #[error(
-        "the guardian has not started the workers in {START_TIMEOUT:?}: does main call lifemon::manager::run_if_asked() first?"
+        "the guardian has not started the workers in {START_TIMEOUT:?}: does main call \
+        lifemon::manager::run_if_asked() first?"
     )]
     NoAnswer,
 }

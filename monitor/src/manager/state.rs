@@ -13,9 +13,9 @@ use crate::kernel::clock::WallClock;
 use crate::kill::{Rest, Way};
 use crate::process::{Death, Who};
 
-/// Who ends a server with all of its workers (a service manager, a shell) signals one after the
-/// other, and the first of them can be dead before the server has noticed its own signal. So
-/// whoever died this shortly before was asked as well.
+/// The time before its own stop signal in which a dead worker counts as asked to end. A service
+/// manager or a shell that ends a server with all of its workers signals one after the other, so
+/// the first of them can be dead before the server has noticed its own signal.
 const TOGETHER: Duration = Duration::from_millis(200);
 
 /// The kind of shutdown that was asked for.

@@ -4,7 +4,7 @@
 //!
 //! A skipped exit leaves a dead member counted as alive. Nothing false follows from that (the
 //! counter does not under-count, so 0 is still the proof), but it must not stay so: when exits may
-//! have been skipped lately, members that have ended are settled by the kernel half, and the model
+//! have been skipped lately, or the kernel has refused a hook to delete a membership, members that have ended are settled by the kernel half, and the model
 //! is compared. What was settled is reported; that something may have been is not. A skipped fork
 //! is a process without a record: that is not recovered.
 
@@ -25,6 +25,7 @@ impl Session {
     pub(super) fn check_missed_runs(&mut self) -> Result<(), Error> {
         let tracker = self.watcher.get_ref().tracker();
         let (forks, exits) = (tracker.missed_forks(), tracker.missed_exits());
+        let failed = tracker.failed_deletes();
         let new_forks = forks.saturating_sub(self.seen.missed_forks);
         let new_exits = exits.saturating_sub(self.seen.missed_exits);
         self.seen.missed_forks = forks;
@@ -33,14 +34,17 @@ impl Session {
             self.has_missed_forks = true;
             self.lose(Loss::MissedRuns, new_forks, false);
         }
-        if new_exits > 0 {
+        let new_failed = failed.saturating_sub(self.seen.failed_deletes);
+        self.seen.failed_deletes = failed;
+        if new_exits > 0 || new_failed > 0 {
             self.settling_until = Some(Instant::now() + SETTLING);
         }
         let Some(until) = self.settling_until else {
             return Ok(());
         };
         let members = self.watcher.get_ref().live_members()?;
-        let settled = self.watcher.get_ref().tracker().settle(&members)?;
+        let watcher = self.watcher.get_ref();
+        let settled = watcher.tracker().settle(&members)? + watcher.settle_members()?;
         if settled > 0 {
             self.lose(Loss::MissedRuns, settled, false);
             self.resync()?;

@@ -56,7 +56,7 @@ impl Mask {
     }
 }
 
-/// What a command is to find as the process of the user had it.
+/// The mask and the ignored signals that a command is to find as the process of the user had them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Before {
     mask: Mask,

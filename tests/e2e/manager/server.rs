@@ -7,18 +7,44 @@ use std::process::Command;
 
 use lifemon_tests::handicap::as_nobody;
 use lifemon_tests::killing::assert_nobody;
+use lifemon_tests::reports::{ConnectionFailure, Health, Rest, read};
 use lifemon_tests::{DEADLINE, Finished, Lifemon, Pidfd, Sandbox, Stream, wait_until};
 use nix::sys::signal::Signal;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A running server.
+/// A running server. Its output is its own and that of its workers.
 pub(crate) struct Server {
-    stream: Stream,
-    started: Value,
+    stream: Stream<Value>,
+    started: Started,
+}
+
+/// What it prints when it listens.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Started {
+    port: u16,
+    workers: Vec<i32>,
+    engines: Vec<i32>,
+    guardian: i32,
+}
+
+/// The answer of a worker to a prompt.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Generated {
+    pub(crate) text: String,
+}
+
+/// The processes that were left behind and have been killed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cleaned {
+    pub(crate) cleaned: Vec<i32>,
 }
 
 impl Server {
-    /// With these options, and these words for its workers.
+    /// Starts it with these options, and these words for its workers.
     #[track_caller]
     pub(crate) fn start(sandbox: &Sandbox, options: &[&str], worker: &[&str]) -> Self {
         let mut server = Self::begin(sandbox, options, worker);
@@ -26,14 +52,14 @@ impl Server {
         server
     }
 
-    /// The same, without waiting until it listens.
+    /// Does the same, without waiting until it listens.
     #[track_caller]
     pub(crate) fn begin(sandbox: &Sandbox, options: &[&str], worker: &[&str]) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_server"));
         Self::run(sandbox, program, options, worker, |_| {})
     }
 
-    /// The same as a user without any right.
+    /// Does the same as a user without any right.
     #[track_caller]
     pub(crate) fn start_as_nobody(sandbox: &Sandbox, options: &[&str]) -> Self {
         let program = copy(sandbox, Path::new(env!("CARGO_BIN_EXE_server")), "server");
@@ -63,44 +89,70 @@ impl Server {
         let child = command.spawn().expect("the server starts");
         Self {
             stream: Stream::new(format!("{command:?}"), child),
-            started: Value::Null,
+            started: Started::default(),
         }
     }
 
     #[track_caller]
     fn wait_until_started(&mut self) {
         let started = |line: &Value| line["port"].is_u64();
-        self.started = self.stream.wait_for("the first line", started);
+        self.started = read(&self.stream.wait_for("the first line", started));
     }
 
     pub(crate) fn port(&self) -> u16 {
-        let port = self.started["port"].as_u64().expect("a port");
-        u16::try_from(port).expect("a port")
+        self.started.port
     }
 
     pub(crate) fn workers(&self) -> Vec<i32> {
-        let workers = self.started["workers"].as_array().expect("a list");
-        workers.iter().map(pid).collect()
+        self.started.workers.clone()
     }
 
-    /// What each worker has started, in the same order.
+    /// Returns what each worker has started, in the same order.
     pub(crate) fn engines(&self) -> Vec<i32> {
-        let engines = self.started["engines"].as_array().expect("a list");
-        engines.iter().map(pid).collect()
+        self.started.engines.clone()
     }
 
     pub(crate) fn guardian(&self) -> i32 {
-        pid(&self.started["guardian"])
+        self.started.guardian
     }
 
+    #[track_caller]
     pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         get(self.port(), path)
     }
 
-    /// Until the status says that workers are watched in this way.
+    /// Returns the health status, and the code that it came with.
+    #[track_caller]
+    pub(crate) fn health(&self) -> (u16, Health) {
+        self.ask("/health")
+    }
+
+    /// Returns the text that a worker answers with, which it must.
+    #[track_caller]
+    pub(crate) fn generate(&self, query: &str) -> String {
+        let (code, answer) = self.ask::<Generated>(&format!("/generate?{query}"));
+        assert_eq!(code, 200, "{answer:?}");
+        answer.text
+    }
+
+    /// Returns what a cleanup has killed.
+    #[track_caller]
+    pub(crate) fn cleanup(&self) -> Vec<i32> {
+        let (code, answer) = self.ask::<Cleaned>("/cleanup");
+        assert_eq!(code, 200, "{answer:?}");
+        answer.cleaned
+    }
+
+    #[track_caller]
+    fn ask<T: DeserializeOwned>(&self, path: &str) -> (u16, T) {
+        let (code, answer) = self.get(path);
+        (code, read(&answer))
+    }
+
+    /// Waits until the status says that workers are watched in this way.
     #[track_caller]
     pub(crate) fn wait_for_way(&self, way: &str) {
-        wait_until("the way", DEADLINE, || self.get("/health").1["way"] == way);
+        wait_until("the way", DEADLINE, || self.health().1.way == way);
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -117,41 +169,51 @@ impl Server {
         Pidfd::open(self.workers()[index]).expect("it lives").kill();
     }
 
-    /// Waits until the server says that so many processes are left behind; what it says then.
+    /// Waits until the server says that so many processes are left behind; returns what it says
+    /// then.
     #[track_caller]
-    pub(crate) fn wait_for_orphans(&self, count: usize) -> Value {
-        let mut health = Value::Null;
+    pub(crate) fn wait_for_orphans(&self, count: usize) -> Health {
+        let mut health = None;
         wait_until("the orphans", DEADLINE, || {
-            health = self.get("/health").1;
-            let orphans = health["orphans"].as_array();
-            orphans.is_some_and(|orphans| orphans.len() == count)
+            let (_, now) = self.health();
+            health = Some(now).filter(|now| now.orphans.len() == count);
+            health.is_some()
         });
-        health
+        health.expect("waited for")
     }
 
     #[track_caller]
-    pub(crate) fn finish(self) -> Finished {
+    pub(crate) fn finish(self) -> Finished<Value> {
         self.stream.finish()
     }
 
     /// Waits for its end with this code, after which nobody of it is left.
     #[track_caller]
-    pub(crate) fn ends_with(self, code: i32, sandbox: &Sandbox) -> Finished {
+    pub(crate) fn ends_with(self, code: i32, sandbox: &Sandbox) -> Finished<Value> {
         let finished = self.finish();
         assert_eq!(finished.code, Some(code), "{finished:?}");
+        // What became of the rest is its last line, once it has served.
+        for line in finished
+            .events
+            .iter()
+            .filter(|line| line["way"].is_string())
+        {
+            let rest: Rest = read(line);
+            assert_eq!(rest.survivors, [], "{rest:?}");
+        }
         assert_nobody(sandbox);
         finished
     }
 
     /// Asks it to end, which it does with 0 and with nobody left.
     #[track_caller]
-    pub(crate) fn stops(self, sandbox: &Sandbox) -> Finished {
+    pub(crate) fn stops(self, sandbox: &Sandbox) -> Finished<Value> {
         self.signal(Signal::SIGTERM);
         self.ends_with(0, sandbox)
     }
 }
 
-/// A copy that everybody may read.
+/// Makes a copy that everybody may read.
 #[track_caller]
 fn copy(sandbox: &Sandbox, from: &Path, name: &str) -> String {
     let to = sandbox.directory().join(name);
@@ -161,20 +223,22 @@ fn copy(sandbox: &Sandbox, from: &Path, name: &str) -> String {
     to.to_str().expect("a path in UTF-8").to_owned()
 }
 
-fn pid(value: &Value) -> i32 {
-    value
-        .as_i64()
-        .and_then(|pid| i32::try_from(pid).ok())
-        .unwrap_or_else(|| panic!("{value} is no pid"))
+/// Claims that an answer is a failure of this kind, and returns it.
+#[track_caller]
+pub(crate) fn assert_fails((code, answer): &(u16, Value), kind: &str) -> ConnectionFailure {
+    assert_eq!(*code, 500, "{answer}");
+    let failure: ConnectionFailure = read(answer);
+    assert_eq!(failure.kind, kind, "{failure:?}");
+    failure
 }
 
-/// One request; the code and the JSON of the answer.
+/// Makes one request; returns the code and the JSON of the answer.
 #[track_caller]
 pub(crate) fn get(port: u16, path: &str) -> (u16, Value) {
     request(port, &format!("GET {path} HTTP/1.1\r\n"), "")
 }
 
-/// One prompt, as large as it may be.
+/// Sends one prompt, as large as it may be.
 #[track_caller]
 pub(crate) fn post(port: u16, prompt: &Value) -> (u16, Value) {
     let head = "POST /generate HTTP/1.1\r\nContent-Type: application/json\r\n";

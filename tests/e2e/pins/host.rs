@@ -7,8 +7,8 @@ use std::process::Command;
 
 use lifemon_tests::bpf::Traces;
 use lifemon_tests::killing::assert_killed;
+use lifemon_tests::reports::{TrackState, TrackSwitch};
 use lifemon_tests::{DEADLINE, HostTracker, Lifemon, Output, OwnMounts, Running, Sandbox, actor};
-use serde_json::{Value, json};
 
 pub(super) const HOME: &str = "/sys/fs/bpf/lifemon";
 pub(super) const OWN: &str = "/run/lifemon/tracker/bpf";
@@ -70,44 +70,32 @@ impl Host {
     }
 
     #[track_caller]
-    pub(super) fn track(&self, word: &str) -> Value {
-        let output = self.run(&["track", word, "-o", "json"]);
-        assert_eq!(
-            (output.code, output.stderr.as_str()),
-            (Some(0), ""),
-            "{output:?}"
-        );
-        output.json()
+    pub(super) fn track(&self, word: &str) -> TrackSwitch {
+        self.run(&["track", word, "-o", "json"]).success()
     }
 
-    pub(super) fn status(&self) -> Value {
-        self.run(&["track", "status", "-o", "json"]).json()
+    pub(super) fn status(&self) -> TrackState {
+        self.run(&["track", "status", "-o", "json"]).report()
     }
 
     /// Switches on where the host's file system cannot be trusted.
     #[track_caller]
     pub(super) fn assert_on_in_own_place(&self, why: &str) {
-        let off = self.status();
-        assert_eq!(off["tracker"], "off", "{off}");
-        assert_says(&off["distrusted"], why);
+        let off = self.status().off();
+        assert_says(off.distrusted.as_ref(), why);
         let on = self.track("on");
-        assert_eq!(
-            (&on["changed"], &on["mounted"]),
-            (&json!(true), &json!(OWN))
-        );
-        assert_says(&on["distrusted"], why);
+        assert_eq!((on.changed, on.mounted.as_deref()), (true, Some(OWN)));
+        assert_says(on.distrusted.as_ref(), why);
     }
 
     /// Switches on where the host's file system cannot be trusted, uses that, and switches off.
     #[track_caller]
     pub(super) fn assert_own_place(&self, why: &str) {
         self.assert_on_in_own_place(why);
-        let status = self.status();
-        assert_eq!(status["tracker"], "on", "{status}");
-        let directory = status["directory"].as_str().expect("a directory");
-        assert!(directory.starts_with(OWN), "{status}");
+        let status = self.status().on();
+        assert!(status.directory.starts_with(OWN), "{status:?}");
         self.assert_used();
-        assert_eq!(self.track("on")["changed"], false);
+        assert!(!self.track("on").changed);
         let text = self.run(&["track", "status"]).stdout;
         assert!(text.contains(why), "{text}");
         self.assert_switched_off();
@@ -119,7 +107,7 @@ impl Host {
         let actor = actor!(sandbox, "pause");
         let pid = actor.pid().to_string();
         let mut stream = Lifemon::find().stream_of(self.command(&["attach", &pid, "-o", "json"]));
-        assert_eq!(stream.attached()["tracker"], "host");
+        assert_eq!(stream.attached().tracker, "host");
         drop(stream);
         let killed = self.run(&["kill", &pid, "-o", "json"]);
         assert_eq!(assert_killed(&killed).killed.len(), 1);
@@ -127,7 +115,7 @@ impl Host {
 
     #[track_caller]
     pub(super) fn assert_switched_off(&self) {
-        assert_eq!(self.track("off")["changed"], true);
+        assert!(self.track("off").changed);
         self.before.assert_nothing_since();
         self.assert_nothing_deleted();
         assert!(!self.mounts.path("/run/lifemon").exists());
@@ -152,7 +140,7 @@ impl Host {
 }
 
 #[track_caller]
-pub(super) fn assert_says(text: &Value, words: &str) {
-    let found = text.as_str().is_some_and(|text| text.contains(words));
-    assert!(found, "no {words:?}: {text}");
+pub(super) fn assert_says(text: Option<&String>, words: &str) {
+    let found = text.is_some_and(|text| text.contains(words));
+    assert!(found, "no {words:?}: {text:?}");
 }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use lifemon_tests::bpf::BPF_FS;
 use lifemon_tests::killing::assert_killed;
+use lifemon_tests::reports::{Attached, Event};
 use lifemon_tests::{
     DEADLINE, Lifemon, Output, Running, Sandbox, actor, poll, proc, scaled, stretched, wait_until,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 use super::host::{HOME, Host, OPEN_TO_ALL};
 
@@ -120,12 +120,11 @@ fn two_network_namespaces_share_one_lock() {
             other.enter(&mut command);
             let output = Lifemon::find().start(command).finish(DEADLINE);
             assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-            let first = output.stdout.lines().next().unwrap_or_default();
-            let first: Value = serde_json::from_str(first).expect("an object a line");
-            assert_eq!(first["tracker"], "host", "{first}");
-            assert_eq!(first["complete"], true, "{first}");
-            let members = first["members"].as_array().expect("members");
-            assert_eq!(members.len(), 5, "{first}");
+            let first: Event = output.first();
+            let first = first.as_kind::<Attached>().expect("the first line");
+            assert_eq!(first.tracker, "host", "{first:?}");
+            assert!(first.complete, "{first:?}");
+            assert_eq!(first.members.len(), 5, "{first:?}");
             attaches += 1;
         }
         attaches
@@ -136,6 +135,6 @@ fn two_network_namespaces_share_one_lock() {
     });
     eprintln!("{kills} kills against {attaches} attaches");
     assert!(kills > 1 && attaches > 1, "{kills} {attaches}");
-    assert_eq!(host.status()["watched_trees"], 0);
+    assert_eq!(host.status().on().watched_trees, 0);
     host.assert_switched_off();
 }

@@ -2,13 +2,26 @@
 
 use serde::Deserialize;
 
-use super::identified;
+use super::{Identified, identified, is_process};
 use crate::{Process, proc};
 
-identified! {
-    /// An identity alone.
-    pub struct Id {}
+/// An identity alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Id {
+    /// In the pid namespace of lifemon.
+    pub pid: i32,
+    /// When it was started, since boot; with the pid, its identity.
+    pub start_ns: u64,
+}
 
+impl Identified for Id {
+    fn id(&self) -> Self {
+        *self
+    }
+}
+
+identified! {
     /// A process that something else is about.
     pub struct Who {
         /// Its `comm`.
@@ -71,6 +84,47 @@ pub struct Sender {
     /// The kernel itself.
     #[serde(default)]
     pub kernel: bool,
+}
+
+impl Member {
+    /// Returns whether it was created by this process.
+    #[must_use]
+    pub fn is_by(&self, process: Process) -> bool {
+        is_process(self.creator.as_ref(), process)
+    }
+
+    /// Returns how it died.
+    ///
+    /// # Panics
+    /// When it is none of the dead.
+    #[must_use]
+    #[track_caller]
+    pub fn death(&self) -> &Exit {
+        let exit = self.exit.as_ref();
+        exit.unwrap_or_else(|| panic!("no exit in {self:?}"))
+    }
+}
+
+impl Exit {
+    /// Returns the death of a process that called exit.
+    #[must_use]
+    pub fn exited(code: i32) -> Self {
+        Self {
+            code: Some(code),
+            signal: None,
+            signal_name: None,
+            core_dumped: false,
+            cause: "exited".to_owned(),
+            sender: None,
+        }
+    }
+
+    /// Returns whether a signal that this process has sent has ended it.
+    #[must_use]
+    pub fn is_sent_by(&self, process: Process) -> bool {
+        let sender = self.sender.as_ref().and_then(Sender::process);
+        sender == Some(process)
+    }
 }
 
 impl Sender {

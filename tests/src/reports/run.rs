@@ -64,6 +64,27 @@ fn entry(list: &[Left], pid: i32) -> &Left {
     found.unwrap_or_else(|| panic!("{pid} is not in {list:?}"))
 }
 
+/// What became of everything below a guardian: the part of a report that is about the rest.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rest {
+    /// `ebpf` or `subreaper`.
+    pub way: String,
+    /// Why eBPF was not used.
+    pub why_not_ebpf: Option<String>,
+    /// What was left behind and died.
+    pub killed: Vec<Left>,
+    /// What was left behind and is alive.
+    pub survivors: Vec<Left>,
+    /// Nothing was missed.
+    pub complete: bool,
+    /// Why it is not complete.
+    #[serde(default)]
+    pub incomplete: Vec<String>,
+    /// From the order until the end.
+    pub elapsed_ms: f64,
+}
+
 /// What was run.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,10 +2,12 @@
 //! kind and no others.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 
 use serde::Deserialize;
 
-use super::{Exit, Id, Member, Signal, Who};
+use super::{Exit, Id, Identified as _, Member, Signal, Who, is_process};
+use crate::Process;
 
 /// Writes the lines, each with the same fields first.
 macro_rules! lines {
@@ -30,7 +32,38 @@ macro_rules! lines {
             pub tree: Id,
             $( $(#[$field_about])* pub $field: $kind, )*
         }
+
+        impl $name {
+            /// Returns what every line has.
+            #[must_use]
+            pub fn frame(&self) -> Frame<'_> {
+                Frame {
+                    schema: &self.schema,
+                    seq: self.seq,
+                    time: self.time.as_text(),
+                    tree: self.tree,
+                }
+            }
+        }
     )+ };
+}
+
+/// A time that a line has, or can lack.
+trait Time {
+    /// Returns it as it is written.
+    fn as_text(&self) -> Option<&str>;
+}
+
+impl Time for String {
+    fn as_text(&self) -> Option<&str> {
+        Some(self)
+    }
+}
+
+impl Time for Option<String> {
+    fn as_text(&self) -> Option<&str> {
+        self.as_deref()
+    }
 }
 
 /// Writes the lines about one process, each with the same fields first.
@@ -38,7 +71,8 @@ macro_rules! happenings {
     ($(
         $(#[$about:meta])*
         pub struct $name:ident { $( $(#[$field_about:meta])* pub $field:ident: $kind:ty, )* }
-    )+) => { lines! { $(
+    )+) => {
+        lines! { $(
         $(#[$about])*
         pub struct $name {
             time: Option<String>,
@@ -51,7 +85,28 @@ macro_rules! happenings {
             pub resynced: bool,
             $( $(#[$field_about])* pub $field: $kind, )*
         }
-    )+ } };
+        )+ }
+
+        $(
+        impl $name {
+            /// Returns whether the process that it is about was created by this one.
+            #[must_use]
+            pub fn is_by(&self, process: Process) -> bool {
+                is_process(self.creator.as_ref(), process)
+            }
+
+            fn parts(&self) -> (&Subject, Option<&Who>, bool) {
+                (&self.process, self.creator.as_ref(), self.resynced)
+            }
+        }
+
+        impl About for $name {
+            fn subject(&self) -> &Subject {
+                &self.process
+            }
+        }
+        )+
+    };
 }
 
 super::identified! {
@@ -66,34 +121,187 @@ super::identified! {
     }
 }
 
-/// A line of the stream.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-pub enum Event {
+/// Writes the enum of all lines, and what every kind has.
+macro_rules! kinds {
+    ($( $(#[$about:meta])* $name:ident($kind:ident) $word:literal, )+) => {
+        /// A line of the stream.
+        #[derive(Clone, Debug, PartialEq, Deserialize)]
+        #[serde(tag = "event")]
+        pub enum Event {
+            $( $(#[$about])* #[serde(rename = $word)] $name($kind), )+
+        }
+
+        impl Event {
+            /// Returns the word of its kind.
+            #[must_use]
+            pub const fn word(&self) -> &'static str {
+                match self { $( Self::$name(_) => $word, )+ }
+            }
+
+            /// Returns what every line has, whatever its kind.
+            #[must_use]
+            pub fn frame(&self) -> Frame<'_> {
+                match self { $( Self::$name(line) => line.frame(), )+ }
+            }
+        }
+
+        $( impl Line for $kind {
+            const WORD: &'static str = $word;
+
+            fn of(event: &Event) -> Option<&Self> {
+                match event {
+                    Event::$name(line) => Some(line),
+                    _ => None,
+                }
+            }
+        } )+
+    };
+}
+
+/// A kind of line.
+pub trait Line: Clone + Debug {
+    /// Its word.
+    const WORD: &'static str;
+
+    /// Returns the line where it is of this kind.
+    fn of(event: &Event) -> Option<&Self>;
+}
+
+/// A line about one process.
+pub trait About: Line {
+    /// Returns the process.
+    fn subject(&self) -> &Subject;
+}
+
+/// What every line has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Frame<'a> {
+    /// The version of the output.
+    pub schema: &'a str,
+    /// Its place in the stream.
+    pub seq: u64,
+    /// When it happened.
+    pub time: Option<&'a str>,
+    /// The root that is watched.
+    pub tree: Id,
+}
+
+kinds! {
     /// The first line.
-    Attached(Attached),
+    Attached(Attached) "attached",
     /// A process was created.
-    Fork(Fork),
+    Fork(Fork) "fork",
     /// It runs another program.
-    Exec(Exec),
+    Exec(Exec) "exec",
     /// A fatal signal was delivered to it.
-    Signal(Signalled),
+    Signal(Signalled) "signal",
     /// It is dying.
-    Exit(Exited),
+    Exit(Exited) "exit",
     /// Its memory and files are released.
-    Gone(Gone),
+    Gone(Gone) "gone",
     /// Its creator is gone.
-    Orphaned(Orphaned),
+    Orphaned(Orphaned) "orphaned",
     /// Its GPU memory was given back.
-    Released(GpuReleased),
+    Released(GpuReleased) "released",
     /// Its GPU memory was not given back in time.
-    Held(GpuHeld),
+    Held(GpuHeld) "held",
     /// Something was lost, or recovered.
-    Lost(Lost),
+    Lost(Lost) "lost",
     /// No member can run again.
-    Extinct(Extinct),
+    Extinct(Extinct) "extinct",
     /// The last line.
-    Detached(Detached),
+    Detached(Detached) "detached",
+}
+
+impl Event {
+    /// Returns the line as one of this kind, where it is one.
+    #[must_use]
+    pub fn as_kind<K: Line>(&self) -> Option<&K> {
+        K::of(self)
+    }
+
+    /// Returns whether it is of this kind and about this process.
+    #[must_use]
+    pub fn is<K: About>(&self, process: Process) -> bool {
+        K::of(self).is_some_and(|line| line.subject().process() == process)
+    }
+
+    /// Returns the process that it is about, where it is about one.
+    #[must_use]
+    pub fn subject(&self) -> Option<&Subject> {
+        match self {
+            Self::Released(line) => Some(&line.process),
+            Self::Held(line) => Some(&line.process),
+            _ => self.happening().map(|(subject, ..)| subject),
+        }
+    }
+
+    /// Returns the creator of the process that it is about, where that is known.
+    #[must_use]
+    pub fn creator(&self) -> Option<&Who> {
+        self.happening().and_then(|(_, creator, _)| creator)
+    }
+
+    /// Returns whether the process that it is about was created by this one.
+    #[must_use]
+    pub fn is_by(&self, process: Process) -> bool {
+        is_process(self.creator(), process)
+    }
+
+    /// Returns whether it was found by comparison after a loss.
+    #[must_use]
+    pub fn is_resynced(&self) -> bool {
+        self.happening().is_some_and(|(.., resynced)| resynced)
+    }
+
+    /// Returns whether answers are complete, where the line says so.
+    #[must_use]
+    pub const fn is_complete(&self) -> Option<bool> {
+        match self {
+            Self::Attached(line) => Some(line.complete),
+            Self::Lost(line) => Some(line.complete),
+            Self::Extinct(line) => Some(line.complete),
+            Self::Detached(line) => Some(line.complete),
+            _ => None,
+        }
+    }
+
+    /// Returns what all lines have that the tracker has made about one process.
+    fn happening(&self) -> Option<(&Subject, Option<&Who>, bool)> {
+        match self {
+            Self::Fork(line) => Some(line.parts()),
+            Self::Exec(line) => Some(line.parts()),
+            Self::Signal(line) => Some(line.parts()),
+            Self::Exit(line) => Some(line.parts()),
+            Self::Gone(line) => Some(line.parts()),
+            Self::Orphaned(line) => Some(line.parts()),
+            _ => None,
+        }
+    }
+}
+
+impl Exited {
+    /// Returns how it died.
+    ///
+    /// # Panics
+    /// When the line does not say.
+    #[must_use]
+    #[track_caller]
+    pub fn death(&self) -> &Exit {
+        let exit = self.exit.as_ref();
+        exit.unwrap_or_else(|| panic!("no exit in {self:?}"))
+    }
+}
+
+impl Summary {
+    /// Returns the deaths by cause, in the order of the causes' names.
+    #[must_use]
+    pub fn exits(&self) -> Vec<(&str, u64)> {
+        let exits = self.exits.iter();
+        exits
+            .map(|(cause, count)| (cause.as_str(), *count))
+            .collect()
+    }
 }
 
 lines! {
@@ -205,6 +413,18 @@ happenings! {
         pub class: String,
         /// The pid of its new parent.
         pub parent: Option<i32>,
+    }
+}
+
+impl About for GpuReleased {
+    fn subject(&self) -> &Subject {
+        &self.process
+    }
+}
+
+impl About for GpuHeld {
+    fn subject(&self) -> &Subject {
+        &self.process
     }
 }
 

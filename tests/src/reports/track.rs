@@ -25,14 +25,62 @@ pub struct TrackSwitch {
     pub since: Option<String>,
 }
 
+/// The object of `track status`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "tracker", rename_all = "lowercase")]
+pub enum TrackState {
+    /// It is on.
+    On(TrackStatus),
+    /// It is off, or cannot be used.
+    Off(TrackOff),
+}
+
+impl TrackState {
+    /// Returns the status of a tracker that is on.
+    ///
+    /// # Panics
+    /// When it is off.
+    #[must_use]
+    #[track_caller]
+    pub fn on(self) -> TrackStatus {
+        match self {
+            Self::On(status) => status,
+            Self::Off(off) => panic!("the tracker is off: {off:?}"),
+        }
+    }
+
+    /// Returns the status of a tracker that is off.
+    ///
+    /// # Panics
+    /// When it is on.
+    #[must_use]
+    #[track_caller]
+    pub fn off(self) -> TrackOff {
+        match self {
+            Self::Off(off) => off,
+            Self::On(status) => panic!("the tracker is on: {status:?}"),
+        }
+    }
+}
+
+/// The object of `track status` of a tracker that is off.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackOff {
+    /// The version of the output.
+    pub schema: String,
+    /// What is wrong with the pins.
+    pub problem: Option<String>,
+    /// A path that is not used, and why.
+    pub distrusted: Option<String>,
+}
+
 /// The object of `track status` of a tracker that is on.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrackStatus {
     /// The version of the output.
     pub schema: String,
-    /// `on`.
-    pub tracker: String,
     /// Where it is pinned.
     pub directory: String,
     /// What is wrong with the pins.

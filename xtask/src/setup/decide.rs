@@ -35,7 +35,7 @@ pub(super) enum Step {
     AddComponents(Vec<&'static str>),
 }
 
-/// The steps in order, or what the user has to do where we cannot.
+/// Returns the steps in order, or what the user has to do where we cannot.
 pub(super) fn decide(facts: &Facts) -> Result<Vec<Step>> {
     ensure!(
         facts.rust != Rust::NoRustup,
@@ -59,7 +59,7 @@ pub(super) fn decide(facts: &Facts) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// The toolchain of the kernel half; returns the LLVM the linker must not be older than.
+/// Decides on the toolchain of the kernel half; returns the LLVM the linker must not be older than.
 fn toolchain(
     facts: &Facts,
     steps: &mut Vec<Step>,
@@ -86,7 +86,7 @@ fn toolchain(
     Ok(Some(DEBIAN_12_LLVM))
 }
 
-/// bpf-linker, of the toolchain's LLVM or a newer one.
+/// Decides on bpf-linker, of the toolchain's LLVM or a newer one.
 fn linker(facts: &Facts, llvm_major: Option<u32>, packages: &mut Vec<String>) -> Result<Step> {
     match (facts.linker.map(|linker| linker.llvm_major), llvm_major) {
         (Some(Some(linked)), Some(needed)) if linked < needed => {}
@@ -119,7 +119,7 @@ fn linker(facts: &Facts, llvm_major: Option<u32>, packages: &mut Vec<String>) ->
     Ok(Step::InstallLinker { llvm_major, prefix })
 }
 
-/// Those packages that are not there yet.
+/// Adds the steps for these packages; nothing is done for those that are there.
 fn install_packages(facts: &Facts, wanted: Vec<String>, steps: &mut Vec<Step>) -> Result<()> {
     let (have, missing): (Vec<String>, Vec<String>) = wanted
         .into_iter()
@@ -156,7 +156,7 @@ mod tests {
     use lifemon_tools::toolchain::Toolchain;
     use std::collections::BTreeSet;
 
-    /// A machine with rustup and nothing else.
+    /// Returns a machine with rustup and nothing else.
     fn bare(system: System) -> Facts {
         Facts {
             rust: Rust::Rustup,
@@ -190,7 +190,7 @@ mod tests {
         facts
     }
 
-    /// The steps that change something.
+    /// Returns the steps that change something.
     fn changes(facts: &Facts) -> Vec<Step> {
         let steps = decide(facts).expect("a way");
         let change = |step: &Step| !matches!(step, Step::Have(_));

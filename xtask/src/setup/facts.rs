@@ -117,7 +117,8 @@ fn toolchain() -> Option<(Toolchain, Option<u32>)> {
     Some((toolchain, llvm_major))
 }
 
-/// A distribution's rustc in front of rustup's would compile everything with another version.
+/// Finds the tools of Rust: a distribution's rustc in front of rustup's would compile everything
+/// with another version.
 fn rust() -> Rust {
     if on_path("rustup").is_none() {
         return Rust::NoRustup;
@@ -164,7 +165,8 @@ fn llvm_major_of_rustc(verbose_version: &str) -> Option<u32> {
     version.split('.').next()?.parse().ok()
 }
 
-/// The name of the shared library an executable asks for: `libLLVM.so.22.1` or `libLLVM-22.so`.
+/// Returns the name of the shared library an executable asks for: `libLLVM.so.22.1` or
+/// `libLLVM-22.so`.
 fn llvm_major_of_file(bytes: &[u8]) -> Option<u32> {
     ["libLLVM.so.", "libLLVM-"].iter().find_map(|name| {
         let at = bytes

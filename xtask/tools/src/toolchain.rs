@@ -21,13 +21,13 @@ pub struct Toolchain {
     pub sysroot: PathBuf,
 }
 
-/// What `OVERRIDE_ENV` says, when it says something.
+/// Returns what `OVERRIDE_ENV` says, when it says something.
 #[must_use]
 pub fn overridden() -> Option<String> {
     env::var(OVERRIDE_ENV).ok().filter(|name| !name.is_empty())
 }
 
-/// The toolchains to try, best first.
+/// Returns the toolchains to try, best first.
 #[must_use]
 pub fn candidates(overridden: Option<String>) -> Vec<String> {
     overridden.map_or_else(
@@ -36,7 +36,7 @@ pub fn candidates(overridden: Option<String>) -> Vec<String> {
     )
 }
 
-/// The first candidate that can build `core`.
+/// Returns the first candidate that can build `core`.
 #[must_use]
 pub fn choose() -> Option<Toolchain> {
     candidates(overridden()).into_iter().find_map(|name| {
@@ -46,7 +46,7 @@ pub fn choose() -> Option<Toolchain> {
     })
 }
 
-/// The first executable file of this name in the directories of `PATH`.
+/// Returns the first executable file of this name in the directories of `PATH`.
 #[must_use]
 pub fn on_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?)

@@ -76,7 +76,7 @@ impl Apt {
         Ok(Some(text))
     }
 
-    /// What a package of a suite depends on.
+    /// Returns what a package of a suite depends on.
     pub(crate) fn dependencies(&self, package: &str, suite: &str) -> Vec<String> {
         let mut depends = self.tool("apt-cache");
         depends.args(["depends", "--important"]);
@@ -88,7 +88,8 @@ impl Apt {
             .collect()
     }
 
-    /// The name of the file that a package of a suite comes in: its name, version, architecture.
+    /// Returns the name of the file that a package of a suite comes in: its name, version,
+    /// architecture.
     pub(crate) fn file_name(&self, package: &str, suite: &str) -> Result<String> {
         let mut download = self.tool("apt-get");
         download.args(["download", "--print-uris"]);
@@ -129,7 +130,7 @@ impl Apt {
     }
 }
 
-/// Where this host gets Debian's packages from.
+/// Returns where this host gets Debian's packages from.
 fn mirror() -> Option<String> {
     let mut targets = Command::new("apt-get");
     let format = "$(LABEL)|$(RELEASE)|$(REPO_URI)";
@@ -137,7 +138,7 @@ fn mirror() -> Option<String> {
     mirror_of(&output(&mut targets)?)
 }
 
-/// The archive itself rather than its security updates. Without lists there are no labels.
+/// Returns the archive itself rather than its security updates. Without lists there are no labels.
 fn mirror_of(targets: &str) -> Option<String> {
     let rows = targets.lines().filter_map(|line| {
         let (label, rest) = line.split_once('|')?;

@@ -32,7 +32,7 @@ const NEEDED: [&str; 4] = [
 const ARM64_COMPILER: &str = "aarch64-linux-gnu-gcc";
 
 impl Architecture {
-    /// As Debian calls it.
+    /// Returns the name that Debian has for it.
     pub(crate) fn debian(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
@@ -40,7 +40,7 @@ impl Architecture {
         }
     }
 
-    /// The emulator.
+    /// Returns the emulator.
     pub(crate) fn emulator(self) -> &'static str {
         match self {
             Self::Amd64 => "qemu-system-x86_64",
@@ -48,7 +48,7 @@ impl Architecture {
         }
     }
 
-    /// Machine and processor, for the emulator.
+    /// Returns machine and processor, for the emulator.
     ///
     /// As little as Linux needs: what it would use of a newer processor (string instructions for
     /// copying and clearing, protection of user memory) costs more than it gains when emulated. On
@@ -61,7 +61,7 @@ impl Architecture {
         }
     }
 
-    /// The serial line, for the kernel.
+    /// Returns the serial line, for the kernel.
     pub(crate) fn console(self) -> &'static str {
         match self {
             Self::Amd64 => "ttyS0",
@@ -69,7 +69,7 @@ impl Architecture {
         }
     }
 
-    /// What cargo builds for, where that is not this machine.
+    /// Returns what cargo builds for, where that is not this machine.
     pub(crate) fn target(self) -> Option<&'static str> {
         match self {
             Self::Amd64 => None,
@@ -94,7 +94,7 @@ impl Architecture {
         }
     }
 
-    /// What `command`, a cargo build, needs besides.
+    /// Adds what `command`, a cargo build, needs besides.
     pub(crate) fn build(self, command: &mut Command) {
         if let Some(target) = self.target() {
             command.args(["--target", target]);
@@ -105,8 +105,8 @@ impl Architecture {
         }
     }
 
-    /// Every shared library that one of the programs needs, the loader included: where it is to be,
-    /// and where it is here.
+    /// Returns every shared library that one of the programs needs, the loader included: where it
+    /// is to be, and where it is here.
     pub(crate) fn libraries(self, programs: &[&PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>> {
         match self {
             Self::Amd64 => {
@@ -142,7 +142,7 @@ fn install(wanted: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// The paths in what ldd prints: `name => /path (address)` or `/path (address)`.
+/// Returns the paths in what ldd prints: `name => /path (address)` or `/path (address)`.
 fn in_ldd(list: &str) -> impl Iterator<Item = PathBuf> {
     let words = list.split_whitespace();
     words

@@ -72,7 +72,7 @@ impl Console {
         None
     }
 
-    /// The section of this name.
+    /// Returns the section of this name.
     pub(crate) fn section(&self, name: &str) -> Option<&Section> {
         self.sections.iter().find(|section| section.name == name)
     }
@@ -117,7 +117,7 @@ impl Tests {
         tests
     }
 
-    /// A line about the end of one test: for a process that does not live to count itself.
+    /// Reads a line about the end of one test: for a process that does not live to count itself.
     fn result(&mut self, line: &str) {
         let Some((name, result)) = line
             .strip_prefix("test ")
@@ -135,8 +135,8 @@ impl Tests {
         }
     }
 
-    /// What the tests themselves printed, shown after all have run: under `successes:` why one was
-    /// skipped (panics there were expected), under `failures:` why one panicked.
+    /// Takes up what the tests themselves printed, shown after all have run: under `successes:` why
+    /// one was skipped (panics there were expected), under `failures:` why one panicked.
     fn reasons(&mut self, lines: &[String]) {
         let mut of = "";
         let mut is_panic = false;
@@ -153,7 +153,7 @@ impl Tests {
         }
     }
 
-    /// Why a test failed, when it did and that is not known yet.
+    /// Returns the place for why a test failed, when it did and that is not known yet.
     fn failed_of(&mut self, test: &str) -> Option<&mut String> {
         let mut failed = self.failed.iter_mut();
         let (_, why) = failed.find(|(name, why)| name == test && why.is_empty())?;
@@ -161,7 +161,7 @@ impl Tests {
     }
 }
 
-/// Why a section without a verdict has none.
+/// Returns why a section without a verdict has none.
 fn stopped(section: &Section) -> String {
     let how = match section.code {
         Some(137) => "ended at its time limit".to_owned(),
@@ -189,7 +189,7 @@ pub(crate) struct Check {
     pub(crate) detail: String,
 }
 
-/// The checks in the doctor's section.
+/// Returns the checks in the doctor's section.
 pub(crate) fn checks(section: &Section) -> Vec<Check> {
     let text = section.lines.join("\n");
     let report: Value = serde_json::from_str(text.trim()).unwrap_or_default();

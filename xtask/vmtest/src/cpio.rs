@@ -25,7 +25,7 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// An empty directory, or the ones above a path.
+    /// Adds an empty directory, or the ones above a path.
     pub(crate) fn directory(&mut self, path: &Path) {
         if let Some(parent) = path.parent() {
             self.directory(parent);
@@ -36,13 +36,13 @@ impl Archive {
         }
     }
 
-    /// A file with this content.
+    /// Adds a file with this content.
     pub(crate) fn file(&mut self, path: &Path, mode: u32, content: &[u8]) {
         self.above(path);
         self.entry(name(path), FILE | mode, content);
     }
 
-    /// A file of the host, at `path`.
+    /// Adds a file of the host, at `path`.
     pub(crate) fn copy(&mut self, path: &Path, from: &Path) -> Result<()> {
         let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         let mode = fs::metadata(from)?.permissions().mode() & 0o777;
@@ -50,13 +50,13 @@ impl Archive {
         Ok(())
     }
 
-    /// A symbolic link.
+    /// Adds a symbolic link.
     pub(crate) fn link(&mut self, path: &Path, target: &str) {
         self.above(path);
         self.entry(name(path), SYMLINK | 0o777, target.as_bytes());
     }
 
-    /// The whole archive.
+    /// Returns the whole archive.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry(b"TRAILER!!!", 0, &[]);
         self.bytes

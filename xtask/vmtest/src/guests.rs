@@ -92,7 +92,8 @@ pub(crate) fn boot_all(plan: &Plan<'_>, kernels: &[Kernel]) -> Result<Vec<Report
     Ok(reports)
 }
 
-/// Newest first: they have the most to do, and what is long should not start last.
+/// Sorts the kernels, the newest first: they have the most to do, and what is long should not start
+/// last.
 fn in_order(kernels: &[Kernel]) -> Vec<&Kernel> {
     let mut order: Vec<_> = kernels.iter().collect();
     let position = |kernel: &Kernel| SUITES.iter().position(|suite| *suite == kernel.suite);
@@ -103,8 +104,8 @@ fn in_order(kernels: &[Kernel]) -> Vec<&Kernel> {
     order
 }
 
-/// What the next guest may take of the time that is left, so that those after it have as much, and
-/// the short ones at the end theirs.
+/// Returns what the next guest may take of the time that is left, so that those after it have as
+/// much, and the short ones at the end theirs.
 fn part(left: Duration, kernels: &VecDeque<&Kernel>, side_by_side: usize) -> Duration {
     let is_long = |kernel: &&&Kernel| kernel.suite.expected == Expected::Works;
     let rounds = kernels

@@ -58,7 +58,7 @@ impl Host {
         })
     }
 
-    /// What travels, with the tools of a guest.
+    /// Loads what travels, with the tools of a guest.
     pub(crate) fn load(&self, built: ForTests, modules: Vec<Module>) -> Load {
         Load {
             architecture: self.architecture,
@@ -70,7 +70,7 @@ impl Host {
         }
     }
 
-    /// Those that can be had, and a report on each that cannot.
+    /// Returns those that can be had, and a report on each that cannot.
     pub(crate) fn kernels(&self, suites: &[Suite]) -> (Vec<Kernel>, Vec<Report>) {
         let (mut kernels, mut reports) = (Vec::new(), Vec::new());
         for &suite in suites {
@@ -90,7 +90,7 @@ impl Host {
     }
 }
 
-/// Outside the repository: what is fetched serves every checkout.
+/// Returns a directory outside the repository: what is fetched serves every checkout.
 fn cache() -> Result<PathBuf> {
     let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache"));
     let base = env::var_os("XDG_CACHE_HOME")
@@ -104,7 +104,8 @@ fn cache() -> Result<PathBuf> {
     Ok(cache)
 }
 
-/// One at a time: two would disturb each other's deadlines, and share these files.
+/// Waits until this run is the only one: two would disturb each other's deadlines, and share these
+/// files.
 fn lock(cache: &Path) -> Result<File> {
     let file = File::create(cache.join("lock"))?;
     match file.try_lock() {

@@ -63,7 +63,7 @@ pub(crate) struct Run<'a> {
     pub(crate) is_wanted: &'a dyn Fn(&str) -> bool,
 }
 
-/// The file system of a guest, as an archive.
+/// Builds the file system of a guest, as an archive.
 pub(crate) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["/proc", "/sys", "/dev", "/run", "/tmp"] {
@@ -88,7 +88,7 @@ pub(crate) fn build(load: &Load, run: &Run<'_>, expected: Expected) -> Result<Ve
     Ok(archive.finish())
 }
 
-/// A shell script: the sections in order.
+/// Writes a shell script: the sections in order.
 fn plan(load: &Load, run: &Run<'_>, expected: Expected) -> String {
     let lifemon = quoted(&load.lifemon.to_string_lossy());
     let seconds = COMMAND_LIMIT.as_secs();
@@ -141,7 +141,7 @@ fn test_section(tests: &Executable, module: &Module, options: &[&OsStr]) -> Stri
     line
 }
 
-/// As one word for a shell, whatever is in it.
+/// Returns it as one word for a shell, whatever is in it.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

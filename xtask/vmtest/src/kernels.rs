@@ -58,7 +58,7 @@ pub(crate) const ARM64: Suite = Suite {
     expected: Expected::Works,
 };
 
-/// Those asked for by suite or by series.
+/// Returns those asked for by suite or by series.
 pub(crate) fn chosen(asked: &[String]) -> Result<Vec<Suite>> {
     let is_meant =
         |suite: &Suite, word: &str| suite.series == word || suite.name == word && *suite != ARM64;

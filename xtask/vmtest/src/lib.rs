@@ -98,7 +98,7 @@ pub fn vmtest(options: &Options) -> Result<()> {
     verdict(&reports, is_ci())
 }
 
-/// The kernels of one architecture.
+/// Runs the tests on the kernels of one architecture.
 fn of_one(options: &Options, architecture: Architecture, suites: &[Suite]) -> Result<Vec<Report>> {
     let Fetched {
         host,
@@ -133,7 +133,7 @@ fn of_one(options: &Options, architecture: Architecture, suites: &[Suite]) -> Re
 }
 
 impl Options {
-    /// Without a wish all of this architecture.
+    /// Returns the suites that are asked for; all of this architecture where none is.
     fn suites(&self) -> Result<Vec<Suite>> {
         if self.kernel.is_empty() {
             return Ok(SUITES.to_vec());
@@ -141,7 +141,7 @@ impl Options {
         chosen(&self.kernel)
     }
 
-    /// For one guest, and for all of an architecture.
+    /// Returns the times for one guest, and for all of an architecture.
     fn budgets(&self) -> (Duration, Duration) {
         let everything = self.everything.then_some(EVERYTHING_BUDGET.as_secs());
         match self.deadline.or(everything) {
@@ -154,7 +154,7 @@ impl Options {
     }
 }
 
-/// What guests need, of all kernels: for [`stage`], while other things are done.
+/// Fetches what guests need, of all kernels: for [`stage`], while other things are done.
 ///
 /// # Errors
 /// When this machine cannot have guests.
@@ -232,13 +232,13 @@ impl Fetched {
     }
 }
 
-/// As the suites are listed, whatever ended first.
+/// Sorts reports as the suites are listed, whatever ended first.
 fn in_order(mut reports: Vec<Report>) -> Vec<Report> {
     reports.sort_by_key(|report| SUITES.iter().position(|suite| *suite == report.suite));
     reports
 }
 
-/// The root of the workspace.
+/// Returns the root of the workspace.
 fn root() -> Result<PathBuf> {
     let package = env::var_os("CARGO_MANIFEST_DIR").context("run this through cargo")?;
     let root = PathBuf::from(package).parent().map(Path::to_path_buf);

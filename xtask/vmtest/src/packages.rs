@@ -28,12 +28,12 @@ pub(crate) struct Kernel {
 }
 
 impl Packages {
-    /// A cache below `directory`.
+    /// Makes a cache below `directory`.
     pub(crate) fn new(apt: Apt, directory: PathBuf) -> Self {
         Self { apt, directory }
     }
 
-    /// The kernel that a suite has now for virtual machines.
+    /// Returns the kernel that a suite has now for virtual machines.
     pub(crate) fn kernel(&self, suite: Suite) -> Result<Kernel> {
         let newest = format!("linux-image-cloud-{}", suite.architecture.debian());
         let dependency = |of: &str, prefix: &str| {
@@ -50,12 +50,12 @@ impl Packages {
         Ok(Kernel { suite, image })
     }
 
-    /// A shell and tools that need no library.
+    /// Returns a shell and tools that need no library.
     pub(crate) fn busybox(&self, suite: &str) -> Result<PathBuf> {
         self.file("busybox-static", suite, |name| name == "busybox")
     }
 
-    /// One file of a package.
+    /// Fetches one file of a package.
     fn file(
         &self,
         package: &str,
@@ -100,7 +100,7 @@ impl Packages {
     }
 }
 
-/// The first file below `directory` with a name that is wanted.
+/// Returns the first file below `directory` with a name that is wanted.
 fn find(directory: &Path, is_wanted: &impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
     let mut left = vec![directory.to_path_buf()];
     while let Some(directory) = left.pop() {

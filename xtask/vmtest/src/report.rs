@@ -112,7 +112,8 @@ impl Ran {
         }
     }
 
-    /// The contract: a message that names the kernel and what is needed, and exit code 3.
+    /// Judges a refusal by the contract: a message that names the kernel and what is needed, and
+    /// exit code 3.
     fn judge_refusal(&mut self, console: &Console) {
         let refusal = console.section("refusal");
         let text = refusal.map(|section| section.lines.join(" ").trim().to_owned());
@@ -126,24 +127,24 @@ impl Ran {
         self.refusal = Some(text);
     }
 
-    /// Whether everything was as it has to be.
+    /// Returns whether everything was as it has to be.
     pub(crate) fn is_good(&self) -> bool {
         self.problems.is_empty() && self.tests.counts.failed == 0
     }
 
-    /// The features that are not as good as on other kernels.
+    /// Returns the features that are not as good as on other kernels.
     pub(crate) fn degraded(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.state == "degraded")
     }
 }
 
 impl Report {
-    /// Whether nothing was left out for want of time.
+    /// Returns whether nothing was left out for want of time.
     pub(crate) fn is_whole(&self) -> bool {
         !matches!(&self.outcome, Outcome::Ran(ran) if !ran.late.is_empty())
     }
 
-    /// The tests that ran there; what is wrong besides counts as one that failed.
+    /// Returns the tests that ran there; what is wrong besides counts as one that failed.
     pub(crate) fn counts(&self) -> Counts {
         let Outcome::Ran(ran) = &self.outcome else {
             return Counts::default();

@@ -21,6 +21,7 @@ const SHARES: [(&str, &[&str]); 4] = [
             "kill_bombs",
             "kill_refused",
             "run_lives",
+            "run_options",
             "run_signals",
             "run_terminal",
             "tree",
@@ -32,7 +33,7 @@ const SHARES: [(&str, &[&str]); 4] = [
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
-const NOWHERE: [&str; 13] = [
+const NOWHERE: [&str; 15] = [
     "commands",
     "gpu",
     "kill_interrupted",
@@ -43,8 +44,10 @@ const NOWHERE: [&str; 13] = [
     "manager_wire",
     "python_servers",
     "run",
+    "run_alone",
     "run_keepers",
     "run_many",
+    "run_supervised",
     "shapes",
 ];
 
@@ -61,7 +64,8 @@ const SLOW: [&str; 9] = [
     "kill_bombs",
 ];
 
-/// The place of a module among those of a guest: what runs everywhere, what is quick, the rest.
+/// Returns the place of a module among those of a guest: what runs everywhere, what is quick, the
+/// rest.
 pub(crate) fn place(module: &str) -> usize {
     let slow = SLOW.iter().position(|slow| *slow == module);
     match slow {
@@ -71,12 +75,12 @@ pub(crate) fn place(module: &str) -> usize {
     }
 }
 
-/// Whether every guest must have run this module, however slow the machine is.
+/// Returns whether every guest must have run this module, however slow the machine is.
 pub(crate) fn is_due(module: &str) -> bool {
     EVERYWHERE.contains(&module)
 }
 
-/// Whether this module runs on the kernel of this suite. One that is not named above does.
+/// Returns whether this module runs on the kernel of this suite. One that is not named above does.
 pub(crate) fn is_shared(suite: Suite, module: &str) -> bool {
     let is_elsewhere = SHARES.iter().any(|(_, share)| share.contains(&module));
     let own = SHARES.iter().find(|(name, _)| *name == suite.name);

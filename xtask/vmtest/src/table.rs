@@ -47,7 +47,8 @@ fn table(reports: &[Report]) -> String {
     table
 }
 
-/// What was degraded, and why tests were skipped: each reason once, with the kernels it holds for.
+/// Lists what was degraded, and why tests were skipped: each reason once, with the kernels it holds
+/// for.
 fn notes(reports: &[Report]) -> Vec<String> {
     let mut degraded: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     let mut skipped: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();

@@ -23,7 +23,7 @@ impl Args {
         self.word(name).into()
     }
 
-    /// A count of at most `max`: nothing here is without a bound.
+    /// Returns a count of at most `max`: nothing here is without a bound.
     pub(crate) fn count(&mut self, name: &str, max: u32) -> u32 {
         let word = self.word(name);
         bounded(&word, name, max)

@@ -29,13 +29,13 @@ const WORKERS: usize = 6;
 const LAUNCHERS: usize = 6;
 const THREADS: usize = 8;
 
-/// What the arguments of every bomb say.
+/// Reads what the arguments of every bomb say.
 fn prepare(args: &mut Args) -> Fuse {
     let [fuse, _] = prepare_with_count(args);
     fuse
 }
 
-/// The same, with a count besides.
+/// Does the same, with a count besides.
 fn prepare_with_count(args: &mut Args) -> [Fuse; 2] {
     let counts = Fuse::all_from_args(args, MADE_MAX);
     if args.optional().is_some_and(|word| word == "adopt") {
@@ -68,14 +68,14 @@ fn split(fuse: &Fuse) -> Option<bool> {
     None
 }
 
-/// The same with a body for the child.
+/// Does the same with a body for the child.
 fn part(fuse: &Fuse, body: impl FnOnce() -> i32) {
     if split(fuse) == Some(true) {
         exit_now(body());
     }
 }
 
-/// Something that differs from process to process, below `below`.
+/// Returns something that differs from process to process, below `below`.
 fn die_cast(below: u32) -> u32 {
     getpid()
         .as_raw()
@@ -96,7 +96,7 @@ pub(crate) fn comet(args: &mut Args) -> i32 {
     burning(&fuse)
 }
 
-/// The same with a pause of 1 to 5 ms in each process.
+/// Does the same with a pause of 1 to 5 ms in each process.
 pub(crate) fn slow_comet(args: &mut Args) -> i32 {
     let fuse = prepare(args);
     let pause = |cast: u32| Duration::from_micros(1_000 + u64::from(cast));
@@ -114,7 +114,8 @@ fn fly(fuse: &Fuse, pause: impl Fn(u32) -> Duration) -> i32 {
     0
 }
 
-/// 500 processes in sessions of their own, created by processes that have exited, deaf to SIGTERM.
+/// Makes 500 processes in sessions of their own, created by processes that have exited, deaf to
+/// SIGTERM.
 pub(crate) fn tree(args: &mut Args) -> i32 {
     let [fuse, settled] = prepare_with_count(args);
     for _ in 0..TREE_BRANCHES {
@@ -142,8 +143,8 @@ fn daemon(settled: &Fuse) -> i32 {
     hold()
 }
 
-/// A supervisor of four supervisors of six workers each, all in sessions of their own. Workers last
-/// 5 to 20 ms; whatever dies is replaced.
+/// Makes a supervisor of four supervisors of six workers each, all in sessions of their own.
+/// Workers last 5 to 20 ms; whatever dies is replaced.
 pub(crate) fn respawn(args: &mut Args) -> i32 {
     let fuse = prepare(args);
     let worker = || {
@@ -172,7 +173,7 @@ fn supervise(fuse: &Fuse, count: usize, body: impl Fn() -> i32) -> i32 {
     0
 }
 
-/// Six processes that start `/bin/true` by vfork and exec as fast as they can.
+/// Makes six processes that start `/bin/true` by vfork and exec as fast as they can.
 pub(crate) fn vfork_burst(args: &mut Args) -> i32 {
     let fuse = prepare(args);
     for _ in 0..LAUNCHERS {
@@ -188,8 +189,8 @@ pub(crate) fn vfork_burst(args: &mut Args) -> i32 {
     burning(&fuse)
 }
 
-/// Eight threads of one process that fork at once; every fourth child forks again into a session of
-/// its own and exits.
+/// Makes eight threads of one process that fork at once; every fourth child forks again into a
+/// session of its own and exits.
 pub(crate) fn forking_threads(args: &mut Args) -> i32 {
     let fuse = prepare(args);
     part(&fuse, || {
@@ -202,7 +203,7 @@ pub(crate) fn forking_threads(args: &mut Args) -> i32 {
     burning(&fuse)
 }
 
-/// The children of a process with threads do nothing but system calls.
+/// Forks as a thread may: the children of a process with threads do nothing but system calls.
 fn fork_in_thread(fuse: Fuse) {
     while let Some(is_child) = split(&fuse) {
         if !is_child {

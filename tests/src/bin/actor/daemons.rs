@@ -65,7 +65,7 @@ fn ignore(signals: &[Signal]) {
     }
 }
 
-/// The second stays, once the first is dead.
+/// Forks twice; the second stays, once the first is dead.
 fn twice(stay: &impl Fn() -> i32) -> i32 {
     let me = getpid();
     spawn(|| {
@@ -75,7 +75,7 @@ fn twice(stay: &impl Fn() -> i32) -> i32 {
     0
 }
 
-/// Each begins once its creator is dead, and the last one stays.
+/// Makes the next generation: each begins once its creator is dead, and the last one stays.
 fn generation(left: u32, stay: &impl Fn() -> i32) -> i32 {
     if left == 0 {
         return stay();

@@ -10,7 +10,8 @@ use crate::args::{Args, usage};
 use crate::process::{exit_now, spawn};
 use crate::talk::{begin, commands, reap, report};
 
-/// Role `worker`: dies by SIGABRT and dumps core. It exits with 3 where it could not prepare.
+/// Makes role `worker`, which dies by SIGABRT and dumps core. It exits with 3 where it could not
+/// prepare.
 pub(crate) fn core_dump(args: &mut Args) -> i32 {
     let directory = args.path("directory");
     begin();
@@ -27,7 +28,7 @@ pub(crate) fn core_dump(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Role `worker`: reads where no memory is. The kernel's signal, SIGSEGV; no core.
+/// Makes role `worker`, which reads where no memory is. The kernel's signal, SIGSEGV; no core.
 pub(crate) fn fault() -> i32 {
     begin();
     let worker = spawn(|| {
@@ -41,7 +42,7 @@ pub(crate) fn fault() -> i32 {
     commands()
 }
 
-/// Role `worker`: sends itself signal N, by `kill(2)`; no core.
+/// Makes role `worker`, which sends itself signal N, by `kill(2)`; no core.
 pub(crate) fn signal_itself(args: &mut Args) -> i32 {
     let number = args.count("signal", 31).cast_signed();
     let Ok(signal) = Signal::try_from(number) else {
@@ -59,7 +60,7 @@ pub(crate) fn signal_itself(args: &mut Args) -> i32 {
     commands()
 }
 
-/// The actor itself dies by signal N, whatever it inherited; no core.
+/// Ends the actor itself by signal N, whatever it inherited; no core.
 pub(crate) fn die_by(args: &mut Args) -> i32 {
     let number = args.count("signal", 64).cast_signed();
     without_core();
@@ -77,7 +78,7 @@ fn without_core() {
     }
 }
 
-/// Without the handler that the Rust runtime has for faults.
+/// Takes away the handler that the Rust runtime has for faults.
 fn by_default(signal: Signal) {
     // SAFETY: no handler of ours is installed or removed by it.
     let changed = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };

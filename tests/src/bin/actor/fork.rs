@@ -10,7 +10,7 @@ use crate::talk::{begin, commands, fail, reap, report};
 const CHILDREN_MAX: u32 = 2000;
 const STACK_BYTES: usize = 64 * 1024;
 
-/// N children exit with CODE and are reaped.
+/// Makes N children, which exit with CODE and are reaped.
 pub(crate) fn fork_wait(args: &mut Args) -> i32 {
     let (count, code) = (args.count("children", CHILDREN_MAX), args.exit_code());
     begin();
@@ -22,7 +22,7 @@ pub(crate) fn fork_wait(args: &mut Args) -> i32 {
     commands()
 }
 
-/// N children that stay.
+/// Makes N children that stay.
 pub(crate) fn fork_hold(args: &mut Args) -> i32 {
     let count = args.count("children", CHILDREN_MAX);
     begin();
@@ -33,7 +33,7 @@ pub(crate) fn fork_hold(args: &mut Args) -> i32 {
     commands()
 }
 
-/// A vfork whose child becomes `/bin/true`.
+/// Makes a vfork whose child becomes `/bin/true`.
 pub(crate) fn vfork_exec() -> i32 {
     begin();
     let Some(child) = vfork_true() else {
@@ -44,8 +44,8 @@ pub(crate) fn vfork_exec() -> i32 {
     commands()
 }
 
-/// `CLONE_VM | CLONE_VFORK`, by `clone` with a stack of its own, because a Rust function must not
-/// return into a frame that a vfork child has used.
+/// Forks with `CLONE_VM | CLONE_VFORK`, by `clone` with a stack of its own, because a Rust function
+/// must not return into a frame that a vfork child has used.
 pub(crate) fn vfork_true() -> Option<Pid> {
     let mut stack = vec![0_u128; STACK_BYTES / 16];
     let top = stack.as_mut_ptr_range().end.cast();

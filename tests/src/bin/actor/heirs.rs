@@ -51,7 +51,7 @@ fn fork_into(pid: Pid, body: impl FnOnce() -> i32) -> Option<Pid> {
     }
 }
 
-/// Role `first`. On the second line it is killed, and its pid becomes that of role `heir`.
+/// Makes role `first`. On the second line it is killed, and its pid becomes that of role `heir`.
 pub(crate) fn heir() -> i32 {
     begin();
     let first = spawn(|| hold());
@@ -66,8 +66,8 @@ pub(crate) fn heir() -> i32 {
     commands()
 }
 
-/// `successors FILE [clone-parent]`: role `root` creates processes that live for up to 60 ms. As
-/// soon as one of them is dead, its pid goes to a bystander, a child of the actor. With
+/// Runs `successors FILE [clone-parent]`: role `root` creates processes that live for up to 60 ms.
+/// As soon as one of them is dead, its pid goes to a bystander, a child of the actor. With
 /// `clone-parent` the actor is also the parent of the root's processes, and learns of each death at
 /// once. On the line `stop` the actor waits for all and says how many bystanders a signal has
 /// ended.
@@ -132,7 +132,7 @@ struct Estate {
 }
 
 impl Estate {
-    /// A process of this pid is dead and gone: the next one is a bystander.
+    /// Makes a bystander with this pid, whose process is dead and gone.
     fn inherit(&mut self, pid: Pid) {
         if !self.closed && fork_into(pid, linger).is_some() {
             self.heirs.insert(pid);
@@ -156,7 +156,7 @@ fn linger() -> i32 {
     0
 }
 
-/// How long the next member lives: a linear congruential generator.
+/// Returns how long the next member lives: a linear congruential generator.
 fn next_life(seed: &mut u64) -> Duration {
     *seed = seed
         .wrapping_mul(6_364_136_223_846_793_005)

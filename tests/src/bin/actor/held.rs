@@ -26,8 +26,8 @@ const INIT: u32 = 26;
 const LOOKUP: u32 = 1;
 const VERSION: [u32; 2] = [7, 23];
 
-/// Role `traced`, a child of the actor: `traced stop` stops it, `traced exit` lets it run until it
-/// exits, and holds it there until the second line.
+/// Makes role `traced`, a child of the actor: `traced stop` stops it, `traced exit` lets it run
+/// until it exits, and holds it there until the second line.
 pub(crate) fn traced(args: &mut Args) -> i32 {
     let (options, stops) = match args.word("where").as_str() {
         "exit" => (Options::PTRACE_O_TRACEEXIT, false),
@@ -52,9 +52,9 @@ pub(crate) fn traced(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Role `stuck`, a child of the actor: it asks a file system for a file, and the file system, which
-/// is the actor, has taken the request and answers it on the second line. No signal ends such a
-/// wait. The mount is in DIRECTORY, seen by these two processes alone.
+/// Makes role `stuck`, a child of the actor: it asks a file system for a file, and the file system,
+/// which is the actor, has taken the request and answers it on the second line. No signal ends such
+/// a wait. The mount is in DIRECTORY, seen by these two processes alone.
 pub(crate) fn stuck(args: &mut Args) -> i32 {
     let directory = args.path("directory");
     begin();
@@ -114,7 +114,7 @@ fn mount_on(directory: &Path) -> nix::Result<OwnedFd> {
     Ok(device)
 }
 
-/// The next request: its kind, its number, and who asks.
+/// Reads the next request: its kind, its number, and who asks.
 fn request(device: &OwnedFd) -> (u32, u64, Pid) {
     let mut bytes = [0; REQUEST_BYTES];
     let length = read(device, &mut bytes).unwrap_or_else(|errno| fail(&format!("fuse: {errno}")));

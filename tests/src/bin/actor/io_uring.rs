@@ -17,7 +17,7 @@ const FLAGS: usize = 2;
 const SQ_THREAD_IDLE: usize = 4;
 const IDLE_MS: u32 = 60_000;
 
-/// Role `worker`: sets the ring up, says so, and exits with 9 on the second line.
+/// Makes role `worker`, which sets the ring up, says so, and exits with 9 on the second line.
 pub(crate) fn sqpoll() -> i32 {
     begin();
     let up = crate::pipe::Pipe::new();
@@ -39,7 +39,7 @@ pub(crate) fn sqpoll() -> i32 {
     commands()
 }
 
-/// The ring stays open until the process ends.
+/// Makes a ring, which stays open until the process ends.
 fn set_up_ring() -> nix::Result<()> {
     let mut params = [0_u32; PARAMS_WORDS];
     params[FLAGS] = SETUP_SQPOLL;
@@ -52,7 +52,7 @@ fn set_up_ring() -> nix::Result<()> {
     Ok(())
 }
 
-/// The thread of this process that is not its leader.
+/// Returns the thread of this process that is not its leader.
 fn kernel_thread(pid: i32) -> Option<i32> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let ids = threads

@@ -26,7 +26,7 @@ const FOREVER_MAX: u32 = 200_000;
 /// Direct children alive at once; each third one adds a grandchild.
 const FOREVER_ALIVE: usize = 8;
 
-/// N children, at most 32 alive; child number i exits with i % 7.
+/// Makes N children, at most 32 alive; child number i exits with i % 7.
 pub(crate) fn burst(args: &mut Args) -> i32 {
     let count = args.count("processes", BURST_MAX);
     begin();
@@ -45,7 +45,7 @@ pub(crate) fn burst(args: &mut Args) -> i32 {
     commands()
 }
 
-/// The same, with KEPT children that stay among them, as far apart as possible; role `kept`.
+/// Does the same, with KEPT children that stay among them, as far apart as possible; role `kept`.
 pub(crate) fn burst_hold(args: &mut Args) -> i32 {
     let count = args.count("processes", BURST_MAX);
     let kept = args.count("kept", KEPT_MAX);
@@ -66,13 +66,13 @@ pub(crate) fn burst_hold(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Whether number `number` of `count` is one of `kept` at equal distances.
+/// Returns whether number `number` of `count` is one of `kept` at equal distances.
 fn is_kept(number: u32, kept: u32, count: u32) -> bool {
     let so_far = |number: u32| u64::from(number) * u64::from(kept) / u64::from(count);
     so_far(number + 1) > so_far(number)
 }
 
-/// The exit code of whichever child ends next.
+/// Returns the exit code of whichever child ends next.
 fn reap_any() -> usize {
     match waitpid(None, None) {
         Ok(WaitStatus::Exited(_, code)) => (code.cast_unsigned() % CODES) as usize,
@@ -117,7 +117,8 @@ pub(crate) fn forever_forking(args: &mut Args) -> i32 {
     commands_and(|line| line == "stop")
 }
 
-/// Every third one is a double fork into another session, whose grandchild is an orphan.
+/// Makes a short life; every third one is a double fork into another session, whose grandchild is
+/// an orphan.
 fn short_life(number: u64, actor: Pid, log: &Log, tally: &Tally) -> i32 {
     log.enter(actor);
     if number.is_multiple_of(3) {
@@ -147,7 +148,7 @@ fn has_reaped(wait: bool) -> bool {
     }
 }
 
-/// A line, or the end of stdin.
+/// Returns whether there is something to read: a line, or the end of stdin.
 pub(crate) fn line_waits() -> bool {
     let stdin = stdin();
     let mut sources = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];

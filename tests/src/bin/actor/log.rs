@@ -48,7 +48,7 @@ impl Tally {
         }
     }
 
-    /// In any of the processes: it has created one.
+    /// Enters, in any of the processes, that it has created one.
     pub(crate) fn add(&self) {
         let writer = self
             .writer
@@ -71,7 +71,7 @@ impl Tally {
         false
     }
 
-    /// The actor itself adds no more.
+    /// Closes the end of the actor itself, which adds no more.
     pub(crate) fn close(&mut self) {
         self.writer = None;
     }

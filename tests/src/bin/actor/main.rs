@@ -13,6 +13,7 @@ mod held;
 mod io_uring;
 mod load;
 mod log;
+mod lost;
 mod memory;
 mod namespace;
 mod newborn;
@@ -60,6 +61,8 @@ fn main() {
         "oom" => memory::oom(&mut args),
         "worker-memory" => memory::worker_memory(&mut args),
         "sqpoll" => io_uring::sqpoll(),
+        "lost-creator" => lost::lost_creator(&mut args),
+        "timer" => lost::timer(&mut args),
         "pid-namespace" => namespace::pid_namespace(),
         "burst" => load::burst(&mut args),
         "burst-hold" => load::burst_hold(&mut args),

@@ -14,9 +14,9 @@ const MIB: usize = 1024 * 1024;
 const OOM_MIB_MAX: u32 = 512;
 const WORKER_MIB_MAX: u32 = 4096;
 
-/// Role `worker`: joins the control group in DIR, then takes memory until it is killed. It exits
-/// with 3 where it cannot join, with 4 when it has MIB (512) and lives. The line `again` makes the
-/// next one.
+/// Makes role `worker`, which joins the control group in DIR, and takes memory until it is killed.
+/// It exits with 3 where it cannot join, with 4 when it has MIB (512) and lives. The line `again`
+/// makes the next one.
 pub(crate) fn oom(args: &mut Args) -> i32 {
     let directory = args.path("control group");
     let mib = args.count_or("MiB", OOM_MIB_MAX, OOM_MIB_MAX);
@@ -45,7 +45,7 @@ fn take(directory: &Path, mib: u32) -> i32 {
     4
 }
 
-/// Role `worker`: has MIB of memory resident and stays.
+/// Makes role `worker`, which has MIB of memory resident and stays.
 pub(crate) fn worker_memory(args: &mut Args) -> i32 {
     let mib = args.count("MiB", WORKER_MIB_MAX) as usize;
     begin();
@@ -61,7 +61,7 @@ pub(crate) fn worker_memory(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Written through, so every page is there.
+/// Returns memory that is written through, so every page is there.
 fn touched(mib: usize) -> Vec<u8> {
     std::hint::black_box(vec![1; mib * MIB])
 }

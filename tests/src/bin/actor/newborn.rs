@@ -87,7 +87,7 @@ fn map(bytes: usize) -> *mut u8 {
         .cast()
 }
 
-/// Whoever touches the page from now on waits until it is there.
+/// Makes whoever touches the page from now on wait until it is there.
 fn catch_faults(page: *mut u8) -> i32 {
     // SAFETY: no memory is passed.
     let faults = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
@@ -108,8 +108,8 @@ fn call<const N: usize>(faults: i32, request: libc::c_ulong, argument: &[u64; N]
     }
 }
 
-/// A process, not a thread, that shares the memory and so the missing page. It runs on a stack of
-/// its own, and calls nothing that keeps state in a thread.
+/// Makes a process, not a thread, that shares the memory and so the missing page. It runs on a
+/// stack of its own, and calls nothing that keeps state in a thread.
 fn share_memory(
     place: &Place,
     body: extern "C" fn(*mut libc::c_void) -> libc::c_int,

@@ -13,7 +13,7 @@ const FORK_LEAF: i32 = 1;
 const SPAWN_MID: i32 = 2;
 const SPAWN_LEAF: i32 = 3;
 
-/// The classic daemon: roles `middle` (setsid, fork, exit 0) and `grandchild`, which stays.
+/// Makes the classic daemon: roles `middle` (setsid, fork, exit 0) and `grandchild`, which stays.
 pub(crate) fn double_fork() -> i32 {
     begin();
     let up = Pipe::new();
@@ -31,8 +31,8 @@ pub(crate) fn double_fork() -> i32 {
     commands()
 }
 
-/// N generations (2 at least), each forks the next and exits. The `last` reports itself once its
-/// own creator is dead, and stays.
+/// Makes N generations (2 at least), each of which forks the next and exits. The `last` reports
+/// itself once its own creator is dead, and stays.
 pub(crate) fn chain(args: &mut Args) -> i32 {
     let generations = args.count("generations", GENERATIONS_MAX).max(2);
     begin();
@@ -45,7 +45,8 @@ pub(crate) fn chain(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Recursion in the child: each level is another process, and the depth has a bound.
+/// Forks the next generation by recursion in the child: each level is another process, and the
+/// depth has a bound.
 fn generation(left: u32, creator: Pid, up: &Pipe) -> i32 {
     if left > 1 {
         let me = getpid();
@@ -57,7 +58,7 @@ fn generation(left: u32, creator: Pid, up: &Pipe) -> i32 {
     hold()
 }
 
-/// N generations (2 at least) that all stay, the first of them an orphan; the `last` reports
+/// Makes N generations (2 at least) that all stay, the first of them an orphan; the `last` reports
 /// itself.
 pub(crate) fn deep(args: &mut Args) -> i32 {
     let generations = args.count("generations", 100).max(2);
@@ -81,7 +82,7 @@ fn deeper(left: u32, up: &Pipe) -> i32 {
     hold()
 }
 
-/// Role `middle` with three of role `worker`. On the second line the middle exits with CODE.
+/// Makes role `middle` with three of role `worker`. On the second line the middle exits with CODE.
 pub(crate) fn three_children(args: &mut Args) -> i32 {
     let code = args.exit_code();
     begin();

@@ -18,7 +18,7 @@ impl Pipe {
         Self { reader, writer }
     }
 
-    /// Four bytes, which the kernel writes whole.
+    /// Writes four bytes, which the kernel writes whole.
     pub(crate) fn send(&self, number: i32) {
         if write(&self.writer, &number.to_ne_bytes()) != Ok(4) {
             fail("pipe: short write");

@@ -38,8 +38,8 @@ pub(crate) fn fork_here() -> nix::Result<Option<Pid>> {
     }
 }
 
-/// The same where a failure to fork is the end of the behaviour. Orphans that init has not reaped
-/// yet count against the limit of the sandbox, so there is some patience when it is reached.
+/// Does the same where a failure to fork is the end of the behaviour. Orphans that init has not
+/// reaped yet count against the limit of the sandbox, so there is some patience when it is reached.
 pub(crate) fn spawn(body: impl Fn() -> i32) -> Pid {
     let start = Instant::now();
     loop {
@@ -63,13 +63,14 @@ pub(crate) fn hold() -> ! {
     exit_now(0)
 }
 
-/// `_exit`: the whole thread group, nothing flushed, nothing run.
+/// Calls `_exit`: the whole thread group, nothing flushed, nothing run.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: ends the process; there is no state to keep whole.
     unsafe { libc::_exit(code) }
 }
 
-/// The pid in the pid namespace of the mounted `/proc`, whatever namespace this process is in.
+/// Returns the pid in the pid namespace of the mounted `/proc`, whatever namespace this process is
+/// in.
 pub(crate) fn pid_outside() -> i32 {
     let link = std::fs::read_link("/proc/self").ok();
     let pid = link.and_then(|path| path.to_str()?.parse().ok());

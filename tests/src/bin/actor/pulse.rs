@@ -18,7 +18,8 @@ const BEAT: Duration = Duration::from_millis(20);
 
 static TERMINATIONS: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Three words a process: its pid, its beats, how often it was asked to end.
+/// Makes processes that count, each in three words: its pid, its beats, how often it was asked to
+/// end.
 pub(crate) fn pulse(args: &mut Args) -> i32 {
     let count = args.count("processes", PROCESSES_MAX) as usize;
     let shared = words(&args.path("file"), 3 * count);

@@ -24,7 +24,7 @@ pub(crate) fn clone_parent() -> i32 {
     commands()
 }
 
-/// A child of this one's parent, which stays; its pid.
+/// Makes a child of this one's parent, which stays; returns its pid.
 pub(crate) fn clone_sibling() -> i32 {
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: without CLONE_VM this is a fork of a process with one thread; all pointers absent.

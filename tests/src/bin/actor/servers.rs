@@ -3,7 +3,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::os::fd::{IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -24,31 +24,37 @@ const WORKERS_MAX: u32 = 2_500;
 const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
 
 /// Runs this program again as one that only holds, with these arguments. Its name becomes the
-/// first.
-fn hold_as(arguments: &[Vec<u8>]) -> i32 {
+/// first. The wait ends when that program runs.
+fn hold_as(arguments: &[Vec<u8>], started: &UntilHeld) -> i32 {
     let program = std::env::current_exe().map(|path| path.into_os_string().into_vec());
     let program = program.ok().and_then(|path| CString::new(path).ok());
     let arguments: Vec<CString> = arguments
         .iter()
         .filter_map(|argument| CString::new(argument.clone()).ok())
         .collect();
-    let environment = [CString::new(format!("{HOLD}=1")).unwrap_or_default()];
+    let signal = started.writer.as_raw_fd();
+    let environment = [CString::new(format!("{HOLD}={signal}")).unwrap_or_default()];
     if let Some(program) = program {
         _ = execve(&program, &arguments, &environment);
     }
     127
 }
 
-/// Waits until everybody who was forked between its making and its waiting has called exec or is
-/// dead.
-struct UntilExec {
+/// Waits until everybody who was forked between its making and its waiting holds as another
+/// program, or is dead. A pipe that exec itself closes would end the wait too early: exec closes it
+/// before its hook has run, and the hook has run for certain when the new program closes the pipe.
+struct UntilHeld {
     reader: OwnedFd,
+    /// The one end that survives exec.
     writer: OwnedFd,
 }
 
-impl UntilExec {
+impl UntilHeld {
     fn new() -> Self {
-        let pipe = pipe2(OFlag::O_CLOEXEC);
+        let pipe = pipe2(OFlag::O_CLOEXEC).and_then(|(reader, writer)| {
+            fcntl(&writer, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            Ok((reader, writer))
+        });
         let (reader, writer) = pipe.unwrap_or_else(|errno| fail(&format!("pipe: {errno}")));
         Self { reader, writer }
     }
@@ -59,11 +65,16 @@ impl UntilExec {
     }
 }
 
-/// What that program does. Pipes to the test are let go of, devices are kept.
+/// Holds as the program that [`hold_as`] runs. Pipes to the test are let go of, devices are kept.
 pub(crate) fn hold_now() -> ! {
     let first = std::env::args_os().next().unwrap_or_default();
     if let Ok(name) = CString::new(OsString::into_vec(first)) {
         _ = set_name(&name);
+    }
+    let signal = std::env::var(HOLD).ok().and_then(|fd| fd.parse().ok());
+    if let Some(signal) = signal {
+        // SAFETY: nobody else has this descriptor here: it was left open for this alone.
+        drop(unsafe { OwnedFd::from_raw_fd(signal) });
     }
     hold()
 }
@@ -78,15 +89,18 @@ fn open_for_ever(files: &[String]) {
     }
 }
 
-/// N workers: as they were forked, or with another command line and open files.
+/// Makes N workers: as they were forked, or with another command line and open files.
 fn make_workers(count: u32, up: &Pipe, argument: Option<&str>, files: &[String]) {
     for _ in 0..count {
-        let started = UntilExec::new();
+        let started = UntilHeld::new();
         spawn(|| {
             up.send(pid_outside());
             let Some(argument) = argument else { hold() };
             open_for_ever(files);
-            hold_as(&[argument.as_bytes().to_vec(), b"--worker".to_vec()])
+            hold_as(
+                &[argument.as_bytes().to_vec(), b"--worker".to_vec()],
+                &started,
+            )
         });
         if argument.is_some() {
             started.wait();
@@ -94,10 +108,10 @@ fn make_workers(count: u32, up: &Pipe, argument: Option<&str>, files: &[String])
     }
 }
 
-/// `serve N MODE [ARGUMENT [FILE...]]`: role `server` with N of role `worker`, in a session that is
-/// not that of process 1, whatever started this. MODE says who takes over what the server leaves:
-/// `init`, `subreaper` (the actor), `namespace` (role `ns-init`, its creator). The workers call
-/// themselves ARGUMENT and have the FILEs open.
+/// Runs `serve N MODE [ARGUMENT [FILE...]]`: role `server` with N of role `worker`, in a session
+/// that is not that of process 1, whatever started this. MODE says who takes over what the server
+/// leaves: `init`, `subreaper` (the actor), `namespace` (role `ns-init`, its creator). The workers
+/// call themselves ARGUMENT and have the FILEs open.
 pub(crate) fn serve(args: &mut Args) -> i32 {
     let count = args.count("workers", WORKERS_MAX);
     let mode = args.word("mode");
@@ -135,7 +149,7 @@ pub(crate) fn serve(args: &mut Args) -> i32 {
     commands()
 }
 
-/// `serve-here N`: the actor itself is the server.
+/// Runs `serve-here N`: the actor itself is the server.
 pub(crate) fn serve_here(args: &mut Args) -> i32 {
     let count = args.count("workers", WORKERS_MAX);
     begin();
@@ -145,8 +159,8 @@ pub(crate) fn serve_here(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Role `server` with workers whose command lines are odd: roles `newline`, `invalid`, `long`,
-/// `empty`, `escape`.
+/// Makes role `server` with workers whose command lines are odd: roles `newline`, `invalid`,
+/// `long`, `empty`, `escape`.
 pub(crate) fn odd_commands() -> i32 {
     begin();
     let up = Pipe::new();
@@ -160,8 +174,8 @@ pub(crate) fn odd_commands() -> i32 {
     spawn(|| {
         up.send(pid_outside());
         for (_, arguments) in &odd {
-            let started = UntilExec::new();
-            let child = spawn(|| hold_as(arguments));
+            let started = UntilHeld::new();
+            let child = spawn(|| hold_as(arguments, &started));
             started.wait();
             up.send(child.as_raw());
         }
@@ -174,14 +188,14 @@ pub(crate) fn odd_commands() -> i32 {
     commands()
 }
 
-/// `daemonise HOW`: roles `middle`, which exits with 0 at once, and `daemon`. HOW: `classic` as
-/// daemon(3) does it (a session, input from /dev/null), `program` (a session, and another program),
-/// `half` (no session of its own).
+/// Runs `daemonise HOW`: roles `middle`, which exits with 0 at once, and `daemon`. HOW: `classic`
+/// as daemon(3) does it (a session, input from /dev/null), `program` (a session, and another
+/// program), `half` (no session of its own).
 pub(crate) fn daemonise(args: &mut Args) -> i32 {
     let how = args.word("how");
     begin();
     let up = Pipe::new();
-    let started = UntilExec::new();
+    let started = UntilHeld::new();
     let middle = spawn(|| {
         spawn(|| {
             if how != "half" {
@@ -189,7 +203,7 @@ pub(crate) fn daemonise(args: &mut Args) -> i32 {
             }
             up.send(pid_outside());
             if how == "program" {
-                return hold_as(&[b"some-daemon".to_vec()]);
+                return hold_as(&[b"some-daemon".to_vec()], &started);
             }
             if let Ok(null) = File::open("/dev/null") {
                 _ = dup2_stdin(&null);

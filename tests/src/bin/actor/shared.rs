@@ -11,7 +11,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use crate::args::Args;
 use crate::talk::fail;
 
-/// The first `count` words of the file, zero at first, mapped until the process ends.
+/// Maps the first `count` words of the file, zero at first, mapped until the process ends.
 pub(crate) fn words(path: &Path, count: usize) -> &'static [AtomicU64] {
     let bytes = count * size_of::<AtomicU64>();
     let file = File::options()
@@ -40,12 +40,12 @@ pub(crate) struct Fuse {
 }
 
 impl Fuse {
-    /// The count is the first word of the file that the next argument names.
+    /// Takes the count that is the first word of the file that the next argument names.
     pub(crate) fn from_args(args: &mut Args, max: u64) -> Self {
         Self::all_from_args::<1>(args, max)[0]
     }
 
-    /// Several, in the first words of the file.
+    /// Takes several counts, in the first words of the file.
     pub(crate) fn all_from_args<const N: usize>(args: &mut Args, max: u64) -> [Self; N] {
         let made = words(&args.path("file"), N);
         std::array::from_fn(|index| Self {
@@ -54,7 +54,7 @@ impl Fuse {
         })
     }
 
-    /// Whether one more process may be made.
+    /// Returns whether one more process may be made.
     pub(crate) fn burn(&self) -> bool {
         self.made.fetch_add(1, Ordering::Relaxed) < self.max
     }

@@ -13,13 +13,13 @@ use crate::process::exit_now;
 
 const LINE_BYTES_MAX: usize = 4096;
 
-/// One write, so lines of several processes do not mix.
+/// Prints a line by one write, so lines of several processes do not mix.
 pub(crate) fn say(value: &Value) {
     // A listener that went away is no reason to behave otherwise.
     _ = write(io::stdout(), format!("{value}\n").as_bytes());
 }
 
-/// The next line of stdin, or `None` at its end.
+/// Reads the next line of stdin, or `None` at its end.
 pub(crate) fn next_line() -> Option<String> {
     let mut line = Vec::new();
     let mut byte = [0];
@@ -44,7 +44,7 @@ fn ready() {
     say(&json!({"ready": true, "pid": pid, "start_ticks": start_ticks(pid)}));
 }
 
-/// The start of every behaviour: nothing is made before the first line.
+/// Begins a behaviour: says that it is ready, and waits for the first line.
 pub(crate) fn begin() {
     ready();
     await_line();
@@ -54,7 +54,7 @@ pub(crate) fn done() {
     say(&json!({"done": true}));
 }
 
-/// The end of a step; the next one begins with the next line.
+/// Ends a step; the next one begins with the next line.
 pub(crate) fn next_step() {
     done();
     await_line();
@@ -81,7 +81,7 @@ pub(crate) fn reap(child: Pid) {
     });
 }
 
-/// The behaviour is impossible on this host.
+/// Says that the behaviour is impossible on this host.
 pub(crate) fn skip(reason: &str) {
     say(&json!({"skip": reason}));
 }
@@ -91,18 +91,18 @@ pub(crate) fn fail(problem: &str) -> ! {
     exit_now(1)
 }
 
-/// Nothing to do but to take commands.
+/// Does nothing but to take commands.
 pub(crate) fn pause() -> i32 {
     ready();
     commands()
 }
 
-/// The end of most behaviours: says that it is done, then takes commands until told to exit.
+/// Ends most behaviours: says that it is done, then takes commands until told to exit.
 pub(crate) fn commands() -> i32 {
     commands_and(|_| false)
 }
 
-/// The same with commands of one's own, tried first: `own` says whether it knew the line.
+/// Does the same with commands of one's own, tried first: `own` says whether it knew the line.
 pub(crate) fn commands_and(own: impl Fn(&str) -> bool) -> i32 {
     loop {
         done();
@@ -122,7 +122,7 @@ pub(crate) fn commands_and(own: impl Fn(&str) -> bool) -> i32 {
     }
 }
 
-/// Only unreaped children of this process are touched: their pids cannot be anybody else's.
+/// Acts on an unreaped child of this process, and on nobody else: its pid cannot be another's.
 fn of_own_child(pid: i32, act: impl Fn(Pid)) {
     let child = Pid::from_raw(pid);
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;

@@ -17,7 +17,7 @@ const THREADS_MAX: u32 = 1000;
 /// 5.17 when the last thread exits alone too.
 const LEADER_CODE: libc::c_long = 77;
 
-/// `threads [N]`: N threads (200) come and go.
+/// Runs `threads [N]`: N threads (200) come and go.
 pub(crate) fn come_and_go(args: &mut Args) -> i32 {
     let count = args.count_or("threads", 200, THREADS_MAX);
     begin();
@@ -30,7 +30,7 @@ pub(crate) fn come_and_go(args: &mut Args) -> i32 {
     commands()
 }
 
-/// `exec-from-thread`: a second thread execs `actor pause`; the pid stays, its thread id ends.
+/// Runs `exec-from-thread`: a second thread execs `actor pause`; the pid stays, its thread id ends.
 pub(crate) fn exec_from_thread() -> i32 {
     begin();
     let program = std::env::current_exe()
@@ -49,7 +49,7 @@ pub(crate) fn exec_from_thread() -> i32 {
     fail("the thread ended without exec")
 }
 
-/// `leader-exits-first CODE [thread]`: the leader thread exits alone. On the second line the
+/// Runs `leader-exits-first CODE [thread]`: the leader thread exits alone. On the second line the
 /// other thread ends the process with CODE, or, with `thread`, exits alone too.
 pub(crate) fn leader_exits_first(args: &mut Args) -> i32 {
     let code = args.exit_code();
@@ -77,7 +77,8 @@ fn exit_this_thread(code: libc::c_long) -> ! {
     unreachable!("exit does not return")
 }
 
-/// `exit-group-from-thread CODE`: a second thread ends the process while the leader waits for it.
+/// Runs `exit-group-from-thread CODE`: a second thread ends the process while the leader waits for
+/// it.
 pub(crate) fn exit_group_from_thread(args: &mut Args) -> i32 {
     let code = args.exit_code();
     begin();

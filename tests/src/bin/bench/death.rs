@@ -85,7 +85,7 @@ impl Watcher {
     }
 }
 
-/// A worker with `bytes` of touched memory, ready to be killed.
+/// Makes a worker with `bytes` of touched memory, ready to be killed.
 fn worker(bytes: usize) -> Pid {
     let (ready, at_work) = nix::unistd::pipe().expect("a pipe");
     // SAFETY: this program has one thread; the child touches memory, writes a byte and pauses.

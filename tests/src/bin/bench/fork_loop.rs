@@ -14,7 +14,7 @@ use super::{TrackerOn, lifemon, ready};
 const ROUNDS: usize = 15;
 const FORKS: u32 = 3_000;
 
-/// The loop itself: waits for a line, then prints how long `count` turns took, in ns.
+/// Runs the loop itself: waits for a line, then prints how long `count` turns took, in ns.
 pub(super) fn run_loop(count: u32) {
     println!("ready");
     let mut line = String::new();
@@ -64,7 +64,8 @@ pub(super) fn measure() {
     );
     for (what, figures) in [("tracker on, not watched", tracked), ("watched", watched)] {
         println!(
-            "fork+exit+wait, {what}: speed {:.3} of that with nothing attached (median; lowest {:.3}, highest {:.3}, n {ROUNDS}, {FORKS} turns each)",
+            "fork+exit+wait, {what}: speed {:.3} of that with nothing attached (median; lowest \
+            {:.3}, highest {:.3}, n {ROUNDS}, {FORKS} turns each)",
             figures.at(0.5),
             figures.at(0.0),
             figures.at(1.0),
@@ -72,7 +73,7 @@ pub(super) fn measure() {
     }
 }
 
-/// Time of the loop in one mode, in ns.
+/// Measures the time of the loop in one mode, in ns.
 fn time(mode: Mode) -> f64 {
     let _tracker = (mode != Mode::Nothing).then(TrackerOn::new);
     let own = std::env::current_exe().expect("the path of this program");
@@ -101,7 +102,7 @@ fn time(mode: Mode) -> f64 {
     line.trim().parse().expect("ns")
 }
 
-/// A lifemon that watches the loop, its output read by a process that throws it away.
+/// Starts a lifemon that watches the loop, its output read by a process that throws it away.
 fn watch(pid: u32) -> Child {
     let mut watcher = lifemon()
         .args(["attach", "-o", "json", &pid.to_string()])

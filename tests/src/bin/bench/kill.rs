@@ -66,7 +66,7 @@ impl Method {
     }
 }
 
-/// The tree itself: the root makes the others, says so, and all of them sleep.
+/// Makes the tree itself: the root makes the others, says so, and all of them sleep.
 pub(super) fn run_quiet(count: u32) {
     for _ in 1..count {
         // SAFETY: this process has one thread, and the child does nothing but sleep.
@@ -122,7 +122,7 @@ impl Tree {
     }
 }
 
-/// The file that kills all of a sandbox.
+/// Returns the file that kills all of a sandbox.
 pub(super) fn cgroup_kill(sandbox: &Sandbox) -> Option<PathBuf> {
     let files = sandbox.paths().into_iter();
     let mut files = files.map(|path| path.join("cgroup.kill"));
@@ -142,8 +142,8 @@ impl Drop for Tree {
     }
 }
 
-/// From the beginning of the kill until the tree is gone, in ms; and how long the method itself
-/// says that it took, without the start of its program.
+/// Measures from the beginning of the kill until the tree is gone, in ms; and how long the method
+/// itself says that it took, without the start of its program.
 fn kill(tree: &Tree, method: Method) -> (f64, f64) {
     let root = tree.root;
     let tracker = (method == Method::LifemonTracked).then(TrackerOn::new);
@@ -213,7 +213,7 @@ pub(super) fn by_pgrep(sandbox: &Sandbox, root: u32) {
     }
 }
 
-/// What this host has.
+/// Lists what this host has.
 pub(super) fn methods() -> Vec<Method> {
     let mut methods = vec![Method::Lifemon, Method::LifemonTracked];
     let mut offer = |method: Method, is_there: bool| {
@@ -288,7 +288,8 @@ fn report(count: u32, methods: &[Method], whole: &[Figures], own: &[Figures]) {
                 continue;
             };
             println!(
-                "kill of {count} quiet processes, {} / {}: {:.2} of the whole time, {:.2} without the start (medians)",
+                "kill of {count} quiet processes, {} / {}: {:.2} of the whole time, {:.2} without \
+                the start (medians)",
                 mine.name(),
                 other.name(),
                 whole[mine_at].at(0.5) / whole[other_at].at(0.5),

@@ -25,9 +25,9 @@ struct Outcome {
     survived: usize,
 }
 
-/// The tracker, where it is asked for, is on before the bomb burns: that is what it is for. Where
-/// it is off, the actor adopts its orphans, or nobody could know whose they are; for the other
-/// methods that would hide what they miss.
+/// Makes one trial. The tracker, where it is asked for, is on before the bomb burns: that is what
+/// it is for. Where it is off, the actor adopts its orphans, or nobody could know whose they are;
+/// for the other methods that would hide what they miss.
 fn trial(bomb: &str, method: Method, outcome: &mut Outcome) {
     let tracker = (method == Method::LifemonTracked).then(TrackerOn::new);
     let parents = if method == Method::Lifemon {
@@ -86,7 +86,8 @@ pub(super) fn measure() {
         }
         for (method, outcome) in methods.iter().zip(&outcomes) {
             println!(
-                "kill of a {bomb} bomb, {}: something survived in {} of {TRIALS} trials (at most {} processes); {}",
+                "kill of a {bomb} bomb, {}: something survived in {} of {TRIALS} trials (at most \
+                {} processes); {}",
                 method.name(),
                 outcome.survived,
                 outcome.survivors.at(1.0),

@@ -61,7 +61,7 @@ fn machine() {
     );
 }
 
-/// The lifemon binary: `LIFEMON_BIN`, or the one beside this program.
+/// Returns the lifemon binary: `LIFEMON_BIN`, or the one beside this program.
 fn lifemon() -> Command {
     let beside = || {
         let own = std::env::current_exe().expect("the path of this program");

@@ -87,7 +87,7 @@ fn until_known(manager: &ProcessManager) -> f64 {
     start.elapsed().as_secs_f64() * 1e6
 }
 
-/// The same worker and the same way to ask, with a thread that waits for a pidfd.
+/// Measures the same with a thread that waits for a pidfd.
 fn until_pidfd() -> f64 {
     let mut worker = Command::new("sleep").arg("300").spawn().expect("sleep");
     let pidfd = Pidfd::open(worker.id().cast_signed()).expect("it lives");
@@ -109,7 +109,7 @@ fn until_pidfd() -> f64 {
     us
 }
 
-/// Once: what the check costs, and what the guardian needs.
+/// Prints what the check costs, and what the guardian needs.
 fn cost(manager: &ProcessManager) {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -133,7 +133,7 @@ fn memory(pid: u32) -> String {
     lines.join(", ")
 }
 
-/// What the module that this replaces does: sleep, look, sleep.
+/// Does what the module does that this replaces: sleep, look, sleep.
 fn polling() {
     let mut figures = Figures::default();
     for round in 0..POLLS {
@@ -162,7 +162,7 @@ fn polling() {
     );
 }
 
-/// A command that does nothing: alone, under lifemon, under tini.
+/// Measures the start of a command that does nothing: alone, under lifemon, under tini.
 fn starts() {
     let has_tini = Command::new("tini")
         .arg("--version")

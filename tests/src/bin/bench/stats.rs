@@ -9,7 +9,7 @@ impl Figures {
         self.0.push(value);
     }
 
-    /// The value below which `part` of the figures are.
+    /// Returns the value below which `part` of the figures are.
     pub(super) fn at(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -20,7 +20,7 @@ impl Figures {
         sorted.get(index - 1).copied().unwrap_or(f64::NAN)
     }
 
-    /// `p50 12.3 p99 45.6 max 50.0 us (n 100)`.
+    /// Returns `p50 12.3 p99 45.6 max 50.0 us (n 100)`.
     pub(super) fn line(&self, unit: &str) -> String {
         format!(
             "p50 {:.1}, p99 {:.1}, max {:.1} {unit} (n {})",

@@ -66,7 +66,7 @@ impl Drop for Server {
     }
 }
 
-/// Whole run of a command, in ms; `None` when it is not there.
+/// Measures the whole run of a command, in ms; `None` when it is not there.
 fn run(command: &mut Command) -> Option<f64> {
     command.stdin(Stdio::null()).stderr(Stdio::null());
     let start = Instant::now();

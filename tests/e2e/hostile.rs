@@ -1,0 +1,205 @@
+//! What users can do to root's commands: nest deep, fill the map, storm with signals, watch too much,
+//! and whom deaths are blamed on. Nothing of it may slow, blind or block others, or make an answer
+//! false.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use lifemon_tests::killing::{assert_killed, kill};
+use lifemon_tests::reports::{Attached, Exited, KillReport, Sender, TreeReport, set_of};
+use lifemon_tests::{
+    HostTracker, Lifemon, Process, Sandbox, actor, needs, on_every_path, private_lock, proc,
+    scaled, wait_until,
+};
+use nix::sys::signal::Signal;
+
+/// More than any number of steps that a walk could be limited to.
+const DEEP: u32 = 90;
+
+#[test]
+fn a_deep_line_is_exact_and_costs_only_those_in_it() {
+    needs!(host_tracker);
+    let (sandbox, near) = (Sandbox::new(), Sandbox::new());
+    let mut deep = actor!(sandbox, "deep", DEEP);
+    deep.step();
+    let last = deep.child("last");
+    let mut other = actor!(near, "fork-hold", 2);
+    other.step();
+
+    // The median of a few: the machine has other things to do as well.
+    let mut times: Vec<_> = (0..5)
+        .map(|_| {
+            let begun = Instant::now();
+            let pid = other.pid().to_string();
+            let words = ["attach", &pid, "-o", "json", "--for", "0s"];
+            let attached: Attached = Lifemon::find().run(words).first();
+            assert!(attached.complete, "{attached:?}");
+            begun.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    assert!(times[2] < Duration::from_millis(500), "{times:?}");
+
+    let mut stream = Lifemon::find().attach(&deep.pid(), &[]);
+    let attached = stream.attached();
+    assert!(attached.complete, "{attached:?}");
+    assert_eq!(attached.members.len(), DEEP as usize + 1, "{attached:?}");
+    drop(stream);
+    let report = assert_killed(&kill(&deep.pid(), &[]));
+    assert!(set_of(&report.killed).contains(&last));
+    assert_eq!(report.killed.len(), DEEP as usize + 1);
+    assert!(!other.seen().is_empty() && is_alive(other.process()));
+}
+
+/// Switches the tracker on with room for this many more processes than there are.
+fn tracker_with_room_for(more: usize) -> HostTracker {
+    let now = fs::read_dir("/proc").expect("processes").flatten();
+    let is_pid = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().parse::<u32>().is_ok();
+    let runs = |entry: &fs::DirEntry| fs::read_link(entry.path().join("exe")).is_ok();
+    let now = now.filter(is_pid).filter(runs).count();
+    HostTracker::on(&["--max-processes", &(now + more).to_string()])
+}
+
+const ROOM: usize = 200;
+const FILLERS: usize = 400;
+
+fn tree(pid: &str) -> TreeReport {
+    Lifemon::find().run(["tree", pid, "-o", "json"]).report()
+}
+
+#[test]
+fn whoever_was_lost_once_is_learnt_again() {
+    let tracker = tracker_with_room_for(ROOM);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "lost-creator", FILLERS);
+    actor.step();
+    let (pid, middle) = (actor.pid().to_string(), actor.child("middle"));
+    assert!(tracker.status().lost.records > 0);
+    assert!(!tree(&pid).complete);
+
+    // The fillers end, and the middle, which has no record, forks.
+    actor.step();
+    let leaf = actor.child("leaf");
+    let tree = tree(&pid);
+    assert!(tree.complete, "{tree:?}");
+    let found = set_of(&tree.processes);
+    assert!(found.is_superset(&BTreeSet::from([actor.process(), middle, leaf])));
+    let status = tracker.status();
+    assert_eq!((status.lost.records, status.complete), (0, true));
+    let report = assert_killed(&kill(&pid, &[]));
+    assert!(set_of(&report.killed).is_superset(&BTreeSet::from([middle, leaf])));
+}
+
+#[test]
+fn what_a_lost_creator_leaves_is_told_and_never_held_for_outside() {
+    let _tracker = tracker_with_room_for(ROOM);
+    let (sandbox, near) = (Sandbox::new(), Sandbox::new());
+    // Older than whoever is lost: nothing that was lost can descend from it.
+    let mut younger = None;
+    let mut actor = actor!(sandbox, "lost-creator", FILLERS);
+    actor.step();
+    actor.step();
+    let leaf = actor.child("leaf");
+    // Nothing has looked meanwhile: the creator of the leaf dies unknown.
+    actor.step();
+    let report: KillReport = kill(&actor.pid(), &[]).report();
+    assert!(!report.complete, "{report:?}");
+    assert!(is_alive(leaf), "nothing proves that it belongs");
+
+    let after = younger.insert(actor!(near, "pause"));
+    assert_killed(&kill(&after.pid(), &[]));
+    end(leaf);
+}
+
+fn is_alive(process: Process) -> bool {
+    proc::is_running(process.pid)
+}
+
+/// Ends a process that the test has made and nobody else will end.
+fn end(process: Process) {
+    assert!(is_alive(process));
+    let pid = nix::unistd::Pid::from_raw(process.pid);
+    nix::sys::signal::kill(pid, Signal::SIGKILL).expect("it is ours");
+}
+
+#[test]
+fn watchers_that_are_killed_at_any_moment_leave_no_mark() {
+    let tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let actor = actor!(sandbox, "pause");
+    for trial in 0..scaled(120) {
+        let mut command = Lifemon::find().command(["attach", &actor.pid().to_string()]);
+        command.stdout(std::process::Stdio::null());
+        command.stderr(std::process::Stdio::null());
+        let mut child = command.spawn().expect("lifemon");
+        std::thread::sleep(Duration::from_micros(trial % 40 * 250));
+        child.kill().expect("it is ours");
+        child.wait().expect("it is ours");
+    }
+    let mut stream = Lifemon::find().attach(&actor.pid(), &[]);
+    assert!(stream.attached().complete);
+    drop(stream);
+    assert_eq!(tracker.status().watched_trees, 0);
+    assert_killed(&kill(&actor.pid(), &[]));
+}
+
+fn deaths_outlive_a_storm(options: &[&str]) {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "burst-hold", scaled(20_000), 20);
+    let _lock = private_lock();
+    let mut stream =
+        Lifemon::find().attach(&actor.pid(), &[&["--ring-size", "64K"], options].concat());
+    stream.attached();
+    // It is stopped while forks pour in, and the deaths come last: they have room of their own.
+    stream.signal(Signal::SIGSTOP);
+    actor.step();
+    let kept = actor.children("kept");
+    stream.signal(Signal::SIGCONT);
+    for child in &kept {
+        actor.command(&format!("kill {}", child.pid));
+    }
+    for child in &kept {
+        let exit: Exited = stream.wait_for_event(*child);
+        assert_eq!(exit.death().signal, Some(9), "{exit:?}");
+    }
+}
+
+fn a_timer_is_nobody(options: &[&str]) {
+    for signal in [Signal::SIGTERM, Signal::SIGUSR1] {
+        let sandbox = Sandbox::new();
+        let mut actor = actor!(sandbox, "timer", signal as i32);
+        let _lock = private_lock();
+        let mut stream = Lifemon::find().attach(&actor.pid(), options);
+        stream.attached();
+        actor.step();
+        let worker = actor.child("worker");
+        let exit: Exited = stream.wait_for_event(worker);
+        assert_eq!(exit.death().signal, Some(signal as i32), "{exit:?}");
+        assert_eq!(exit.death().sender, Some(Sender::KERNEL), "{exit:?}");
+    }
+}
+
+on_every_path!(deaths_outlive_a_storm, a_timer_is_nobody);
+
+#[test]
+fn whom_the_closer_kills_was_killed_by_the_command() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let file = sandbox.directory().join("made");
+    for _ in 0..scaled(4) {
+        let mut actor = actor!(sandbox, "comet", file.display(), "init");
+        actor.step();
+        wait_until("it burns", lifemon_tests::DEADLINE, || file.exists());
+        let report = assert_killed(&kill(&actor.pid(), &[]));
+        for killed in &report.killed {
+            let by_signal = killed.exit.as_ref().filter(|exit| exit.signal == Some(9));
+            let Some(exit) = by_signal else { continue };
+            let name = exit
+                .sender
+                .as_ref()
+                .and_then(|sender| sender.name.as_deref());
+            assert_eq!(name, Some("lifemon"), "{killed:?}");
+        }
+    }
+}

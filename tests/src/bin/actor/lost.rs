@@ -1,0 +1,64 @@
+//! What a full lineage map loses, and who sends a signal that nobody sends: `lost-creator N` and
+//! `timer N`.
+
+use nix::sys::signal::{Signal, kill};
+
+use crate::args::Args;
+use crate::pipe::Pipe;
+use crate::process::{hold, spawn};
+use crate::talk::{begin, commands, next_step, reap, report};
+
+/// First N that stay, then role `middle`. On the next line all N end; then the middle forks role
+/// `leaf`, which stays, and on one more line the middle exits.
+pub(crate) fn lost_creator(args: &mut Args) -> i32 {
+    let fillers = args.count("fillers", 5_000);
+    begin();
+    let fillers: Vec<_> = (0..fillers).map(|_| spawn(|| hold())).collect();
+    let (up, down) = (Pipe::new(), Pipe::new());
+    let middle = spawn(|| {
+        down.receive();
+        up.send(spawn(|| hold()).as_raw());
+        down.receive()
+    });
+    report(middle, "middle");
+    next_step();
+    for filler in fillers {
+        _ = kill(filler, Signal::SIGKILL);
+        reap(filler);
+    }
+    down.send(0);
+    report(up.receive_pid(), "leaf");
+    next_step();
+    down.send(0);
+    reap(middle);
+    commands()
+}
+
+/// Role `worker`: dies of signal N, which a timer of its own sends a moment later.
+pub(crate) fn timer(args: &mut Args) -> i32 {
+    let signal = args.count("signal", 31).cast_signed();
+    begin();
+    let worker = spawn(|| {
+        arm(signal);
+        hold()
+    });
+    report(worker, "worker");
+    reap(worker);
+    commands()
+}
+
+/// Arms a timer that sends `signal` to this process in 20 ms.
+fn arm(signal: i32) {
+    // SAFETY: all zero is a valid event and a valid time.
+    let (mut event, mut time): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = signal;
+    time.it_value.tv_nsec = 20_000_000;
+    let mut timer = std::ptr::null_mut();
+    // SAFETY: all three structures live until the calls return.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
+        libc::timer_settime(timer, 0, &raw const time, std::ptr::null_mut());
+    }
+}
