@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lifemon_tests::handicap::{ignoring_pipes, in_a_pid_namespace};
 use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{DEADLINE, Lifemon, Sandbox, poll, proc, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, Sandbox, needs, poll, proc, wait_until};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -187,6 +187,7 @@ fn as_the_first_process_of_a_pid_namespace_it_ends_with_128_and_the_signal() {
 
 #[test]
 fn the_loop_of_a_script_ends_with_ctrl_c() {
+    needs!(bash);
     let script = "trap 'exit 3' USR1; for i in 1 2 3; do RUN sleep 120; done; exit 4";
     for shell in ["sh", "bash"] {
         for before in Before::BOTH {
@@ -204,6 +205,7 @@ fn the_loop_of_a_script_ends_with_ctrl_c() {
 
 #[test]
 fn scripts_see_what_they_see_without_it() {
+    needs!(bash);
     for script in [
         "RUN sh -c 'exit 7'; echo $?",
         "RUN sh -c 'kill -TERM $$'; echo $?",
@@ -229,6 +231,7 @@ fn scripts_see_what_they_see_without_it() {
 
 #[test]
 fn timeout_ends_the_group_of_the_command() {
+    needs!(bash);
     let waits = "bash -c 'trap \"exit 7\" TERM; sleep 120'";
     for (script, code) in [
         (format!("timeout 0.5 RUN {waits}"), 124),
@@ -250,6 +253,7 @@ fn timeout_ends_the_group_of_the_command() {
 
 #[test]
 fn timeout_that_kills_the_group_leaves_nobody() {
+    needs!(bash);
     for before in [Before::Run(""), Before::Run("--group")] {
         let sandbox = Sandbox::new();
         let script = "timeout -s KILL 0.5 RUN sh -c '(setsid sleep 120 &); sleep 121'";
@@ -285,6 +289,43 @@ fn a_job_that_is_stopped_stands_still_and_goes_on() {
         }
         // Whoever lets the command alone go on lets the job go on.
         send_both_ways(sleep, lifemon);
+    }
+}
+
+/// A guardian that is late hears at once that the command went on and that the owner has stopped.
+#[test]
+fn a_stop_that_follows_at_once_is_not_taken_back() {
+    for before in [Before::Run(""), Before::Run("--group")] {
+        let sandbox = Sandbox::new();
+        let job = Job::start(&sandbox, "sh", "exec RUN sleep 120", before);
+        let sleep = wait_for_sleep(&sandbox, "120");
+        let lifemon = job.pid();
+        let guardian = proc::ppid(sleep).expect("it lives");
+        let kill =
+            |pid, signal| nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it lives");
+        for _ in 0..2 {
+            kill(lifemon, Signal::SIGSTOP);
+            wait_until("stopped", DEADLINE, || state(sleep) == Some('T'));
+            // It has seen the stop of the command.
+            std::thread::sleep(Duration::from_millis(50));
+            kill(guardian, Signal::SIGSTOP);
+            wait_until("late", DEADLINE, || state(guardian) == Some('T'));
+            killpg(Pid::from_raw(lifemon), Signal::SIGCONT).expect("it lives");
+            kill(sleep, Signal::SIGCONT);
+            wait_until("it goes on", DEADLINE, || {
+                [sleep, lifemon].map(state) == [Some('S'); 2]
+            });
+            kill(lifemon, Signal::SIGSTOP);
+            wait_until("stopped", DEADLINE, || state(lifemon) == Some('T'));
+            kill(guardian, Signal::SIGCONT);
+            wait_until("both stopped", DEADLINE, || {
+                [sleep, lifemon].map(state) == [Some('T'); 2]
+            });
+            kill(lifemon, Signal::SIGCONT);
+            wait_until("both go on", DEADLINE, || {
+                [sleep, lifemon].map(state) == [Some('S'); 2]
+            });
+        }
     }
 }
 

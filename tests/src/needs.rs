@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 /// this host lacks it. In this order, because what comes last is waited for:
 ///
 /// - `python`: a `python3` for the workers; `multiprocessing`: one with that module.
+/// - `bash`: this shell, and with it the programs that come with most systems.
 /// - `runit`, `s6`: the programs of these supervisors.
 /// - `su`: the program of that name, which changes its user when it is executed.
 /// - `private_tracker`: the host's tracker is off, and lifemon loads one of its own.
@@ -26,6 +27,11 @@ macro_rules! needs {
     };
     (multiprocessing) => {
         if !$crate::has_python_with("multiprocessing, ctypes") {
+            return;
+        }
+    };
+    (bash) => {
+        if !$crate::has_programs(&["bash"]) {
             return;
         }
     };

@@ -23,7 +23,7 @@ pub(crate) use command::command_line_of;
 pub(crate) use family::{children, children_by_parent, own_threads, pids};
 pub(crate) use files::{descriptor_info, input};
 pub(crate) use placement::placement_of;
-pub(crate) use status::{frozen_cgroup, tracer};
+pub(crate) use status::{frozen_cgroup, switches, tracer};
 
 use std::fs;
 use std::path::Path;

@@ -29,6 +29,8 @@ pub(super) struct Stops {
     is_stopped: bool,
     /// True if the guardian has stopped it.
     by_guardian: bool,
+    /// The stop of the owner that belongs to it, as far as it was seen.
+    owners: Option<u64>,
 }
 
 impl Stops {
@@ -39,15 +41,19 @@ impl Stops {
             is_for_group,
             is_stopped: false,
             by_guardian: false,
+            owners: None,
         }
     }
 
     /// Stops the command where the owner is stopped and the command is not.
     pub(super) fn look(&mut self) {
+        let owners = stop_of(self.owner_pid);
         if self.is_stopped {
+            self.owners = self.owners.or(owners);
             return;
         }
-        self.by_guardian = is_stopped(self.owner_pid);
+        self.owners = owners;
+        self.by_guardian = owners.is_some();
         if !self.by_guardian {
             return;
         }
@@ -65,11 +71,17 @@ impl Stops {
         !self.by_guardian
     }
 
-    /// Notes that the command goes on: the owner does as well, if it has stopped with it.
+    /// Notes that the command goes on: the owner does as well, if it has stopped with it. A stop of
+    /// the owner that is newer than that one is for the command too, at the next look.
     pub(super) fn goes_on(&mut self, owner: Option<&OwnedFd>) {
+        let now = stop_of(self.owner_pid);
+        let is_that_stop = self.owners.is_none_or(|owners| now == Some(owners));
+        if self.is_stopped && is_that_stop {
+            self.wake(owner);
+        }
         self.is_stopped = false;
         self.by_guardian = false;
-        self.wake(owner);
+        self.owners = None;
     }
 
     /// Lets the owner go on, to hear what there is to hear.
@@ -86,6 +98,11 @@ impl Stops {
     fn send(&self, signal: i32) {
         let _ = send_to_child(self.command, signal, self.is_for_group);
     }
+}
+
+/// Returns which stop the process is in: a number that is no other stop's.
+fn stop_of(pid: u32) -> Option<u64> {
+    is_stopped(pid).then(|| proc::switches(pid)).flatten()
 }
 
 /// Returns whether a process that is not reaped, or the owner, is stopped by a signal.
