@@ -1,12 +1,13 @@
-//! What a full lineage map loses, and who sends a signal that nobody sends: `lost-creator N` and
-//! `timer N`.
+//! What a full lineage map loses, who sends a signal that nobody sends, and signals without end:
+//! `lost-creator N`, `timer N` and `storm N`.
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::unistd::getpid;
 
 use crate::args::Args;
 use crate::pipe::Pipe;
 use crate::process::{hold, spawn};
-use crate::talk::{begin, commands, next_step, reap, report};
+use crate::talk::{begin, commands, fail, next_step, reap, report};
 
 /// First N that stay, then role `middle`. On the next line all N end; then the middle forks role
 /// `leaf`, which stays, and on one more line the middle exits.
@@ -36,10 +37,10 @@ pub(crate) fn lost_creator(args: &mut Args) -> i32 {
 
 /// Role `worker`: dies of signal N, which a timer of its own sends a moment later.
 pub(crate) fn timer(args: &mut Args) -> i32 {
-    let signal = args.count("signal", 31).cast_signed();
+    let number = args.count("signal", 31).cast_signed();
     begin();
     let worker = spawn(|| {
-        arm(signal);
+        arm(number);
         hold()
     });
     report(worker, "worker");
@@ -47,18 +48,38 @@ pub(crate) fn timer(args: &mut Args) -> i32 {
     commands()
 }
 
-/// Arms a timer that sends `signal` to this process in 20 ms.
-fn arm(signal: i32) {
+/// Arms a timer that sends this signal to this process in 20 ms.
+fn arm(number: i32) {
     // SAFETY: all zero is a valid event and a valid time.
     let (mut event, mut time): (libc::sigevent, libc::itimerspec) = unsafe { std::mem::zeroed() };
     event.sigev_notify = libc::SIGEV_SIGNAL;
-    event.sigev_signo = signal;
+    event.sigev_signo = number;
     time.it_value.tv_nsec = 20_000_000;
     let mut timer = std::ptr::null_mut();
     // SAFETY: all three structures live until the calls return.
     unsafe {
-        libc::signal(signal, libc::SIG_DFL);
+        libc::signal(number, libc::SIG_DFL);
         libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
         libc::timer_settime(timer, 0, &raw const time, std::ptr::null_mut());
     }
 }
+
+/// Ten of role `worker`, which stay; then sends itself N signals that it handles.
+pub(crate) fn storm(args: &mut Args) -> i32 {
+    let signals = args.count("signals", 1_000_000);
+    begin();
+    for _ in 0..10 {
+        report(spawn(|| hold()), "worker");
+    }
+    let handler = SigHandler::Handler(handle);
+    // SAFETY: the handler does nothing.
+    if unsafe { signal(Signal::SIGUSR1, handler) }.is_err() {
+        fail("no handler for SIGUSR1");
+    }
+    for _ in 0..signals {
+        _ = kill(getpid(), Signal::SIGUSR1);
+    }
+    commands()
+}
+
+extern "C" fn handle(_: libc::c_int) {}

@@ -62,6 +62,7 @@ fn main() {
         "worker-memory" => memory::worker_memory(&mut args),
         "sqpoll" => io_uring::sqpoll(),
         "lost-creator" => lost::lost_creator(&mut args),
+        "storm" => lost::storm(&mut args),
         "timer" => lost::timer(&mut args),
         "pid-namespace" => namespace::pid_namespace(),
         "burst" => load::burst(&mut args),
