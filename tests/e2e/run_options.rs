@@ -80,9 +80,9 @@ impl Hearing {
 
 impl Drop for Hearing {
     fn drop(&mut self) {
-        Pidfd::open(self.command)
-            .into_iter()
-            .for_each(|it| it.kill());
+        if let Some(command) = Pidfd::open(self.command) {
+            _ = command.signal(nix::sys::signal::Signal::SIGKILL);
+        }
         _ = self.child.wait();
     }
 }
