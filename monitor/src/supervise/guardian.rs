@@ -8,8 +8,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
 
+use super::executed::words;
 use super::message::{Channel, Spec};
-use super::serve::{serve_command, words};
+use super::serve::serve_command;
 use super::spawn::Place;
 use crate::sys::child::{self, BeforeExec};
 

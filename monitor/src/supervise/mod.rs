@@ -17,9 +17,10 @@
 //!
 //! Reading order: `options` (what is asked for and what comes of it), [`frame`] and `message`,
 //! `spawn` and `launch` (the start of workers, of the command), `serve` (the guardian at work),
-//! `stops` (its part in job control), `guardian` (its process, as its parent has it), `witness`,
-//! `terminal`, `owner` (the user's side).
+//! `stops` (its part in job control), `executed` and `guardian` (its process, as itself and as its
+//! parent has it), `witness`, `terminal`, `owner` (the user's side).
 
+pub(crate) mod executed;
 pub mod frame;
 pub(crate) mod guardian;
 mod launch;
@@ -32,6 +33,6 @@ mod stops;
 mod terminal;
 mod witness;
 
+pub use executed::run_if_asked;
 pub use options::{Ended, RunError, RunOptions};
 pub use owner::run;
-pub use serve::run_if_asked;

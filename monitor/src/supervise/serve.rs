@@ -5,11 +5,8 @@
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
 use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use super::launch::Launch;
 use super::message::{Channel, Notice, Request, Spec};
@@ -21,70 +18,11 @@ use crate::kill::outcome::{Order, Rest};
 use crate::kill::{kill_below, walk};
 use crate::proc;
 use crate::sys::child::{become_subreaper, lead_group, lead_session, leave_directory, set_name};
-use crate::sys::descriptor::keep_on_exec;
 use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::pidfd;
 use crate::sys::poll::wait_for;
 use crate::sys::signals::{self, SignalSet, Signals};
 use crate::words::count;
-
-/// By this first argument the program is asked to be a guardian.
-const ASKED: &str = "lifemon-guardian";
-
-/// The first message to an executed guardian.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Brief {
-    /// The commands.
-    pub(crate) specs: Vec<Spec>,
-}
-
-/// Returns the words that make this program a guardian on this descriptor.
-pub(crate) fn words(channel: i32) -> (&'static str, String) {
-    (ASKED, channel.to_string())
-}
-
-/// Makes this process a guardian if it was started to be one, and does not return then. The first
-/// line of `main` of every program that uses [`crate::manager::ProcessManager`]: the guardian is
-/// the same program, executed anew, so that no copy of a threaded program runs on.
-pub fn run_if_asked() {
-    let mut words = std::env::args_os();
-    if words.next().is_none_or(|word| word != ASKED) {
-        return;
-    }
-    let fd = words.next().and_then(|word| word.to_str()?.parse().ok());
-    let code = match fd.map(executed) {
-        Some(Ok(())) => 0,
-        Some(Err(error)) => {
-            eprintln!("lifemon guardian: {error}");
-            1
-        }
-        None => 2,
-    };
-    std::process::exit(code);
-}
-
-fn executed(fd: i32) -> io::Result<()> {
-    keep_on_exec(fd, false)?;
-    // SAFETY: the parent has made this descriptor for us, and nobody else here uses it.
-    let mut channel = Channel::new(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-    let (_, before) = Signals::block()?;
-    let brief = loop {
-        let (mut briefs, is_open) = channel.receive::<Brief>()?;
-        match briefs.pop() {
-            Some(brief) => break brief,
-            None if is_open => {}
-            None => return Ok(()),
-        }
-    };
-    for fd in brief.specs.iter().filter_map(|spec| spec.inherited) {
-        keep_on_exec(fd, false)?;
-    }
-    let place = Place {
-        group: Group::Own,
-        before,
-    };
-    serve(channel, &brief.specs, place)
-}
 
 /// A command that was started.
 struct Worker {
@@ -451,15 +389,4 @@ impl Guarding {
 fn failed(worker: usize, error: &io::Error) -> Notice {
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
     Notice::Failed { worker, errno }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_test_is_no_guardian() {
-        run_if_asked();
-        assert_eq!(words(7), (ASKED, "7".to_owned()));
-    }
 }
