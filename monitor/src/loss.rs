@@ -40,6 +40,8 @@ pub enum Loss {
     NoTracker,
     /// The guardian of a manager is dead.
     GuardianDead,
+    /// The process that kills with eBPF has ended without a report.
+    ReportLost,
 }
 
 impl Loss {
@@ -62,6 +64,7 @@ impl Loss {
             Self::Unreadable => "unreadable",
             Self::NoTracker => "no_tracker",
             Self::GuardianDead => "guardian_dead",
+            Self::ReportLost => "report_lost",
         }
     }
 
@@ -106,6 +109,7 @@ impl Loss {
             Self::Unreadable => "files of some processes may not be looked at; run this as root",
             Self::NoTracker => "there is no tracker, so processes are known by their parents alone",
             Self::GuardianDead => "the guardian is dead; restart the server",
+            Self::ReportLost => "the killer ended without a report on those whom it has killed",
         }
     }
 }

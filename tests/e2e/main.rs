@@ -43,9 +43,13 @@ mod manager;
 mod manager_direct;
 mod manager_wire;
 mod run;
+mod run_alone;
+mod run_keepers;
 mod run_lives;
 mod run_many;
+mod run_options;
 mod run_signals;
+mod run_supervised;
 mod run_terminal;
 
 // The program as such.

@@ -117,6 +117,15 @@ pub fn ignoring_children(command: &mut Command) {
     });
 }
 
+/// Makes a command start with SIGPIPE ignored, as some programs start others.
+pub fn ignoring_pipes(command: &mut Command) {
+    before_exec(command, || {
+        // SAFETY: no handler is installed.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
+        Ok(())
+    });
+}
+
 /// Makes a command run as root with these capabilities alone: exec gives root what is in the
 /// bounding set.
 pub fn with_capabilities(command: &mut Command, kept: &'static [libc::c_ulong]) {

@@ -200,7 +200,7 @@ impl Monitor {
             // It has ended when the guardian itself is gone: that is the next and last thing it
             // does.
             Notice::Ended(rest) => self.shared.lock().rest = Some(rest),
-            Notice::Stopped { .. } => {}
+            Notice::Ready { .. } | Notice::Stopped { .. } | Notice::Daemons => {}
         }
     }
 

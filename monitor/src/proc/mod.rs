@@ -28,7 +28,7 @@ pub(crate) use family::{children, children_by_parent, own_threads, pids};
 pub(crate) use files::{descriptor_device, descriptor_info, device_number, input_device};
 pub(crate) use placement::placement_of;
 pub(crate) use shared::Belongings;
-pub(crate) use status::{frozen_cgroup, ignores_hangup, tracer};
+pub(crate) use status::{frozen_cgroup, ignores_hangup, switches, tracer};
 
 use std::fs;
 use std::path::Path;
