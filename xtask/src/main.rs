@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod ci;
+mod dist;
 mod ebpf;
 mod run;
 mod setup;
@@ -64,6 +65,13 @@ enum Task {
     #[command(after_help = "Examples:\n  cargo xtask vmtest\n  \
                             cargo xtask vmtest --kernel 6.1 -- orphans")]
     Vmtest(vmtest::Options),
+    /// Writes what users install to target/dist: archives, packages, the wheel and the image
+    #[command(after_help = "Examples:\n  cargo xtask dist\n  cargo xtask dist --check")]
+    Dist {
+        /// Options, see `cargo xtask dist --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Builds, and runs the benchmarks as root
     #[command(after_help = "Example:\n  cargo xtask bench -- --help")]
     Bench {
@@ -89,6 +97,7 @@ fn main() -> ExitCode {
         }
         Task::Ci => ci::ci(),
         Task::Vmtest(options) => setup::for_a_build().and_then(|()| vmtest::vmtest(&options)),
+        Task::Dist { args } => dist::dist(&args),
         Task::Bench { args } => bench::bench(&args),
     };
     match result {

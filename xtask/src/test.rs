@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::dist;
 use crate::ebpf::{self, Source};
 use crate::setup::{self, Report};
 use crate::stage::Stages;
@@ -88,6 +89,9 @@ fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
     stages.stage("end-to-end tests", |counts| {
         end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)
     })?;
+    if args.is_empty() {
+        stages.stage("archive and wheel", |_| dist::dist(&["--quick".into()]))?;
+    }
     Ok(built)
 }
 
