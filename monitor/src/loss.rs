@@ -59,7 +59,7 @@ impl Loss {
             Self::SwitchedOff => "the tracker was switched off",
             Self::NoHistory => {
                 "the host's tracker is off, so what died before now is not known; \
-                 `lifemon track on` keeps it from now on"
+                 `lifemon track on` keeps it from now on, with --at-boot always"
             }
             Self::DriverHung => "the driver of a GPU does not answer; see the kernel's log",
             Self::DriverFailed => "the driver of a GPU has failed; see `lifemon gpu`",

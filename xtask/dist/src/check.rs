@@ -57,7 +57,23 @@ pub(crate) fn quick() -> Result<()> {
     pip.arg(wheel::find(plan, processor)?);
     run(pip)?;
     Root(None).try_lifemon(&[text(&python)?, "-m", "lifemon"])?;
+    without_binary(&python)?;
     fs::remove_dir_all(tried)?;
+    Ok(())
+}
+
+/// Checks that Python's module says in one line what to do where the binary is missing.
+fn without_binary(python: &Path) -> Result<()> {
+    fs::remove_file(python.with_file_name("lifemon"))?;
+    let mut module = Command::new(python);
+    let ended = module.args(["-m", "lifemon", "doctor"]).output()?;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    ensure!(
+        ended.status.code() == Some(1)
+            && said.lines().count() == 1
+            && said.contains("pip install --force-reinstall lifemon"),
+        "without its binary, the module says: {said}"
+    );
     Ok(())
 }
 

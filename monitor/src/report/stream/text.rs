@@ -60,7 +60,7 @@ impl Text {
             writeln!(
                 text,
                 "lineage known since now; what is older is inferred (~) from parents; \
-                 `lifemon track on` keeps it from now on"
+                 `lifemon track on` keeps it from now on, with --at-boot always"
             )
         };
         for lost in &start.losses {
