@@ -68,6 +68,13 @@ pub const ANCESTOR_DUE: u64 = 3;
 /// because the map was full or the hook was skipped. So nobody can say what it descends from.
 pub const CREATOR_LOST: u64 = 4;
 
+/// [`Record::claim`]: nobody's.
+pub const FREE: u64 = 0;
+/// [`Record::claim`]: its link is being changed, so it stays; with the pid in the bits above.
+pub const BUSY: u64 = 1;
+/// [`Record::claim`]: it is being removed; with the pid in the bits above.
+pub const TAKEN: u64 = 2;
+
 /// [`Record::exit_flags`], [`Event::flags`]: the out-of-memory killer chose it.
 pub const OOM_KILLED: u32 = 1;
 /// [`Record::exit_flags`], [`Event::flags`]: `sender` names the process that sent the signal.
@@ -91,6 +98,8 @@ pub struct Record {
     /// [`HELD`] and so on. Written by the inserter and the splice; what is due is given once, by an
     /// atomic exchange.
     pub holds_creator: u64,
+    /// [`FREE`], or who changes or removes this record. Atomic.
+    pub claim: u64,
     /// The time of its death, in ns since boot; 0 while it lives.
     pub exit_ns: u64,
     /// Its cgroup v2 when it was created, last called exec, or died.
@@ -236,6 +245,8 @@ pub struct Host {
     pub failed_deletes: u64,
     /// Skipped forks after which everybody was learnt again. Written by userspace.
     pub learnt_misses: u64,
+    /// Forks of the host when rows of ghosts were looked for last. Written by userspace.
+    pub compacted_at: u64,
 }
 
 /// [`Host::learning`]: whoever dies is learnt.
@@ -243,18 +254,39 @@ pub const LEARNING: u64 = 1;
 /// [`Host::learning`]: nobody begins to learn. Those who have begun can still ask for any record.
 pub const LEARNING_ENDS: u64 = 2;
 
-/// What the passes that learn have found, in shared memory. One pass runs at a time: who runs it
+/// The task and the findings of a pass, in shared memory. One pass runs at a time: who runs it
 /// holds the lock of the tracker.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Pass {
+    /// [`PASS_LEARN`] or [`PASS_LABEL`].
+    pub kind: u32,
+    /// Slot to label.
+    pub slot: u32,
+    /// Generation of that slot.
+    pub generation: u32,
+    /// Layer of that slot.
+    pub layer: u32,
+    /// Root of the tree to label.
+    pub root: ProcessId,
     /// Processes visited.
     pub seen: u64,
-    /// Records inserted, or creators held.
+    /// Records or memberships inserted, or creators held.
     pub inserted: u64,
+    /// Living processes without a record.
+    pub unrecorded: u64,
+    /// Processes whose lineage changed while it was climbed: look again.
+    pub unsettled: u64,
+    /// Processes of this tree that another tree of the same layer has already.
+    pub conflicts: u64,
     /// Insertions that failed because a map was full.
     pub failed: u64,
 }
+
+/// Learn every process that is older than tracking.
+pub const PASS_LEARN: u32 = 1;
+/// Make every living descendant of the root a member.
+pub const PASS_LABEL: u32 = 2;
 
 /// The sender of the last signal that can end a process.
 #[repr(C)]
@@ -342,12 +374,12 @@ pub struct Event {
 
 const _: () = {
     assert!(size_of::<ProcessId>() == 16);
-    assert!(size_of::<Record>() == 152);
+    assert!(size_of::<Record>() == 160);
     assert!(size_of::<MemberKey>() == 24);
     assert!(size_of::<Membership>() == 8);
     assert!(size_of::<Tree>() == 128);
-    assert!(size_of::<Host>() == 64);
-    assert!(size_of::<Pass>() == 64);
+    assert!(size_of::<Host>() == 128);
+    assert!(size_of::<Pass>() == 128);
     assert!(size_of::<SignalFact>() == 40);
     assert!(size_of::<Event>() == 120);
     assert!(size_of::<Traits>() == 24);

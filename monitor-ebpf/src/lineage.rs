@@ -2,8 +2,8 @@
 //!
 //! The race that decides the code: a deleted element is recycled at once, by another CPU, while
 //! somebody still holds a pointer to it. So a pointer is written through only where the record
-//! cannot vanish: the current process's own (it holds a reference on itself), or one that it holds
-//! (its creator's). Everybody else's record is copied, and the copy counts only if the same
+//! cannot vanish: the current process's own (it holds a reference on itself), one that it holds
+//! (its creator's), or one that is claimed. Everybody else's record is copied, and the copy counts only if the same
 //! element is still there under the same identity afterwards; an identity never comes back.
 //!
 //! In the kernel:
@@ -12,7 +12,8 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lifemon_ebpf::{
-    CREATOR_DUE, CREATOR_LOST, DEAD, HELD, LIVE, NOT_HELD, ProcessId, Record, died_badly, limits,
+    CREATOR_DUE, CREATOR_LOST, DEAD, FREE, HELD, LIVE, NOT_HELD, ProcessId, Record, died_badly,
+    limits,
     rules::{self, Lineage, Link},
 };
 
@@ -86,10 +87,37 @@ impl Lineage for Map {
     }
 
     #[inline(always)]
+    fn claim(&self, id: &ProcessId, claim: u64) -> bool {
+        let Some(record) = LINEAGE.get_ptr_mut(id) else {
+            return false;
+        };
+        // SAFETY: a map value stays mapped while a program runs. It may be another record by now;
+        // then the claim is given back, which the pid in it tells from a claim of that record's own.
+        let word = unsafe { Counter::at(&raw mut (*record).claim) };
+        let claim = claim_of(id, claim);
+        if !word.replace(FREE, claim) {
+            return false;
+        }
+        let again = LINEAGE.get_ptr(id);
+        if again.is_some_and(|again| again as u64 == record as u64) {
+            return true;
+        }
+        word.replace(claim, FREE);
+        false
+    }
+
+    #[inline(always)]
+    fn give_back(&self, id: &ProcessId) {
+        if let Some(record) = LINEAGE.get_ptr_mut(id) {
+            // SAFETY: the caller has claimed it, so it cannot vanish.
+            unsafe { Counter::at(&raw mut (*record).claim) }.exchange(FREE);
+        }
+    }
+
+    #[inline(always)]
     fn relink(&self, id: &ProcessId, link: &Link) {
         if let Some(record) = LINEAGE.get_ptr_mut(id) {
-            // SAFETY: the caller is this process, dying, and still holds its own reference. A
-            // reader that sees the creator half written finds no such record and looks again.
+            // SAFETY: the caller has claimed it, so it cannot vanish. A reader that sees the creator half written finds no such record and looks again.
             unsafe {
                 (*record).creator = link.creator;
                 (*record).holds_creator = link.holds_creator;
@@ -124,6 +152,12 @@ impl Lineage for Map {
     }
 }
 
+/// Returns the word that claims `id`.
+#[inline(always)]
+fn claim_of(id: &ProcessId, claim: u64) -> u64 {
+    u64::from(id.pid) << 8 | claim
+}
+
 /// Makes `record` a new one of `task`, that does not hold its creator yet. Field by field: a whole
 /// record would go over the stack.
 #[inline(always)]
@@ -131,6 +165,7 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
     record.creator = creator;
     record.references = 1;
     record.state = LIVE;
+    record.claim = FREE;
     record.exit_ns = 0;
     record.cgroup_id = task.cgroup_id();
     record.sender = ProcessId::NONE;

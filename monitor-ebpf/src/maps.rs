@@ -51,7 +51,7 @@ pub(crate) static RINGS: ArrayOfMaps<
 #[btf_map]
 static HOST: Array<Host, 1, MMAPABLE> = Array::new();
 
-/// The findings of the running pass.
+/// The task and the findings of the running pass.
 #[btf_map]
 static PASS: Array<Pass, 1, MMAPABLE> = Array::new();
 
@@ -148,14 +148,23 @@ lifemon_ebpf::view! {
         condemned_layers: Counter,
         failed_deletes: Counter,
         learnt_misses: Counter,
+        compacted_at: Counter,
     }
 }
 
 lifemon_ebpf::view! {
-    /// The findings of the running pass, as the kernel half sees them.
+    /// The task and the findings of the running pass, as the kernel half sees it.
     PassView of Pass {
+        kind: Given<u32>,
+        slot: Given<u32>,
+        generation: Given<u32>,
+        layer: Given<u32>,
+        root: Given<ProcessId>,
         seen: Counter,
         inserted: Counter,
+        unrecorded: Counter,
+        unsettled: Counter,
+        conflicts: Counter,
         failed: Counter,
     }
 }
@@ -177,7 +186,7 @@ pub(crate) fn host<'a>() -> Option<&'a HostView> {
         .map(|host| unsafe { &*host.cast::<HostView>() })
 }
 
-/// Returns what the running pass has found.
+/// Returns what the running pass is asked for, and what it found.
 #[inline(always)]
 pub(crate) fn pass<'a>() -> Option<&'a PassView> {
     // SAFETY: an array element is always there, and its view has its layout.

@@ -42,17 +42,46 @@ fn layers() -> u64 {
     host().map_or(0, |host| host.layers.read())
 }
 
-/// Makes `process` a member, unless it is one already.
+/// The result of an insertion.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Joined {
+    /// It is a member now, by this call.
+    Now,
+    /// It was one already.
+    Before,
+    /// The map is full.
+    Full,
+}
+
+/// Makes `process` a member.
 #[inline(always)]
-fn join(process: &ProcessId, layer: u32, membership: Membership, tree: &TreeView) {
+pub(crate) fn join(process: &ProcessId, layer: u32, membership: Membership) -> Joined {
+    let Some(tree) = tree_of(membership) else {
+        return Joined::Before;
+    };
     // Counted before it is inserted: the counter never under-counts (I1).
     tree.live.increment();
     let key = MemberKey::new(*process, layer);
-    if let Err(code) = tried(|| MEMBERS.insert(key, membership, u64::from(BPF_NOEXIST))) {
-        tree.live.decrement();
-        if code != EEXIST {
+    match tried(|| MEMBERS.insert(key, membership, u64::from(BPF_NOEXIST))) {
+        Ok(()) => Joined::Now,
+        Err(code) => {
+            tree.live.decrement();
+            if code == EEXIST {
+                return Joined::Before;
+            }
             tree.lost_members.increment();
+            Joined::Full
         }
+    }
+}
+
+/// Ends one membership.
+#[inline(always)]
+pub(crate) fn leave(process: &ProcessId, layer: u32, membership: Membership) {
+    // The delete that succeeds owns the decrement (I2).
+    let left = deleted(|| MEMBERS.remove(MemberKey::new(*process, layer)));
+    if let (true, Some(tree)) = (left, tree_of(membership)) {
+        tree.live.decrement();
     }
 }
 
@@ -106,8 +135,8 @@ pub(crate) fn inherit(
             tree.lost_members.increment();
             return;
         }
-        // Userspace may have labelled it before; the event is this hook's all the same.
-        join(process, layer, membership, tree);
+        // It may have been labelled before; the event is this hook's all the same.
+        join(process, layer, membership);
         tree.forks.increment();
         events::emit(membership.slot, tree, event, false);
     });

@@ -1,14 +1,24 @@
 //! Passes over all processes of the host, in the kernel and so without races against `/proc`: learn
-//! those that existed before, and print what no file says of them.
+//! those that existed before, label the members of a newly watched tree (I5), and print what no file
+//! says.
 //!
-//! A pass runs when userspace reads the iterator.
+//! A pass runs when userspace reads the iterator; what it is to do and what it found is in `PASS`.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
-use lifemon_ebpf::{SUBREAPER, Traits};
+use lifemon_ebpf::{
+    MemberKey, Membership, PASS_LABEL, PASS_LEARN, ProcessId, SUBREAPER, Traits,
+    rules::{self, Descent, Step},
+};
 
-use crate::{learn, maps, task::Task};
+use crate::{
+    learn,
+    lineage::Map,
+    maps::{self, MEMBERS, PassView},
+    members::{self, Joined},
+    task::Task,
+};
 
 /// Context of the iterator, as the kernel defines it.
 #[repr(C)]
@@ -39,6 +49,15 @@ impl Visit {
         let task = Task::new(task);
         (task.is_leader() && !task.is_kernel_thread()).then_some((task, output))
     }
+
+    /// Returns the process that is visited, if the pass is of this kind.
+    #[inline(always)]
+    fn asked(ctx: *mut c_void, kind: u32) -> Option<(Task, &'static PassView)> {
+        let (task, _) = Self::process(ctx)?;
+        let pass = maps::pass().filter(|pass| pass.kind.read() == kind)?;
+        pass.seen.increment();
+        Some((task, pass))
+    }
 }
 
 /// Learns the processes that are older than tracking. Iterators have been seen to begin after
@@ -46,8 +65,7 @@ impl Visit {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub(crate) extern "C" fn learn(ctx: *mut c_void) -> i32 {
-    if let (Some((task, _)), Some(pass)) = (Visit::process(ctx), maps::pass()) {
-        pass.seen.increment();
+    if let Some((task, _)) = Visit::asked(ctx, PASS_LEARN) {
         learn::visit(task);
     }
     0
@@ -67,4 +85,90 @@ pub(crate) extern "C" fn traits(ctx: *mut c_void) -> i32 {
         unsafe { bpf_seq_write(output, (&raw mut found).cast(), size_of::<Traits>() as u32) };
     }
     0
+}
+
+/// Makes every living descendant of the root a member.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
+    let Some((task, pass)) = Visit::asked(ctx, PASS_LABEL) else {
+        return 0;
+    };
+    if task.live_threads() == 0 {
+        return 0;
+    }
+    let process = task.process();
+    let wanted = Membership {
+        slot: pass.slot.read(),
+        generation: pass.generation.read(),
+    };
+    let (root, layer) = (pass.root.read(), pass.layer.read());
+    let found = rules::climb(&process, |at| match look(at, &root, layer, wanted) {
+        INSIDE => Step::Inside,
+        UNRECORDED => Step::Unrecorded,
+        holds => Step::Up(holds),
+    });
+    match found {
+        Descent::Inside => add(pass, task, &process, wanted),
+        Descent::Outside => {}
+        Descent::Unsettled => pass.unsettled.increment(),
+        Descent::Unrecorded => pass.unrecorded.increment(),
+    }
+    0
+}
+
+/// What [`look`] says instead of how a creator is held.
+const INSIDE: u64 = u64::MAX;
+const UNRECORDED: u64 = u64::MAX - 1;
+
+/// One step of the climb: in one word and not inlined, so that the verifier forgets on which way it
+/// came to the answer, and many steps cost it little.
+#[inline(never)]
+fn look(at: &mut ProcessId, root: &ProcessId, layer: u32, wanted: Membership) -> u64 {
+    match rules::step(&Map, at, |id| *id == *root || is_member(id, layer, wanted)) {
+        Step::Inside => INSIDE,
+        Step::Unrecorded => UNRECORDED,
+        Step::Up(holds) => holds,
+    }
+}
+
+/// Returns whether `process` is a member by exactly this membership. An ancestor may die now and
+/// its entry be recycled: what was read counts only if the same element is still there under its
+/// key.
+#[inline(always)]
+fn is_member(process: &ProcessId, layer: u32, wanted: Membership) -> bool {
+    let key = MemberKey::new(*process, layer);
+    let Some(found) = MEMBERS.get_ptr(key) else {
+        return false;
+    };
+    // SAFETY: a map value stays mapped while a program runs.
+    let value = unsafe { found.read_volatile() };
+    value == wanted
+        && MEMBERS
+            .get_ptr(key)
+            .is_some_and(|again| again as u64 == found as u64)
+}
+
+/// Makes a process a member, and takes that back if it has died meanwhile: its exit hook may have
+/// looked before the insert. Both delete by key, so one of them counts it down.
+#[inline(always)]
+fn add(pass: &PassView, task: Task, process: &ProcessId, wanted: Membership) {
+    let layer = pass.layer.read();
+    match members::join(process, layer, wanted) {
+        Joined::Now => {
+            if task.live_threads() != 0 {
+                pass.inserted.increment();
+            } else {
+                members::leave(process, layer, wanted);
+            }
+        }
+        Joined::Before => match members::membership(process, layer) {
+            Some(found) if found != wanted => pass.conflicts.increment(),
+            Some(_) => {}
+            // A stale entry in its place, or it has just died.
+            None if task.live_threads() != 0 => pass.unsettled.increment(),
+            None => {}
+        },
+        Joined::Full => pass.failed.increment(),
+    }
 }

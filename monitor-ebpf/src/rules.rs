@@ -1,12 +1,16 @@
-//! The rules of the lineage as pure functions over a store of records: when a record goes, and which
-//! ghosts stay. The kernel half runs them on its maps, the tests on a
+//! The rules of the lineage as pure functions over a store of records: when a record goes, which
+//! ghosts stay, who descends from whom. The kernel half runs them on its maps, the tests on a
 //! model, so what is tested is what runs.
 //!
-//! Two facts carry all of it. A process that is dead never gains a reference, because only the
+//! Three facts carry all of it. A process that is dead never gains a reference, because only the
 //! living create processes. And an identity never comes back, so **the delete that succeeds owns
-//! what follows from it**: the drop of the reference on the creator happens exactly once.
+//! what follows from it**: the drop of the reference on the creator happens exactly once. And a link
+//! is changed, a record removed, only by who has claimed it: the claim that succeeds comes before the
+//! reading of the link that is acted upon. Nobody waits for a claim. Who does not get one leaves the
+//! record to who has it, and that one looks once more when it is done; should nobody do so, the
+//! sweep finds the record.
 
-use crate::{DEAD, HELD, ProcessId, limits};
+use crate::{BUSY, DEAD, HELD, NOT_HELD, ProcessId, TAKEN, limits};
 
 /// The part of a record that the rules look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +37,13 @@ pub trait Lineage {
     /// Returns a consistent copy of the link of `id`, or nothing when there is no such record (any
     /// more).
     fn link(&self, id: &ProcessId) -> Option<Link>;
-    /// Lets `id`, which the caller owns (it is the process that is dying), skip a ghost: takes
-    /// creator, hold and what was elided from `link`.
+    /// Claims `id` if nobody has: [`BUSY`] to change its link, [`TAKEN`] to remove it. Whether this
+    /// call did.
+    fn claim(&self, id: &ProcessId, claim: u64) -> bool;
+    /// Gives a claim back.
+    fn give_back(&self, id: &ProcessId);
+    /// Lets `id`, which the caller has claimed, skip a ghost: takes creator, hold and what was
+    /// elided from `link`.
     fn relink(&self, id: &ProcessId, link: &Link);
     /// Drops one reference that the caller holds on `id`; what is left, or nothing when there is
     /// no such record.
@@ -54,26 +63,39 @@ pub trait Lineage {
 /// same moment can remove it.
 #[inline(always)]
 pub fn bury<L: Lineage>(lineage: &L, id: &ProcessId) {
-    splice(lineage, id);
+    // Without children it is about to be removed, and the chain with it.
+    let has_children = lineage.link(id).is_some_and(|link| link.references > 1);
+    if has_children && lineage.claim(id, BUSY) {
+        splice(lineage, id);
+        lineage.give_back(id);
+    }
     release(lineage, id);
 }
 
-/// Splices ghosts out of the chain above `id`, which is dying, until at most
+/// Splices a row of ghosts above any record, alive or dead: rows that come about above a process
+/// that does nothing are seen by no death. One caller at a time.
+#[inline(always)]
+pub fn compact<L: Lineage>(lineage: &L, id: &ProcessId) {
+    if lineage.claim(id, BUSY) {
+        splice(lineage, id);
+        lineage.give_back(id);
+        // Whoever dropped the last reference meanwhile could not remove it.
+        sweep(lineage, id);
+    }
+}
+
+/// Splices ghosts out of the chain above `id`, which the caller has claimed, until at most
 /// [`limits::GHOSTS_IN_A_ROW`] are left that only `id` needs. The oldest stay: they say where the
 /// chain left the tree.
 ///
 /// A ghost with a single reference is held by the record below it alone. That record is `id` or
-/// a ghost that is held by `id` alone in turn; so while `id` keeps its own reference nobody else
-/// can drop, remove or relink any of them.
+/// a ghost that is held by `id` alone in turn; so while `id` stays nobody else can drop or remove
+/// any of them. Who relinks one has claimed it.
 #[inline(always)]
-pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
+fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
     let Some(mut below) = lineage.link(id) else {
         return;
     };
-    // Without children it is about to be removed, and the chain with it.
-    if below.references <= 1 {
-        return;
-    }
     let mut row = 0;
     let mut at = below;
     for _ in 0..limits::GHOSTS_IN_A_ROW + limits::SPLICES {
@@ -87,10 +109,14 @@ pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
         if row <= limits::GHOSTS_IN_A_ROW || lineage.is_root(&below.creator) {
             return;
         }
+        let gone = below.creator;
+        if !lineage.claim(&gone, TAKEN) {
+            return;
+        }
         let Some(ghost) = ghost_held_by(lineage, &below) else {
+            lineage.give_back(&gone);
             return;
         };
-        let gone = below.creator;
         below.elided = below.elided.saturating_add(ghost.elided).saturating_add(1);
         below.elided_badly |= ghost.elided_badly | ghost.died_badly;
         below.creator = ghost.creator;
@@ -98,6 +124,7 @@ pub fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
         // The ghost's reference on its creator passes to `id`: no count changes. Whoever reads
         // between the two finds no creator, and reads again.
         if !lineage.remove(&gone) {
+            lineage.give_back(&gone);
             return;
         }
         lineage.relink(id, &below);
@@ -127,8 +154,9 @@ pub fn release<L: Lineage>(lineage: &L, id: &ProcessId) {
             _ => return,
         }
         match take_out(lineage, &at) {
-            Some(creator) => at = creator,
-            None => return,
+            Taken::Out(Some(creator)) => at = creator,
+            Taken::Out(None) => return,
+            Taken::Left => return lineage.overrun(),
         }
     }
     // The last removed one still counts here: without this drop no sweep would find what is left.
@@ -146,15 +174,99 @@ pub fn sweep<L: Lineage>(lineage: &L, id: &ProcessId) {
         Some(link) if link.state == DEAD && link.references == 0 => {}
         _ => return,
     }
-    if let Some(creator) = take_out(lineage, id) {
+    if let Taken::Out(Some(creator)) = take_out(lineage, id) {
         release(lineage, &creator);
     }
 }
 
-/// Removes the record `id`; its creator if this call did remove it and it held its creator.
+/// The result of taking a record out.
+enum Taken {
+    /// It is out, or was out before; with its creator, if this call removed it and it held one.
+    Out(Option<ProcessId>),
+    /// Somebody else has claimed it, or the kernel has refused.
+    Left,
+}
+
+/// Removes the record `id`, which has no references.
 #[inline(always)]
-fn take_out<L: Lineage>(lineage: &L, id: &ProcessId) -> Option<ProcessId> {
-    // Read before the delete: the delete that succeeds proves that it was there to be read.
-    let link = lineage.link(id)?;
-    (lineage.remove(id) && link.holds_creator == HELD).then_some(link.creator)
+fn take_out<L: Lineage>(lineage: &L, id: &ProcessId) -> Taken {
+    if !lineage.claim(id, TAKEN) {
+        return Taken::Left;
+    }
+    // Read after the claim and before the delete: so it is the last that the link was, and the
+    // delete that succeeds proves that it was there to be read.
+    let Some(link) = lineage.link(id) else {
+        return Taken::Out(None);
+    };
+    if !lineage.remove(id) {
+        lineage.give_back(id);
+        return Taken::Left;
+    }
+    Taken::Out((link.holds_creator == HELD).then_some(link.creator))
+}
+
+/// The result of climbing from a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Descent {
+    /// It descends from the root.
+    Inside,
+    /// It does not.
+    Outside,
+    /// A record on the way was removed meanwhile or never learnt, or the way is longer than
+    /// [`limits::CLIMB_STEPS`]: look again in the next pass.
+    Unsettled,
+    /// The process itself has no record: its fork hook is still under way, or the map was full.
+    Unrecorded,
+}
+
+/// One step of a climb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The process belongs.
+    Inside,
+    /// It has no record.
+    Unrecorded,
+    /// On to its creator, which it holds or not: [`Link::holds_creator`].
+    Up(u64),
+}
+
+/// Looks at `at` and goes on to its creator.
+#[inline(always)]
+pub fn step<L: Lineage>(
+    lineage: &L,
+    at: &mut ProcessId,
+    is_inside: impl Fn(&ProcessId) -> bool,
+) -> Step {
+    if is_inside(at) {
+        return Step::Inside;
+    }
+    let Some(link) = lineage.link(at) else {
+        return Step::Unrecorded;
+    };
+    *at = link.creator;
+    Step::Up(link.holds_creator)
+}
+
+/// Climbs from `id` over its creators, through ghosts, until one of them belongs. `step` is
+/// [`step`].
+///
+/// While the process lives it holds its creator, that one holds its own, and so on up: none can
+/// vanish. So an answer is exact if the process is still alive *after* the climb, which the caller
+/// checks. A splice above it can take one ghost out of the way: then a held creator is missing,
+/// and the answer is [`Descent::Unsettled`].
+#[inline(always)]
+pub fn climb(id: &ProcessId, mut step: impl FnMut(&mut ProcessId) -> Step) -> Descent {
+    let mut at = *id;
+    let mut held = None;
+    for _ in 0..limits::CLIMB_STEPS {
+        match (step(&mut at), held) {
+            (Step::Inside, _) => return Descent::Inside,
+            (Step::Unrecorded, None) => return Descent::Unrecorded,
+            (Step::Unrecorded, Some(NOT_HELD)) => return Descent::Outside,
+            (Step::Unrecorded, Some(_)) => return Descent::Unsettled,
+            (Step::Up(_), _) if at.is_none() => return Descent::Outside,
+            (Step::Up(holds), _) => held = Some(holds),
+        }
+    }
+    Descent::Unsettled
 }

@@ -1,6 +1,6 @@
 //! What userspace asks for one record, by pid and start time: to remove it because nobody needs it
-//! (`sweep`), or to do what the exit hook would have done (`settle`). Never attached: both are run
-//! through the test-run call.
+//! (`sweep`), to shorten the row of ghosts above it (`compact`), or to do what the exit hook would
+//! have done (`settle`). Never attached: all are run through the test-run call.
 
 use core::ffi::c_void;
 
@@ -23,6 +23,16 @@ pub(crate) fn sweep(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     rules::sweep(&Map, &argument(&ctx));
+    0
+}
+
+/// Arguments: pid, start in ns since boot. One caller at a time: it holds the lock of the tracker.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub(crate) fn compact(ctx: RawTracePointContext) -> i32 {
+    if is_learning() {
+        return 0;
+    }
+    rules::compact(&Map, &argument(&ctx));
     0
 }
 

@@ -86,10 +86,10 @@ pub use kill::{
     Rest, Subject, Survivor, Way,
 };
 pub use lifemon_ebpf::ProcessId;
-pub use loss::Loss;
+pub use loss::{Incomplete, Loss};
 #[doc(no_inline)]
 pub use manager::ProcessManager;
-pub use orphan::{Class, Evidence, Orphan};
+pub use orphan::{Evidence, Orphan, Subtree, Verdict};
 pub use proc::{CommandLine, Placement};
 pub use process::{Cause, Death, Died, NoSignal, Process, Sender, Signal, Who};
 pub use session::{Ghost, LostAtStart, Start};

@@ -1,5 +1,7 @@
 //! What makes an answer incomplete, in the words of the output.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// A reason why an answer is not complete.
@@ -27,6 +29,12 @@ pub enum Loss {
     DriverFailed,
     /// Files of some processes may not be looked at.
     Unreadable,
+    /// `/proc` is missing, or hides processes.
+    ProcHidden,
+    /// No tracker answers for this: deaths and descendants are known from parents alone.
+    NoTracker,
+    /// The guardian of a manager is dead.
+    GuardianDead,
 }
 
 impl Loss {
@@ -44,6 +52,9 @@ impl Loss {
             Self::DriverHung => "driver_hung",
             Self::DriverFailed => "driver_failed",
             Self::Unreadable => "unreadable",
+            Self::ProcHidden => "proc_hidden",
+            Self::NoTracker => "no_tracker",
+            Self::GuardianDead => "guardian_dead",
         }
     }
 
@@ -64,7 +75,64 @@ impl Loss {
             Self::DriverHung => "the driver of a GPU does not answer; see the kernel's log",
             Self::DriverFailed => "the driver of a GPU has failed; see `lifemon gpu`",
             Self::Unreadable => "files of some processes may not be looked at; run this as root",
+            Self::ProcHidden => "/proc is missing or hides processes; run this as root",
+            Self::NoTracker => "there is no tracker, so processes are known by their parents alone",
+            Self::GuardianDead => "the guardian is dead; restart the server",
         }
+    }
+}
+
+/// A reason why an answer is not complete, as every answer of lifemon reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Incomplete {
+    /// The reason.
+    pub reason: Loss,
+    /// The number of what is missing, where it is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// What happened and what to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+impl Incomplete {
+    /// Returns the reason with a number.
+    #[must_use]
+    pub(crate) fn counted(reason: Loss, count: u64) -> Self {
+        Self {
+            count: Some(count),
+            ..reason.into()
+        }
+    }
+
+    /// Returns the reason with a sentence that knows more than [`Loss::advice`].
+    #[must_use]
+    pub(crate) fn because(reason: Loss, sentence: impl Into<String>) -> Self {
+        Self {
+            reason,
+            count: None,
+            advice: Some(sentence.into()),
+        }
+    }
+
+    /// Returns each of these losses as a reason.
+    #[must_use]
+    pub(crate) fn all(losses: &[Loss]) -> Vec<Self> {
+        losses.iter().copied().map(Into::into).collect()
+    }
+}
+
+impl From<Loss> for Incomplete {
+    fn from(reason: Loss) -> Self {
+        Self::because(reason, reason.advice())
+    }
+}
+
+/// The sentence, or the word where there is none.
+impl fmt::Display for Incomplete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.advice.as_deref().unwrap_or_else(|| self.reason.word()))
     }
 }
 
@@ -85,9 +153,28 @@ mod tests {
             Loss::DriverHung,
             Loss::DriverFailed,
             Loss::Unreadable,
+            Loss::ProcHidden,
+            Loss::NoTracker,
+            Loss::GuardianDead,
         ];
         for loss in all {
             assert_eq!(serde_json::to_value(loss).unwrap(), loss.word());
         }
+    }
+
+    #[test]
+    fn a_reason_is_the_same_in_every_answer_and_comes_back_as_it_was() {
+        let counted = Incomplete::counted(Loss::RingFull, 7);
+        let value = serde_json::to_value(&counted).unwrap();
+        assert_eq!(
+            value,
+            serde_json::json!({
+                "reason": "ring_full", "count": 7, "advice": Loss::RingFull.advice(),
+            })
+        );
+        assert_eq!(
+            serde_json::from_value::<Incomplete>(value).unwrap(),
+            counted
+        );
     }
 }

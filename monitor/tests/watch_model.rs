@@ -906,8 +906,8 @@ proptest! {
     fn any_links_at_all_have_an_end(links in proptest::collection::vec(0_u32..20, 20)) {
         let id = |pid: u32| ProcessId::new(pid, u64::from(pid));
         let record = |creator| Record { creator: id(creator), state: LIVE, ..Record::default() };
-        let links = (1_u32..).zip(&links);
-        let forest = Forest::new(links.map(|(pid, creator)| (id(pid), record(*creator))));
+        let pairs = (1_u32..).zip(&links);
+        let forest = Forest::new(pairs.map(|(pid, creator)| (id(pid), record(*creator))));
         for pid in 1..=20 {
             let mut tree = sorted(forest.tree(id(pid)));
             tree.dedup();

@@ -189,7 +189,7 @@ fn completions_and_manual_are_printed() {
 fn the_doctor_finds_this_host_well() {
     let output = run_alone(&Lifemon::find(), &["doctor", "-o", "json"], |_| {});
     let report: DoctorReport = output.success();
-    assert_eq!((report.schema.as_str(), report.ok), ("lifemon/1", true));
+    assert_eq!((report.schema.as_str(), report.ok), ("lifemon/2", true));
     assert!(report.checks.len() >= 5, "{report:?}");
     for check in &report.checks {
         let state = check.state.as_str();

@@ -75,7 +75,7 @@ fn who_has_a_device_open_holds_it() {
     let (mut actor, server, workers) = server_on(&sandbox, 2);
     let output = Lifemon::find().run(["gpu", "-o", "json", "--device", device()]);
     let report: GpuReport = output.success();
-    assert_eq!(report.schema, "lifemon/1");
+    assert_eq!(report.schema, "lifemon/2");
     assert_eq!(report.nvml.state, "absent", "{report:?}");
     assert!(report.complete, "{report:?}");
     for worker in &workers {
@@ -94,8 +94,8 @@ fn who_has_a_device_open_holds_it() {
     let report: GpuReport = output.success();
     for worker in &workers {
         let holder = entry(&report.holders, *worker);
-        let class = holder.orphan.as_ref().map(|orphan| orphan.class.as_str());
-        assert_eq!(class, Some("stranded"), "{holder:?}");
+        let verdict = holder.orphan.as_ref().map(|orphan| orphan.verdict.as_str());
+        assert_eq!(verdict, Some("leaked"), "{holder:?}");
         assert!(!holder.root.alive, "{holder:?}");
     }
     let other = Lifemon::find().run(["orphans", "-o", "json", "--gpu"]);

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{assert_killed, kill};
-use lifemon_tests::reports::{Attached, Exited, KillReport, Sender, TreeReport, set_of};
+use lifemon_tests::reports::{Exited, Identified as _, KillReport, Sender, TreeReport, set_of};
 use lifemon_tests::{
     HostTracker, Lifemon, Process, Sandbox, actor, needs, on_every_path, private_lock, proc,
     scaled, wait_until,
@@ -31,9 +31,7 @@ fn a_deep_line_is_exact_and_costs_only_those_in_it() {
     let mut times: Vec<_> = (0..5)
         .map(|_| {
             let begun = Instant::now();
-            let pid = other.pid().to_string();
-            let words = ["attach", &pid, "-o", "json", "--for", "0s"];
-            let attached: Attached = Lifemon::find().run(words).first();
+            let attached = Lifemon::find().attach(&other.pid(), &[]).attached();
             assert!(attached.complete, "{attached:?}");
             begun.elapsed()
         })
@@ -66,6 +64,51 @@ const FILLERS: usize = 400;
 
 fn tree(pid: &str) -> TreeReport {
     Lifemon::find().run(["tree", pid, "-o", "json"]).report()
+}
+
+#[test]
+fn ghosts_that_no_death_sees_are_removed_by_the_next_command() {
+    const ROUNDS: u32 = 12;
+    const LENGTH: u32 = 60;
+    let tracker = HostTracker::on(&[]);
+    let before = tracker.status().ghosts;
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "flood", ROUNDS, LENGTH);
+    actor.step();
+    let leaf = actor.child("leaf");
+    let status = tracker.status();
+    assert!(status.ghosts < before + 40, "{status:?}");
+    let tree = tree(&actor.pid().to_string());
+    assert!(tree.complete, "{tree:?}");
+    let found = tree
+        .processes
+        .iter()
+        .find(|process| process.process() == leaf);
+    let elided = found.expect("the leaf").elided;
+    assert!(elided > ROUNDS * LENGTH / 2, "{tree:?}");
+    let report = assert_killed(&kill(&actor.pid(), &[]));
+    assert!(set_of(&report.killed).contains(&leaf));
+}
+
+#[test]
+fn a_map_full_of_ghosts_heals_and_is_in_nobodys_way() {
+    const ROUNDS: u32 = 12;
+    const LENGTH: u32 = 60;
+    let tracker = tracker_with_room_for(300);
+    let (sandbox, near) = (Sandbox::new(), Sandbox::new());
+    let mut flood = actor!(sandbox, "flood", ROUNDS, LENGTH);
+    flood.step();
+    // Without a record, unless there is room by now.
+    let mut actor = actor!(near, "fork-hold", 3);
+    actor.step();
+    let pid = actor.pid().to_string();
+    let attached = Lifemon::find().attach(&pid, &[]).attached();
+    assert!(attached.complete, "{attached:?}");
+    assert_eq!(attached.members.len(), 4, "{attached:?}");
+    let status = tracker.status();
+    assert!(status.complete && status.ghosts < 100, "{status:?}");
+    let report = assert_killed(&kill(&pid, &[]));
+    assert_eq!(report.killed.len(), 4, "{report:?}");
 }
 
 #[test]
@@ -146,22 +189,25 @@ fn watchers_that_are_killed_at_any_moment_leave_no_mark() {
 
 fn deaths_outlive_a_storm(options: &[&str]) {
     let sandbox = Sandbox::new();
-    let mut actor = actor!(sandbox, "burst-hold", scaled(20_000), 20);
+    let mut actor = actor!(sandbox, "storm", scaled(5_000));
     let _lock = private_lock();
-    let mut stream =
-        Lifemon::find().attach(&actor.pid(), &[&["--ring-size", "64K"], options].concat());
+    let ring = ["--ring-size", "16K"];
+    let mut stream = Lifemon::find().attach(&actor.pid(), &[&ring, options].concat());
     stream.attached();
-    // It is stopped while forks pour in, and the deaths come last: they have room of their own.
+    // Nobody reads while signals pour in, and the deaths come last: they have room of their own.
     stream.signal(Signal::SIGSTOP);
     actor.step();
-    let kept = actor.children("kept");
-    stream.signal(Signal::SIGCONT);
-    for child in &kept {
-        actor.command(&format!("kill {}", child.pid));
+    let workers = actor.children("worker");
+    for worker in &workers {
+        actor.command(&format!("kill {}", worker.pid));
     }
-    for child in &kept {
-        let exit: Exited = stream.wait_for_event(*child);
+    stream.signal(Signal::SIGCONT);
+    let mut left: BTreeSet<_> = workers.into_iter().collect();
+    while !left.is_empty() {
+        let exit: Exited = stream.wait_for_line("a death", |_| true);
+        assert!(!exit.resynced, "its event was lost: {exit:?}");
         assert_eq!(exit.death().signal, Some(9), "{exit:?}");
+        left.retain(|worker| worker.pid != exit.process.pid);
     }
 }
 

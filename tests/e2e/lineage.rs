@@ -10,8 +10,8 @@ use lifemon_tests::{DEADLINE, Pidfd, Process, Sandbox, Watching, actor, proc, wa
 
 /// Claims what an `orphaned` event must say now that the new parent shows in `/proc`.
 #[track_caller]
-fn assert_orphaned(event: &Orphaned, class: &str, creator: Process) {
-    assert_eq!(event.class, class, "{event:?}");
+fn assert_orphaned(event: &Orphaned, stranded: bool, creator: Process) {
+    assert_eq!(event.stranded, stranded, "{event:?}");
     assert!(event.is_by(creator), "{event:?}");
     let parent = proc::ppid(event.process.pid).expect("it lives");
     assert_eq!(event.parent, Some(parent), "{event:?}");
@@ -57,7 +57,7 @@ fn a_double_forked_grandchild_stays_a_member_and_is_told_as_reparented() {
     actor.step();
     let (middle, grandchild) = (actor.child("middle"), actor.child("grandchild"));
     let orphaned = watching.wait_for::<Orphaned>(grandchild);
-    assert_orphaned(&orphaned, "reparented", middle);
+    assert_orphaned(&orphaned, false, middle);
     Pidfd::of(grandchild).kill();
     watching.wait_for::<Gone>(grandchild);
     actor.close();
@@ -86,7 +86,7 @@ fn an_orphan_is_told_although_a_subreaper_takes_it() {
     let (middle, worker) = (actor.child("middle"), actor.child("worker"));
     actor.step();
     let orphaned = watching.wait_for::<Orphaned>(worker);
-    assert_orphaned(&orphaned, "reparented", middle);
+    assert_orphaned(&orphaned, false, middle);
     assert_eq!(orphaned.parent, Some(root.pid));
     actor.command(&format!("kill {}", worker.pid));
     actor.close();
@@ -113,11 +113,7 @@ fn a_death_lists_every_child_that_it_orphans_and_so_does_the_summary() {
     let (middle, mut workers) = (actor.child("middle"), actor.children("worker"));
     actor.step();
     for worker in &workers {
-        assert_orphaned(
-            &watching.wait_for::<Orphaned>(*worker),
-            "reparented",
-            middle,
-        );
+        assert_orphaned(&watching.wait_for::<Orphaned>(*worker), false, middle);
     }
     let story = watching.interrupt();
 
@@ -147,7 +143,7 @@ fn the_children_of_a_dead_root_are_stranded_and_their_death_is_extinction() {
     actor.send("exit 3");
     assert_eq!(actor.wait().code(), Some(3));
     for worker in &workers {
-        assert_orphaned(&watching.wait_for::<Orphaned>(*worker), "stranded", root);
+        assert_orphaned(&watching.wait_for::<Orphaned>(*worker), true, root);
     }
     watching.expect_silence();
     for worker in &workers {

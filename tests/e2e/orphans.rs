@@ -22,13 +22,14 @@ fn killed_server(sandbox: &Sandbox, count: u64, mode: &str) -> (Actor, Process, 
     (actor, server, workers)
 }
 
-/// Claims that each of `workers` is reported as an orphan of a killed `server`.
+/// Claims that each of `workers` is reported as leaked by a killed `server`.
 #[track_caller]
-fn assert_left_by(report: &OrphansReport, server: Process, workers: &[Process], class: &str) {
+fn assert_leaked(report: &OrphansReport, server: Process, workers: &[Process], stranded: bool) {
     for worker in workers {
         let orphan = entry(&report.orphans, *worker);
         assert_eq!(process(orphan.creator.as_ref()), Some(server), "{orphan:?}");
-        assert_eq!(orphan.class, class, "{orphan:?}");
+        assert_eq!(orphan.verdict, "leaked", "{orphan:?}");
+        assert_eq!(orphan.stranded, Some(stranded), "{orphan:?}");
         let exit = |exit: &Exit| (exit.signal, exit.cause.clone());
         let killed = (Some(libc::SIGKILL), "signal".to_owned());
         assert_eq!(orphan.creator_exit.as_ref().map(exit), Some(killed));
@@ -46,7 +47,7 @@ fn parent_of(orphan: &Orphan) -> Option<i32> {
     orphan.parent.as_ref().map(|parent| parent.pid)
 }
 
-/// The words for all that speaks for its class.
+/// The words for all that speaks for its verdict.
 fn evidence(orphan: &Orphan) -> Vec<&str> {
     let evidence = orphan.evidence.iter();
     evidence.map(|evidence| evidence.kind.as_str()).collect()
@@ -70,7 +71,7 @@ fn workers_that_init_took_over() {
     let report = orphans(&[]);
     assert!(report.complete, "{report:?}");
     // The actor, which started the server, is the root of all that, and lives.
-    assert_left_by(&report, server, &workers, "reparented");
+    assert_leaked(&report, server, &workers, false);
     let orphan = entry(&report.orphans, workers[0]);
     assert_eq!(
         process(orphan.root.as_ref()),
@@ -86,14 +87,14 @@ fn workers_that_a_subreaper_took_over() {
     let sandbox = Sandbox::new();
     let (mut actor, server, workers) = killed_server(&sandbox, 3, "subreaper");
     let report = orphans(&[]);
-    assert_left_by(&report, server, &workers, "reparented");
+    assert_leaked(&report, server, &workers, false);
     for worker in &workers {
         let orphan = entry(&report.orphans, *worker);
         assert_eq!(parent_of(orphan), Some(actor.pid()), "{orphan:?}");
     }
     // With the root gone they are stranded.
     actor.kill();
-    assert_left_by(&orphans(&[]), server, &workers, "stranded");
+    assert_leaked(&orphans(&[]), server, &workers, true);
 }
 
 #[test]
@@ -102,7 +103,7 @@ fn workers_in_a_pid_namespace() {
     let sandbox = Sandbox::new();
     let (mut actor, server, workers) = killed_server(&sandbox, 3, "namespace");
     let report = orphans(&[]);
-    assert_left_by(&report, server, &workers, "reparented");
+    assert_leaked(&report, server, &workers, false);
     let init = actor.child("ns-init");
     for worker in &workers {
         let orphan = entry(&report.orphans, *worker);
@@ -122,10 +123,10 @@ fn workers_of_a_server_under_a_shell() {
     server.step();
     let workers = server.children("worker");
     kill_and_wait(server.process());
-    assert_left_by(&orphans(&[]), server.process(), &workers, "reparented");
+    assert_leaked(&orphans(&[]), server.process(), &workers, false);
     // The end of the shell as well.
     server.kill();
-    assert_left_by(&orphans(&[]), server.process(), &workers, "stranded");
+    assert_leaked(&orphans(&[]), server.process(), &workers, true);
 }
 
 #[test]
@@ -142,7 +143,11 @@ fn a_double_fork_is_an_orphan_of_a_creator_that_exited() {
     );
     let exit = orphan.creator_exit.as_ref();
     assert_eq!(exit.and_then(|exit| exit.code), Some(0), "{orphan:?}");
-    assert_eq!(orphan.class, "reparented", "{orphan:?}");
+    assert_eq!(
+        (orphan.verdict.as_str(), orphan.stranded),
+        ("left", Some(false)),
+        "{orphan:?}"
+    );
 }
 
 #[test]
@@ -156,11 +161,11 @@ fn daemons_are_told_from_orphans_and_are_spared() {
         let tree = actor.pid().to_string();
         let report = orphans(&["--tree", &tree]);
         assert_eq!(report.orphans, [], "{report:?}");
+        assert_eq!(report.not_shown["deliberate"], 1, "{report:?}");
         let report = orphans(&["--tree", &tree, "--all"]);
         let orphan = entry(&report.orphans, daemon);
-        assert_eq!(orphan.class, "daemon", "{orphan:?}");
+        assert_eq!(orphan.verdict, "deliberate", "{orphan:?}");
         let evidence = evidence(orphan);
-        assert!(evidence.contains(&"creator_left_at_once"), "{evidence:?}");
         assert!(evidence.contains(&"own_session"), "{evidence:?}");
 
         // Others of this session may look like orphans of it too: only this one is meant.
@@ -168,7 +173,9 @@ fn daemons_are_told_from_orphans_and_are_spared() {
         let only = ["--tree", &tree, "--all", "--match", &own, "--kill"];
         let spared = ask("orphans", &only);
         assert_eq!(spared.code, Some(1), "{spared:?}");
-        assert!(spared.stderr.contains("--force"), "{spared:?}");
+        let list = checked_orphans(spared.report()).spared.expect("a list");
+        let reason = &entry(&list, daemon).reason;
+        assert!(reason.contains("--force"), "{spared:?}");
         assert!(proc::is_running(daemon.pid), "{spared:?}");
         let forced = ask("orphans", &[&only[..], &["--force"]].concat());
         assert_eq!(forced.code, Some(0), "{forced:?}");
@@ -194,7 +201,7 @@ fn what_is_older_than_tracking_is_inferred_and_spared() {
     let report = orphans(&["--all"]);
     for worker in &workers {
         let orphan = entry(&report.orphans, *worker);
-        assert_eq!(orphan.class, "inferred", "{orphan:?}");
+        assert_eq!(orphan.verdict, "inferred", "{orphan:?}");
         assert!(orphan.creator.is_none(), "{orphan:?}");
         assert!(
             evidence(orphan).contains(&"session_of_others"),
@@ -335,12 +342,7 @@ fn a_proc_that_hides_processes_of_others() {
     let output = lifemon.start(command).finish(lifemon_tests::DEADLINE);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
     // Root sees all of them there, whatever the mount hides from users.
-    assert_left_by(
-        &checked_orphans(output.report()),
-        server,
-        &workers,
-        "reparented",
-    );
+    assert_leaked(&checked_orphans(output.report()), server, &workers, false);
 }
 
 #[test]
@@ -350,6 +352,15 @@ fn a_pattern_that_is_none_is_wrong_usage() {
         &["orphans", "--device", "/dev/[a"],
         &["orphans", "--force"],
         &["orphans", "--check", "--kill"],
+        &["orphans", "--yes"],
+        &["orphans", "--left"],
+        &["orphans", "--verdict", "stranded"],
+        &["orphans", "--verdict", "left", "--all"],
+        &["orphans", "--user", "no-such-user"],
+        // Without a selector, and nobody to ask.
+        &["orphans", "--kill"],
+        &["orphans", "--kill", "--gpu"],
+        &["gpu", "--kill-orphans"],
     ] {
         let output = Lifemon::find().run(words);
         assert_eq!(output.code, Some(2), "{output:?}");

@@ -33,7 +33,7 @@ fn assert_stranded_by(server: Process, orphan: &Orphan) {
     let signal = |exit: &Exit| exit.signal;
     let killed = orphan.creator_exit.as_ref().and_then(signal);
     assert_eq!(killed, Some(libc::SIGKILL), "{orphan:?}");
-    assert_eq!(orphan.class, "stranded", "{orphan:?}");
+    assert_eq!(orphan.verdict, "leaked", "{orphan:?}");
 }
 
 /// Who died when orphans were killed.

@@ -16,8 +16,9 @@ use crate::gpu::{device, with_driver};
 use crate::manager::server::Server;
 use crate::run::lifemon_run::{Rights, keeping, report_path, run};
 
-/// What depends on the host: how it places its processes, and whether its kernel measures programs.
-const OF_THE_HOST: [&str; 3] = ["unit", "container", "ns_per_run"];
+/// What depends on the host: how it places its processes, whether its kernel measures programs, and
+/// whether a BPF file system is mounted.
+const OF_THE_HOST: [&str; 4] = ["unit", "container", "ns_per_run", "mounted"];
 
 /// Adds the path of every field: `killed[].exit.code`.
 fn add_fields(value: &Value, at: &str, fields: &mut BTreeSet<String>) {
@@ -116,10 +117,10 @@ fn of_the_state_of_the_tracker() {
     tracker.switch_off();
 }
 
-/// Reads the lines that this stream has printed, each below the word of its kind.
+/// Reads the lines that a stream has printed, each below the word of its kind.
 #[track_caller]
-fn lines(child: &str) -> Vec<Value> {
-    let lines = child.lines().map(|line| {
+fn lines(printed: &str) -> Vec<Value> {
+    let lines = printed.lines().map(|line| {
         let line: Value = serde_json::from_str(line).expect("an object a line");
         let word = line["event"].as_str().expect("a word").to_owned();
         json!({ word: line })

@@ -72,7 +72,7 @@ fn on_is_on_until_off_and_off_leaves_nothing() {
     loaded.assert_nothing_since();
 
     let status = tracker.status();
-    assert_eq!(status.schema, "lifemon/1");
+    assert_eq!(status.schema, "lifemon/2");
     assert_eq!((status.capacity, status.complete), (5000, true));
     let nothing = TrackLost {
         records: 0,

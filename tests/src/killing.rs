@@ -68,7 +68,7 @@ pub fn assert_killed(output: &Output) -> KillReport {
     reason = "what it says matters to few tests"
 )]
 pub fn checked(report: KillReport) -> KillReport {
-    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert_eq!(report.schema, "lifemon/2", "{report:?}");
     assert!(report.elapsed_ms >= 0.0, "{report:?}");
     let (killed, survivors) = (once(&report.killed), once(&report.survivors));
     assert!(killed.is_disjoint(&survivors), "{report:?}");

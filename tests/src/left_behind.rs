@@ -22,7 +22,7 @@ pub fn orphans(options: &[&str]) -> OrphansReport {
 #[must_use]
 pub fn tree(options: &[&str]) -> TreeReport {
     let report: TreeReport = ask("tree", options).success();
-    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert_eq!(report.schema, "lifemon/2", "{report:?}");
     assert_eq!(report.complete, report.incomplete.is_empty(), "{report:?}");
     report
 }
@@ -48,21 +48,28 @@ pub fn ask(command: &str, options: &[&str]) -> Output {
     reason = "what it says matters to few tests"
 )]
 pub fn checked_orphans(report: OrphansReport) -> OrphansReport {
-    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert_eq!(report.schema, "lifemon/2", "{report:?}");
     let once = set_of(&report.orphans);
     assert_eq!(once.len(), report.orphans.len(), "twice: {report:?}");
     for orphan in &report.orphans {
-        let is_seen = orphan.class != "inferred";
+        let is_seen = orphan.verdict != "inferred" || orphan.creator.is_some();
         assert_eq!(orphan.creator_exit.is_some(), is_seen, "{orphan:?}");
         assert_eq!(orphan.root.is_some(), is_seen, "{orphan:?}");
-        let root_lives = orphan.root.as_ref().map(|root| root.alive);
-        match orphan.class.as_str() {
-            "stranded" => assert_eq!(root_lives, Some(false), "{orphan:?}"),
-            "reparented" => assert_eq!(root_lives, Some(true), "{orphan:?}"),
-            "daemon" | "inferred" => assert!(!orphan.evidence.is_empty(), "{orphan:?}"),
-            class => panic!("{class} is no class: {orphan:?}"),
+        let root_is_dead = orphan.root.as_ref().map(|root| !root.alive);
+        assert_eq!(orphan.stranded, root_is_dead, "{orphan:?}");
+        match orphan.verdict.as_str() {
+            "leaked" | "left" => assert_eq!(orphan.evidence, [], "{orphan:?}"),
+            "deliberate" | "inferred" => assert!(!orphan.evidence.is_empty(), "{orphan:?}"),
+            verdict => panic!("{verdict} is no verdict: {orphan:?}"),
         }
+        assert!(orphan.subtree.processes > 0, "{orphan:?}");
+        assert!(
+            !report.not_shown.contains_key(&orphan.verdict),
+            "{report:?}"
+        );
     }
+    let is_killed = report.kill.is_some();
+    assert!(!is_killed || report.spared.is_some(), "{report:?}");
     report
 }
 

@@ -36,6 +36,15 @@ pub fn ppid(pid: i32) -> Option<i32> {
     stat(pid).map(|stat| stat.ppid)
 }
 
+/// The resident memory of a process, in bytes; 0 when there is none.
+#[must_use]
+pub fn resident_bytes(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or_default() * 1024
+}
+
 /// Returns what field 22 of the stat line says for a process with this start time.
 ///
 /// # Panics

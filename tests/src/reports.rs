@@ -26,12 +26,12 @@ pub use doctor::{Check, DoctorReport};
 pub use gpu::{Accounted, Gpu, GpuReport, GpuTree, Holder, Holding, Memory, Nvml, Stranger};
 pub use health::{ConnectionFailure, DeadWorker, Found, Health, OpenDevices};
 pub use kill::{Held, KillReport, Killed, Release, Released, Survivor};
-pub use orphans::{Evidence, Orphan, OrphansReport, Root};
+pub use orphans::{Evidence, Orphan, OrphansReport, Root, Spared, Subtree};
 pub use process::{Exit, Id, Member, Sender, Signal, Who};
 pub use run::{Command, Left, Rest, RunReport};
 pub use stream::{
-    About, Attached, CountedLoss, Detached, Event, Exec, Exited, Extinct, Fork, Frame, Gone,
-    GpuHeld, GpuReleased, Line, Lost, NamedLoss, Orphaned, Signalled, Subject, Summary,
+    About, Attached, Detached, Event, Exec, Exited, Extinct, Fork, Frame, Gone, GpuHeld,
+    GpuReleased, Line, Lost, Orphaned, Signalled, Subject, Summary,
 };
 pub use track::{HookCost, TrackLost, TrackOff, TrackState, TrackStatus, TrackSwitch};
 pub use tree::{TreeProcess, TreeReport};
@@ -126,6 +126,8 @@ use identified;
 pub struct Incomplete {
     /// In one word.
     pub reason: String,
-    /// What to do about it.
-    pub advice: String,
+    /// How much, where it is counted.
+    pub count: Option<u64>,
+    /// What happened, and what to do about it.
+    pub advice: Option<String>,
 }

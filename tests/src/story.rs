@@ -40,7 +40,7 @@ impl Story {
         assert_eq!(last.word(), Detached::WORD);
         for (event, seq) in self.events.iter().zip(1_u64..) {
             let frame = event.frame();
-            assert_eq!(frame.schema, "lifemon/1", "{event:?}");
+            assert_eq!(frame.schema, "lifemon/2", "{event:?}");
             assert_eq!(frame.seq, seq, "{event:?}");
             assert_eq!(frame.tree, tree, "{event:?}");
             assert!(frame.time.is_some_and(is_time), "{event:?}");
@@ -257,7 +257,7 @@ mod tests {
 
     fn finished(events: &[Value]) -> Finished {
         let common = json!({
-            "schema": "lifemon/1",
+            "schema": "lifemon/2",
             "tree": {"pid": 1, "start_ns": 5},
             "time": "2026-01-01T00:00:00.000000000Z",
         });

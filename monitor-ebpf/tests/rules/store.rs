@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lifemon_ebpf::rules::{self, Lineage, Link};
-use lifemon_ebpf::{DEAD, HELD, LIVE, ProcessId};
+use lifemon_ebpf::{BUSY, DEAD, HELD, LIVE, ProcessId, TAKEN};
 
 pub(crate) type Records = BTreeMap<ProcessId, Link>;
 
@@ -14,16 +14,17 @@ pub(crate) struct Store {
     pub(crate) records: Mutex<Records>,
     pub(crate) roots: Mutex<BTreeSet<ProcessId>>,
     pub(crate) overruns: Mutex<u64>,
+    /// Records that somebody has claimed.
+    claims: Mutex<BTreeMap<ProcessId, u64>>,
 }
 
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One run of a rule: a dying process, or a sweep. Each access to the store waits for its turn.
+/// One run of a rule: of a dying process, a sweep, or what shortens a row. Each access to the store waits for its turn.
 pub(crate) struct Caller<'a> {
     pub(crate) store: &'a Store,
-    pub(crate) dying: Option<ProcessId>,
     /// References that this run has to drop, each exactly once.
     pub(crate) owed: RefCell<Vec<ProcessId>>,
     pub(crate) turn: &'a dyn Fn(),
@@ -35,21 +36,30 @@ impl Lineage for Caller<'_> {
         locked(&self.store.records).get(id).copied()
     }
 
+    fn claim(&self, id: &ProcessId, claim: u64) -> bool {
+        (self.turn)();
+        let mut claims = locked(&self.store.claims);
+        if !locked(&self.store.records).contains_key(id) || claims.contains_key(id) {
+            return false;
+        }
+        claims.insert(*id, claim);
+        true
+    }
+
+    fn give_back(&self, id: &ProcessId) {
+        (self.turn)();
+        let claim = locked(&self.store.claims).remove(id);
+        assert!(claim.is_some(), "gave back what it has not claimed");
+    }
+
     fn relink(&self, id: &ProcessId, link: &Link) {
         (self.turn)();
-        assert_eq!(
-            Some(*id),
-            self.dying,
-            "only the dying process relinks itself"
-        );
-        assert!(
-            self.owed.borrow().contains(id),
-            "relinked without its own reference"
-        );
+        let claim = locked(&self.store.claims).get(id).copied();
+        assert_eq!(claim, Some(BUSY), "relinked without a claim");
         let mut records = locked(&self.store.records);
         let record = records
             .get_mut(id)
-            .expect("the record of the dying process vanished");
+            .expect("a record that was claimed vanished");
         record.creator = link.creator;
         record.holds_creator = link.holds_creator;
         record.elided = link.elided;
@@ -81,22 +91,14 @@ impl Lineage for Caller<'_> {
         let Some(record) = records.remove(id) else {
             return false;
         };
+        let claim = locked(&self.store.claims).remove(id);
+        assert_eq!(claim, Some(TAKEN), "removed without a claim");
         assert_eq!(record.state, DEAD, "removed a living process");
-        // One that is spliced out is held by the dying process alone, until that is linked anew.
+        // One that is spliced out is held by the record below alone, until that is linked anew.
         let is_spliced = record.references == 1;
         assert_eq!(
             holders(&records, id),
             u64::from(is_spliced),
-            "removed a record that another one holds"
-        );
-        let by = records
-            .values()
-            .find(|link| link.holds_creator == HELD && link.creator == *id);
-        assert_eq!(
-            by.copied(),
-            self.dying
-                .filter(|_| is_spliced)
-                .map(|dying| records[&dying]),
             "removed a record that another one holds"
         );
         if record.references == 0 {
@@ -104,11 +106,8 @@ impl Lineage for Caller<'_> {
                 .borrow_mut()
                 .extend((record.holds_creator == HELD).then_some(record.creator));
         } else {
-            // Spliced: its reference on its creator has passed to the dying process.
-            assert!(
-                record.references == 1 && self.dying.is_some(),
-                "removed while needed"
-            );
+            // Spliced: its reference on its creator has passed to the record below.
+            assert!(record.references == 1, "removed while needed");
             assert!(
                 !locked(&self.store.roots).contains(id),
                 "spliced a watched root"
@@ -172,7 +171,6 @@ impl Store {
         let owed = RefCell::new(dying.into_iter().collect());
         let caller = Caller {
             store: self,
-            dying,
             owed,
             turn,
         };

@@ -151,7 +151,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     let tracker = Tracker::open_or_load(&args.load_options(verbose))?;
     let is_pinned = tracker.is_pinned();
     let snapshot = tracker.snapshot()?;
-    let root = args.target.find(&snapshot)?;
+    let root = args.target.find_shown(&snapshot)?;
     let watch = WatchOptions {
         ring_bytes: args.ring_size,
         is_for_kill: false,

@@ -16,6 +16,11 @@ pub(super) struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Returns whether files were chosen.
+    pub(super) const fn are_chosen(&self) -> bool {
+        !self.devices.is_empty()
+    }
+
     /// Returns the files.
     pub(super) fn files(&self) -> Result<DeviceFiles, Usage> {
         if self.devices.is_empty() {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::devices::DeviceArgs;
-use super::orphans;
+use super::ending::{Consent, Question, end};
 use super::tree::style;
 use super::{Code, Output, parse_duration};
 use crate::forest::Forest;
@@ -13,9 +13,10 @@ use crate::gpu::nvml::{self, Server};
 use crate::gpu::{self, Survey, holders};
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::KillOptions;
-use crate::orphan::{self, Wanted};
+use crate::orphan::{self, Known};
 use crate::proc;
 use crate::process::Process;
+use crate::report::ended;
 use crate::report::gpu::{Ancestor, GpuReport, Holder};
 use crate::report::{self, out};
 
@@ -29,12 +30,26 @@ Examples:
 
 Memory is what NVIDIA's library and DRM drivers tell; a process that has a device open is listed also
 when no driver tells memory of it.
-Exit codes: 0 done, 1 with --kill-orphans: something is left.")]
+A holder that is an orphan, or stands below one, is marked with how that one was left: see
+`lifemon orphans --help`. --kill-orphans ends what is leaked; what was left only with --left or
+--device; what is deliberate or older than tracking only with --force. Without --device it asks first;
+a script needs --yes.
+Exit codes: 0 done, 1 with --kill-orphans: something that was leaked or left is left.")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a word of the command line"
+)]
 pub struct Args {
-    /// Kill those that were left behind, with everything below them
+    /// Kill orphans that hold a GPU, or below which one is held, with everything below them
     #[arg(long)]
     kill_orphans: bool,
-    /// With --kill-orphans: daemons and inferred ones too
+    /// With --kill-orphans: what was left, too
+    #[arg(long, requires = "kill_orphans")]
+    left: bool,
+    /// With --kill-orphans: do not ask
+    #[arg(long, requires = "kill_orphans")]
+    yes: bool,
+    /// With --kill-orphans: deliberate and inferred ones too
     #[arg(long, requires = "kill_orphans")]
     force: bool,
     /// With --kill-orphans: how long to go on killing
@@ -57,10 +72,15 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         crate::sys::limits::raise_descriptor_limit();
     }
     let files = args.gpus.files()?;
+    let is_chosen = args.gpus.are_chosen();
+    let question = args
+        .kill_orphans
+        .then(|| Question::new(is_chosen, args.yes, "--kill-orphans"))
+        .transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let tracker = Tracker::open_or_load(&LoadOptions {
+    let mut tracker = Tracker::open_or_load(&LoadOptions {
         debug: verbose >= 2,
         ..LoadOptions::default()
     })?;
@@ -74,12 +94,15 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let forest = Forest::new(snapshot.records.iter().copied());
     let scan = holders::scan(forest.all_living(), &files);
     let survey = gpu::survey(&forest, answer, asked_ns, scan);
-    let wanted = Wanted {
-        tree: None,
-        inferred: true,
+    let known = Known {
+        forest: &forest,
+        subreapers: &tracker.subreapers()?,
+        holders: &survey.holders,
     };
-    let mut orphans = orphan::find(&forest, &wanted, &survey.holders);
-    orphans.retain(|orphan| !orphan.gpu.is_empty());
+    let mut orphans = orphan::find(&known, None);
+    orphans.retain(|orphan| !orphan.subtree.gpu.is_empty());
+    orphan::measure(&forest, &mut orphans);
+    let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
     let holders = describe(&forest, &survey);
     let losses = [snapshot.losses(), survey.losses()].concat();
     let options = KillOptions {
@@ -87,20 +110,26 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         release: super::devices::release(&files),
         ..KillOptions::default()
     };
-    let killed = args
-        .kill_orphans
-        .then(|| runtime.block_on(orphans::kill(tracker, &orphans, args.force, &options)))
+    let consent = Consent {
+        left: args.left || is_chosen,
+        force: args.force,
+    };
+    let ended = question
+        .map(|question| runtime.block_on(end(tracker, &orphans, consent, question, &options)))
         .transpose()?;
     let report = GpuReport {
         survey: &survey,
         holders: &holders,
-        orphans: &orphans,
-        killed: killed.as_ref().and_then(|killed| killed.report.as_ref()),
+        orphans: &above,
+        ended: ended.as_ref(),
         snapshot: &snapshot,
         losses: &losses,
     };
     print(&report, output, args.full)?;
-    let is_done = killed.is_none_or(|killed| killed.is_complete());
+    let is_done = ended.is_none_or(|ended| {
+        let mut spared = ended.spared.iter();
+        ended.is_done() && !spared.any(|spared| spared.verdict.is_left_behind())
+    });
     Ok(if is_done { Code::Done } else { Code::No })
 }
 
@@ -109,7 +138,7 @@ fn print(report: &GpuReport<'_>, output: Output, full: bool) -> anyhow::Result<(
     let text = match output {
         Output::Text => {
             let mut text = report::gpu::text(report, style);
-            text.extend(report.killed.map(report::kill::done));
+            text.extend(report.ended.map(ended::text));
             text
         }
         Output::Json => report::gpu::json(report, style)?,

@@ -5,6 +5,7 @@ mod attach;
 mod boot;
 mod devices;
 mod doctor;
+mod ending;
 mod generate;
 mod gpu;
 mod kill;

@@ -1,23 +1,26 @@
-//! `lifemon orphans`: lists orphans, and kills them on request.
+//! `lifemon orphans`: lists what was left behind, and kills it on request.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use regex::bytes::RegexSet;
 
 use super::devices::DeviceArgs;
+use super::ending::{Consent, Question, end};
 use super::target::Target;
 use super::tree::style;
-use super::{Code, Output, parse_duration};
+use super::{Code, Output, Usage, parse_duration};
 use crate::ProcessId;
-use crate::forest::Forest;
+use crate::forest::{Forest, walk};
 use crate::gpu::holders::{self, DeviceFiles};
 use crate::gpu::nvml::{Answer, Server};
 use crate::gpu::{self, Survey};
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
-use crate::kill::{Guard, KillOptions, KillReport, kill_trees};
-use crate::orphan::{self, Orphan, Wanted};
-use crate::proc;
+use crate::kill::KillOptions;
+use crate::orphan::{self, Known, Orphan, Verdict};
+use crate::report::ended;
+use crate::report::orphans::OrphansReport;
 use crate::report::{self, out};
 
 /// Arguments of `orphans`.
@@ -33,32 +36,50 @@ Examples:
   sudo lifemon orphans --tree 4200 --kill       what the tree of 4200 left behind, and its end
   sudo lifemon orphans --check && echo clean    for scripts
 
-An orphan is a living process whose creator is dead: stranded when the root of its tree is dead too,
-reparented while that lives. --all adds daemons, which look deliberate, and what is older than tracking
-(inferred); --kill spares both unless --force is given.
-Exit codes: 0 done, 1 with --check: there are some; with --kill: something is left.")]
+An orphan is a living process whose creator is dead. How it was left:
+  leaked      its creator, or the root of its tree, was killed or has failed
+  left        what created it exited with 0, and nothing says that it was to stay
+  deliberate  it was to stay: a daemon, nohup, a unit of its own
+  inferred    it is older than tracking
+The last two are counted, and shown with --all. Memory, time and GPUs are those of the orphan with
+everything below it, and --gpu, --match and --device look at all of that.
+--kill ends what is leaked; what was left only with --left or a selector (--tree, --match, --device,
+--user); the others only with --force. Without a selector it asks first; a script needs --yes.
+Exit codes: 0 done, 1 with --check: something is leaked or left; with --kill: something is left.")]
 pub struct Args {
     /// Only those that hold a GPU
     #[arg(long)]
     gpu: bool,
-    /// Only those whose whole command line matches; repeatable: any of them
+    /// Only those where a whole command line or a name matches; repeatable: any of them
     #[arg(long = "match", value_name = "REGEX")]
     patterns: Vec<String>,
     /// Only those of the tree of this process, dead or alive
     #[arg(long, value_name = "PID")]
     tree: Option<Target>,
-    /// Also daemons, and what is older than tracking
-    #[arg(long)]
+    /// Only those of this user, by name or number
+    #[arg(long, value_name = "USER", value_parser = parse_user)]
+    user: Option<u32>,
+    /// Only those that were left so: leaked, left, deliberate, inferred; separated by commas
+    #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
+    verdict: Vec<Verdict>,
+    /// Also what is deliberate, and what is older than tracking
+    #[arg(long, conflicts_with = "verdict")]
     all: bool,
-    /// Exit with 1 if there are any
+    /// Exit with 1 if any is leaked or left
     #[arg(long)]
     check: bool,
     /// Kill what is shown, with everything below it
     #[arg(long, conflicts_with = "check")]
     kill: bool,
-    /// With --kill: daemons and inferred ones too
+    /// With --kill: what was left, too
+    #[arg(long, requires = "kill")]
+    left: bool,
+    /// With --kill: deliberate and inferred ones too
     #[arg(long, requires = "kill")]
     force: bool,
+    /// With --kill: do not ask
+    #[arg(long, requires = "kill")]
+    yes: bool,
     /// With --kill: how long to go on killing
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     timeout: Duration,
@@ -69,15 +90,35 @@ pub struct Args {
     gpus: DeviceArgs,
 }
 
+impl Args {
+    /// Returns whether it says which orphans are meant. `--gpu` does not: it says what they do.
+    fn has_selector(&self) -> bool {
+        let selects = !self.patterns.is_empty() || self.gpus.are_chosen();
+        selects || self.tree.is_some() || self.user.is_some()
+    }
+
+    /// Returns whether orphans of this kind are shown.
+    fn shows(&self, verdict: Verdict) -> bool {
+        if self.verdict.is_empty() {
+            self.all || verdict.is_left_behind()
+        } else {
+            self.verdict.contains(&verdict)
+        }
+    }
+}
+
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     if args.kill {
         crate::sys::priority::go_first();
     } else {
         crate::sys::limits::raise_descriptor_limit();
     }
-    let patterns =
-        RegexSet::new(&args.patterns).map_err(|error| super::Usage(regex_error(&error)))?;
+    let patterns = RegexSet::new(&args.patterns).map_err(|error| Usage(regex_error(&error)))?;
     let files = args.gpus.files()?;
+    let question = args
+        .kill
+        .then(|| Question::new(args.has_selector(), args.yes, "--kill"));
+    let question = question.transpose()?;
     let load = LoadOptions {
         debug: verbose >= 2,
         ..LoadOptions::default()
@@ -85,39 +126,89 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let tracker = Tracker::open_or_load(&load)?;
-    let (snapshot, survey, mut orphans) = runtime.block_on(look(&tracker, args, &files))?;
-    orphans.retain(|orphan| {
-        (args.all || orphan.class.is_certain())
-            && (!args.gpu || !orphan.gpu.is_empty())
-            && (args.patterns.is_empty() || patterns.is_match(&orphan.command.joined()))
-    });
-    let losses = [snapshot.losses(), survey.losses()].concat();
-    let style = style(args.full);
+    let mut tracker = Tracker::open_or_load(&load)?;
+    let found = runtime.block_on(look(&mut tracker, args, &files))?;
+    let (mut orphans, not_shown) = choose(&found, args, &patterns);
+    orphan::measure(&found.forest, &mut orphans);
+    let losses = [found.snapshot.losses(), found.survey.losses()].concat();
     let options = KillOptions {
         timeout: args.timeout,
         release: super::devices::release(&files),
         ..KillOptions::default()
     };
-    let killed = args
-        .kill
-        .then(|| runtime.block_on(kill(tracker, &orphans, args.force, &options)))
-        .transpose()?;
-    let report = killed.as_ref().and_then(|killed| killed.report.as_ref());
-    let text = match output {
-        Output::Text => {
-            let mut text = report::orphans::text(&orphans, &losses, style);
-            text.extend(report.map(report::kill::done));
-            text
-        }
-        Output::Json => report::orphans::json(&orphans, report, &snapshot, &losses, style)?,
+    let consent = Consent {
+        left: args.left || args.has_selector() || args.verdict.contains(&Verdict::Left),
+        force: args.force,
     };
-    out::print(&text)?;
-    let is_no = match &killed {
-        Some(killed) => !killed.is_complete(),
-        None => args.check && !orphans.is_empty(),
+    let ended = question
+        .map(|question| runtime.block_on(end(tracker, &orphans, consent, question, &options)))
+        .transpose()?;
+    let report = OrphansReport {
+        orphans: &orphans,
+        not_shown: &not_shown,
+        ended: ended.as_ref(),
+        snapshot: &found.snapshot,
+        losses: &losses,
+    };
+    print(&report, output, args.full)?;
+    let is_no = match &ended {
+        Some(ended) => !ended.is_done() || !ended.spared.is_empty(),
+        None => args.check && orphans.iter().any(|orphan| orphan.verdict.is_left_behind()),
     };
     Ok(if is_no { Code::No } else { Code::Done })
+}
+
+fn print(report: &OrphansReport<'_>, output: Output, full: bool) -> anyhow::Result<()> {
+    let style = style(full);
+    let text = match output {
+        Output::Text => {
+            let mut text = report::orphans::text(report, style);
+            text.extend(report.ended.map(ended::text));
+            text
+        }
+        Output::Json => report::orphans::json(report, style)?,
+    };
+    out::print(&text)?;
+    Ok(())
+}
+
+/// Everything that was found, before anything is left out.
+struct Found {
+    snapshot: Snapshot,
+    forest: Forest,
+    survey: Survey,
+    orphans: Vec<Orphan>,
+}
+
+/// Returns the orphans that are meant and shown, and how many are meant and not shown.
+fn choose(
+    found: &Found,
+    args: &Args,
+    patterns: &RegexSet,
+) -> (Vec<Orphan>, BTreeMap<Verdict, usize>) {
+    let mut orphans = found.orphans.clone();
+    let wants_gpu = args.gpu || args.gpus.are_chosen();
+    orphans.retain(|orphan| {
+        (!wants_gpu || !orphan.subtree.gpu.is_empty())
+            && args
+                .user
+                .is_none_or(|user| orphan.process.uid == Some(user))
+    });
+    if !args.patterns.is_empty() {
+        let matching = orphan::with_any(&found.forest, &orphans, |name, command| {
+            patterns.is_match(name.as_bytes()) || patterns.is_match(&command.joined())
+        });
+        orphans.retain(|orphan| matching.contains(&orphan.process.id));
+    }
+    let mut not_shown = BTreeMap::new();
+    orphans.retain(|orphan| {
+        let is_shown = args.shows(orphan.verdict);
+        if !is_shown {
+            *not_shown.entry(orphan.verdict).or_default() += 1;
+        }
+        is_shown
+    });
+    (orphans, not_shown)
 }
 
 /// Returns what is wrong with a pattern: the first line says where, the last one what.
@@ -127,85 +218,62 @@ fn regex_error(error: &regex::Error) -> String {
     format!("--match: {}", last.trim_start_matches("error: "))
 }
 
-/// Takes the snapshot, and asks the driver of GPUs only when some orphan has a device open, or when
-/// GPUs are asked for: a driver can take seconds.
-async fn look(
-    tracker: &Tracker,
-    args: &Args,
-    files: &DeviceFiles,
-) -> anyhow::Result<(Snapshot, Survey, Vec<Orphan>)> {
+/// Reads `leaked` and the like.
+fn parse_verdict(text: &str) -> Result<Verdict, String> {
+    let mut all = Verdict::ALL.into_iter();
+    all.find(|verdict| verdict.word() == text)
+        .ok_or_else(|| "expected leaked, left, deliberate or inferred".to_owned())
+}
+
+/// Reads a user's name or number.
+fn parse_user(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let user = nix::unistd::User::from_name(text).map_err(|errno| errno.to_string())?;
+    let user = user.ok_or_else(|| "no such user; `getent passwd` lists them".to_owned())?;
+    Ok(user.uid.as_raw())
+}
+
+/// Takes the snapshot, and asks the driver of GPUs only when something that was left behind has a
+/// device open, or when GPUs are asked for: a driver can take seconds.
+async fn look(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow::Result<Found> {
     let mut snapshot = tracker.snapshot()?;
-    let wanted = Wanted {
-        tree: args.tree.map(|target| target.find(&snapshot)).transpose()?,
-        inferred: args.all,
-    };
+    let tree = args.tree.map(|target| target.find(&snapshot)).transpose()?;
+    let wants_gpu = args.gpu || args.gpus.are_chosen();
     let scan = |snapshot: &Snapshot| {
         let forest = Forest::new(snapshot.records.iter().copied());
-        let candidates: Vec<ProcessId> = if args.all {
+        let candidates: Vec<ProcessId> = if args.all || wants_gpu {
             forest.all_living().collect()
         } else {
-            forest.orphans()
+            let below = walk(&forest.orphans(), |id| forest.children(id)).into_iter();
+            below
+                .map(|(id, _)| id)
+                .filter(|id| forest.is_live(id))
+                .collect()
         };
         (holders::scan(candidates, files), forest)
     };
-    let (mut found, mut forest) = scan(&snapshot);
+    let (mut held, mut forest) = scan(&snapshot);
     let mut answer = Answer::NotAsked;
     let asked_ns = clock::boot_ns();
-    if args.gpu || !found.holders.is_empty() {
+    if wants_gpu || !held.holders.is_empty() {
         answer = Server::of_this_program().ask().await;
         snapshot = tracker.snapshot()?;
-        (found, forest) = scan(&snapshot);
+        (held, forest) = scan(&snapshot);
     }
-    let survey = gpu::survey(&forest, answer, asked_ns, found);
-    let orphans = orphan::find(&forest, &wanted, &survey.holders);
-    Ok((snapshot, survey, orphans))
-}
-
-/// The outcome of killing orphans.
-pub(super) struct Killed {
-    /// The outcomes of the kills; empty if nothing was to be killed.
-    pub(super) report: Option<KillReport>,
-    /// Orphans that were spared.
-    spared: usize,
-}
-
-impl Killed {
-    /// Returns whether none of the orphans is left.
-    pub(super) fn is_complete(&self) -> bool {
-        self.spared == 0 && self.report.as_ref().is_none_or(KillReport::is_done)
-    }
-}
-
-/// Kills the trees of these orphans, all as one; daemons and inferred ones only by force, and never
-/// what this command itself was started from.
-pub(super) async fn kill(
-    tracker: Tracker,
-    orphans: &[Orphan],
-    force: bool,
-    options: &KillOptions,
-) -> anyhow::Result<Killed> {
-    let guard = Guard::new(&tracker.snapshot()?);
-    let mut doomed = Vec::new();
-    let mut spared = 0;
-    for orphan in orphans {
-        let id = orphan.process.id;
-        if !force && !orphan.class.is_certain() {
-            log::warn!(
-                "{} is {}: spared without --force",
-                id.pid,
-                orphan.class.word()
-            );
-            spared += 1;
-        } else if let Err(refusal) = guard.check(id, false) {
-            log::warn!("{refusal}");
-            spared += 1;
-        } else if proc::is_live(id) {
-            doomed.push(id);
-        }
-    }
-    let report = match doomed.split_first() {
-        Some((root, others)) => Some(kill_trees(tracker, *root, others, options).await?),
-        None => None,
+    let subreapers = tracker.subreapers()?;
+    let survey = gpu::survey(&forest, answer, asked_ns, held);
+    let known = Known {
+        forest: &forest,
+        subreapers: &subreapers,
+        holders: &survey.holders,
     };
-    Ok(Killed { report, spared })
+    let orphans = orphan::find(&known, tree);
+    Ok(Found {
+        snapshot,
+        forest,
+        survey,
+        orphans,
+    })
 }

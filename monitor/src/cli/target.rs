@@ -4,8 +4,12 @@
 use std::str::FromStr;
 
 use crate::ProcessId;
+use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
 use crate::proc::{self, Kind};
+use crate::process::Process;
+use crate::report::out::printable;
+use crate::words::count;
 
 use super::NoSuchProcess;
 
@@ -37,11 +41,63 @@ impl FromStr for Target {
 
 impl Target {
     /// Finds the process in a snapshot: alive, or a ghost when it was named exactly or nothing else
-    /// has its pid.
+    /// has its pid. A pid alone that is a living process and was a ghost's with living descendants
+    /// names neither.
     ///
     /// # Errors
     /// [`NoSuchProcess`], which says what the pid is instead and what to do.
     pub(super) fn find(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
+        let found = self.find_present(snapshot)?;
+        match self.doubt(found, snapshot) {
+            Some(doubt) => Err(NoSuchProcess(doubt)),
+            None => Ok(found),
+        }
+    }
+
+    /// Finds the process as [`Target::find`] does, and takes the living one where the pid was
+    /// a ghost's as well: for commands that show which process they are about. That there are two
+    /// is said.
+    ///
+    /// # Errors
+    /// As [`Target::find`].
+    pub(super) fn find_shown(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
+        let found = self.find_present(snapshot)?;
+        if let Some(doubt) = self.doubt(found, snapshot) {
+            log::warn!("{doubt}");
+        }
+        Ok(found)
+    }
+
+    /// Returns which two processes a pid alone can mean; `None` where it is one.
+    fn doubt(self, found: ProcessId, snapshot: &Snapshot) -> Option<String> {
+        let (ghost, _) = snapshot
+            .ghost(self.pid)
+            .filter(|(ghost, _)| *ghost != found)?;
+        if self.start_ns.is_some() {
+            return None;
+        }
+        let forest = Forest::new(snapshot.records.iter().copied());
+        let left = forest.living(*ghost).len();
+        let named = |id: &ProcessId| {
+            let who = forest
+                .record(id)
+                .map(|record| Process::of_record(*id, record));
+            let name = who.and_then(|process| process.name).unwrap_or_default();
+            format!("{} ({}@{})", printable(&name), id.pid, id.start_ns)
+        };
+        (left > 0).then(|| {
+            format!(
+                "pid {} is {} now, and was {}, which is dead and has {} below; name one of them as \
+                 PID@START_NS",
+                self.pid,
+                named(&found),
+                named(ghost),
+                count(left, "living process"),
+            )
+        })
+    }
+
+    fn find_present(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
         let live = snapshot.live(self.pid).map(|(id, _)| *id);
         if let Some(start_ns) = self.start_ns {
             let id = ProcessId::new(self.pid, start_ns);
@@ -138,6 +194,24 @@ mod tests {
     fn a_pid_is_the_living_process_that_has_it() {
         let target: Target = "7".parse().unwrap();
         assert_eq!(target.find(&snapshot()).unwrap(), ProcessId::new(7, 77));
+    }
+
+    #[test]
+    fn a_pid_that_was_a_ghosts_with_living_descendants_names_neither() {
+        let mut snapshot = snapshot();
+        let below = Record {
+            state: LIVE,
+            creator: ProcessId::new(7, 70),
+            ..Record::default()
+        };
+        snapshot.records.push((ProcessId::new(9, 80), below));
+        let find = |text: &str| text.parse::<Target>().unwrap().find(&snapshot);
+        let doubt = find("7").unwrap_err().0;
+        assert!(doubt.contains("7@77") && doubt.contains("7@70"), "{doubt}");
+        assert_eq!(find("7@77").unwrap(), ProcessId::new(7, 77));
+        assert_eq!(find("7@70").unwrap(), ProcessId::new(7, 70));
+        let shown = "7".parse::<Target>().unwrap().find_shown(&snapshot);
+        assert_eq!(shown.unwrap(), ProcessId::new(7, 77));
     }
 
     #[test]

@@ -272,9 +272,7 @@ fn status(output: Output) -> anyhow::Result<Code> {
             "{distrust}; look what it is, and remove it before `lifemon track on`"
         )),
     };
-    let state = Tracker::open()?
-        .map(|tracker| read_state(&tracker))
-        .transpose()?;
+    let state = Tracker::open()?.map(read_state).transpose()?;
     let code = if state.is_some() {
         Code::Done
     } else {
@@ -303,8 +301,9 @@ fn status(output: Output) -> anyhow::Result<Code> {
     Ok(code)
 }
 
-fn read_state(tracker: &Tracker) -> anyhow::Result<StateJson> {
+fn read_state(mut tracker: Tracker) -> anyhow::Result<StateJson> {
     tracker.reclaim_locked()?;
+    tracker.heal()?;
     tracker.sweep()?;
     let cost = tracker.measure(MEASURE)?;
     let snapshot = tracker.snapshot()?;

@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let snapshot = tracker.snapshot()?;
     let root = args
         .target
-        .map(|target| target.find(&snapshot))
+        .map(|target| target.find_shown(&snapshot))
         .transpose()?;
     let entries = tree::gather(&snapshot, root);
     let style = style(args.full);

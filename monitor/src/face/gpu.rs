@@ -11,7 +11,7 @@ use crate::gpu::nvml::{ANSWER_TIMEOUT, Answer, Gpu, Server};
 use crate::gpu::{self, Holding, Stranger, Survey};
 use crate::kernel::{Error, LoadOptions, Tracker, clock};
 use crate::loss::Loss;
-use crate::orphan;
+use crate::orphan::{self, Known, Orphan};
 use crate::process::{Process, Who};
 
 /// Options of a query for holders of GPUs.
@@ -75,8 +75,8 @@ pub struct GpuHolder {
     pub root: Who,
     /// True if that root is live.
     pub root_alive: bool,
-    /// True if it is an orphan: its creator is dead.
-    pub orphan: bool,
+    /// The orphan that it is or stands below; `None` where it is below none.
+    pub orphan: Option<Orphan>,
 }
 
 /// The holders of GPUs, at one time.
@@ -111,7 +111,7 @@ pub struct GpuReport {
 /// # Errors
 /// [`Error`]: what is missing here. A driver that fails or hangs is a loss, not an error.
 pub async fn gpu_holders(query: &GpuQuery) -> Result<GpuReport, Error> {
-    let tracker = Tracker::open_or_load(&LoadOptions::default())?;
+    let mut tracker = Tracker::open_or_load(&LoadOptions::default())?;
     let asked_ns = clock::boot_ns();
     let answer = match &query.lifemon {
         Some(program) => Server::new(program, query.driver_timeout).ask().await,
@@ -123,6 +123,15 @@ pub async fn gpu_holders(query: &GpuQuery) -> Result<GpuReport, Error> {
     let scan = holders::scan(forest.all_living(), &query.devices);
     let survey = gpu::survey(&forest, answer, asked_ns, scan);
     losses.extend(survey.losses());
+    let known = Known {
+        forest: &forest,
+        subreapers: &tracker.subreapers()?,
+        holders: &survey.holders,
+    };
+    let mut orphans = orphan::find(&known, None);
+    orphans.retain(|orphan| !orphan.subtree.gpu.is_empty());
+    orphan::measure(&forest, &mut orphans);
+    let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
     let mut holders: Vec<_> = survey
         .holders
         .iter()
@@ -133,7 +142,7 @@ pub async fn gpu_holders(query: &GpuQuery) -> Result<GpuReport, Error> {
                 holding: holding.clone(),
                 root: Process::of_record(root, forest.record(&root)?).who(),
                 root_alive: forest.is_live(&root),
-                orphan: forest.is_orphan(id),
+                orphan: above.get(id).map(|orphan| (*orphan).clone()),
             })
         })
         .collect();

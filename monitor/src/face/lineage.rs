@@ -8,7 +8,7 @@ use crate::forest::Forest;
 use crate::gpu::holders::{self, DeviceFiles};
 use crate::kernel::{Error, LoadOptions, Tracker};
 use crate::loss::Loss;
-use crate::orphan::{self, Orphan, Wanted};
+use crate::orphan::{self, Known, Orphan};
 use crate::tree::{self, Entry};
 
 /// The lineage at one time.
@@ -73,17 +73,21 @@ pub struct OrphanReport {
 }
 
 /// Finds what was left behind: living processes whose creator is dead, of the tree of `root` or of
-/// the whole host, each with its class and the evidence for it.
+/// the whole host, each with how it was left and the evidence for that.
 ///
-/// Orphans that were made daemons on purpose and those that are older than tracking are among them:
-/// [`Class::is_certain`](crate::Class::is_certain) says which may be killed without asking. Takes
-/// as long as [`tree`]. No GPU driver is asked; open device files are looked at.
+/// Orphans that were to stay and those that are older than tracking are among them: only
+/// [`Verdict::Leaked`](crate::Verdict::Leaked) may be killed without asking. Takes as long as
+/// [`tree`]. No GPU driver is asked; open device files are looked at.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), lifemon::Error> {
+/// use lifemon::Verdict;
+///
 /// let mut report = lifemon::orphans(None)?;
-/// // Those that hold a GPU, and whose creator was seen to die and did not mean to leave them.
-/// report.orphans.retain(|orphan| orphan.class.is_certain() && !orphan.gpu.is_empty());
+/// // Those that were leaked, and that hold a GPU or below which one is held.
+/// report.orphans.retain(|orphan| {
+///     orphan.verdict == Verdict::Leaked && !orphan.subtree.gpu.is_empty()
+/// });
 /// for orphan in &report.orphans {
 ///     let creator = orphan.creator.as_ref().map_or("?".to_owned(), |creator| creator.to_string());
 ///     println!("{} was left behind by {creator}", orphan.process.id.pid);
@@ -95,12 +99,9 @@ pub struct OrphanReport {
 /// # Errors
 /// As [`tree`].
 pub fn orphans(root: Option<Root>) -> Result<OrphanReport, Error> {
-    let tracker = Tracker::open_or_load(&LoadOptions::default())?;
+    let mut tracker = Tracker::open_or_load(&LoadOptions::default())?;
     let snapshot = tracker.snapshot()?;
-    let wanted = Wanted {
-        tree: root.map(|root| root.find(&snapshot)).transpose()?,
-        inferred: true,
-    };
+    let tree = root.map(|root| root.find(&snapshot)).transpose()?;
     let mut losses = snapshot.losses();
     let since_ns = snapshot.since_ns;
     let forest = Forest::new(snapshot.records);
@@ -108,8 +109,15 @@ pub fn orphans(root: Option<Root>) -> Result<OrphanReport, Error> {
     if scan.unreadable > 0 {
         losses.push(Loss::Unreadable);
     }
+    let known = Known {
+        forest: &forest,
+        subreapers: &tracker.subreapers()?,
+        holders: &scan.holders,
+    };
+    let mut orphans = orphan::find(&known, tree);
+    orphan::measure(&forest, &mut orphans);
     Ok(OrphanReport {
-        orphans: orphan::find(&forest, &wanted, &scan.holders),
+        orphans,
         since_ns,
         losses,
     })

@@ -1,6 +1,8 @@
-//! Processes that have the device file of a GPU open. Files are recognised by name alone, so that
-//! nothing here touches a device or waits for a driver.
+//! Processes that have the device file of a GPU open. Devices are recognised by their numbers, under
+//! whatever name a process has opened them (a container has names of its own); a device that has no
+//! file on this host is recognised by its name. Nothing here touches a device or waits for a driver.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,17 +66,24 @@ impl DeviceFiles {
         self.set.is_match(path)
     }
 
+    /// Lists those that this host has.
+    fn present(&self) -> impl Iterator<Item = PathBuf> {
+        let directories = self.directories.iter();
+        let entries = directories.filter_map(|path| fs::read_dir(path).ok());
+        let paths = entries.flatten().flatten().map(|entry| entry.path());
+        paths.filter(|path| self.has(path))
+    }
+
     /// Returns whether this host has any of these files: without one there is no GPU to ask about.
     #[must_use]
     pub fn exist(&self) -> bool {
-        let entries = self
-            .directories
-            .iter()
-            .filter_map(|path| fs::read_dir(path).ok());
-        entries
-            .flatten()
-            .flatten()
-            .any(|entry| self.has(&entry.path()))
+        self.present().next().is_some()
+    }
+
+    /// Returns the numbers of those that this host has, each with its name here.
+    fn numbers(&self) -> HashMap<(u32, u32), PathBuf> {
+        let numbered = |path: PathBuf| Some((proc::device_number(&path)?, path));
+        self.present().filter_map(numbered).collect()
     }
 }
 
@@ -102,8 +111,9 @@ pub struct Scan {
 #[must_use]
 pub fn scan(processes: impl IntoIterator<Item = ProcessId>, files: &DeviceFiles) -> Scan {
     let mut scan = Scan::default();
+    let numbers = files.numbers();
     for id in processes {
-        match holding(id, files) {
+        match holding(id, files, &numbers) {
             Ok(holding) if holding.is_empty() => {}
             Ok(holding) => {
                 scan.holders.insert(id, holding);
@@ -117,17 +127,28 @@ pub fn scan(processes: impl IntoIterator<Item = ProcessId>, files: &DeviceFiles)
 }
 
 /// Returns what one process has open; nothing when its pid is another process's by now.
-fn holding(id: ProcessId, files: &DeviceFiles) -> io::Result<Holding> {
+fn holding(
+    id: ProcessId,
+    files: &DeviceFiles,
+    numbers: &HashMap<(u32, u32), PathBuf>,
+) -> io::Result<Holding> {
     let mut holding = Holding::default();
     let mut clients = Vec::new();
     for file in proc::open_files(id.pid)? {
-        if !files.has(&file.target) {
+        // Pipes, sockets and the like have no path.
+        if !file.target.is_absolute() {
             continue;
         }
-        if file.target.starts_with(DRM) {
+        let number = proc::descriptor_device(id.pid, file.descriptor);
+        let device = match number.map(|number| numbers.get(&number)) {
+            Some(Some(name)) => name.clone(),
+            Some(None) if files.has(&file.target) => file.target,
+            _ => continue,
+        };
+        if device.starts_with(DRM) {
             clients.extend(drm::client(id.pid, file.descriptor));
         }
-        holding.devices.insert(file.target);
+        holding.devices.insert(device);
     }
     if holding.is_empty() || !proc::owns_pid(id) {
         return Ok(Holding::default());
@@ -164,6 +185,33 @@ mod tests {
         assert!(exist("/dev/nul*"));
         assert!(!exist("/dev/no-such-device*"));
         assert!(!exist("/no-such-directory/*"));
+    }
+
+    #[test]
+    fn a_device_is_recognised_by_its_number_and_a_file_of_its_name_is_none() {
+        use std::os::unix::fs::symlink;
+        let directory = std::env::temp_dir().join(format!("lifemon-names-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let (other, file) = (directory.join("x"), directory.join("full"));
+        symlink("/dev/full", &other).unwrap();
+        let _open = (
+            fs::File::open(&other).unwrap(),
+            fs::File::create(&file).unwrap(),
+        );
+        let own = proc::identify(std::process::id()).unwrap();
+        let devices = |pattern: &str| {
+            let files = DeviceFiles::new([pattern]).unwrap();
+            let mut found = scan([own], &files).holders;
+            found.remove(&own).map(|holding| holding.devices)
+        };
+        let full = [PathBuf::from("/dev/full")].into();
+        assert_eq!(devices("/dev/full"), Some(full));
+        assert_eq!(
+            devices(other.to_str().unwrap()),
+            Some([other.clone()].into())
+        );
+        assert_eq!(devices(file.to_str().unwrap()), None);
+        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

@@ -37,6 +37,24 @@ impl Holding {
         self.devices.is_empty() && self.memory.is_empty()
     }
 
+    /// Adds what another process holds: memory of one GPU and kind is one sum.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.devices.extend(other.devices.iter().cloned());
+        for memory in &other.memory {
+            let is_same = |known: &&mut Memory| {
+                (&known.gpu, known.kind, known.gpu_instance)
+                    == (&memory.gpu, memory.kind, memory.gpu_instance)
+            };
+            match self.memory.iter_mut().find(is_same) {
+                None => self.memory.push(memory.clone()),
+                Some(known) => {
+                    let sums = [known.bytes, memory.bytes].into_iter().flatten();
+                    known.bytes = sums.reduce(u64::saturating_add);
+                }
+            }
+        }
+    }
+
     /// Returns all its memory, in bytes; `None` when no driver reported any.
     #[must_use]
     pub fn memory_bytes(&self) -> Option<u64> {

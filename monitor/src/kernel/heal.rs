@@ -3,14 +3,18 @@
 //! forks was skipped. Every command does it that opens the pinned tracker, where the counters give a
 //! reason to.
 
+use std::collections::HashMap;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
-use lifemon_ebpf::{LEARNING, ProcessId, Record};
+use lifemon_ebpf::{DEAD, HELD, LEARNING, PASS_LEARN, Pass, ProcessId, Record, limits};
 
 use super::load::{LEARN_PASSES, drain_iterator};
 use super::lock::Patience;
 use super::{Error, Tracker, sys};
+
+/// Forks of the host between two looks for rows of ghosts.
+const FORKS_BETWEEN: u64 = 1_024;
 
 /// Records that have to be free before lost processes are learnt again: those that are created
 /// meanwhile need some as well.
@@ -21,7 +25,7 @@ impl Tracker {
     ///
     /// # Errors
     /// When the lock cannot be taken, a map cannot be accessed or a program cannot run.
-    pub(super) fn heal(&mut self) -> Result<(), Error> {
+    pub fn heal(&mut self) -> Result<(), Error> {
         let failed_deletes = &self.slots.host().failed_deletes;
         let failed = failed_deletes.load(Ordering::SeqCst);
         if self.missed_exits() > 0 || failed > 0 {
@@ -35,10 +39,36 @@ impl Tracker {
             overruns.fetch_sub(left, Ordering::SeqCst);
             failed_deletes.fetch_sub(failed, Ordering::SeqCst);
         }
+        let forks = self.host_counters().forks;
+        let compacted_at = &self.slots.host().compacted_at;
+        let since = forks.saturating_sub(compacted_at.load(Ordering::SeqCst));
+        if since > FORKS_BETWEEN || self.host_counters().lost_records > 0 {
+            compacted_at.store(forks, Ordering::SeqCst);
+            self.compact()?;
+        }
         let is_learning = self.slots.host().learning.load(Ordering::SeqCst) != 0;
         if is_learning || self.host_counters().lost_records > 0 || self.missed_forks() > 0 {
             let _lock = self.lock(Patience::FULL)?;
             self.learn_again()?;
+        }
+        Ok(())
+    }
+
+    /// Shortens the rows of ghosts that stand above one record each. A death shortens the row above
+    /// itself; what stands above a process that does nothing, or above a branching of ghosts, is
+    /// seen by no death.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken, the map cannot be read or the program cannot run.
+    pub(super) fn compact(&self) -> Result<(), Error> {
+        let _lock = self.lock(Patience::FULL)?;
+        let records = sys::read_all::<ProcessId, Record>(self.lineage.as_fd());
+        let records: HashMap<_, _> = records.map_err(Error::Map)?.into_iter().collect();
+        for (id, excess) in long_rows(&records) {
+            for _ in 0..excess.div_ceil(limits::SPLICES) {
+                let args = [u64::from(id.pid), id.start_ns];
+                sys::test_run(self.compact.as_fd(), &args).map_err(Error::Map)?;
+            }
         }
         Ok(())
     }
@@ -80,7 +110,10 @@ impl Tracker {
     fn pass_until_learnt(&mut self) -> Result<bool, Error> {
         sys::wait_for_running_programs().map_err(Error::Map)?;
         for _ in 0..LEARN_PASSES {
-            self.pass.at(0).clear();
+            self.pass.at(0).ask(&Pass {
+                kind: PASS_LEARN,
+                ..Pass::default()
+            });
             drain_iterator(self.open_pass("learn")?).map_err(Error::Map)?;
             let found = self.pass.at(0);
             if found.failed.load(Ordering::SeqCst) > 0 {
@@ -92,4 +125,25 @@ impl Tracker {
         }
         Ok(false)
     }
+}
+
+/// Returns whoever has a longer row of ghosts above itself than may stay, and by how many.
+fn long_rows(records: &HashMap<ProcessId, Record>) -> Vec<(ProcessId, u32)> {
+    let is_in_a_row = |record: &Record| record.state == DEAD && record.references == 1;
+    let bottoms = records.iter().filter(|(_, record)| !is_in_a_row(record));
+    let rows = bottoms.map(|(id, bottom)| {
+        let mut length = 0;
+        let mut at = bottom;
+        while at.holds_creator == HELD
+            && let Some(above) = records.get(&at.creator).filter(|above| is_in_a_row(above))
+            && (length as usize) < records.len()
+        {
+            length += 1;
+            at = above;
+        }
+        (*id, length)
+    });
+    let long = rows.filter(|(_, length)| *length > limits::GHOSTS_IN_A_ROW);
+    long.map(|(id, length)| (id, length - limits::GHOSTS_IN_A_ROW))
+        .collect()
 }

@@ -1,43 +1,66 @@
-//! The start of a watch: takes a slot, and labels the members of the tree.
+//! Labels the members of a tree, exactly as an atomic snapshot would have them (I5).
 //!
-//! The order of [`Tracker::watch`] is what makes the snapshot equal to an atomic one (I5). Slot and
-//! ring come first: whatever a member does from the moment when it is labelled is in the ring. Then
-//! the records are read and what descends from the root is labelled, again and again until a
-//! reading that begins after the last label shows nobody new. A process that this misses would have
-//! been created by somebody who was no member then; so its record was there before its creator was
-//! labelled, and the reading after that has it. Nothing depends on how deep a tree is or in which
-//! order the kernel lists processes.
+//! Two readers take turns until neither finds anybody. The pass of the kernel half looks at every
+//! task and labels it in the same moment: so it catches lines in which everybody forks and dies at
+//! once, which no reading from userspace is fast enough for. It climbs a bounded number of steps.
+//! The reading of all records has no such bound, and does not depend on the order in which the kernel
+//! lists tasks: what descends from the root and is no member is labelled by its key.
 //!
-//! In the kernel:
-//! - An update of an array of maps returns after every running program has ended:
-//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n145>
-//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n157>
+//! It is over when a pass has inserted nobody, and a reading that began after it shows nobody either,
+//! and no line can have slipped through between the two: the pass has met nothing that was
+//! unsettled; or nobody on the host has forked while the records were read; or every record above the
+//! members that was read is held by as many records as it counts, so none of them was missed.
 
-use std::collections::HashSet;
-use std::os::fd::AsFd as _;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use aya::maps::{Map, MapData, RingBuf};
-use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
-use lifemon_ebpf::{LIVE, Membership, ProcessId};
+use lifemon_ebpf::{HELD, LIVE, Membership, PASS_LABEL, Pass, ProcessId};
 
-use super::Error;
-use super::lock::Patience;
-use super::slots::{Added, Rank};
+use super::load::drain_iterator;
+use super::slots::Added;
 use super::snapshot::Snapshot;
 use super::tracker::Tracker;
-use super::watcher::{Unlabelled, WatchOptions, Watcher};
-use crate::forest::Forest;
-use crate::proc;
+use super::{Error, clock};
+use crate::forest::{Forest, walk};
 
-/// Readings that find somebody to label. A tree that forks all the time settles in a few, because
+/// Rounds that find somebody to label. A tree that forks all the time settles in a few, because
 /// what a member forks is labelled by its fork hook.
 const ROUNDS: u32 = 64;
+
+/// How long rounds may find nobody and still not be sure: a process is in the list of all tasks a
+/// moment before its fork hook runs, and its creator can lose the processor in between, on a busy
+/// machine for many milliseconds.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
+
+/// The pause after the first such round, and the longest; each is twice the one before.
+const SETTLE_PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis(20)];
+
+/// Counts of what makes a tree's answers incomplete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unlabelled {
+    /// Living processes without a record: whether they belong cannot be known.
+    pub unrecorded: u64,
+    /// Processes that may belong, but whose lineage was lost or did not settle.
+    pub unsettled: u64,
+    /// Members for which the membership map had no room.
+    pub failed: u64,
+}
+
+impl Unlabelled {
+    /// Returns whether every member is labelled.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.unrecorded == 0 && self.unsettled == 0 && self.failed == 0
+    }
+}
 
 /// What is labelled.
 pub(super) struct Tree<'a> {
     pub(super) membership: Membership,
     pub(super) layer: u32,
-    /// The roots: one for which the slot is named, and others.
+    /// The root for which the slot is named, and others.
     pub(super) roots: &'a [ProcessId],
     /// Those who are no members, nor what they create.
     pub(super) spared: &'a HashSet<ProcessId>,
@@ -51,124 +74,224 @@ pub(super) enum Labelled {
     Overlaps,
 }
 
+/// What the pass of the kernel half found.
+struct Passed {
+    inserted: bool,
+    is_clear: bool,
+}
+
 impl Tracker {
-    /// Watches the tree of `root`, which may be a ghost. With it, as one, the trees of `others`,
-    /// which are alive: those that have died already have nothing to watch.
+    /// Labels the living members of a tree.
     ///
     /// # Errors
-    /// [`Error::NoProcess`] when the root has no record, [`Error::NoSlot`], [`Error::NoLayer`].
-    pub fn watch(
-        self,
-        root: ProcessId,
-        others: &[ProcessId],
-        options: &WatchOptions,
-    ) -> Result<Watcher, Error> {
-        let _lock = self.lock(Patience::FULL)?;
-        self.reclaim()?;
-        let first = self.snapshot()?;
-        let owner = own_id(&first)?;
-        let rank = if options.is_for_kill {
-            Rank::Kill
-        } else {
-            Rank::Watcher
-        };
-        let slot = self.slots.free(rank).ok_or(Error::NoSlot)?;
-        let ring = create_ring(options.ring_bytes)?;
-        let roots: Vec<_> = [root].into_iter().chain(others.iter().copied()).collect();
-        let spared = HashSet::new();
-        let taken = below(&first, &roots, &HashSet::new(), &spared);
-        for layer in self.slots.layers(rank, &taken.living)? {
-            self.slots.keep_root(root)?;
-            let generation = self.slots.take(slot, layer, root, owner);
-            let membership = Membership { slot, generation };
-            // Slot and ring first: whatever a member does once it is labelled is in the ring (I5).
-            let labelled = self.slots.set_ring(slot, ring.as_fd()).and_then(|()| {
-                if !self.is_pinned() {
-                    // What deaths have left behind while the tracker was learning.
-                    self.sweep()?;
-                }
-                if self.record(&root)?.is_none() {
-                    return Err(Error::NoProcess(root.pid.to_string()));
-                }
-                self.label(&Tree {
-                    membership,
-                    layer,
-                    roots: &roots,
-                    spared: &spared,
-                })
-            });
-            match labelled {
-                Ok(Labelled::Done(unlabelled, snapshot)) => {
-                    return Ok(Watcher {
-                        tracker: self,
-                        slot,
-                        generation,
-                        layer,
-                        roots,
-                        spared,
-                        ring,
-                        unlabelled,
-                        first: Some(snapshot),
-                    });
-                }
-                // Another tree of this layer overlaps: its members stay, ours go.
-                Ok(Labelled::Overlaps) => self.slots.give_back(slot)?,
-                Err(error) => {
-                    self.slots.give_back(slot)?;
-                    return Err(error);
-                }
+    /// When a map cannot be read or written, or a pass cannot run.
+    pub(super) fn label(&mut self, tree: &Tree<'_>) -> Result<Labelled, Error> {
+        // The pass knows one root; it climbs to any member.
+        for other in tree.roots.iter().skip(1) {
+            let record = self.record(other)?;
+            if record.is_some_and(|record| record.state == LIVE)
+                && self.add(tree, other)? == Added::Overlaps
+            {
+                return Ok(Labelled::Overlaps);
             }
         }
-        Err(Error::NoLayer)
-    }
-
-    /// Labels the living members of a tree.
-    pub(super) fn label(&self, tree: &Tree<'_>) -> Result<Labelled, Error> {
+        let (mut round, mut idle_since, mut pause) = (0, None, SETTLE_PAUSES[0]);
         let mut failed = 0;
-        let mut round = 0;
         loop {
             round += 1;
-            let snapshot = self.snapshot()?;
-            let members = self.slots.members_of(tree.membership)?;
-            let found = below(&snapshot, tree.roots, &members, tree.spared);
-            let missing: Vec<_> = found
-                .living
-                .iter()
-                .filter(|id| !members.contains(id))
-                .collect();
-            let is_last = round == ROUNDS || failed > 0;
-            if missing.is_empty() || is_last {
-                let unlabelled = Unlabelled {
-                    unrecorded: snapshot.lost_records,
-                    unsettled: found.open + if failed > 0 { 0 } else { missing.len() as u64 },
-                    failed: if missing.is_empty() { 0 } else { failed },
-                };
-                return Ok(Labelled::Done(unlabelled, snapshot));
+            let Some(passed) = self.pass(tree)? else {
+                return Ok(Labelled::Overlaps);
+            };
+            if passed.inserted && round < ROUNDS {
+                continue;
             }
-            for id in missing {
-                let is_live = || {
-                    let record = self.record(id)?;
-                    Ok(record.is_some_and(|record| record.state == LIVE))
-                };
-                match self.slots.add(id, tree.layer, tree.membership, is_live)? {
-                    Added::Yes => {}
-                    Added::Overlaps => return Ok(Labelled::Overlaps),
-                    Added::Full => failed += 1,
+            let reading = self.read_tree(tree)?;
+            let missing = reading.missing();
+            let is_last = round >= ROUNDS || failed > 0;
+            if !missing.is_empty() && !is_last {
+                for id in &missing {
+                    match self.add(tree, id)? {
+                        Added::Yes => {}
+                        Added::Overlaps => return Ok(Labelled::Overlaps),
+                        Added::Full => failed += 1,
+                    }
                 }
+                idle_since = None;
+                continue;
             }
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            let is_sure = passed.is_clear || reading.is_closed();
+            if is_sure || is_last || since.elapsed() >= SETTLE_TIME {
+                let left = match (failed, is_sure) {
+                    (0, false) => 1 + missing.len() as u64,
+                    _ => 0,
+                };
+                let unlabelled = Unlabelled {
+                    unrecorded: reading.snapshot.lost_records,
+                    unsettled: reading.open + left,
+                    failed,
+                };
+                return Ok(Labelled::Done(unlabelled, reading.snapshot));
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(SETTLE_PAUSES[1]);
         }
+    }
+
+    /// Makes one process a member, if it still lives.
+    fn add(&self, tree: &Tree<'_>, id: &ProcessId) -> Result<Added, Error> {
+        let is_live = || {
+            let record = self.record(id)?;
+            Ok(record.is_some_and(|record| record.state == LIVE))
+        };
+        self.slots.add(id, tree.layer, tree.membership, is_live)
+    }
+
+    /// Runs the pass of the kernel half; `None` when another tree of the layer has one of the
+    /// members. Where somebody is spared it does not run: it would label that one again.
+    fn pass(&mut self, tree: &Tree<'_>) -> Result<Option<Passed>, Error> {
+        if !tree.spared.is_empty() {
+            return Ok(Some(Passed {
+                inserted: false,
+                is_clear: false,
+            }));
+        }
+        self.pass.at(0).ask(&Pass {
+            kind: PASS_LABEL,
+            slot: tree.membership.slot,
+            generation: tree.membership.generation,
+            layer: tree.layer,
+            root: tree.roots[0],
+            ..Pass::default()
+        });
+        drain_iterator(self.open_pass("label")?).map_err(Error::Map)?;
+        // The pass has ended: the iterator was read to its end.
+        let found = self.pass.at(0);
+        if found.conflicts.load(Ordering::SeqCst) > 0 {
+            return Ok(None);
+        }
+        let unsettled = found.unsettled.load(Ordering::SeqCst);
+        let unrecorded = found.unrecorded.load(Ordering::SeqCst);
+        Ok(Some(Passed {
+            inserted: found.inserted.load(Ordering::SeqCst) > 0,
+            is_clear: unsettled == 0 && unrecorded == 0,
+        }))
+    }
+
+    /// Reads the members, all records, and the members once more.
+    fn read_tree(&self, tree: &Tree<'_>) -> Result<Reading, Error> {
+        let begun_ns = clock::boot_ns();
+        let forks = self.host_counters().forks;
+        let before = self.slots.members_of(tree.membership)?;
+        let snapshot = self.snapshot()?;
+        let after = self.slots.members_of(tree.membership)?;
+        let is_quiet = self.host_counters().forks == forks;
+        let members: HashSet<_> = before.union(&after).copied().collect();
+        let Below {
+            forest,
+            inside,
+            living,
+            open,
+        } = below(&snapshot, tree.roots, &members, tree.spared);
+        Ok(Reading {
+            begun_ns,
+            is_quiet,
+            members,
+            snapshot,
+            forest,
+            inside,
+            living,
+            open,
+        })
+    }
+}
+
+/// The records at one time, and the members.
+struct Reading {
+    begun_ns: u64,
+    /// True if nobody on the host has forked meanwhile.
+    is_quiet: bool,
+    members: HashSet<ProcessId>,
+    snapshot: Snapshot,
+    forest: Forest,
+    inside: HashSet<ProcessId>,
+    living: Vec<ProcessId>,
+    open: u64,
+}
+
+impl Reading {
+    /// Returns those of the tree that are no members. Whoever was created while the records were
+    /// read by one who was a member at that time has been labelled by the fork hook, also if it has
+    /// died since.
+    fn missing(&self) -> Vec<ProcessId> {
+        let mut known = HashMap::new();
+        let missing = self.living.iter();
+        let missing = missing.filter(|id| !self.is_labelled(**id, &mut known));
+        missing.copied().collect()
+    }
+
+    fn is_labelled(&self, id: ProcessId, known: &mut HashMap<ProcessId, bool>) -> bool {
+        let mut line = Vec::new();
+        let mut at = id;
+        let answer = loop {
+            if self.members.contains(&at) {
+                break true;
+            }
+            if let Some(known) = known.get(&at) {
+                break *known;
+            }
+            let record = self.forest.record(&at);
+            let creator = record
+                .filter(|record| record.elided == 0)
+                .map(|record| record.creator);
+            match creator {
+                Some(creator) if at.start_ns >= self.begun_ns && !line.contains(&at) => {
+                    line.push(at);
+                    at = creator;
+                }
+                _ => break false,
+            }
+        };
+        known.extend(line.into_iter().map(|id| (id, answer)));
+        answer
+    }
+
+    /// Returns whether no living descendant can be missing from the reading: nobody has forked, or
+    /// whatever counts references has as many records below it that were read. What was labelled
+    /// needs no such proof: its fork hook labels what it creates.
+    fn is_closed(&self) -> bool {
+        if self.is_quiet {
+            return true;
+        }
+        let mut known = HashMap::new();
+        let inside = self.inside.iter();
+        let mut unlabelled = inside.filter(|id| !self.is_labelled(**id, &mut known));
+        unlabelled.all(|id| {
+            let Some(record) = self.forest.record(id) else {
+                return true;
+            };
+            let holds = |child: &&ProcessId| {
+                let child = self.forest.record(child);
+                child.is_some_and(|child| child.holds_creator == HELD)
+            };
+            let holders = self.forest.children(id).iter().filter(holds).count() as u64;
+            record.references <= holders + u64::from(record.state == LIVE)
+        })
     }
 }
 
 /// What a reading shows of a tree.
-struct Below {
-    living: Vec<ProcessId>,
+pub(super) struct Below {
+    forest: Forest,
+    /// Everybody of the tree, ghosts included.
+    inside: HashSet<ProcessId>,
+    pub(super) living: Vec<ProcessId>,
     /// Living processes that may belong to it: what they descend from was lost.
     open: u64,
 }
 
 /// Returns what descends from `roots` or from a member, without passing through who is spared.
-fn below(
+pub(super) fn below(
     snapshot: &Snapshot,
     roots: &[ProcessId],
     members: &HashSet<ProcessId>,
@@ -178,7 +301,7 @@ fn below(
     let mut tops: Vec<_> = roots.iter().chain(members).copied().collect();
     tops.sort_unstable();
     tops.dedup();
-    let tree = crate::forest::walk(&tops, |id| {
+    let tree = walk(&tops, |id| {
         if spared.contains(id) {
             &[]
         } else {
@@ -194,22 +317,10 @@ fn below(
     let lost = snapshot.lost_tops().filter(|id| id.start_ns >= oldest);
     let lost = lost.filter(|id| !inside.contains(id));
     let open = lost.map(|id| forest.living(id).len() as u64).sum();
-    Below { living, open }
-}
-
-/// Returns the identity of this process: from its record, or as exact as `/proc` has it.
-fn own_id(snapshot: &Snapshot) -> Result<ProcessId, Error> {
-    let pid = std::process::id();
-    match snapshot.live(pid) {
-        Some((id, _)) => Ok(*id),
-        None => proc::identify(pid).ok_or_else(|| Error::NoProcess(pid.to_string())),
+    Below {
+        forest,
+        inside,
+        living,
+        open,
     }
-}
-
-/// Creates the ring of one watcher.
-fn create_ring(bytes: u32) -> Result<RingBuf<MapData>, Error> {
-    let ring = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
-    let ring = MapData::create(ring, "lifemon_ring", None);
-    let ring = ring.map_err(|error| Error::load("a ring buffer", &error))?;
-    RingBuf::try_from(Map::RingBuf(ring)).map_err(|error| Error::load("a ring buffer", &error))
 }

@@ -13,7 +13,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{Iter, Program, ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lifemon_ebpf::offsets::{MISSING, Offsets};
-use lifemon_ebpf::{DEAD, LEARNING, LEARNING_ENDS, ProcessId, Record, limits};
+use lifemon_ebpf::{DEAD, LEARNING, LEARNING_ENDS, PASS_LEARN, Pass, ProcessId, Record, limits};
 
 use super::btf::{Btf, BtfError};
 use super::hooks::{self, Hook, LEARNER, Role};
@@ -41,7 +41,7 @@ pub(super) const MAPS: [&str; 10] = [
 ];
 
 /// Passes over all processes.
-pub(super) const PASSES: [&str; 2] = ["learn", "traits"];
+pub(super) const PASSES: [&str; 3] = ["learn", "label", "traits"];
 
 /// Passes over all processes until one finds nothing to learn.
 pub(super) const LEARN_PASSES: u32 = 8;
@@ -302,7 +302,7 @@ impl Loaded {
                 .map_err(|error| Error::load(name, &error))?;
         }
         self.load_closer()?;
-        for name in ["sweep", "settle"] {
+        for name in ["sweep", "compact", "settle"] {
             self.program::<RawTracePoint>(name)?
                 .load()
                 .map_err(|error| Error::load(name, &error))?;
@@ -352,7 +352,10 @@ impl Loaded {
         let pass = Shared::<PassView>::new(self.map("PASS")?, 1).map_err(Error::Map)?;
         let pass = pass.at(0);
         for _ in 0..LEARN_PASSES {
-            pass.clear();
+            pass.ask(&Pass {
+                kind: PASS_LEARN,
+                ..Pass::default()
+            });
             run_iterator(self.program::<Iter>("learn")?)?;
             // The pass has ended: the iterator was read to its end.
             if pass.inserted.load(Ordering::SeqCst) == 0 {

@@ -25,7 +25,7 @@ use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
 
 /// Programs that are pinned besides the hooks.
-const EXTRA_PROGRAMS: [&str; 3] = ["sweep", "settle", CLOSER];
+const EXTRA_PROGRAMS: [&str; 4] = ["sweep", "compact", "settle", CLOSER];
 const CLOSER: &str = "closer";
 
 /// The parts of a version.
@@ -252,10 +252,12 @@ impl Pins {
 
 /// Opens the links of the passes.
 fn passes(version: &Directory) -> Result<[(&'static str, OwnedFd); PASSES.len()], Error> {
-    let [learn, traits] = PASSES;
+    let [learn, label, traits] = PASSES;
+    let open = |name: &str| get(version, &format!("links/{name}"));
     Ok([
-        (learn, get(version, &format!("links/{learn}"))?),
-        (traits, get(version, &format!("links/{traits}"))?),
+        (learn, open(learn)?),
+        (label, open(label)?),
+        (traits, open(traits)?),
     ])
 }
 

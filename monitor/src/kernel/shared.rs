@@ -41,14 +41,23 @@ lifemon_ebpf::view! {
         condemned_layers: AtomicU64,
         failed_deletes: AtomicU64,
         learnt_misses: AtomicU64,
+        compacted_at: AtomicU64,
     }
 }
 
 lifemon_ebpf::view! {
-    /// The findings of a pass, as userspace sees them.
+    /// The task and the findings of a pass, as userspace sees them.
     PassView of Pass {
+        kind: AtomicU32,
+        slot: AtomicU32,
+        generation: AtomicU32,
+        layer: AtomicU32,
+        root: Identity,
         seen: AtomicU64,
         inserted: AtomicU64,
+        unrecorded: AtomicU64,
+        unsettled: AtomicU64,
+        conflicts: AtomicU64,
         failed: AtomicU64,
     }
 }
@@ -110,9 +119,23 @@ impl Identity {
 }
 
 impl PassView {
-    /// Forgets what the last pass found. Under the lock, and no pass runs.
-    pub(super) fn clear(&self) {
-        for counter in [&self.seen, &self.inserted, &self.failed] {
+    /// Asks the next pass for what `wanted` says, with nothing found. Under the lock, and no pass
+    /// runs.
+    pub(super) fn ask(&self, wanted: &Pass) {
+        self.kind.store(wanted.kind, Ordering::SeqCst);
+        self.slot.store(wanted.slot, Ordering::SeqCst);
+        self.generation.store(wanted.generation, Ordering::SeqCst);
+        self.layer.store(wanted.layer, Ordering::SeqCst);
+        self.root.set(wanted.root);
+        let counters = [
+            &self.seen,
+            &self.inserted,
+            &self.unrecorded,
+            &self.unsettled,
+            &self.conflicts,
+            &self.failed,
+        ];
+        for counter in counters {
             counter.store(0, Ordering::SeqCst);
         }
     }

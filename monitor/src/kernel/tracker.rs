@@ -32,6 +32,7 @@ pub struct Tracker {
     pub(super) pass: Shared<PassView>,
     pub(super) hooks: Vec<(Role, OwnedFd)>,
     sweep: OwnedFd,
+    pub(super) compact: OwnedFd,
     pub(super) settle: OwnedFd,
     kept: Kept,
 }
@@ -96,6 +97,7 @@ impl Tracker {
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let hooks = loaded.hook_programs()?;
         let sweep = loaded.program_fd("sweep")?;
+        let compact = loaded.program_fd("compact")?;
         let settle = loaded.program_fd("settle")?;
         Ok(Self {
             lineage,
@@ -104,6 +106,7 @@ impl Tracker {
             pass,
             hooks,
             sweep,
+            compact,
             settle,
             kept: Kept::Private(loaded),
         })
@@ -143,9 +146,10 @@ impl Tracker {
         let (lineage, oom) = (map("LINEAGE")?, map("OOM_VICTIMS")?);
         let slots = Slots::open(map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
-        let (hooks, sweep, settle) = (
+        let (hooks, sweep, compact, settle) = (
             pins.hooks()?,
             pins.program("sweep")?,
+            pins.program("compact")?,
             pins.program("settle")?,
         );
         Ok(move |pins| Self {
@@ -155,6 +159,7 @@ impl Tracker {
             pass,
             hooks,
             sweep,
+            compact,
             settle,
             kept: Kept::Pinned(pins),
         })
@@ -340,7 +345,6 @@ impl Tracker {
     ///
     /// # Errors
     /// When the pass cannot run.
-    #[expect(dead_code, reason = "asked for by verdicts, which come next")]
     pub fn subreapers(&mut self) -> Result<HashSet<ProcessId>, Error> {
         let traits = sys::read_items::<Traits>(self.open_pass("traits")?).map_err(Error::Map)?;
         let subreapers = traits.into_iter();

@@ -1,19 +1,29 @@
-//! One watched tree: reads its events and counters, spares or condemns members, and gives
-//! everything back when it is dropped. [`super::slots`] makes it.
+//! One watched tree: takes a slot, reads its events and counters, spares or condemns members, and
+//! gives everything back when it is dropped.
+//!
+//! Slot and ring come before the first label: whatever a member does from the moment when it is
+//! labelled is in the ring (I5).
+//!
+//! In the kernel:
+//! - An update of an array of maps returns after every running program has ended:
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n145>
+//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n157>
 
 use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use lifemon_ebpf::{Event, LIVE, MemberKey, Membership, ProcessId, limits};
 
 use super::Error;
 use super::hooks::Closer;
-use super::label::{Labelled, Tree};
+use super::label::{Labelled, Tree, Unlabelled, below};
 use super::lock::Patience;
 use super::shared::Counters;
+use super::slots::Rank;
 use super::snapshot::Snapshot;
 use super::tracker::Tracker;
 use crate::proc;
@@ -33,25 +43,6 @@ impl Default for WatchOptions {
             ring_bytes: limits::RING_BYTES,
             is_for_kill: false,
         }
-    }
-}
-
-/// Counts of what makes a tree's answers incomplete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unlabelled {
-    /// Living processes without a record: whether they belong cannot be known.
-    pub unrecorded: u64,
-    /// Processes whose lineage did not settle.
-    pub unsettled: u64,
-    /// Members for which the membership map had no room.
-    pub failed: u64,
-}
-
-impl Unlabelled {
-    /// Returns whether every member is labelled.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.unrecorded == 0 && self.unsettled == 0 && self.failed == 0
     }
 }
 
@@ -76,6 +67,79 @@ impl fmt::Debug for Watcher {
             .field("root", &self.root())
             .field("slot", &self.slot)
             .finish_non_exhaustive()
+    }
+}
+
+impl Tracker {
+    /// Watches the tree of `root`, which may be a ghost. With it, as one, the trees of `others`,
+    /// which are alive: those that have died already have nothing to watch.
+    ///
+    /// # Errors
+    /// [`Error::NoProcess`] when the root has no record, [`Error::NoSlot`], [`Error::NoLayer`].
+    pub fn watch(
+        mut self,
+        root: ProcessId,
+        others: &[ProcessId],
+        options: &WatchOptions,
+    ) -> Result<Watcher, Error> {
+        let _lock = self.lock(Patience::FULL)?;
+        self.reclaim()?;
+        let first = self.snapshot()?;
+        let owner = own_id(&first)?;
+        let rank = if options.is_for_kill {
+            Rank::Kill
+        } else {
+            Rank::Watcher
+        };
+        let slot = self.slots.free(rank).ok_or(Error::NoSlot)?;
+        let ring = create_ring(options.ring_bytes)?;
+        let roots: Vec<_> = [root].into_iter().chain(others.iter().copied()).collect();
+        let spared = HashSet::new();
+        let taken = below(&first, &roots, &HashSet::new(), &spared);
+        for layer in self.slots.layers(rank, &taken.living)? {
+            self.slots.keep_root(root)?;
+            let generation = self.slots.take(slot, layer, root, owner);
+            let membership = Membership { slot, generation };
+            // Slot and ring first: whatever a member does once it is labelled is in the ring (I5).
+            let set = self.slots.set_ring(slot, ring.as_fd());
+            let labelled = set.and_then(|()| {
+                if !self.is_pinned() {
+                    // What deaths have left behind while the tracker was learning.
+                    self.sweep()?;
+                }
+                if self.record(&root)?.is_none() {
+                    return Err(Error::NoProcess(root.pid.to_string()));
+                }
+                self.label(&Tree {
+                    membership,
+                    layer,
+                    roots: &roots,
+                    spared: &spared,
+                })
+            });
+            match labelled {
+                Ok(Labelled::Done(unlabelled, snapshot)) => {
+                    return Ok(Watcher {
+                        tracker: self,
+                        slot,
+                        generation,
+                        layer,
+                        roots,
+                        spared,
+                        ring,
+                        unlabelled,
+                        first: Some(snapshot),
+                    });
+                }
+                // Another tree of this layer overlaps: its members stay, ours go.
+                Ok(Labelled::Overlaps) => self.slots.give_back(slot)?,
+                Err(error) => {
+                    self.slots.give_back(slot)?;
+                    return Err(error);
+                }
+            }
+        }
+        Err(Error::NoLayer)
     }
 }
 
@@ -273,4 +337,21 @@ fn decode(bytes: &[u8]) -> Option<Event> {
     // SAFETY: long enough, and any bytes are a valid event; ring entries are 8-byte aligned but
     // that is not relied upon.
     Some(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() })
+}
+
+/// Returns the identity of this process: from its record, or as exact as `/proc` has it.
+fn own_id(snapshot: &Snapshot) -> Result<ProcessId, Error> {
+    let pid = std::process::id();
+    match snapshot.live(pid) {
+        Some((id, _)) => Ok(*id),
+        None => proc::identify(pid).ok_or_else(|| Error::NoProcess(pid.to_string())),
+    }
+}
+
+/// Creates the ring of one watcher.
+fn create_ring(bytes: u32) -> Result<RingBuf<MapData>, Error> {
+    let ring = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
+    let ring = MapData::create(ring, "lifemon_ring", None);
+    let ring = ring.map_err(|error| Error::load("a ring buffer", &error))?;
+    RingBuf::try_from(Map::RingBuf(ring)).map_err(|error| Error::load("a ring buffer", &error))
 }

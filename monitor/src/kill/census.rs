@@ -20,6 +20,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::walk::Descendant;
+use crate::loss::{Incomplete, Loss};
 use crate::proc;
 
 /// The time that a tree may go on changing before what was seen last is the answer.
@@ -37,7 +38,7 @@ pub(crate) struct Census {
     /// Everything below this process that was alive at the end of the last look.
     pub(crate) members: Vec<Descendant>,
     /// The reason why a process may be missing.
-    pub(crate) doubt: Option<String>,
+    pub(crate) doubt: Option<Incomplete>,
 }
 
 /// Whatever comes and goes below changes one of these, or adds one.
@@ -69,17 +70,22 @@ pub(crate) fn take(except: Option<u32>) -> Census {
             Err(error) => {
                 return Census {
                     members: before.map(|look| look.members).unwrap_or_default(),
-                    doubt: Some(format!("processes cannot be listed: {error}")),
+                    doubt: Some(Incomplete::because(
+                        Loss::ProcHidden,
+                        format!("processes cannot be listed: {error}"),
+                    )),
                 };
             }
         };
         let is_same = before.as_ref().is_some_and(|it| it.seen == look.seen);
         let is_settled = is_same && !look.is_torn && !look.members.iter().any(Descendant::is_gone);
         if is_settled || (before.is_some() && begun.elapsed() > SETTLE) {
-            let moved = (!is_settled).then_some("processes came and went while they were listed");
+            let hidden = proc::trouble().map(|why| Incomplete::because(Loss::ProcHidden, why));
+            let moved = "processes came and went while they were listed";
+            let moved = Incomplete::because(Loss::Unsettled, moved);
             return Census {
                 members: look.members,
-                doubt: proc::trouble().or(moved).map(str::to_owned),
+                doubt: hidden.or_else(|| (!is_settled).then_some(moved)),
             };
         }
         if before.is_some() {

@@ -11,6 +11,7 @@ use super::outcome::{Order, Outcome, Rest, Subject, Survivor, Way};
 use super::survivor;
 use super::walk::{self, Descendant, Reaped};
 use crate::kernel::preflight;
+use crate::loss::Incomplete;
 use crate::proc;
 use crate::sys::child::has_children;
 
@@ -248,13 +249,13 @@ impl Ending {
     }
 
     /// Joins what the killer has reported with what this process has seen.
-    fn rest(&mut self, survivors: Vec<Survivor>, doubt: Option<String>) -> Rest {
+    fn rest(&mut self, survivors: Vec<Survivor>, doubt: Option<Incomplete>) -> Rest {
         let (way, mut outcome, losses) = match self.report.take() {
             Some(report) => (Way::Ebpf, report.outcome, report.losses),
             None => (Way::Subreaper, Outcome::default(), Vec::new()),
         };
         outcome.add_killed(self.below.killed());
-        let losses = losses.iter().map(|loss| loss.word().to_owned());
+        let losses = losses.into_iter().map(Incomplete::from);
         let incomplete: Vec<_> = losses.chain(doubt).collect();
         Rest {
             way,

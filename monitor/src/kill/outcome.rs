@@ -22,7 +22,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ProcessId;
-use crate::loss::Loss;
+use crate::loss::{Incomplete, Loss};
 use crate::process::{Death, Process, Who, is_same_process, json};
 
 /// The process that an outcome is about, as it can be named when it is gone.
@@ -272,7 +272,7 @@ pub struct Rest {
     pub complete: bool,
     /// Reasons why it is not complete.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub incomplete: Vec<String>,
+    pub incomplete: Vec<Incomplete>,
     /// From the order until the end.
     #[serde(rename = "elapsed_ms", with = "json::ms")]
     pub elapsed: Duration,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ProcessId;
 use crate::gpu::holders::{DeviceFiles, scan};
 use crate::kill::Way;
+use crate::loss::Incomplete;
 use crate::process::{Death, Who};
 
 /// A dead worker.
@@ -88,7 +89,7 @@ pub struct HealthStatus {
     pub complete: bool,
     /// The reasons why the answer is not complete.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub incomplete: Vec<String>,
+    pub incomplete: Vec<Incomplete>,
 }
 
 /// A process that has device files of GPUs open.

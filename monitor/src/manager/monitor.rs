@@ -20,6 +20,7 @@ use crate::ProcessId;
 use crate::kernel::{self, LoadOptions, Tracker, WatchOptions, clock};
 use crate::kill::kill_watched;
 use crate::kill::outcome::{Order, Outcome, Way};
+use crate::loss::{Incomplete, Loss};
 use crate::proc;
 use crate::process::is_same_process;
 use crate::session::{Session, Update};
@@ -125,7 +126,8 @@ impl Monitor {
             let load = || Tracker::open_or_load(&LoadOptions::default());
             self.loading = Some(tokio::task::spawn_blocking(load));
         } else {
-            self.shared.lock().incomplete = vec!["switched off by an option".to_owned()];
+            let why = "the tracker is switched off by an option";
+            self.shared.lock().incomplete = vec![Incomplete::because(Loss::NoTracker, why)];
         }
         let sent = timeout(START_TIMEOUT, self.channel.write_all(&brief)).await;
         if !matches!(sent, Ok(Ok(()))) {
@@ -265,14 +267,19 @@ impl Monitor {
                 self.session = Some(session);
                 self.publish();
             }
-            Err(error) => self.shared.lock().incomplete = vec![error.to_string()],
+            Err(error) => {
+                let why = Incomplete::because(Loss::NoTracker, error.to_string());
+                self.shared.lock().incomplete = vec![why];
+            }
         }
     }
 
     fn take_updates(&mut self, updates: Result<Vec<Update>, kernel::Error>) {
         let updates = match updates {
             Ok(updates) => updates,
-            Err(error) => return self.lose_session(error.to_string()),
+            Err(error) => {
+                return self.lose_session(Incomplete::because(Loss::NoTracker, error.to_string()));
+            }
         };
         let mut has_ended = false;
         for update in updates {
@@ -292,11 +299,11 @@ impl Monitor {
         }
         self.publish();
         if has_ended {
-            self.lose_session("the tracker was switched off".to_owned());
+            self.lose_session(Loss::SwitchedOff.into());
         }
     }
 
-    fn lose_session(&mut self, why: String) {
+    fn lose_session(&mut self, why: Incomplete) {
         self.session = None;
         let mut inner = self.shared.lock();
         inner.way = Way::Subreaper;
@@ -317,8 +324,7 @@ impl Monitor {
         let Some(session) = &self.session else { return };
         let mut inner = self.shared.lock();
         inner.orphans = session.watch().orphans();
-        let losses = session.standing_losses().iter();
-        inner.incomplete = losses.map(|loss| loss.word().to_owned()).collect();
+        inner.incomplete = Incomplete::all(session.standing_losses());
     }
 
     /// Looks for dead workers: the fallback, should a notice of the guardian have been lost.
@@ -353,7 +359,7 @@ impl Monitor {
         if self.shared.lock().rest.is_some() {
             return self.shared.end();
         }
-        self.shared.lock().incomplete = vec!["the guardian was killed".to_owned()];
+        self.shared.lock().incomplete = vec![Loss::GuardianDead.into()];
         if let Some(session) = &mut self.session {
             match kill_watched(session, RESCUE_TIMEOUT).await {
                 Ok(left) if left.is_empty() => {}

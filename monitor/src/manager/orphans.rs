@@ -9,7 +9,7 @@ use crate::forest::Forest;
 use crate::gpu::Holders;
 use crate::kernel::Tracker;
 use crate::kill::{KillError, KillReport, Survivor, kill_on_a_thread};
-use crate::orphan::{self, Wanted};
+use crate::orphan::{self, Known, Verdict};
 use crate::proc;
 use crate::process::{Who, is_same_process, may_be_same_process};
 
@@ -21,8 +21,8 @@ pub enum Scope {
     #[default]
     Own,
     /// Also those whose creator was not of this manager and is dead. Needs the host's tracker
-    /// (`lifemon track on`): nothing else knows who they belonged to. What was made a daemon on
-    /// purpose is left alone.
+    /// (`lifemon track on`): nothing else knows who they belonged to. Only what was leaked is meant:
+    /// its creator, or the root of its tree, was killed or has failed.
     DeadServers,
 }
 
@@ -211,16 +211,19 @@ async fn kill_orphan(orphan: &Cleaned) -> usize {
 
 fn dead_servers_orphans() -> io::Result<Vec<Cleaned>> {
     let tracker = Tracker::open().map_err(io::Error::other)?;
-    let tracker = tracker.ok_or_else(|| {
+    let mut tracker = tracker.ok_or_else(|| {
         io::Error::other("the host's tracker is off: `lifemon track on` keeps who belongs to whom")
     })?;
     let snapshot = tracker.snapshot().map_err(io::Error::other)?;
     let forest = Forest::new(snapshot.records);
-    let orphans = orphan::find(&forest, &Wanted::default(), &Holders::default());
-    let certain = orphans
-        .into_iter()
-        .filter(|orphan| orphan.class.is_certain());
-    Ok(certain
+    let known = Known {
+        forest: &forest,
+        subreapers: &tracker.subreapers().map_err(io::Error::other)?,
+        holders: &Holders::default(),
+    };
+    let orphans = orphan::find(&known, None).into_iter();
+    let leaked = orphans.filter(|orphan| orphan.verdict == Verdict::Leaked);
+    Ok(leaked
         .map(|orphan| Cleaned {
             id: orphan.process.id,
             command_line: orphan.command.to_strings().join(" "),

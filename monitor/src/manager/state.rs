@@ -11,6 +11,7 @@ use super::health::{DeadWorker, Health, HealthStatus, WorkersDied};
 use crate::ProcessId;
 use crate::kernel::clock::WallClock;
 use crate::kill::{Rest, Way};
+use crate::loss::{Incomplete, Loss};
 use crate::process::{Death, Who};
 
 /// The time before its own stop signal in which a dead worker counts as asked to end. A service
@@ -111,7 +112,7 @@ pub(super) struct Inner {
     pub(super) workers: Vec<Worker>,
     pub(super) orphans: Vec<Who>,
     pub(super) way: Way,
-    pub(super) incomplete: Vec<String>,
+    pub(super) incomplete: Vec<Incomplete>,
     pub(super) rest: Option<Rest>,
     pub(super) guardian: Option<u32>,
 }
@@ -140,7 +141,7 @@ impl Shared {
                 workers: (0..workers).map(worker).collect(),
                 orphans: Vec::new(),
                 way: Way::Subreaper,
-                incomplete: vec!["the tracker is not there".to_owned()],
+                incomplete: vec![Loss::NoTracker.into()],
                 rest: None,
                 guardian: None,
             }),

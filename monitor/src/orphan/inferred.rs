@@ -4,9 +4,11 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use lifemon_ebpf::{ProcessId, Record};
+use lifemon_ebpf::{INFERRED, LIVE, ProcessId, Record};
 
-use super::{Evidence, Orphan, Search};
+use super::search::Search;
+use super::{Evidence, Orphan};
+use crate::forest::Forest;
 use crate::proc::{self, Placement, Stat};
 
 /// Resources of the members of a known tree that a process they left behind may share.
@@ -23,12 +25,33 @@ struct Marks {
 
 /// Finds the processes that look like orphans; given a tree, only those that look like its orphans.
 pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
-    let marks = tree.map(|root| marks(search, root));
-    let older = search.older();
-    older
+    let marks = tree.map(|root| marks(search.known.forest, root));
+    let candidates = candidates(search);
+    candidates
         .filter(|(id, _)| marks.as_ref().is_none_or(|marks| !marks.is_kin(id)))
         .filter_map(|(id, record)| look(search, *id, record, marks.as_ref()))
         .collect()
+}
+
+/// Returns living processes that are older than tracking, and that their parent of that time may
+/// have adopted. Those whose parent has died since are orphans that were seen.
+fn candidates<'a>(
+    search: &Search<'a>,
+) -> impl Iterator<Item = (&'a ProcessId, &'a Record)> + use<'a> {
+    let known = search.known;
+    let is_adopter = |id: &ProcessId| {
+        let is_init = || {
+            known
+                .forest
+                .record(id)
+                .is_some_and(|record| record.ns_pid == 1)
+        };
+        id.pid == 1 || known.subreapers.contains(id) || is_init()
+    };
+    known.forest.records().filter(move |(id, record)| {
+        let is_older = record.state == LIVE && record.origin & INFERRED != 0 && id.pid != 1;
+        is_older && record.ns_pid != 1 && !known.forest.is_orphan(id) && is_adopter(&record.creator)
+    })
 }
 
 /// Examines one process; returns it as an orphan if there is evidence.
@@ -40,27 +63,25 @@ fn look(
 ) -> Option<Orphan> {
     let stat = proc::stat(id.pid)?;
     let parent = proc::stat(stat.parent)?;
-    let is_adopted = stat.session != 0 && stat.session != id.pid && stat.session != parent.session;
-    let may_be_adopted = is_adopted || is_init(search, stat.parent);
-    if !may_be_adopted {
-        return None;
-    }
     let mut orphan = search.describe(id, record, &stat)?;
     let mut evidence = Vec::new();
-    if is_adopted {
+    let is_in_another = stat.session != id.pid && stat.session != parent.session;
+    if stat.session != 0 && is_in_another {
         evidence.push(Evidence::SessionOfOthers(stat.session));
         if !leads(stat.session) {
             evidence.push(Evidence::SessionLeaderGone(stat.session));
         }
     }
-    // A service that init manages was not left behind.
-    let is_service = orphan
-        .placement
-        .unit
-        .as_deref()
-        .is_some_and(|unit| unit.ends_with(".service"));
+    // A service that init manages leads a session of its own and was not left behind.
+    let unit = orphan.placement.unit.as_deref();
+    let is_service = unit.is_some_and(|unit| unit.ends_with(".service"));
+    if stat.session == id.pid && !is_service {
+        evidence.push(Evidence::OwnSession);
+    }
+    let jobs = proc::job_markers(id).into_iter();
+    evidence.extend(jobs.filter(|job| proc::is_of_job(job)).map(Evidence::OfJob));
     if let Some(device) = orphan.gpu.devices.first()
-        && (is_adopted || !is_service)
+        && (is_in_another || !is_service)
     {
         evidence.push(Evidence::Device(device.display().to_string()));
     }
@@ -75,19 +96,9 @@ fn look(
         return None;
     }
     orphan.evidence = evidence;
-    orphan.parent = search
-        .live(stat.parent)
-        .and_then(|parent| search.who(parent));
+    let parent = search.known.forest.live(stat.parent);
+    orphan.parent = parent.and_then(|parent| search.who(parent));
     proc::is_live(id).then_some(orphan)
-}
-
-/// Returns whether it is process 1 of the host or of another pid namespace.
-fn is_init(search: &Search<'_>, pid: u32) -> bool {
-    pid == 1
-        || search
-            .live(pid)
-            .and_then(|id| search.forest.record(&id))
-            .is_some_and(|record| record.ns_pid == 1)
 }
 
 /// Returns whether this pid is that of the leader of the session that is named after it.
@@ -96,13 +107,13 @@ fn leads(session: u32) -> bool {
 }
 
 /// Collects what the living members of the tree of `root` have.
-fn marks(search: &Search<'_>, root: ProcessId) -> Marks {
-    let ancestors = search.forest.ancestors(&root).into_iter();
+fn marks(forest: &Forest, root: ProcessId) -> Marks {
+    let ancestors = forest.ancestors(&root).into_iter();
     let mut marks = Marks {
         ancestors: ancestors.collect(),
         ..Marks::default()
     };
-    for id in search.forest.living(root) {
+    for id in forest.living(root) {
         let (Some(stat), Some(placement)) = (proc::stat(id.pid), proc::placement(id)) else {
             continue;
         };

@@ -4,26 +4,38 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::PathBuf;
 
 use lifemon_ebpf::ProcessId;
 use serde::{Deserialize, Serialize};
 
 use super::owns_pid;
+use super::threads::files_of;
 
 /// Bytes of a command line or an environment that are looked at: the kernel allows more, and a
 /// pattern that people write fits in far less.
 const BYTES_MAX: u64 = 256 * 1024;
 
-/// Variables that launchers give to all processes of one job, and to no other.
-const JOB_VARIABLES: [&str; 8] = [
+/// The variable that systemd gives to all processes of one unit: it tells that two belong
+/// together, and not that one is of a job.
+const UNIT_VARIABLE: &str = "INVOCATION_ID";
+
+/// Variables that launchers give to all processes of one job, and to no other: documented in
+/// `docs/events.md`.
+const JOB_VARIABLES: [&str; 13] = [
     "LIFEMON_JOB",
+    "RUNNER_TRACKING_ID",
+    "CI_JOB_ID",
+    "JENKINS_NODE_COOKIE",
+    "BUILDKITE_JOB_ID",
     "SLURM_JOB_ID",
     "PBS_JOBID",
     "LSB_JOBID",
     "RAY_JOB_ID",
     "TORCHELASTIC_RUN_ID",
     "OMPI_MCA_ess_base_jobid",
-    "INVOCATION_ID",
+    "FLUX_JOB_ID",
+    UNIT_VARIABLE,
 ];
 
 /// The command line of a process, as the process itself reports it.
@@ -135,11 +147,25 @@ pub fn job_markers(id: ProcessId) -> Vec<String> {
     if owns_pid(id) { markers } else { Vec::new() }
 }
 
+/// Returns whether a marker is of a job that somebody started, and not of a unit of systemd.
+#[must_use]
+pub fn is_of_job(marker: &str) -> bool {
+    !marker.starts_with(UNIT_VARIABLE)
+}
+
 /// Reads a file of `/proc/<pid>`; also returns whether there is more of it than is looked at.
 fn read_bounded(pid: u32, name: &str) -> Option<(Vec<u8>, bool)> {
-    let file = File::open(format!("/proc/{pid}/{name}")).ok()?;
-    let mut bytes = Vec::new();
-    file.take(BYTES_MAX + 1).read_to_end(&mut bytes).ok()?;
+    let read = |directory: PathBuf| {
+        let file = File::open(directory.join(name)).ok()?;
+        let mut bytes = Vec::new();
+        file.take(BYTES_MAX + 1).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    };
+    let mut bytes = read(format!("/proc/{pid}").into())?;
+    if bytes.is_empty() {
+        // Its leader thread has exited, or it has none.
+        bytes = read(files_of(pid)).unwrap_or_default();
+    }
     let truncated = bytes.len() as u64 > BYTES_MAX;
     bytes.truncate(BYTES_MAX as usize);
     Some((bytes, truncated))
@@ -194,6 +220,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(found.unwrap(), ["SLURM_JOB_ID=77"]);
+        assert!(is_of_job("CI_JOB_ID=7") && !is_of_job("INVOCATION_ID=7"));
     }
 
     #[test]

@@ -1,10 +1,15 @@
-//! Open files of a process by the names that the kernel gives them. Only names: a file is never
-//! opened or asked for anything, because that may hang (a network file system, a broken driver).
+//! Open files of a process, by the names that the kernel gives them and by the device numbers that
+//! it has in memory. A file is never opened, and no file system or driver is asked for anything,
+//! because that may hang: `statx` is told to take what the kernel knows (`AT_STATX_DONT_SYNC`).
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+
+use super::threads::files_of;
 
 /// Descriptors of one process that are looked at.
 const DESCRIPTORS_MAX: usize = 65_536;
@@ -23,7 +28,7 @@ pub struct OpenFile {
 /// # Errors
 /// When they may not be looked at ([`io::ErrorKind::PermissionDenied`]), or the process is gone.
 pub fn open_files(pid: u32) -> io::Result<Vec<OpenFile>> {
-    let directory = format!("/proc/{pid}/fd");
+    let directory = files_of(pid).join("fd");
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)?.take(DESCRIPTORS_MAX) {
         let entry = entry?;
@@ -40,12 +45,25 @@ pub fn open_files(pid: u32) -> io::Result<Vec<OpenFile>> {
 
 /// Returns what the kernel and the driver report of one open file.
 pub(crate) fn descriptor_info(pid: u32, descriptor: u32) -> Option<String> {
-    fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()
+    let path = files_of(pid).join("fdinfo").join(descriptor.to_string());
+    fs::read_to_string(path).ok()
 }
 
-/// Returns the name of what a process has as its standard input.
-pub(crate) fn input(pid: u32) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/fd/0")).ok()
+/// Returns the number of the device that an open file is; `None` where it is none.
+pub(crate) fn descriptor_device(pid: u32, descriptor: u32) -> Option<(u32, u32)> {
+    device_number(&files_of(pid).join("fd").join(descriptor.to_string()))
+}
+
+/// Returns the number of the device that a process has as its standard input.
+pub(crate) fn input_device(pid: u32) -> Option<(u32, u32)> {
+    descriptor_device(pid, 0)
+}
+
+/// Returns the number of the character device that a path leads to.
+pub(crate) fn device_number(path: &Path) -> Option<(u32, u32)> {
+    let known = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
+    let is_device = FileType::from_raw_mode(known.stx_mode.into()) == FileType::CharacterDevice;
+    is_device.then_some((known.stx_rdev_major, known.stx_rdev_minor))
 }
 
 fn number(name: &OsString) -> Option<u32> {
@@ -57,11 +75,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_open_file_is_found_by_its_name() {
+    fn an_open_file_is_found_by_its_name_and_its_number() {
         let _null = fs::File::open("/dev/null").unwrap();
-        let files = open_files(std::process::id()).unwrap();
-        let is_null = |file: &OpenFile| file.target.as_os_str() == "/dev/null";
-        assert!(files.iter().any(is_null), "{files:?}");
+        let own = std::process::id();
+        let files = open_files(own).unwrap();
+        let is_null = |file: &&OpenFile| file.target.as_os_str() == "/dev/null";
+        let null = files.iter().find(is_null).unwrap();
+        assert_eq!(descriptor_device(own, null.descriptor), Some((1, 3)));
+        assert_eq!(device_number(Path::new("/dev/null")), Some((1, 3)));
+        assert_eq!(device_number(Path::new("/proc")), None);
         assert!(open_files(u32::MAX / 4).is_err());
     }
 }

@@ -3,7 +3,7 @@
 //! later. Nothing outside this module and the kernel's side reads `/proc`.
 //!
 //! `liveness` defines *live*, *dead* and *gone*; `command`, `placement`, `files`, `family` and
-//! `status` read one kind of file each.
+//! `status` read one kind of file each; `threads` finds them where the leader thread has exited.
 
 mod command;
 mod family;
@@ -12,8 +12,9 @@ mod liveness;
 mod mounts;
 mod placement;
 mod status;
+mod threads;
 
-pub use command::{CommandLine, command_line, job_markers};
+pub use command::{CommandLine, command_line, is_of_job, job_markers};
 pub use files::open_files;
 pub use liveness::{has_successor, is_gone, is_live, owns_pid};
 pub use placement::{Placement, placement};
@@ -21,9 +22,9 @@ pub use status::{name, wait_channel};
 
 pub(crate) use command::command_line_of;
 pub(crate) use family::{children, children_by_parent, own_threads, pids};
-pub(crate) use files::{descriptor_info, input};
+pub(crate) use files::{descriptor_device, descriptor_info, device_number, input_device};
 pub(crate) use placement::placement_of;
-pub(crate) use status::{frozen_cgroup, tracer};
+pub(crate) use status::{frozen_cgroup, ignores_hangup, tracer};
 
 use std::fs;
 use std::path::Path;
@@ -54,6 +55,10 @@ pub struct Stat {
     pub state: char,
     /// Threads that have not ended, or have not been reaped.
     pub threads: u32,
+    /// Time on processors of all its threads, in clock ticks.
+    pub cpu_ticks: u64,
+    /// Pages of its memory that are resident; 0 where its leader thread has exited.
+    pub resident_pages: u64,
 }
 
 impl Stat {
@@ -62,6 +67,18 @@ impl Stat {
     #[must_use]
     pub fn identity(&self, pid: u32) -> ProcessId {
         ProcessId::new(pid, self.start_ticks * tick_ns())
+    }
+
+    /// Returns the time on processors of all its threads, in ms.
+    #[must_use]
+    pub fn cpu_ms(&self) -> u64 {
+        self.cpu_ticks.saturating_mul(tick_ns() / 1_000_000)
+    }
+
+    /// Returns whether its leader thread has exited while others run: files of the process are
+    /// empty then, and those of its threads are not.
+    pub(crate) const fn has_no_leader(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads > 1
     }
 }
 
@@ -80,14 +97,17 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
     // Fields are numbered from 1 with the pid; state is 3, parent 4, session 6, flags 9, cminflt
-    // 11, starttime 22. Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where
+    // 11, utime 14, stime 15, num_threads 20, starttime 22, rss 24. Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where
     // there is no group.
     let session = fields.nth(6 - 4 - 1)?.parse().unwrap_or(0);
     let terminal = fields.next()?.parse().ok()?;
     let flags = fields.nth(9 - 7 - 1)?.parse().ok()?;
     let children_faults = fields.nth(11 - 9 - 1)?.parse().ok()?;
-    let threads = fields.nth(20 - 11 - 1)?.parse().ok()?;
+    let user_ticks: u64 = fields.nth(14 - 11 - 1)?.parse().ok()?;
+    let kernel_ticks: u64 = fields.next()?.parse().ok()?;
+    let threads = fields.nth(20 - 15 - 1)?.parse().ok()?;
     let start_ticks = fields.nth(22 - 20 - 1)?.parse().ok()?;
+    let resident_pages = fields.nth(24 - 22 - 1)?.parse().ok()?;
     Some(Stat {
         parent,
         session,
@@ -97,6 +117,8 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
         start_ticks,
         state,
         threads,
+        cpu_ticks: user_ticks.saturating_add(kernel_ticks),
+        resident_pages,
     })
 }
 
@@ -175,7 +197,7 @@ pub fn kind(pid: u32) -> Kind {
 mod tests {
     use super::*;
 
-    const LINE: &str = "77 (a) b\n) S 42 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 123456 9 9";
+    const LINE: &str = "77 (a) b\n) S 42 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 123456 9 70 8";
 
     #[test]
     fn a_name_may_hold_anything() {
@@ -189,12 +211,13 @@ mod tests {
             (stat.flags, stat.children_faults, stat.threads),
             (4_194_304, 2, 1)
         );
+        assert_eq!((stat.cpu_ticks, stat.resident_pages), (5 + 6, 70));
         assert_eq!(trouble(), None);
     }
 
     #[test]
     fn a_cut_line_is_nothing() {
-        for length in 0..LINE.len() - 10 {
+        for length in 0..LINE.len() - 4 {
             let _ = parse_stat(&LINE.as_bytes()[..length]);
         }
         assert_eq!(parse_stat(b"77 (x) S 1"), None);

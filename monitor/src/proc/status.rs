@@ -28,6 +28,13 @@ pub(crate) fn tracer(pid: u32) -> Option<u32> {
     (tracer != 0).then_some(tracer)
 }
 
+/// Returns whether the process ignores SIGHUP, as `nohup` lets it.
+pub(crate) fn ignores_hangup(pid: u32) -> bool {
+    const SIGHUP: u64 = 1;
+    let ignored = field(pid, "SigIgn").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+    ignored.is_some_and(|mask| mask & SIGHUP != 0)
+}
+
 /// Returns where in the kernel the task with this pid waits; `None` when it does not, or that may
 /// not be known.
 #[must_use]
@@ -74,6 +81,7 @@ mod tests {
         assert_eq!(field(own, "Tgid"), Some(own.to_string()));
         assert_eq!(field(own, "Tgi"), None);
         assert_eq!(tracer(own), None);
+        assert!(!ignores_hangup(u32::MAX / 4));
         assert!(name(own).is_some_and(|name| !name.is_empty() && !name.contains('\n')));
         assert_eq!(name(u32::MAX / 4), None);
     }

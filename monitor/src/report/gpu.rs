@@ -6,10 +6,11 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::ended::{Ended, Spared};
 use super::holding::{self, HoldingJson, size};
 use super::json::{ProcessJson, SCHEMA};
 use super::kill::KilledJson;
-use super::orphans::OrphanJson;
+use super::orphans::{OrphanJson, mark};
 use super::out::printable;
 use super::text::{self, Tone, paint};
 use super::tree::{KnownJson, StartJson, Style, command};
@@ -17,7 +18,6 @@ use crate::ProcessId;
 use crate::gpu::nvml::{Answer, Gpu};
 use crate::gpu::{Holding, Stranger, Survey};
 use crate::kernel::snapshot::Snapshot;
-use crate::kill::KillReport;
 use crate::loss::Loss;
 use crate::orphan::Orphan;
 use crate::proc::{CommandLine, Placement};
@@ -57,10 +57,10 @@ pub struct GpuReport<'a> {
     pub survey: &'a Survey,
     /// Processes that hold something, oldest first.
     pub holders: &'a [Holder],
-    /// Those of them that are orphans.
-    pub orphans: &'a [Orphan],
-    /// The report of killing the orphans, if that was asked for.
-    pub killed: Option<&'a KillReport>,
+    /// For each of them that is an orphan, or stands below one, that orphan.
+    pub orphans: &'a HashMap<ProcessId, &'a Orphan>,
+    /// What came of killing the orphans, if that was asked for.
+    pub ended: Option<&'a Ended>,
     /// The snapshot that the lineage is from.
     pub snapshot: &'a Snapshot,
     /// The losses.
@@ -91,7 +91,8 @@ pub fn text(report: &GpuReport<'_>, style: Style) -> String {
         text.push_str("no process holds a GPU\n");
     }
     for holder in report.holders {
-        one_holder(&mut text, holder, report.orphans, style);
+        let orphan = report.orphans.get(&holder.process.id);
+        one_holder(&mut text, holder, orphan.copied(), style);
     }
     for Stranger { pid, memory } in &report.survey.strangers {
         let bytes = memory.bytes.map_or_else(|| "memory".to_owned(), size);
@@ -127,18 +128,9 @@ fn one_gpu(text: &mut String, gpu: &Gpu) {
     }
 }
 
-fn one_holder(text: &mut String, holder: &Holder, orphans: &[Orphan], style: Style) {
-    let orphan = orphans
-        .iter()
-        .find(|orphan| orphan.process.id == holder.process.id);
-    let state = match orphan {
-        Some(orphan) => paint(
-            style.colour,
-            Tone::Bad,
-            &format!("{:<10}", orphan.class.word()),
-        ),
-        None => format!("{:<10}", "held"),
-    };
+fn one_holder(text: &mut String, holder: &Holder, orphan: Option<&Orphan>, style: Style) {
+    let state = orphan.map(|orphan| mark(orphan.verdict, style));
+    let state = state.unwrap_or_else(|| format!("{:<10}", "held"));
     let command = command(&holder.command, style.full);
     let held = holding::text(&holder.holding);
     let _ = writeln!(
@@ -146,6 +138,13 @@ fn one_holder(text: &mut String, holder: &Holder, orphans: &[Orphan], style: Sty
         "{state} {}  {command}{held}",
         text::process(&holder.process)
     );
+    if let Some(orphan) = orphan.filter(|orphan| orphan.process.id != holder.process.id) {
+        let line = format!(
+            "           below the orphan {}\n",
+            text::process(&orphan.process)
+        );
+        text.push_str(&paint(style.colour, Tone::Faint, &line));
+    }
     let mut line: Vec<String> = Vec::new();
     for ancestor in &holder.lineage {
         let mark = if ancestor.alive { "" } else { "\u{2020} " };
@@ -206,6 +205,8 @@ struct ReportJson<'a> {
     trees: Vec<TotalJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spared: Option<&'a [Spared]>,
     #[serde(flatten)]
     known: KnownJson,
 }
@@ -279,18 +280,14 @@ struct TotalJson {
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
 pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::Error> {
-    let orphans: HashMap<ProcessId, &Orphan> = report
-        .orphans
-        .iter()
-        .map(|orphan| (orphan.process.id, orphan))
-        .collect();
     let holders = report.holders.iter().map(|holder| HolderJson {
         process: (&holder.process).into(),
         holding: HoldingJson::of(&holder.holding),
         start: StartJson::new(&holder.command, &holder.placement),
         lineage: holder.lineage.iter().map(Into::into).collect(),
         root: (&holder.root).into(),
-        orphan: orphans
+        orphan: report
+            .orphans
             .get(&holder.process.id)
             .map(|orphan| OrphanJson::new(orphan, style)),
     });
@@ -299,7 +296,7 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         processes: total.processes,
         memory_bytes: total.bytes,
     });
-    let kill = report.killed.map(|report| KilledJson::new(report, false));
+    let killed = report.ended.and_then(|ended| ended.report.as_ref());
     let json = ReportJson {
         schema: SCHEMA,
         nvml: (&report.survey.nvml).into(),
@@ -307,7 +304,8 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         holders: holders.collect(),
         strangers: &report.survey.strangers,
         trees: trees.collect(),
-        kill,
+        kill: killed.map(|report| KilledJson::new(report, false)),
+        spared: report.ended.map(|ended| ended.spared.as_slice()),
         known: KnownJson::new(report.snapshot, report.losses, style.clock),
     };
     Ok(serde_json::to_string(&json)? + "\n")

@@ -4,12 +4,11 @@
 use serde::Serialize;
 
 use crate::ProcessId;
-use crate::loss::Loss;
 use crate::process::Process;
 use crate::process::json::ExitJson;
 
 /// Version of every object.
-pub const SCHEMA: &str = "lifemon/1";
+pub const SCHEMA: &str = "lifemon/2";
 
 /// Identity alone.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -101,21 +100,5 @@ impl MemberJson {
     pub(super) fn set_death(&mut self, died: String, exit: ExitJson) {
         self.died = Some(died);
         self.exit = Some(exit);
-    }
-}
-
-/// One reason why an answer is not complete.
-#[derive(Serialize)]
-pub(super) struct IncompleteJson {
-    reason: &'static str,
-    advice: &'static str,
-}
-
-impl IncompleteJson {
-    pub(super) fn of(loss: Loss) -> Self {
-        Self {
-            reason: loss.word(),
-            advice: loss.advice(),
-        }
     }
 }

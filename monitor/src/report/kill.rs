@@ -8,6 +8,7 @@ use super::json::{Id, MemberJson, SCHEMA, is_false};
 use super::out::printable;
 use super::text;
 use crate::kill::{KillReport, Outcome, Release};
+use crate::loss::Incomplete;
 use crate::process::Process;
 use crate::words::count;
 
@@ -32,7 +33,7 @@ pub(super) struct KilledJson {
     extinct: bool,
     complete: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    incomplete: Vec<&'static str>,
+    incomplete: Vec<Incomplete>,
     elapsed_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     gone_ms: Option<f64>,
@@ -65,7 +66,7 @@ impl KilledJson {
             inferred: report.root.inferred,
             extinct: report.extinct,
             complete: report.losses.is_empty(),
-            incomplete: report.losses.iter().map(|loss| loss.word()).collect(),
+            incomplete: Incomplete::all(&report.losses),
             elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
             gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
             gpu: report.release.clone(),

@@ -1,7 +1,8 @@
 //! Everything that is printed: [`stream`], [`kill`], [`tree`], [`orphans`] and [`gpu`] turn what
 //! they are named after into text for people and JSON for scripts, of the same pieces ([`text`],
-//! [`json`], `holding`); [`out`] is where it goes.
+//! [`json`], `holding`, [`ended`]); [`out`] is where it goes.
 
+pub mod ended;
 pub mod gpu;
 mod holding;
 pub mod json;

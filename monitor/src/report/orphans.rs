@@ -1,52 +1,80 @@
 //! Orphans, as text and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::holding::{self, HoldingJson};
+use super::ended::{Ended, Spared};
+use super::holding::{self, HoldingJson, size};
 use super::json::{ProcessJson, SCHEMA};
 use super::kill::KilledJson;
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
 use crate::kernel::snapshot::Snapshot;
-use crate::kill::KillReport;
 use crate::loss::Loss;
-use crate::orphan::{Class, Evidence, Orphan};
+use crate::orphan::{Evidence, Orphan, Subtree, Verdict};
 use crate::process::Who;
 use crate::process::json::ExitJson;
+use crate::words::count;
+
+/// Everything that is said about orphans.
+#[derive(Debug)]
+pub struct OrphansReport<'a> {
+    /// Those that are shown, oldest first.
+    pub orphans: &'a [Orphan],
+    /// The number of those that are meant as well and not shown.
+    pub not_shown: &'a BTreeMap<Verdict, usize>,
+    /// What came of killing them, if that was asked for.
+    pub ended: Option<&'a Ended>,
+    /// The snapshot that the lineage is from.
+    pub snapshot: &'a Snapshot,
+    /// The losses.
+    pub losses: &'a [Loss],
+}
 
 /// Returns the orphans as text.
 #[must_use]
-pub fn text(orphans: &[Orphan], losses: &[Loss], style: Style) -> String {
+pub fn text(report: &OrphansReport<'_>, style: Style) -> String {
     let mut text = String::new();
-    if orphans.is_empty() {
-        text.push_str("no orphans\n");
-    }
-    for orphan in orphans {
+    for orphan in report.orphans {
         one(&mut text, orphan, style);
     }
-    text::incomplete(&mut text, style.colour, losses);
+    text.push_str(&counts(report.orphans.is_empty(), report.not_shown));
+    text::incomplete(&mut text, style.colour, report.losses);
     text
+}
+
+/// Returns `no orphans; 3 that look deliberate and 2 older than tracking: --all`.
+fn counts(is_empty: bool, not_shown: &BTreeMap<Verdict, usize>) -> String {
+    let kind = |(verdict, number): (&Verdict, &usize)| match verdict {
+        Verdict::Leaked => format!("{number} leaked"),
+        Verdict::Left => format!("{number} left"),
+        Verdict::Deliberate if *number == 1 => "1 that looks deliberate".to_owned(),
+        Verdict::Deliberate => format!("{number} that look deliberate"),
+        Verdict::Inferred => format!("{number} older than tracking"),
+    };
+    let kinds: Vec<_> = not_shown.iter().map(kind).collect();
+    match (is_empty, kinds.join(" and ")) {
+        (true, kinds) if kinds.is_empty() => "no orphans\n".to_owned(),
+        (false, kinds) if kinds.is_empty() => String::new(),
+        (true, kinds) => format!("no orphans; {kinds}: --all\n"),
+        (false, kinds) => format!("not shown: {kinds}: --all\n"),
+    }
 }
 
 /// Adds a head line, and what explains it below.
 fn one(text: &mut String, orphan: &Orphan, style: Style) {
-    let tone = match orphan.class {
-        Class::Stranded => Tone::Bad,
-        Class::Reparented => Tone::Warn,
-        Class::Daemon | Class::Inferred => Tone::Faint,
-    };
-    let class = paint(style.colour, tone, &format!("{:<10}", orphan.class.word()));
+    let verdict = mark(orphan.verdict, style);
     let shown = command(&orphan.command, style.full);
-    let gpu = holding::text(&orphan.gpu);
+    let gpu = holding::text(&orphan.subtree.gpu);
     let _ = writeln!(
         text,
-        "{class} {}  {shown}{gpu}",
+        "{verdict} {}  {shown}{gpu}",
         text::process(&orphan.process)
     );
-    let mut story = Vec::new();
+    let mut story = vec![weight(&orphan.subtree)];
     if let Some(creator) = &orphan.creator {
         let how = orphan.creator_death.as_ref().map(text::how);
         let since = orphan
@@ -82,12 +110,36 @@ fn one(text: &mut String, orphan: &Orphan, style: Style) {
     text.push_str(&paint(style.colour, Tone::Faint, &line));
 }
 
+/// Returns the word for how an orphan was left, in a column of its own.
+pub(super) fn mark(verdict: Verdict, style: Style) -> String {
+    let tone = match verdict {
+        Verdict::Leaked => Tone::Bad,
+        Verdict::Left => Tone::Warn,
+        Verdict::Deliberate | Verdict::Inferred => Tone::Faint,
+    };
+    paint(style.colour, tone, &format!("{:<10}", verdict.word()))
+}
+
+/// Returns `3 processes, 1.5 GiB, 2.0 s on processors`.
+fn weight(subtree: &Subtree) -> String {
+    format!(
+        "{}, {}, {} on processors",
+        count(subtree.processes, "process"),
+        size(subtree.resident_bytes),
+        duration_ms(subtree.cpu_ms)
+    )
+}
+
 #[derive(Serialize)]
 struct ReportJson<'a> {
     schema: &'static str,
     orphans: Vec<OrphanJson<'a>>,
+    /// By verdict.
+    not_shown: BTreeMap<&'static str, usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spared: Option<&'a [Spared]>,
     #[serde(flatten)]
     known: KnownJson,
 }
@@ -97,7 +149,10 @@ struct ReportJson<'a> {
 pub(super) struct OrphanJson<'a> {
     #[serde(flatten)]
     process: ProcessJson,
-    class: &'static str,
+    verdict: &'static str,
+    /// The root of its tree is dead too; absent when the root is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stranded: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     creator: Option<Who>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,6 +171,7 @@ pub(super) struct OrphanJson<'a> {
     start: StartJson<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<HoldingJson<'a>>,
+    subtree: SubtreeJson<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     evidence: Vec<EvidenceJson>,
 }
@@ -125,6 +181,27 @@ struct RootJson {
     #[serde(flatten)]
     who: Who,
     alive: bool,
+}
+
+/// The orphan and everything below it.
+#[derive(Serialize)]
+struct SubtreeJson<'a> {
+    processes: usize,
+    resident_bytes: u64,
+    cpu_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<HoldingJson<'a>>,
+}
+
+impl<'a> From<&'a Subtree> for SubtreeJson<'a> {
+    fn from(subtree: &'a Subtree) -> Self {
+        Self {
+            processes: subtree.processes,
+            resident_bytes: subtree.resident_bytes,
+            cpu_ms: subtree.cpu_ms,
+            gpu: HoldingJson::of(&subtree.gpu),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -147,7 +224,8 @@ impl<'a> OrphanJson<'a> {
         let ms_since = |at_ns: u64| style.now_ns.saturating_sub(at_ns) / 1_000_000;
         Self {
             process: (&orphan.process).into(),
-            class: orphan.class.word(),
+            verdict: orphan.verdict.word(),
+            stranded: orphan.root.as_ref().map(|_| !orphan.root_alive),
             creator: orphan.creator.clone(),
             creator_exit: orphan.creator_death.as_ref().map(Into::into),
             orphaned: orphan.orphaned_ns.map(|at| style.clock.rfc3339(at)),
@@ -161,6 +239,7 @@ impl<'a> OrphanJson<'a> {
             state: orphan.state,
             start: StartJson::new(&orphan.command, &orphan.placement),
             gpu: HoldingJson::of(&orphan.gpu),
+            subtree: (&orphan.subtree).into(),
             evidence: orphan.evidence.iter().map(Into::into).collect(),
         }
     }
@@ -171,21 +250,44 @@ impl<'a> OrphanJson<'a> {
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
-pub fn json(
-    orphans: &[Orphan],
-    killed: Option<&KillReport>,
-    snapshot: &Snapshot,
-    losses: &[Loss],
-    style: Style,
-) -> Result<String, serde_json::Error> {
+pub fn json(report: &OrphansReport<'_>, style: Style) -> Result<String, serde_json::Error> {
+    let orphans = report.orphans.iter();
+    let not_shown = report.not_shown.iter();
+    let killed = report.ended.and_then(|ended| ended.report.as_ref());
     let json = ReportJson {
         schema: SCHEMA,
         orphans: orphans
-            .iter()
             .map(|orphan| OrphanJson::new(orphan, style))
             .collect(),
+        not_shown: not_shown
+            .map(|(verdict, number)| (verdict.word(), *number))
+            .collect(),
         kill: killed.map(|report| KilledJson::new(report, false)),
-        known: KnownJson::new(snapshot, losses, style.clock),
+        spared: report.ended.map(|ended| ended.spared.as_slice()),
+        known: KnownJson::new(report.snapshot, report.losses, style.clock),
     };
     Ok(serde_json::to_string(&json)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_shown_is_counted() {
+        let counts = |is_empty, numbers: &[(Verdict, usize)]| {
+            super::counts(is_empty, &numbers.iter().copied().collect())
+        };
+        let hidden = [(Verdict::Inferred, 2), (Verdict::Deliberate, 3)];
+        assert_eq!(
+            counts(true, &hidden),
+            "no orphans; 3 that look deliberate and 2 older than tracking: --all\n"
+        );
+        assert_eq!(
+            counts(false, &[(Verdict::Deliberate, 1)]),
+            "not shown: 1 that looks deliberate: --all\n"
+        );
+        assert_eq!(counts(true, &[]), "no orphans\n");
+        assert_eq!(counts(false, &[]), "");
+    }
 }

@@ -10,6 +10,7 @@ use super::json::SCHEMA;
 use super::out::printable;
 use crate::ProcessId;
 use crate::kill::{Killed, Rest, Subject, Survivor, Way};
+use crate::loss::Incomplete;
 use crate::process::{Death, json as process_json};
 use crate::supervise::{Ended, RunOptions};
 use crate::words::count;
@@ -29,7 +30,7 @@ struct RunJson<'a> {
     kept: bool,
     complete: bool,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    incomplete: &'a [String],
+    incomplete: &'a [Incomplete],
     #[serde(skip_serializing_if = "Option::is_none")]
     why_not_ebpf: Option<&'a str>,
     #[serde(rename = "elapsed_ms", with = "process_json::ms")]
@@ -108,7 +109,7 @@ pub fn text(options: &RunOptions, rest: &Rest) -> String {
         let _ = writeln!(
             text,
             "lifemon: somebody may be missing: {}",
-            printable(reason)
+            printable(&reason.to_string())
         );
     }
     text

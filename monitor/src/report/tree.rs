@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::json::{Id, IncompleteJson, MemberJson, SCHEMA};
+use super::json::{Id, MemberJson, SCHEMA};
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use crate::ProcessId;
 use crate::kernel::clock::WallClock;
 use crate::kernel::snapshot::Snapshot;
+use crate::loss::{Incomplete, Loss};
 use crate::proc::{CommandLine, Placement};
 use crate::process::json::ExitJson;
 use crate::tree::{Entry, Live};
@@ -153,11 +154,11 @@ pub(super) struct KnownJson {
     tracker: &'static str,
     complete: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    incomplete: Vec<IncompleteJson>,
+    incomplete: Vec<Incomplete>,
 }
 
 impl KnownJson {
-    pub(super) fn new(snapshot: &Snapshot, losses: &[crate::loss::Loss], clock: WallClock) -> Self {
+    pub(super) fn new(snapshot: &Snapshot, losses: &[Loss], clock: WallClock) -> Self {
         Self {
             since: clock.rfc3339(snapshot.since_ns),
             tracker: if snapshot.is_pinned {
@@ -166,10 +167,7 @@ impl KnownJson {
                 "private"
             },
             complete: losses.is_empty(),
-            incomplete: losses
-                .iter()
-                .map(|loss| IncompleteJson::of(*loss))
-                .collect(),
+            incomplete: Incomplete::all(losses),
         }
     }
 }

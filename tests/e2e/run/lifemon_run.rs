@@ -69,7 +69,7 @@ pub(crate) fn read_report(path: &str) -> RunReport {
     let text = fs::read_to_string(path).expect("the report");
     let report: RunReport =
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-    assert_eq!(report.schema, "lifemon/1", "{report:?}");
+    assert_eq!(report.schema, "lifemon/2", "{report:?}");
     assert_eq!(report.complete, report.incomplete.is_empty(), "{report:?}");
     let killed_have_no_reason = report.killed.iter().all(|left| left.reason.is_none());
     let alive_have_no_exit = report.survivors.iter().all(|left| left.exit.is_none());

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Incomplete, KillReport, Orphan, Root, identified};
+use super::{Incomplete, KillReport, Orphan, Root, Spared, identified};
 
 /// What a process holds of GPUs.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -48,6 +48,8 @@ pub struct GpuReport {
     pub trees: Vec<GpuTree>,
     /// What came of killing the orphans, where that was asked for.
     pub kill: Option<KillReport>,
+    /// Those that were spared then.
+    pub spared: Option<Vec<Spared>>,
     /// Since when the lineage is known.
     pub since: String,
     /// Whose tracker has answered: `host` or `private`.
@@ -166,7 +168,7 @@ identified! {
         pub lineage: Vec<Root>,
         /// The topmost process of its lineage.
         pub root: Root,
-        /// What makes it an orphan, where it is one.
+        /// The orphan that it is or stands below.
         pub orphan: Option<Orphan>,
     }
 }

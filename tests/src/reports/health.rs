@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Exit;
+use super::{Exit, Incomplete};
 
 /// A health status.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -29,7 +29,7 @@ pub struct Health {
     pub complete: bool,
     /// Why it is not complete.
     #[serde(default)]
-    pub incomplete: Vec<String>,
+    pub incomplete: Vec<Incomplete>,
 }
 
 /// A dead worker.

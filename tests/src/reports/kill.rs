@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Exit, Id, Member, Who, identified};
+use super::{Exit, Id, Incomplete, Member, Who, identified};
 
 identified! {
     /// A process that a kill has ended.
@@ -88,7 +88,7 @@ pub struct KillReport {
     pub complete: bool,
     /// Why it is not complete.
     #[serde(default)]
-    pub incomplete: Vec<String>,
+    pub incomplete: Vec<Incomplete>,
     /// Until the tree was extinct.
     pub elapsed_ms: f64,
     /// Until the memory of all of them was released.

@@ -1,5 +1,7 @@
 //! The object of `lifemon orphans -o json`.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::{Exit, Holding, Incomplete, KillReport, Who, identified};
@@ -13,6 +15,16 @@ identified! {
         pub alive: bool,
     }
 
+    /// An orphan that was not killed.
+    pub struct Spared {
+        /// Its `comm`.
+        pub name: Option<String>,
+        /// How it was left.
+        pub verdict: String,
+        /// Why it was spared.
+        pub reason: String,
+    }
+
     /// A process that was left behind.
     pub struct Orphan {
         /// Its `comm`.
@@ -21,8 +33,10 @@ identified! {
         pub uid: Option<u32>,
         /// Its pid in its own pid namespace.
         pub ns_pid: Option<i32>,
-        /// `stranded`, `reparented`, `daemon` or `inferred`.
-        pub class: String,
+        /// `leaked`, `left`, `deliberate` or `inferred`.
+        pub verdict: String,
+        /// The root of its tree is dead too.
+        pub stranded: Option<bool>,
         /// The process that created it.
         pub creator: Option<Who>,
         /// How that one died.
@@ -50,15 +64,31 @@ identified! {
         pub unit: Option<String>,
         /// The container that it belongs to.
         pub container: Option<String>,
-        /// What it holds of GPUs.
+        /// What it holds of GPUs itself.
         pub gpu: Option<Holding>,
-        /// What speaks for its class.
+        /// It and everything below it.
+        pub subtree: Subtree,
+        /// What speaks for its verdict.
         #[serde(default)]
         pub evidence: Vec<Evidence>,
     }
 }
 
-/// What speaks for the class of an orphan.
+/// An orphan and everything below it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subtree {
+    /// The living.
+    pub processes: usize,
+    /// Their resident memory.
+    pub resident_bytes: u64,
+    /// Their time on processors.
+    pub cpu_ms: u64,
+    /// What they hold of GPUs.
+    pub gpu: Option<Holding>,
+}
+
+/// What speaks for the verdict on an orphan.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evidence {
@@ -76,8 +106,12 @@ pub struct OrphansReport {
     pub schema: String,
     /// What was left behind.
     pub orphans: Vec<Orphan>,
+    /// How many are meant and not shown, by verdict.
+    pub not_shown: BTreeMap<String, usize>,
     /// What came of killing them, where that was asked for.
     pub kill: Option<KillReport>,
+    /// Those that were spared then.
+    pub spared: Option<Vec<Spared>>,
     /// Since when the lineage is known.
     pub since: String,
     /// Whose tracker has answered: `host` or `private`.

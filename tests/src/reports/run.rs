@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Exit;
+use super::{Exit, Incomplete};
 
 /// The object of `lifemon run --json FILE`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -30,7 +30,7 @@ pub struct RunReport {
     pub complete: bool,
     /// Why it is not complete.
     #[serde(default)]
-    pub incomplete: Vec<String>,
+    pub incomplete: Vec<Incomplete>,
     /// From the end of the command until that of the rest.
     pub elapsed_ms: f64,
 }
@@ -80,7 +80,7 @@ pub struct Rest {
     pub complete: bool,
     /// Why it is not complete.
     #[serde(default)]
-    pub incomplete: Vec<String>,
+    pub incomplete: Vec<Incomplete>,
     /// From the order until the end.
     pub elapsed_ms: f64,
 }

@@ -1,13 +1,16 @@
-//! The lines of `lifemon attach -o json`: an enum tagged by `event`, each with the fields of its
-//! kind and no others.
+//! The lines of `lifemon attach -o json`, each with the fields of its kind and no others.
+
+mod event;
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 
 use serde::Deserialize;
 
-use super::{Exit, Id, Identified as _, Member, Signal, Who, is_process};
+use super::{Exit, Id, Incomplete, Member, Signal, Who, is_process};
 use crate::Process;
+
+use event::Time as _;
+pub use event::{About, Event, Frame, Line};
 
 /// Writes the lines, each with the same fields first.
 macro_rules! lines {
@@ -48,24 +51,6 @@ macro_rules! lines {
     )+ };
 }
 
-/// A time that a line has, or can lack.
-trait Time {
-    /// Returns it as it is written.
-    fn as_text(&self) -> Option<&str>;
-}
-
-impl Time for String {
-    fn as_text(&self) -> Option<&str> {
-        Some(self)
-    }
-}
-
-impl Time for Option<String> {
-    fn as_text(&self) -> Option<&str> {
-        self.as_deref()
-    }
-}
-
 /// Writes the lines about one process, each with the same fields first.
 macro_rules! happenings {
     ($(
@@ -95,7 +80,7 @@ macro_rules! happenings {
                 is_process(self.creator.as_ref(), process)
             }
 
-            fn parts(&self) -> (&Subject, Option<&Who>, bool) {
+            pub(super) fn parts(&self) -> (&Subject, Option<&Who>, bool) {
                 (&self.process, self.creator.as_ref(), self.resynced)
             }
         }
@@ -118,165 +103,6 @@ super::identified! {
         pub uid: Option<u32>,
         /// Its pid in its own pid namespace.
         pub ns_pid: Option<i32>,
-    }
-}
-
-/// Writes the enum of all lines, and what every kind has.
-macro_rules! kinds {
-    ($( $(#[$about:meta])* $name:ident($kind:ident) $word:literal, )+) => {
-        /// A line of the stream.
-        #[derive(Clone, Debug, PartialEq, Deserialize)]
-        #[serde(tag = "event")]
-        pub enum Event {
-            $( $(#[$about])* #[serde(rename = $word)] $name($kind), )+
-        }
-
-        impl Event {
-            /// Returns the word of its kind.
-            #[must_use]
-            pub const fn word(&self) -> &'static str {
-                match self { $( Self::$name(_) => $word, )+ }
-            }
-
-            /// Returns what every line has, whatever its kind.
-            #[must_use]
-            pub fn frame(&self) -> Frame<'_> {
-                match self { $( Self::$name(line) => line.frame(), )+ }
-            }
-        }
-
-        $( impl Line for $kind {
-            const WORD: &'static str = $word;
-
-            fn of(event: &Event) -> Option<&Self> {
-                match event {
-                    Event::$name(line) => Some(line),
-                    _ => None,
-                }
-            }
-        } )+
-    };
-}
-
-/// A kind of line.
-pub trait Line: Clone + Debug {
-    /// Its word.
-    const WORD: &'static str;
-
-    /// Returns the line where it is of this kind.
-    fn of(event: &Event) -> Option<&Self>;
-}
-
-/// A line about one process.
-pub trait About: Line {
-    /// Returns the process.
-    fn subject(&self) -> &Subject;
-}
-
-/// What every line has.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Frame<'a> {
-    /// The version of the output.
-    pub schema: &'a str,
-    /// Its place in the stream.
-    pub seq: u64,
-    /// When it happened.
-    pub time: Option<&'a str>,
-    /// The root that is watched.
-    pub tree: Id,
-}
-
-kinds! {
-    /// The first line.
-    Attached(Attached) "attached",
-    /// A process was created.
-    Fork(Fork) "fork",
-    /// It runs another program.
-    Exec(Exec) "exec",
-    /// A fatal signal was delivered to it.
-    Signal(Signalled) "signal",
-    /// It is dying.
-    Exit(Exited) "exit",
-    /// Its memory and files are released.
-    Gone(Gone) "gone",
-    /// Its creator is gone.
-    Orphaned(Orphaned) "orphaned",
-    /// Its GPU memory was given back.
-    Released(GpuReleased) "released",
-    /// Its GPU memory was not given back in time.
-    Held(GpuHeld) "held",
-    /// Something was lost, or recovered.
-    Lost(Lost) "lost",
-    /// No member can run again.
-    Extinct(Extinct) "extinct",
-    /// The last line.
-    Detached(Detached) "detached",
-}
-
-impl Event {
-    /// Returns the line as one of this kind, where it is one.
-    #[must_use]
-    pub fn as_kind<K: Line>(&self) -> Option<&K> {
-        K::of(self)
-    }
-
-    /// Returns whether it is of this kind and about this process.
-    #[must_use]
-    pub fn is<K: About>(&self, process: Process) -> bool {
-        K::of(self).is_some_and(|line| line.subject().process() == process)
-    }
-
-    /// Returns the process that it is about, where it is about one.
-    #[must_use]
-    pub fn subject(&self) -> Option<&Subject> {
-        match self {
-            Self::Released(line) => Some(&line.process),
-            Self::Held(line) => Some(&line.process),
-            _ => self.happening().map(|(subject, ..)| subject),
-        }
-    }
-
-    /// Returns the creator of the process that it is about, where that is known.
-    #[must_use]
-    pub fn creator(&self) -> Option<&Who> {
-        self.happening().and_then(|(_, creator, _)| creator)
-    }
-
-    /// Returns whether the process that it is about was created by this one.
-    #[must_use]
-    pub fn is_by(&self, process: Process) -> bool {
-        is_process(self.creator(), process)
-    }
-
-    /// Returns whether it was found by comparison after a loss.
-    #[must_use]
-    pub fn is_resynced(&self) -> bool {
-        self.happening().is_some_and(|(.., resynced)| resynced)
-    }
-
-    /// Returns whether answers are complete, where the line says so.
-    #[must_use]
-    pub const fn is_complete(&self) -> Option<bool> {
-        match self {
-            Self::Attached(line) => Some(line.complete),
-            Self::Lost(line) => Some(line.complete),
-            Self::Extinct(line) => Some(line.complete),
-            Self::Detached(line) => Some(line.complete),
-            _ => None,
-        }
-    }
-
-    /// Returns what all lines have that the tracker has made about one process.
-    fn happening(&self) -> Option<(&Subject, Option<&Who>, bool)> {
-        match self {
-            Self::Fork(line) => Some(line.parts()),
-            Self::Exec(line) => Some(line.parts()),
-            Self::Signal(line) => Some(line.parts()),
-            Self::Exit(line) => Some(line.parts()),
-            Self::Gone(line) => Some(line.parts()),
-            Self::Orphaned(line) => Some(line.parts()),
-            _ => None,
-        }
     }
 }
 
@@ -322,7 +148,7 @@ lines! {
         pub complete: bool,
         /// Why it is not complete.
         #[serde(default)]
-        pub incomplete: Vec<CountedLoss>,
+        pub incomplete: Vec<Incomplete>,
     }
 
     /// GPU memory of a process that died, given back.
@@ -374,7 +200,7 @@ lines! {
         pub complete: bool,
         /// Why it is not complete.
         #[serde(default)]
-        pub incomplete: Vec<NamedLoss>,
+        pub incomplete: Vec<Incomplete>,
     }
 }
 
@@ -409,8 +235,8 @@ happenings! {
 
     /// The loss of its creator.
     pub struct Orphaned {
-        /// `reparented` or `stranded`.
-        pub class: String,
+        /// The root is dead too.
+        pub stranded: bool,
         /// The pid of its new parent.
         pub parent: Option<i32>,
     }
@@ -426,24 +252,6 @@ impl About for GpuHeld {
     fn subject(&self) -> &Subject {
         &self.process
     }
-}
-
-/// A reason why a tree is not complete.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CountedLoss {
-    /// In one word.
-    pub reason: String,
-    /// How much.
-    pub count: u64,
-}
-
-/// A reason why a stream is not complete.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NamedLoss {
-    /// In one word.
-    pub reason: String,
 }
 
 /// What the last line counts.
@@ -462,41 +270,4 @@ pub struct Summary {
     pub lost_events: u64,
     /// Events that were found by comparison.
     pub resynced: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::super::read;
-    use super::*;
-
-    fn gone() -> Value {
-        json!({"event": "gone", "schema": "lifemon/1", "seq": 4, "after_us": 651,
-            "tree": {"pid": 1, "start_ns": 5}, "process": {"pid": 1, "start_ns": 5}})
-    }
-
-    #[test]
-    fn a_line_is_read_as_its_kind() {
-        let Event::Gone(gone) = read(&gone()) else {
-            panic!("another kind")
-        };
-        assert_eq!((gone.process.pid, gone.after_us), (1, Some(651)));
-    }
-
-    #[test]
-    #[should_panic(expected = "unknown field `after_ms`")]
-    fn a_field_of_another_name_is_named() {
-        let mut line = gone();
-        line["after_ms"] = 1.into();
-        _ = read::<Event>(&line);
-    }
-
-    #[test]
-    #[should_panic(expected = "missing field `tree`")]
-    fn a_field_that_is_gone_is_named() {
-        let mut line = gone();
-        line.as_object_mut().expect("an object").remove("tree");
-        _ = read::<Event>(&line);
-    }
 }

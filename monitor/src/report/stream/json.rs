@@ -8,7 +8,7 @@ use super::{Summary, word};
 use crate::ProcessId;
 use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
-use crate::loss::Loss;
+use crate::loss::{Incomplete, Loss};
 use crate::process::json::ExitJson;
 use crate::process::{Process, Sender, Signal, Who};
 use crate::report::json::{Id, MemberJson, ProcessJson, SCHEMA, is_false};
@@ -21,13 +21,6 @@ struct SignalJson {
     signal_name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     sender: Option<Sender>,
-}
-
-#[derive(Serialize)]
-struct LossJson {
-    reason: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    count: Option<u64>,
 }
 
 /// One line of a stream.
@@ -52,7 +45,7 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     orphans: Option<Vec<Who>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    class: Option<&'static str>,
+    stranded: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,7 +75,7 @@ struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     complete: Option<bool>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    incomplete: Vec<LossJson>,
+    incomplete: Vec<Incomplete>,
 }
 
 #[derive(Serialize)]
@@ -146,10 +139,7 @@ impl Stream {
             incomplete: start
                 .losses
                 .iter()
-                .map(|lost| LossJson {
-                    reason: lost.loss.word(),
-                    count: Some(lost.count),
-                })
+                .map(|lost| Incomplete::counted(lost.loss, lost.count))
                 .collect(),
             ..self.line("attached", Some(at_ns))
         })
@@ -184,11 +174,7 @@ impl Stream {
             }
             What::Gone { after_ns } => line.after_us = after_ns.map(|after| after / 1_000),
             What::Orphaned { root_alive } => {
-                line.class = Some(if *root_alive {
-                    "reparented"
-                } else {
-                    "stranded"
-                });
+                line.stranded = Some(!root_alive);
                 line.parent = parent;
             }
         }
@@ -257,14 +243,7 @@ impl Stream {
         }
         Self::finish(&Line {
             complete: Some(summary.losses.is_empty()),
-            incomplete: summary
-                .losses
-                .iter()
-                .map(|loss| LossJson {
-                    reason: loss.word(),
-                    count: None,
-                })
-                .collect(),
+            incomplete: Incomplete::all(summary.losses),
             summary: Some(SummaryJson {
                 seen: totals.seen,
                 exits,

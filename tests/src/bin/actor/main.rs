@@ -11,6 +11,7 @@ mod hears;
 mod heirs;
 mod held;
 mod io_uring;
+mod leaving;
 mod load;
 mod log;
 mod lost;
@@ -62,6 +63,8 @@ fn main() {
         "worker-memory" => memory::worker_memory(&mut args),
         "sqpoll" => io_uring::sqpoll(),
         "lost-creator" => lost::lost_creator(&mut args),
+        "storm" => lost::storm(&mut args),
+        "flood" => lost::flood(&mut args),
         "timer" => lost::timer(&mut args),
         "pid-namespace" => namespace::pid_namespace(),
         "burst" => load::burst(&mut args),
@@ -86,6 +89,8 @@ fn main() {
         "heir" => heirs::heir(),
         "daemons" => daemons::daemons(&mut args),
         "hears" => hears::hears(),
+        "leave" => leaving::leave(&mut args),
+        "leave-on" => leaving::leave_on(&mut args),
         "successors" => heirs::successors(&mut args),
         other => args::usage(&format!("unknown behaviour {other}")),
     };

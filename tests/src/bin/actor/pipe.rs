@@ -18,6 +18,16 @@ impl Pipe {
         Self { reader, writer }
     }
 
+    /// The same one again, in another program.
+    pub(crate) fn from_ends(reader: OwnedFd, writer: OwnedFd) -> Self {
+        Self { reader, writer }
+    }
+
+    /// Both ends, which are left open by exec.
+    pub(crate) fn ends(&self) -> [&OwnedFd; 2] {
+        [&self.reader, &self.writer]
+    }
+
     /// Writes four bytes, which the kernel writes whole.
     pub(crate) fn send(&self, number: i32) {
         if write(&self.writer, &number.to_ne_bytes()) != Ok(4) {

@@ -80,7 +80,7 @@ pub(crate) fn hold_now() -> ! {
 }
 
 /// Opens these files so that they survive exec.
-fn open_for_ever(files: &[String]) {
+pub(crate) fn open_for_ever(files: &[String]) {
     for path in files {
         let file = File::open(path).unwrap_or_else(|error| fail(&format!("{path}: {error}")));
         let inherited = fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()));

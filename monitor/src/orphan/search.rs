@@ -1,0 +1,195 @@
+//! Collects the facts about an orphan: from its record and its creator's, from the kernel's flags,
+//! and from `/proc`.
+
+use std::collections::HashMap;
+
+use lifemon_ebpf::{INFERRED, LIVE, ProcessId, Record};
+
+use super::verdict::{Ending, Facts, judge};
+use super::{Evidence, Known, Orphan, Subtree, Verdict};
+use crate::forest::Forest;
+use crate::proc::{self, Placement, Stat};
+use crate::process::{Death, Process, Who};
+
+/// The device number of `/dev/null`:
+/// <https://www.kernel.org/doc/html/v6.12/admin-guide/devices.html>.
+const NULL_DEVICE: (u32, u32) = (1, 3);
+
+/// A search under way.
+pub(super) struct Search<'a> {
+    pub(super) known: &'a Known<'a>,
+    /// For each process that has created the first process of a pid namespace, the pid of that.
+    creators_of_inits: HashMap<ProcessId, u32>,
+    roots: Roots<'a>,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(known: &'a Known<'a>) -> Self {
+        let living = known.forest.records();
+        let inits =
+            living.filter(|(id, record)| record.state == LIVE && record.ns_pid == 1 && id.pid != 1);
+        Self {
+            known,
+            creators_of_inits: inits.map(|(id, record)| (record.creator, id.pid)).collect(),
+            roots: Roots::new(known.forest),
+        }
+    }
+
+    /// Describes an orphan whose creator's death was seen; `None` when it has died meanwhile.
+    pub(super) fn seen(&mut self, id: ProcessId) -> Option<Orphan> {
+        let forest = self.known.forest;
+        let record = forest.record(&id)?;
+        let creator = forest.record(&record.creator)?;
+        let root = self.roots.root_of(record.creator);
+        let stat = proc::stat(id.pid)?;
+        let mut orphan = self.describe(id, record, &stat)?;
+        let facts = self.facts(id, record, &stat, &orphan.placement, root);
+        (orphan.verdict, orphan.evidence) = judge(&facts);
+        if facts.is_older {
+            orphan
+                .evidence
+                .push(Evidence::ParentDied(record.creator.pid));
+        }
+        orphan.creator = self.who(record.creator);
+        orphan.creator_death = Some(Death::of_record(creator));
+        orphan.orphaned_ns = Some(creator.exit_ns);
+        orphan.root = self.who(root);
+        orphan.root_alive = forest.is_live(&root);
+        orphan.parent = self.parent(&stat, record.creator);
+        proc::is_live(id).then_some(orphan)
+    }
+
+    /// Collects what the verdict depends on.
+    fn facts(
+        &self,
+        id: ProcessId,
+        record: &Record,
+        stat: &Stat,
+        placement: &Placement,
+        root: ProcessId,
+    ) -> Facts {
+        let creator = self.known.forest.record(&record.creator);
+        let starter = creator.filter(|_| record.elided == 0);
+        Facts {
+            is_older: record.origin & INFERRED != 0,
+            own_unit: creator.and_then(|creator| own_unit(record, creator, placement)),
+            is_subreaper: self.known.subreapers.contains(&id),
+            created_init: self.creators_of_inits.get(&id).copied(),
+            starter: starter.map(ending).unwrap_or_default(),
+            elided_badly: record.elided_badly != 0,
+            root: self
+                .known
+                .forest
+                .record(&root)
+                .map(ending)
+                .unwrap_or_default(),
+            own_session: stat.session == id.pid
+                || starter.is_some_and(|starter| made_session(stat, record.creator, starter)),
+            other_program: record.exec_ns != 0,
+            null_input: proc::input_device(id.pid) == Some(NULL_DEVICE),
+            ignores_hangup: proc::ignores_hangup(id.pid),
+        }
+    }
+
+    /// Describes what is common to orphans of all kinds; returns `None` when no process has the pid.
+    /// The caller checks afterwards that the pid still belongs to `id`.
+    pub(super) fn describe(&self, id: ProcessId, record: &Record, stat: &Stat) -> Option<Orphan> {
+        Some(Orphan {
+            process: Process::of_record(id, record),
+            verdict: Verdict::Inferred,
+            evidence: Vec::new(),
+            creator: None,
+            creator_death: None,
+            orphaned_ns: None,
+            root: None,
+            root_alive: false,
+            parent: None,
+            state: stat.state,
+            command: proc::command_line_of(id.pid)?,
+            placement: proc::placement_of(id.pid)?,
+            gpu: self.known.holders.get(&id).cloned().unwrap_or_default(),
+            subtree: Subtree::default(),
+        })
+    }
+
+    /// Returns identity and name, from the record.
+    pub(super) fn who(&self, id: ProcessId) -> Option<Who> {
+        let record = self.known.forest.record(&id)?;
+        Some(Process::of_record(id, record).who())
+    }
+
+    /// Returns the present parent, once it is another than the creator.
+    fn parent(&self, stat: &Stat, creator: ProcessId) -> Option<Who> {
+        if stat.parent == 0 || (stat.parent == creator.pid && proc::owns_pid(creator)) {
+            return None;
+        }
+        let parent = self.known.forest.live(stat.parent)?;
+        self.who(parent)
+    }
+}
+
+/// Returns how a process ended, from its record.
+fn ending(record: &Record) -> Ending {
+    if record.state == LIVE {
+        Ending::Unknown
+    } else {
+        Ending::of(&Death::of_record(record))
+    }
+}
+
+/// Returns whether a process is in a session that its starter made after the starter's last exec:
+/// the starter's record has the session of that time.
+fn made_session(stat: &Stat, id: ProcessId, starter: &Record) -> bool {
+    stat.session == id.pid && starter.session != id.pid
+}
+
+/// Returns the unit or container of a process, when its creator was not in the same control group.
+fn own_unit(record: &Record, creator: &Record, placement: &Placement) -> Option<String> {
+    let place = placement.unit.as_ref().or(placement.container.as_ref());
+    place
+        .filter(|_| record.cgroup_id != creator.cgroup_id)
+        .cloned()
+}
+
+/// Finds roots, and remembers which processes somebody types into.
+struct Roots<'a> {
+    forest: &'a Forest,
+    /// For each living process looked at, whether it is a shell on a terminal.
+    shells: HashMap<ProcessId, bool>,
+}
+
+impl<'a> Roots<'a> {
+    fn new(forest: &'a Forest) -> Self {
+        Self {
+            forest,
+            shells: HashMap::new(),
+        }
+    }
+
+    /// Finds the root as [`root_of`] does.
+    fn root_of(&mut self, id: ProcessId) -> ProcessId {
+        let forest = self.forest;
+        forest.root_of(&id, |above, below| {
+            let group = |id: &ProcessId| forest.record(id).map(|record| record.cgroup_id);
+            above.pid == 1 || group(above) != group(below) || self.is_typed_into(above)
+        })
+    }
+
+    /// Returns whether the process is live and leads a session on a terminal.
+    fn is_typed_into(&mut self, id: &ProcessId) -> bool {
+        let forest = self.forest;
+        *self.shells.entry(*id).or_insert_with(|| {
+            forest.is_live(id)
+                && proc::stat(id.pid)
+                    .is_some_and(|stat| stat.session == id.pid && stat.terminal != 0)
+        })
+    }
+}
+
+/// Returns the root of the tree that `id` belongs to. A tree ends below process 1, below a shell
+/// that somebody types into, and where the control group changes: units, sessions of users and
+/// containers have one each.
+#[must_use]
+pub fn root_of(forest: &Forest, id: ProcessId) -> ProcessId {
+    Roots::new(forest).root_of(id)
+}
