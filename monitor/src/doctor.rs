@@ -260,7 +260,7 @@ fn pinned(may_look: bool) -> Check {
         Found::Complete { directory } => Check::ok(NAME, format!("on: {}", directory.display())),
         Found::Nothing => Check::ok(
             NAME,
-            "off; `lifemon track on` keeps the lineage from now on",
+            "off; `lifemon track on` keeps the lineage from now on, with --at-boot always",
         ),
         Found::Torn { missing } => Check::with(
             NAME,

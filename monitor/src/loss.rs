@@ -90,7 +90,7 @@ impl Loss {
             Self::SwitchedOff => "the tracker was switched off",
             Self::NoHistory => {
                 "what died before tracking began is not known; \
-                 `lifemon track on` keeps it from now on"
+                 `lifemon track on` keeps it from now on, with --at-boot always"
             }
             Self::TrackerUnreadable => {
                 "the tracker is on, but not readable for you, so what died before now is not \

@@ -196,7 +196,9 @@ fn a_gpu_that_is_held_below_an_orphan_is_the_orphans() {
         let ends = [orphan, holder].map(Pidfd::of);
         let killed = ask("gpu", &["--device", device, "--kill-orphans"]);
         assert_eq!(killed.code, Some(0), "{killed:?}");
-        ends.iter().for_each(|end| end.wait_gone(DEADLINE));
+        for end in &ends {
+            end.wait_gone(DEADLINE);
+        }
         assert!(
             twins.iter().all(|twin| proc::is_running(twin.pid)),
             "{killed:?}"

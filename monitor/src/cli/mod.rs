@@ -2,6 +2,7 @@
 //! processes is made here.
 
 mod attach;
+mod boot;
 mod devices;
 mod doctor;
 mod ending;

@@ -31,7 +31,7 @@ use crate::talk::{begin, commands, fail, report, skip};
 const FORK: &str = "fork:";
 /// Processes that wait until the last one is in place.
 const WAITING_MAX: u32 = 16;
-const LIFETIME: Duration = Duration::from_secs(120);
+const LIFETIME: Duration = Duration::from_mins(2);
 
 /// The pipes of a chain: pids upwards, and that they were reported; and that the last is in place.
 struct Pipes {
