@@ -2,8 +2,10 @@
 //! keeps its pins never decides what root deletes, waits for or misses. Each test has a mount
 //! namespace of its own; the programs that it loads are the host's, so it has the tracker alone.
 
+mod boot;
 mod host;
 mod lock;
+mod versions;
 
 use std::collections::BTreeSet;
 

@@ -4,6 +4,8 @@
 mod bench;
 mod build;
 mod ci;
+mod dist;
+mod ebpf;
 mod run;
 mod setup;
 mod stage;
@@ -27,10 +29,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Installs what the build needs and this machine lacks, and says what that was
+    /// Installs what the tests and the kernel half need and this machine lacks
     #[command(after_help = "Example:\n  cargo xtask setup")]
     Setup,
-    /// Sets up, and builds the release binary
+    /// Builds the release binary
     #[command(after_help = "Example:\n  cargo xtask build && sudo target/release/lifemon doctor")]
     Build,
     /// Builds, and becomes lifemon as root: its output, signals and exit code are lifemon's own
@@ -40,6 +42,9 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Builds the kernel half from source, and writes the object that is committed
+    #[command(after_help = "Example:\n  cargo xtask ebpf && git add monitor/ebpf")]
+    Ebpf,
     /// Format, lints, unit tests, and as root the end-to-end tests, here and on other kernels
     #[command(after_help = "Examples:\n  cargo xtask test\n  \
                             cargo xtask test -- orphans\n  \
@@ -60,6 +65,13 @@ enum Task {
     #[command(after_help = "Examples:\n  cargo xtask vmtest\n  \
                             cargo xtask vmtest --kernel 6.1 -- orphans")]
     Vmtest(vmtest::Options),
+    /// Writes what users install to target/dist: archives, packages, the wheel and the image
+    #[command(after_help = "Examples:\n  cargo xtask dist\n  cargo xtask dist --check")]
+    Dist {
+        /// Options, see `cargo xtask dist --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Builds, and runs the benchmarks as root
     #[command(after_help = "Example:\n  cargo xtask bench -- --help")]
     Bench {
@@ -74,6 +86,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::setup(setup::Report::Everything),
         Task::Build => build::build(),
         Task::Run { args } => run::run(&args),
+        Task::Ebpf => ebpf::write(),
         Task::Test { this_kernel, args } => {
             let kernels = if this_kernel || !args.is_empty() {
                 Kernels::Running
@@ -83,9 +96,8 @@ fn main() -> ExitCode {
             test::test(&args, kernels)
         }
         Task::Ci => ci::ci(),
-        Task::Vmtest(options) => {
-            setup::setup(setup::Report::Changes).and_then(|()| vmtest::vmtest(&options))
-        }
+        Task::Vmtest(options) => setup::for_a_build().and_then(|()| vmtest::vmtest(&options)),
+        Task::Dist { args } => dist::dist(&args),
         Task::Bench { args } => bench::bench(&args),
     };
     match result {

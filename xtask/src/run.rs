@@ -7,14 +7,14 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::setup::{self, Report};
+use crate::setup;
 use lifemon_tools::cargo::lifemon_quietly;
 use lifemon_tools::command::shown;
 use lifemon_tools::privilege::as_root;
 
 /// Returns only when it failed.
 pub(crate) fn run(args: &[OsString]) -> Result<()> {
-    setup::setup(Report::Changes)?;
+    setup::for_a_build()?;
     let mut lifemon = as_root(&lifemon_quietly()?, &[])?;
     lifemon.args(args);
     become_it(lifemon)

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use decide::{Step, decide};
 use facts::Facts;
 use lifemon_tools::command::{self, cargo, shown};
+use lifemon_tools::kernel_half::is_built_from_source;
 use lifemon_tools::packages;
 use lifemon_tools::toolchain::LINKED;
 
@@ -24,6 +25,15 @@ pub(crate) enum Report {
     Everything,
     /// Only what is installed.
     Changes,
+}
+
+/// Leaves a machine that can build lifemon. Any Rust does that; only to build the kernel half from
+/// source needs more.
+pub(crate) fn for_a_build() -> Result<()> {
+    if is_built_from_source() {
+        setup(Report::Changes)?;
+    }
+    Ok(())
 }
 
 /// Leaves a machine that can build and test lifemon, or says what it lacks.

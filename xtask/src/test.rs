@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::dist;
+use crate::ebpf::{self, Source};
 use crate::setup::{self, Report};
 use crate::stage::Stages;
 use lifemon_tools::cargo::{Executable, ForTests, for_tests};
 use lifemon_tools::command::{self, cargo, run_lines};
+use lifemon_tools::kernel_half::BUILD_ENV;
 use lifemon_tools::libtest::{Counts, Module, options};
 use lifemon_tools::privilege::as_root;
 use lifemon_vmtest as vmtest;
@@ -73,12 +76,22 @@ fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
              warnings",
         )
     })?;
-    let built = stages.stage("build", |_| for_tests(|_| {}))?;
+    let source = stages.stage("kernel half", |_| ebpf::check())?;
+    let built = stages.stage("build", |_| {
+        for_tests(|cargo| {
+            if source == Source::Built {
+                cargo.env(BUILD_ENV, "1");
+            }
+        })
+    })?;
     stages.stage("unit tests", |counts| unit_tests(&built.unit, args, counts))?;
     stages.stage("library", library)?;
     stages.stage("end-to-end tests", |counts| {
         end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)
     })?;
+    if args.is_empty() {
+        stages.stage("archive and wheel", |_| dist::dist(&["--quick".into()]))?;
+    }
     Ok(built)
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::{Code, Output, parse_capacity};
+use super::{Code, Output, boot, parse_capacity};
 use crate::forest::Forest;
 use crate::kernel::clock::WallClock;
 use crate::kernel::pins::{self, Found, Look};
 use crate::kernel::switch::Switched;
 use crate::kernel::tracker::HookCost;
 use crate::kernel::{Distrust, LoadOptions, Tracker, preflight};
+use crate::loss::Loss;
 use crate::report::json::SCHEMA;
 use crate::report::out;
 use crate::words::count;
@@ -25,6 +26,7 @@ const MEASURE: Duration = Duration::from_millis(500);
 #[command(after_help = "\
 Examples:
   sudo lifemon track on             from now on the lineage of this host is kept
+  sudo lifemon track on --at-boot   and from each start of the machine on
   sudo lifemon track status         since when, how full, what was lost, what it costs
   sudo lifemon track off            removes every trace")]
 pub struct Args {
@@ -40,6 +42,9 @@ enum Action {
         /// Processes and ghosts to have room for; kernel memory is taken at once, 300 bytes each
         #[arg(long, value_name = "N", default_value = "65536", value_parser = parse_capacity)]
         max_processes: u32,
+        /// And from each start of the machine on, by a unit of systemd, until `track off`
+        #[arg(long)]
+        at_boot: bool,
         /// Work as on kernels before 6.16 (for tests)
         #[arg(long, hide = true)]
         without_group_dead: bool,
@@ -59,6 +64,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     match args.action {
         Action::On {
             max_processes,
+            at_boot,
             without_group_dead,
             preemptible,
         } => {
@@ -68,7 +74,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
                 without_group_dead,
                 preemptible,
             };
-            on(&options, output)
+            on(&options, at_boot, output)
         }
         Action::Off => off(output),
         Action::Status => status(output),
@@ -91,17 +97,24 @@ struct SwitchedJson {
     distrusted: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_since: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at_boot: Option<PathBuf>,
 }
 
 fn since_of(tracker: Option<&Tracker>) -> Option<String> {
     tracker.map(|tracker| WallClock::now().rfc3339(tracker.since_ns()))
 }
 
-fn on(options: &LoadOptions, output: Output) -> anyhow::Result<Code> {
+fn on(options: &LoadOptions, at_boot: bool, output: Output) -> anyhow::Result<Code> {
+    let binary = at_boot.then(boot::check).transpose()?;
     let switched = Tracker::switch_on(options)?;
+    let unit = binary.map(|binary| boot::write(&binary, options.max_processes));
+    let unit = unit.transpose()?;
     let since = since_of(Tracker::open()?.as_ref());
     if output == Output::Json {
-        print_switched("on", switched, since)?;
+        print_switched("on", switched, since, unit)?;
         return Ok(Code::Done);
     }
     let mut text = String::new();
@@ -113,6 +126,12 @@ fn on(options: &LoadOptions, output: Output) -> anyhow::Result<Code> {
     for name in &switched.replaced {
         text.push_str(&format!(
             "removed what another version or a killed loader left: {name}\n"
+        ));
+    }
+    if let Some(since) = lost_since(&switched) {
+        text.push_str(&format!(
+            "the history since {since} is lost with it: who is alive is learnt again, and what \
+             watched it was told that it ended\n"
         ));
     }
     if let Some(distrust) = &switched.distrusted {
@@ -127,8 +146,20 @@ fn on(options: &LoadOptions, output: Output) -> anyhow::Result<Code> {
     } else {
         format!("tracking is on since {since}; no process is needed to keep it\n")
     });
+    if let Some(unit) = unit {
+        let unit = unit.display();
+        text.push_str(&format!(
+            "each start of the machine switches it on ({unit})\n"
+        ));
+    }
     out::print(&text)?;
     Ok(Code::Done)
+}
+
+/// Returns since when the tracker that was replaced had kept the lineage.
+fn lost_since(switched: &Switched) -> Option<String> {
+    let since_ns = switched.lost_since_ns?;
+    Some(WallClock::now().rfc3339(since_ns))
 }
 
 /// Says why the BPF file system of the host is not used.
@@ -140,7 +171,9 @@ fn print_switched(
     tracker: &'static str,
     switched: Switched,
     since: Option<String>,
+    unit: Option<PathBuf>,
 ) -> anyhow::Result<()> {
+    let lost_since = lost_since(&switched);
     let json = SwitchedJson {
         schema: SCHEMA,
         tracker,
@@ -150,14 +183,17 @@ fn print_switched(
         mounted: switched.mounted,
         distrusted: switched.distrusted.map(|distrust| distrust.to_string()),
         since,
+        lost_since,
+        at_boot: unit,
     };
     Ok(out::print(&format!("{}\n", serde_json::to_string(&json)?))?)
 }
 
 fn off(output: Output) -> anyhow::Result<Code> {
     let switched = Tracker::switch_off()?;
+    let unit = boot::remove()?;
     if output == Output::Json {
-        print_switched("off", switched, None)?;
+        print_switched("off", switched, None, unit)?;
         return Ok(Code::Done);
     }
     let mut text = if switched.unchanged {
@@ -165,6 +201,12 @@ fn off(output: Output) -> anyhow::Result<Code> {
     } else {
         "tracking is off; nothing remains in the kernel\n".to_owned()
     };
+    if let Some(unit) = unit {
+        let unit = unit.display();
+        text.push_str(&format!(
+            "removed {unit}: no start of the machine switches it on\n"
+        ));
+    }
     if let Some(distrust) = &switched.distrusted {
         text.push_str(&format!("{distrust}: left as it is\n"));
     }
@@ -232,13 +274,24 @@ fn status(output: Output) -> anyhow::Result<Code> {
         )),
     };
     let state = Tracker::open()?.map(read_state).transpose()?;
+    let history = pins::missing_history();
+    let is_hidden = state.is_none() && history != Loss::NoHistory;
+    let problem = if is_hidden {
+        Some(history.advice().to_owned())
+    } else {
+        problem
+    };
     let code = if state.is_some() {
         Code::Done
     } else {
         Code::No
     };
     if output == Output::Json {
-        let tracker = if state.is_some() { "on" } else { "off" };
+        let tracker = match (&state, is_hidden) {
+            (Some(_), _) => "on",
+            (None, true) => history.word(),
+            (None, false) => "off",
+        };
         let json = StatusJson {
             schema: SCHEMA,
             tracker,
@@ -252,6 +305,7 @@ fn status(output: Output) -> anyhow::Result<Code> {
     }
     let mut text = match (&state, problem) {
         (Some(state), _) => describe(state),
+        (None, Some(problem)) if is_hidden => format!("{problem}\n"),
         (None, Some(problem)) => format!("tracking is off: {problem}\n"),
         (None, None) => "tracking is off; `lifemon track on` switches it on\n".to_owned(),
     };

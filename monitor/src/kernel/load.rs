@@ -24,8 +24,6 @@ use super::{Error, clock, sys};
 /// The compiled kernel half.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker"));
 
-// Only for lints the build script leaves it empty.
-#[cfg(not(clippy))]
 const _: () = assert!(!OBJECT.is_empty(), "the kernel half was not built");
 
 /// Every map, by its name in the kernel half.

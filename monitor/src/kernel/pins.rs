@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use aya::programs::links::FdLink;
 use aya::programs::{Iter, ProgramInfo};
-use lifemon_ebpf::ABI;
+use lifemon_ebpf::{ABI, Host};
 use rustix::fs::{mkdirat, renameat};
 
 use super::hooks::{self, ROLES, Role, STAND_IN};
@@ -23,6 +23,7 @@ use super::place::{self, Home, Survey};
 use super::shared::{HostView, Shared};
 use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
+use crate::loss::Loss;
 
 /// Programs that are pinned besides the hooks.
 const EXTRA_PROGRAMS: [&str; 4] = ["sweep", "compact", "settle", CLOSER];
@@ -73,6 +74,29 @@ pub fn look() -> Look {
     let Survey { homes, distrusted } = place::survey();
     let found = found_in(homes.iter()).unwrap_or_else(Found::Foreign);
     Look { found, distrusted }
+}
+
+/// Returns what an answer without the pinned tracker lacks: its history, and whether that is
+/// because the tracker is off, or because this user may not open it.
+#[must_use]
+pub fn missing_history() -> Loss {
+    let look = look();
+    let distrust = match &look.found {
+        Found::Foreign(distrust) => Some(distrust),
+        _ => look.distrusted.as_ref(),
+    };
+    match distrust {
+        Some(distrust) if distrust.is_closed() => {
+            // A home or below one, or in a file system that lifemon mounts for a tracker alone.
+            let is_in_home = distrust.path.ancestors().any(place::is_home);
+            if is_in_home || place::has_mounted() {
+                Loss::TrackerUnreadable
+            } else {
+                Loss::TrackerHidden
+            }
+        }
+        _ => Loss::NoHistory,
+    }
 }
 
 pub(super) fn found_in<'a>(homes: impl Iterator<Item = &'a Home>) -> Result<Found, Distrust> {
@@ -266,15 +290,18 @@ fn get(version: &Directory, pin: &str) -> Result<OwnedFd, Error> {
     sys::get_pinned(&version.path().join(pin)).map_err(Error::Pin)
 }
 
-/// Tells the watchers of the tracker of this version, which may be torn, that no more events will
-/// come: its links are gone, and they still hold its maps. Where the map is gone, they were told.
-pub(super) fn tell_watchers(home: &Directory) {
-    let map = home.path().join(own_name()).join("maps/HOST");
+/// Tells the watchers of a tracker, which may be torn or of another version, that no more events
+/// will come: its links are gone, and they still hold its maps. Where the map is gone, they were
+/// told. Returns since when it had kept the lineage.
+pub(super) fn tell_watchers(home: &Directory, version: &str) -> Option<u64> {
+    let map = home.path().join(version).join("maps/HOST");
     let host = sys::get_pinned(&map).and_then(|map| Shared::<HostView>::new(map, 1));
-    if let Ok(host) = host {
-        host.at(0).since_ns.store(0, Ordering::SeqCst);
-    }
+    let since_ns = host.ok()?.at(0).since_ns.swap(0, Ordering::SeqCst);
+    (since_ns != 0).then_some(since_ns)
 }
+
+// All versions have had it here, and must: each tells the watchers of any other by it.
+const _: () = assert!(std::mem::offset_of!(Host, since_ns) == 24);
 
 /// Pins everything of `loaded` in a locked home, so that it stays when this process ends.
 pub(super) fn pin(home: &Directory, mut loaded: Loaded) -> Result<(), Error> {

@@ -19,6 +19,9 @@ pub struct Switched {
     pub replaced: Vec<String>,
     /// The first pin that was missing from the torn tracker that was removed.
     pub repaired: Option<String>,
+    /// Start of the history that is lost with what was replaced, in nanoseconds since the start of
+    /// the machine.
+    pub lost_since_ns: Option<u64>,
     /// True if there was nothing to do.
     pub unchanged: bool,
     /// The place where a BPF file system was mounted.
@@ -68,7 +71,7 @@ impl Tracker {
         super::preflight::check_privileges()?;
         let mounts = Mounts::lock()?;
         let homes = Locked::all()?;
-        let replaced = homes.remove_versions(None)?;
+        let (replaced, _) = homes.remove_versions(None)?;
         homes.remove();
         mounts.unmount_unused();
         Ok(Switched {
@@ -141,10 +144,11 @@ impl Locked {
             Found::Complete { directory } => Some(directory.as_path()),
             _ => None,
         };
-        let removed = self.remove_versions(keep)?.into_iter();
+        let (removed, lost_since_ns) = self.remove_versions(keep)?;
         let is_told = |name: &String| switched.repaired.is_some() && *name == pins::own_name();
-        let removed: Vec<_> = removed.filter(|name| !is_told(name)).collect();
+        let removed = removed.into_iter().filter(|name| !is_told(name));
         switched.replaced.extend(removed);
+        switched.lost_since_ns = switched.lost_since_ns.or(lost_since_ns);
         switched.unchanged = keep.is_some();
         Ok(())
     }
@@ -183,26 +187,27 @@ impl Locked {
         found_in(homes).map_err(Error::Foreign)
     }
 
-    /// Removes every version but the one at `keep`; the names of those that were removed.
+    /// Removes every version but the one at `keep`; returns the names of those that were removed, and
+    /// the earliest time from which one of them had kept the lineage.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    fn remove_versions(&self, keep: Option<&Path>) -> Result<Vec<String>, Error> {
+    fn remove_versions(&self, keep: Option<&Path>) -> Result<(Vec<String>, Option<u64>), Error> {
         let mut removed = Vec::new();
+        let mut since_ns: Option<u64> = None;
         for (home, _) in &self.0 {
             for name in versions(home).map_err(Error::Foreign)? {
                 if keep != Some(home.directory.path().join(&name).as_path()) {
                     remove_links(&home.directory, &name)?;
-                    if name == pins::own_name() {
-                        pins::tell_watchers(&home.directory);
-                    }
+                    let ended = pins::tell_watchers(&home.directory, &name);
+                    since_ns = since_ns.into_iter().chain(ended).min();
                     remove_rest(&home.directory, &name)?;
                     removed.push(name);
                 }
             }
         }
         removed.extend(remove_stranded()?);
-        Ok(removed)
+        Ok((removed, since_ns))
     }
 
     /// Removes the homes, which are empty.

@@ -23,6 +23,10 @@ pub struct TrackSwitch {
     pub distrusted: Option<String>,
     /// Since when the lineage is known.
     pub since: Option<String>,
+    /// Since when the lineage was known to the tracker that was replaced.
+    pub lost_since: Option<String>,
+    /// The unit of systemd that was written or removed.
+    pub at_boot: Option<String>,
 }
 
 /// The object of `track status`.

@@ -5,7 +5,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::facts::{Facts, Rust, System};
 use lifemon_tools::privilege::Privilege;
-use lifemon_tools::toolchain::{LINKED, OVERRIDE_ENV};
+use lifemon_tools::toolchain::{LINKED, OVERRIDE_ENV, Toolchain};
 
 /// The LLVM of Debian 12's rustc-web.
 const DEBIAN_12_LLVM: u32 = 22;
@@ -52,11 +52,19 @@ pub(super) fn decide(facts: &Facts) -> Result<Vec<Step>> {
     let linker = linker(facts, llvm_major, &mut packages)?;
     install_packages(facts, packages, &mut steps)?;
     steps.push(linker);
-    if facts.toolchain.is_none() {
+    if usable(facts).is_none() {
         steps.push(Step::LinkToolchain);
     }
     steps.push(components(facts));
     Ok(steps)
+}
+
+/// Returns the toolchain that is there, if it will do. On Debian 12 it is the distribution's, unless the user
+/// wants another: there everybody makes the same bytes of the kernel half.
+fn usable(facts: &Facts) -> Option<&(Toolchain, Option<u32>)> {
+    let is_free = facts.system != System::Debian12 || facts.overridden.is_some();
+    let toolchain = facts.toolchain.as_ref();
+    toolchain.filter(|(toolchain, _)| is_free || toolchain.name == LINKED)
 }
 
 /// Decides on the toolchain of the kernel half; returns the LLVM the linker must not be older than.
@@ -65,7 +73,7 @@ fn toolchain(
     steps: &mut Vec<Step>,
     packages: &mut Vec<String>,
 ) -> Result<Option<u32>> {
-    if let Some((toolchain, llvm_major)) = &facts.toolchain {
+    if let Some((toolchain, llvm_major)) = usable(facts) {
         let llvm = llvm_major.map_or_else(String::new, |major| format!(", LLVM {major}"));
         let name = &toolchain.name;
         steps.push(Step::Have(format!("toolchain {name} with rust-src{llvm}")));
@@ -153,7 +161,6 @@ fn components(facts: &Facts) -> Step {
 mod tests {
     use super::super::facts::Linker;
     use super::*;
-    use lifemon_tools::toolchain::Toolchain;
     use std::collections::BTreeSet;
 
     /// Returns a machine with rustup and nothing else.
@@ -253,6 +260,12 @@ mod tests {
     }
 
     #[test]
+    fn on_debian_12_a_nightly_is_not_taken_for_the_toolchain_of_the_record() {
+        let facts = with_toolchain(bare(System::Debian12), "nightly", 22);
+        assert_eq!(changes(&facts), changes(&bare(System::Debian12)));
+    }
+
+    #[test]
     fn a_linker_that_does_not_name_its_llvm_is_believed() {
         let facts = with_toolchain(with_linker(bare(System::Other), None), "nightly", 23);
         assert_eq!(changes(&facts), []);
@@ -296,7 +309,8 @@ mod tests {
 
         let no_llvm = with_toolchain(bare(System::Other), "nightly", 22);
         assert!(remedy(&no_llvm).contains("LLVM_PREFIX"));
-        let not_in_debian_12 = with_toolchain(bare(System::Debian12), "nightly", 23);
+        let mut not_in_debian_12 = with_toolchain(bare(System::Debian12), "nightly", 23);
+        not_in_debian_12.overridden = Some("nightly".to_owned());
         assert!(remedy(&not_in_debian_12).contains("LLVM 23"));
         let unknown = with_toolchain(bare(System::Debian), "nightly", 99);
         assert!(remedy(&unknown).contains("no bpf-linker"));

@@ -3,7 +3,11 @@
 
 pub mod cargo;
 pub mod command;
+#[path = "../../../monitor/build/kernel_half.rs"]
+pub mod kernel_half;
 pub mod libtest;
+pub mod made_with;
 pub mod packages;
 pub mod privilege;
+#[path = "../../../monitor/build/toolchain.rs"]
 pub mod toolchain;

@@ -1,8 +1,10 @@
-//! Compiles the kernel half for the BPF target into `OUT_DIR/tracker`, from where the library
-//! embeds it, and records the commit. Installs nothing: what is missing, `cargo xtask setup` gets.
+//! Puts the kernel half into `OUT_DIR/tracker`, from where the library embeds it, and records the
+//! commit. It takes the committed object, so that stable Rust is all that a build needs;
+//! `LIFEMON_BUILD_EBPF=1` compiles it from source instead. Installs nothing.
 
-#[path = "../xtask/tools/src/toolchain.rs"]
-#[expect(unreachable_pub, reason = "the tools share this file")]
+#[expect(unreachable_pub, reason = "the tasks share this file")]
+mod kernel_half;
+#[expect(unreachable_pub, reason = "the tasks share this file")]
 mod toolchain;
 
 use std::env;
@@ -10,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 
 fn main() -> ExitCode {
     match build() {
@@ -32,69 +34,84 @@ fn build() -> Result<()> {
         .parent()
         .context("monitor/ has no parent directory")?;
     record_commit(root);
-    build_kernel_half(root)
+    embed_kernel_half(root, &manifest_dir)
 }
 
-/// What the kernel half is called, there and in `OUT_DIR`.
-const OBJECT: &str = "tracker";
+/// What the kernel half is called in `OUT_DIR`.
+const EMBEDDED: &str = "tracker";
 
-/// Set by cargo to the program that compiles the workspace in the compiler's place.
-const WRAPPER_ENV: &str = "RUSTC_WORKSPACE_WRAPPER";
-
-/// Lints run nothing: an empty object does for them, and costs no minute. The library does not
-/// compile with one otherwise.
-fn is_for_lints() -> bool {
-    println!("cargo::rerun-if-env-changed={WRAPPER_ENV}");
-    let wrapper = env::var_os(WRAPPER_ENV).map(PathBuf::from);
-    wrapper.is_some_and(|wrapper| {
-        wrapper
-            .file_stem()
-            .is_some_and(|name| name == "clippy-driver")
-    })
-}
-
-fn build_kernel_half(root: &Path) -> Result<()> {
-    if is_for_lints() {
-        let out = PathBuf::from(env::var("OUT_DIR").context("run by cargo only")?);
-        return fs::write(out.join(OBJECT), "").context("cannot write an empty object");
+fn embed_kernel_half(root: &Path, manifest_dir: &Path) -> Result<()> {
+    let out = PathBuf::from(env::var("OUT_DIR").context("run by cargo only")?);
+    println!("cargo::rerun-if-env-changed={}", kernel_half::BUILD_ENV);
+    // A package from a registry has no kernel half beside it: its object is what was tested.
+    let has_source = is_workspace(root);
+    if has_source {
+        watch(&root.join("monitor-ebpf"));
     }
+    let object = if kernel_half::is_built_from_source() {
+        if !has_source {
+            bail!(
+                "{} is set, and the sources of the kernel half are not here: unset it, or build in \
+                 a clone of lifemon",
+                kernel_half::BUILD_ENV
+            );
+        }
+        build_kernel_half(root, &out)?
+    } else {
+        committed(root, manifest_dir, has_source)?
+    };
+    fs::copy(&object, out.join(EMBEDDED))
+        .with_context(|| format!("cannot copy {}", object.display()))?;
+    Ok(())
+}
+
+fn is_workspace(root: &Path) -> bool {
+    root.join("monitor-ebpf/src/main.rs").is_file() && root.join("xtask/Cargo.toml").is_file()
+}
+
+/// Returns the committed object, if it is of the sources that are here and for this processor.
+fn committed(root: &Path, manifest_dir: &Path, has_source: bool) -> Result<PathBuf> {
+    let object = manifest_dir.join(kernel_half::OBJECT);
+    let record = manifest_dir.join(kernel_half::RECORD);
+    watch(&object);
+    watch(&record);
+    if bpf_target()? != kernel_half::LITTLE_ENDIAN {
+        bail!(
+            "the kernel half that comes with lifemon is for processors that put the lowest byte \
+             first: set {}=1",
+            kernel_half::BUILD_ENV
+        );
+    }
+    if has_source {
+        let record = fs::read_to_string(&record).unwrap_or_default();
+        let recorded = kernel_half::recorded(&record, kernel_half::SOURCES);
+        if recorded != Some(&*kernel_half::checksum(root)?) {
+            bail!(
+                "{} is not of the sources in monitor-ebpf: run `cargo xtask ebpf`, and commit what \
+                 it writes",
+                kernel_half::OBJECT
+            );
+        }
+    }
+    Ok(object)
+}
+
+/// Compiles the kernel half from source, and returns the object.
+fn build_kernel_half(root: &Path, out: &Path) -> Result<PathBuf> {
     let toolchain = pick_toolchain()?;
-    let source = root.join("monitor-ebpf");
     // The versions and the profile come from the two files.
-    for input in [&source, &root.join("Cargo.toml"), &root.join("Cargo.lock")] {
+    for input in [&root.join("Cargo.toml"), &root.join("Cargo.lock")] {
         watch(input);
     }
     watch(&toolchain.sysroot.join("bin/rustc"));
-
-    let out = PathBuf::from(env::var("OUT_DIR").context("run by cargo only")?);
+    let cargo = env::var_os("CARGO").context("run by cargo only")?;
     // Apart from the outer cargo's directory, which that cargo has locked.
     let target_dir = out.join("kernel-half");
-    let target = bpf_target()?;
-    let mut cargo = inner_cargo(&toolchain.name, target)?;
-    cargo
-        .current_dir(&source)
-        .arg("--target-dir")
-        .arg(&target_dir);
-    let built = cargo
-        .output()
-        .with_context(|| format!("cannot start {cargo:?}"))?;
-    let diagnostics = String::from_utf8_lossy(&built.stderr);
-    if !built.status.success() {
-        let context = format!(
-            "the kernel half (monitor-ebpf) does not build ({})",
-            built.status
-        );
-        return Err(anyhow!("{diagnostics}").context(context));
-    }
-    // Before the first there may be a word of rustup, about the cargo that it has picked.
-    let lines = diagnostics.lines();
-    for line in lines.skip_while(|line| !line.starts_with("warning")) {
+    let built = kernel_half::compile(&cargo, &toolchain, root, bpf_target()?, &target_dir)?;
+    for line in built.warnings {
         println!("cargo::warning={line}");
     }
-    let object = target_dir.join(target).join("release").join(OBJECT);
-    fs::copy(&object, out.join(OBJECT))
-        .with_context(|| format!("the build made no {}", object.display()))?;
-    Ok(())
+    Ok(built.object)
 }
 
 /// Returns the target of the kernel half for the processor that lifemon is built for.
@@ -102,31 +119,8 @@ fn bpf_target() -> Result<&'static str> {
     let endian = env::var("CARGO_CFG_TARGET_ENDIAN").context("run by cargo only")?;
     Ok(match endian.as_str() {
         "big" => "bpfeb-unknown-none",
-        _ => "bpfel-unknown-none",
+        _ => kernel_half::LITTLE_ENDIAN,
     })
-}
-
-/// Returns the cargo that builds the kernel half, with the sources of `core`. It is quiet: what it
-/// prints are warnings and errors, not its progress, which the outer cargo would repeat each time.
-fn inner_cargo(toolchain: &str, target: &str) -> Result<Command> {
-    let processor = env::var("CARGO_CFG_TARGET_ARCH").context("run by cargo only")?;
-    let mut cargo = Command::new("rustup");
-    cargo.args(["run", toolchain, "cargo", "build", "--quiet", "--release"]);
-    cargo.args(["--package", "lifemon-ebpf", "--bins", "--target", target]);
-    cargo.args(["-Z", "build-std=core"]);
-    let flags = [
-        &format!("--cfg=bpf_target_arch=\"{processor}\""),
-        "-Cdebuginfo=2",
-        "-Clink-arg=--btf",
-    ];
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    // `-Z` on a compiler that is not a nightly one.
-    cargo.env("RUSTC_BOOTSTRAP", "1");
-    // Set by the outer cargo, for the compiler of the host.
-    for name in ["RUSTC", WRAPPER_ENV] {
-        cargo.env_remove(name);
-    }
-    Ok(cargo)
 }
 
 /// Picks the toolchain for the kernel half, and says in plain words what is missing.
@@ -134,9 +128,6 @@ fn pick_toolchain() -> Result<toolchain::Toolchain> {
     println!("cargo::rerun-if-env-changed={}", toolchain::OVERRIDE_ENV);
     if toolchain::on_path("rustup").is_none() {
         bail!("rustup is not on PATH, and the kernel half needs it: run `cargo xtask setup`");
-    }
-    if toolchain::on_path("bpf-linker").is_none() {
-        bail!("bpf-linker is not on PATH, and the kernel half needs it: run `cargo xtask setup`");
     }
     toolchain::choose().with_context(|| {
         let names = toolchain::candidates(toolchain::overridden()).join(", ");

@@ -1,5 +1,5 @@
 //! Which rustup toolchain builds the kernel half: it needs the sources of `core` (`rust-src`).
-//! Compiled into the tools and into monitor/build.rs, so that set-up and build decide alike; std
+//! Compiled into the build script and into the tasks, so that set-up and build decide alike; std
 //! only.
 
 use std::env;
@@ -31,7 +31,7 @@ pub fn overridden() -> Option<String> {
 #[must_use]
 pub fn candidates(overridden: Option<String>) -> Vec<String> {
     overridden.map_or_else(
-        || vec!["nightly".to_owned(), LINKED.to_owned()],
+        || vec![LINKED.to_owned(), "nightly".to_owned()],
         |name| vec![name],
     )
 }
