@@ -84,7 +84,12 @@ fn who_has_a_device_open_holds_it() {
         assert_eq!(holder.memory, [], "{holder:?}");
         assert_eq!(holder.lineage[0].process(), server, "{holder:?}");
         assert_eq!(holder.root.process(), actor.process(), "{holder:?}");
-        assert_eq!(holder.orphan, None);
+        // What runs the tests may look like something that was left behind.
+        let verdict = holder.orphan.as_ref().map(|orphan| orphan.verdict.as_str());
+        assert!(
+            verdict.is_none_or(|verdict| verdict == "inferred"),
+            "{holder:?}"
+        );
     }
     assert_eq!(find(&report.holders, server), None);
 
