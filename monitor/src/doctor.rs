@@ -1,10 +1,13 @@
 //! Checks of what works on this host, found by trying it. Each check that fails names the remedy.
 
+mod tries;
+
 use serde::{Deserialize, Serialize};
 
 use crate::gpu::nvml::{Answer, Server};
 use crate::kernel::pins::{self, Found};
 use crate::kernel::{LoadOptions, Refusal, Tracker, preflight};
+use crate::loss::Loss;
 use crate::words::count;
 
 /// The result of a check.
@@ -98,6 +101,7 @@ pub fn examine() -> Vec<Check> {
             preflight::check_pid_namespace(),
             "the initial one",
         ),
+        tries::user_namespace(),
         Check::of(
             "privileges",
             preflight::check_privileges(),
@@ -109,9 +113,12 @@ pub fn examine() -> Vec<Check> {
             "programs may read kernel memory",
         ),
     ];
-    let may_load = checks.iter().all(|check| check.state == State::Ok);
+    let may_load = checks.iter().all(|check| check.state != State::Failed);
     checks.extend(if may_load { try_tracker() } else { skipped() });
     checks.push(pinned(may_load));
+    checks.push(tries::pins());
+    checks.push(tries::signals());
+    checks.push(tries::processes());
     checks.push(gpu());
     checks
 }
@@ -158,7 +165,7 @@ fn gpu() -> Check {
 }
 
 fn skipped() -> Vec<Check> {
-    ["programs", "exit event", "lineage"]
+    ["programs", "exit event", "lineage", "kill"]
         .into_iter()
         .map(|name| Check {
             name,
@@ -218,6 +225,7 @@ fn try_tracker() -> Vec<Check> {
             "report this as a defect, with the kernel's version",
         ),
     });
+    checks.push(tries::kill_of(tracker));
     checks
 }
 
@@ -231,6 +239,13 @@ fn pinned(may_look: bool) -> Check {
             detail: "not looked for".to_owned(),
             remedy: Some("solve what failed above first".to_owned()),
         };
+    }
+    match pins::missing_history() {
+        Loss::NoHistory => {}
+        hidden => {
+            let (detail, remedy) = hidden.advice().split_once("; ").unwrap_or_default();
+            return Check::with(NAME, State::Degraded, detail, remedy);
+        }
     }
     let look = pins::look();
     if let (Found::Nothing, Some(distrust)) = (&look.found, &look.distrusted) {

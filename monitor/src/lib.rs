@@ -83,14 +83,14 @@ pub use kernel::clock::WallClock;
 pub use kernel::{Distrust, Error, Flaw, Refusal};
 pub use kill::{
     Held, KillError, KillOptions, KillRefusal, KillReport, Killed, Outcome, Release, Released,
-    Rest, Subject, Survivor, Way,
+    Rest, Subject, Survivor, Suspect, Way,
 };
 pub use lifemon_ebpf::ProcessId;
 pub use loss::{Incomplete, Loss};
 #[doc(no_inline)]
 pub use manager::ProcessManager;
 pub use orphan::{Evidence, Orphan, Subtree, Verdict};
-pub use proc::{CommandLine, Placement};
+pub use proc::{CommandLine, Placement, Shared};
 pub use process::{Cause, Death, Died, NoSignal, Process, Sender, Signal, Who};
 pub use session::{Ghost, LostAtStart, Start};
 pub use supervise::{Ended, RunError, RunOptions, run};

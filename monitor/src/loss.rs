@@ -21,20 +21,27 @@ pub enum Loss {
     Unsettled,
     /// The tracker was switched off.
     SwitchedOff,
-    /// The host's tracker is off: nothing is known of what happened before now.
+    /// The host's tracker is off, or was switched on later than what was asked about: nothing is
+    /// known of what happened before.
     NoHistory,
+    /// The host's tracker is on, and this user may not read it.
+    TrackerUnreadable,
+    /// This user may not see whether the host's tracker is on.
+    TrackerHidden,
+    /// `/proc` does not show every process.
+    ProcHidden,
     /// The driver of a GPU does not answer.
     DriverHung,
     /// The driver of a GPU has failed.
     DriverFailed,
     /// Files of some processes may not be looked at.
     Unreadable,
-    /// `/proc` is missing, or hides processes.
-    ProcHidden,
     /// No tracker answers for this: deaths and descendants are known from parents alone.
     NoTracker,
     /// The guardian of a manager is dead.
     GuardianDead,
+    /// The process that kills with eBPF has ended without a report.
+    ReportLost,
 }
 
 impl Loss {
@@ -49,13 +56,26 @@ impl Loss {
             Self::Unsettled => "unsettled",
             Self::SwitchedOff => "switched_off",
             Self::NoHistory => "no_history",
+            Self::TrackerUnreadable => "tracker_unreadable",
+            Self::TrackerHidden => "tracker_hidden",
+            Self::ProcHidden => "proc_hidden",
             Self::DriverHung => "driver_hung",
             Self::DriverFailed => "driver_failed",
             Self::Unreadable => "unreadable",
-            Self::ProcHidden => "proc_hidden",
             Self::NoTracker => "no_tracker",
             Self::GuardianDead => "guardian_dead",
+            Self::ReportLost => "report_lost",
         }
+    }
+
+    /// Returns whether it is only that history begins too late: nothing went wrong, and what is
+    /// known is exact.
+    #[must_use]
+    pub const fn is_missing_history(self) -> bool {
+        matches!(
+            self,
+            Self::NoHistory | Self::TrackerUnreadable | Self::TrackerHidden
+        )
     }
 
     /// Returns what happened and what to do about it.
@@ -69,15 +89,27 @@ impl Loss {
             Self::Unsettled => "the lineage of some processes did not settle; attach again",
             Self::SwitchedOff => "the tracker was switched off",
             Self::NoHistory => {
-                "the host's tracker is off, so what died before now is not known; \
+                "what died before tracking began is not known; \
                  `lifemon track on` keeps it from now on, with --at-boot always"
+            }
+            Self::TrackerUnreadable => {
+                "the tracker is on, but not readable for you, so what died before now is not \
+                 known; run this as root"
+            }
+            Self::TrackerHidden => {
+                "whether the tracker is on is not visible for you, so what died before now is not \
+                 known; run this as root"
+            }
+            Self::ProcHidden => {
+                "/proc is not mounted, or hides processes, so what only it knows is missing; \
+                 run this as root, with the host's /proc"
             }
             Self::DriverHung => "the driver of a GPU does not answer; see the kernel's log",
             Self::DriverFailed => "the driver of a GPU has failed; see `lifemon gpu`",
             Self::Unreadable => "files of some processes may not be looked at; run this as root",
-            Self::ProcHidden => "/proc is missing or hides processes; run this as root",
             Self::NoTracker => "there is no tracker, so processes are known by their parents alone",
             Self::GuardianDead => "the guardian is dead; restart the server",
+            Self::ReportLost => "the killer ended without a report on those whom it has killed",
         }
     }
 }
@@ -97,11 +129,11 @@ pub struct Incomplete {
 }
 
 impl Incomplete {
-    /// Returns the reason with a number.
+    /// Returns the reason with a number; 0 where there is none.
     #[must_use]
     pub(crate) fn counted(reason: Loss, count: u64) -> Self {
         Self {
-            count: Some(count),
+            count: (count > 0).then_some(count),
             ..reason.into()
         }
     }
@@ -150,10 +182,12 @@ mod tests {
             Loss::Unsettled,
             Loss::SwitchedOff,
             Loss::NoHistory,
+            Loss::TrackerUnreadable,
+            Loss::TrackerHidden,
+            Loss::ProcHidden,
             Loss::DriverHung,
             Loss::DriverFailed,
             Loss::Unreadable,
-            Loss::ProcHidden,
             Loss::NoTracker,
             Loss::GuardianDead,
         ];

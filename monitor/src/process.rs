@@ -27,6 +27,12 @@ pub const fn is_same_process(one: ProcessId, other: ProcessId) -> bool {
         && one.start_ns / TICK_NS == other.start_ns / TICK_NS
 }
 
+/// Returns whether a start may have been rounded to a clock tick, as `/proc` does.
+#[must_use]
+pub(crate) const fn is_to_a_tick(id: ProcessId) -> bool {
+    id.start_ns != 0 && id.start_ns.is_multiple_of(TICK_NS)
+}
+
 /// Returns whether nothing speaks against two identities being of one process: a start that is not
 /// known, because `/proc` hid the process then, fits each. For a pid that its own process is known
 /// to have, as an unreaped child does.

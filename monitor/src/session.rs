@@ -130,6 +130,7 @@ impl Session {
         let snapshot = watcher.take_snapshot()?;
         let start = describe(
             root,
+            others,
             &members,
             &snapshot.records,
             snapshot.since_ns,

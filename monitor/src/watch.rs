@@ -9,7 +9,7 @@ use lifemon_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::process::{Cause, Death, Died, Process, Sender, Signal, Who, sender};
+use crate::process::{Cause, Death, Died, Process, Sender, Signal, Who, is_same_process, sender};
 
 /// Something that happened to a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,6 +179,15 @@ impl Watch {
     #[must_use]
     pub fn is_live(&self, id: &ProcessId) -> bool {
         self.alive.contains_key(id)
+    }
+
+    /// Returns the living member that this is, where its start is known to a clock tick alone.
+    #[must_use]
+    pub fn exact(&self, id: ProcessId) -> Option<ProcessId> {
+        let mut members = self.alive.keys();
+        members
+            .find(|member| is_same_process(**member, id))
+            .copied()
     }
 
     /// Returns living members whose creator is dead; those of the root itself are no orphans of

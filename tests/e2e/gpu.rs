@@ -254,7 +254,16 @@ fn a_kill_waits_until_memory_is_released() {
     double.answer(&format!("process {} 4096\n", worker.pid));
     let pid = actor.pid().to_string();
     let lifemon = Lifemon::find();
-    let mut command = lifemon.command(["kill", &pid, "-o", "json", "--device", device()]);
+    let words = [
+        "kill",
+        &pid,
+        "-o",
+        "json",
+        "--accept-suspects",
+        "--device",
+        device(),
+    ];
+    let mut command = lifemon.command(words);
     double.offer_to(&mut command);
     let running = lifemon.start(command);
     lifemon_tests::wait_until("the end of the tree", DEADLINE, || {
@@ -283,7 +292,10 @@ fn a_kill_does_not_wait_for_a_driver_that_fails() {
     let mut actor = actor!(sandbox, "fork-hold", 1);
     actor.step();
     let pid = actor.pid().to_string();
-    let output = with_driver(&double, &["kill", &pid, "--device", device()]);
+    let output = with_driver(
+        &double,
+        &["kill", &pid, "--accept-suspects", "--device", device()],
+    );
     // A driver that fails at once has nothing to wait for.
     let memory = assert_killed(&output).gpu;
     assert_eq!(memory.map(|memory| memory.hung), Some(false), "{output:?}");

@@ -142,7 +142,7 @@ fn several_trees_in_one_command() {
     let mut actors = [(); 3].map(|()| actor!(sandbox, "fork-hold", 4));
     actors.iter_mut().for_each(Actor::step);
     let pids: Vec<_> = actors.iter().map(|actor| actor.pid().to_string()).collect();
-    let words = ["kill", "-o", "json"].map(str::to_owned);
+    let words = ["kill", "-o", "json", "--accept-suspects"].map(str::to_owned);
     let output = Lifemon::find().run(words.iter().chain(&pids));
     assert_nobody(&sandbox);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
@@ -165,7 +165,12 @@ fn a_tree_and_parts_of_it_in_one_command() {
     actor.step();
     let processes = [actor.process(), actor.child("mid"), actor.child("leaf")];
     let pids = processes.map(|process| process.pid.to_string());
-    let output = Lifemon::find().run(["kill"].map(str::to_owned).iter().chain(&pids));
+    let output = Lifemon::find().run(
+        ["kill", "--accept-suspects"]
+            .map(str::to_owned)
+            .iter()
+            .chain(&pids),
+    );
     assert_nobody(&sandbox);
     assert_eq!(
         (output.code, output.stderr.as_str()),
@@ -203,7 +208,7 @@ fn two_kills_at_once_of_a_tree_in_a_tree() {
     let lifemon = Lifemon::find();
     let start = |pid: i32, options: &[&str]| {
         let pid = pid.to_string();
-        let words = ["kill", &pid, "-o", "json"];
+        let words = ["kill", &pid, "-o", "json", "--accept-suspects"];
         lifemon.start(lifemon.command(words.iter().chain(options)))
     };
     let of_inner = start(inner.pid, &["--signal", "TERM", "--grace", "15s"]);

@@ -80,7 +80,8 @@ impl Newborns {
 #[track_caller]
 fn kill_by_the_closer_alone(newborns: &mut Newborns) -> Running {
     let lifemon = Lifemon::find();
-    let mut command = lifemon.command(["kill", &newborns.root().pid.to_string(), "-o", "json"]);
+    let root = newborns.root().pid.to_string();
+    let mut command = lifemon.command(["kill", &root, "-o", "json", "--accept-suspects"]);
     with_capabilities(
         &mut command,
         &[CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_NICE],
@@ -171,7 +172,8 @@ fn kill_while_the_pid_passes_on(
     actor.step();
     let first = actor.child("first");
     let lifemon = Lifemon::find();
-    let mut command = lifemon.command(["kill", &first.pid.to_string(), "-o", "json"]);
+    let target = first.pid.to_string();
+    let mut command = lifemon.command(["kill", &target, "-o", "json", "--accept-suspects"]);
     let mut toll = Toll::on(&mut command, call);
     let running = lifemon.start(command);
     let held = toll.next(&running).expect("the call");
@@ -216,7 +218,7 @@ fn kill_slowly(file: &Path, sandbox: &Sandbox, options: &[&str]) -> u64 {
     let root = actor.child("root");
     let lifemon = Lifemon::find();
     let root = root.pid.to_string();
-    let words = ["kill", &root, "-o", "json"];
+    let words = ["kill", &root, "-o", "json", "--accept-suspects"];
     let mut command = lifemon.command(words.iter().chain(options));
     let mut toll = Toll::on(&mut command, libc::SYS_pidfd_open);
     let running = lifemon.start(command);

@@ -76,7 +76,7 @@ fn tree(sandbox: &Sandbox) -> Actor {
 fn start(actor: &Actor) -> Running {
     let lifemon = Lifemon::find();
     let target = actor.pid().to_string();
-    lifemon.start(lifemon.command(["kill", &target, "-o", "json"]))
+    lifemon.start(lifemon.command(["kill", &target, "-o", "json", "--accept-suspects"]))
 }
 
 /// How long a kill takes that nobody disturbs, its program's start included.
@@ -107,7 +107,7 @@ fn finish(sandbox: &Sandbox, actor: &Actor) {
     assert_eq!(output.code, Some(4), "{output:?}");
     let rest: Vec<_> = alive(sandbox).iter().map(i32::to_string).collect();
     if !rest.is_empty() {
-        let words = ["kill"].map(str::to_owned);
+        let words = ["kill", "--accept-suspects"].map(str::to_owned);
         let output = Lifemon::find().run(words.iter().chain(&rest));
         assert!(matches!(output.code, Some(0 | 4)), "{output:?}");
         wait_until("the end of all", DEADLINE, || alive(sandbox).is_empty());
@@ -119,7 +119,7 @@ fn finish(sandbox: &Sandbox, actor: &Actor) {
 fn kill_after_strikes(actor: &Actor, count: usize) {
     let lifemon = Lifemon::find();
     let target = actor.pid().to_string();
-    let mut command = lifemon.command(["kill", &target, "-o", "json"]);
+    let mut command = lifemon.command(["kill", &target, "-o", "json", "--accept-suspects"]);
     let mut toll = Toll::on(&mut command, libc::SYS_pidfd_send_signal);
     let running = lifemon.start(command);
     for _ in 0..count {
@@ -191,7 +191,7 @@ fn lifemon_is_killed_while_the_closer_is_attached() {
         wait_until("its children", DEADLINE, || alive(&sandbox).len() == 3);
         let target = root.id().to_string();
         let lifemon = Lifemon::find();
-        let mut command = lifemon.command(["kill", &target, "-o", "json"]);
+        let mut command = lifemon.command(["kill", &target, "-o", "json", "--accept-suspects"]);
         let mut toll = Toll::on(&mut command, libc::SYS_pidfd_send_signal);
         let running = lifemon.start(command);
         _ = toll.next(&running).expect("a signal");

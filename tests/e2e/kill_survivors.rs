@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{alive, assert_killed, assert_nobody, checked, kill};
-use lifemon_tests::reports::{KillReport, set_of};
+use lifemon_tests::reports::{KillReport, assert_only_history_is_missing, set_of};
 use lifemon_tests::{
     Actor, DEADLINE, Freezer, Output, Pidfd, Process, Sandbox, actor, proc, wait_until,
     with_either_tracker,
@@ -33,7 +33,8 @@ fn assert_survives(target: Process, survivor: Process, reasons: &[&str]) -> Kill
     for word in reasons {
         assert!(reason.contains(word), "no {word:?} in {reason:?}");
     }
-    assert!(!report.extinct && report.complete, "{report:?}");
+    assert!(!report.extinct, "{report:?}");
+    assert_only_history_is_missing(report.complete, &report.incomplete, report.inferred);
     assert!(report.elapsed_ms >= TIMEOUT_MS, "gave up early: {report:?}");
     report
 }

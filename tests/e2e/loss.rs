@@ -106,7 +106,8 @@ fn assert_lost_and_recovered(finished: &Finished, truth: &BTreeSet<Process>) {
     for loss in &model.losses {
         assert_eq!(loss.reason, "ring_full", "{loss:?}");
         assert!(loss.count > 0, "{loss:?}");
-        assert_eq!(loss.complete, loss.recovered, "{loss:?}");
+        // What was before the tracker stays unknown.
+        assert!(!loss.complete, "{loss:?}");
     }
     assert!(!model.losses[0].recovered);
     assert!(model.has_recovered());
@@ -296,7 +297,8 @@ fn a_tree_that_does_not_fit_is_told_at_once() {
     let first: Event = run.first();
     let attached = first.as_kind::<Attached>().expect("the first line");
     assert!(!attached.complete, "{attached:?}");
-    assert!(!attached.incomplete.is_empty(), "{attached:?}");
+    let mut reasons = attached.incomplete.iter().map(|it| it.reason.as_str());
+    assert!(reasons.any(|reason| reason != "no_history"), "{attached:?}");
     let truth: BTreeSet<_> = actor
         .children("worker")
         .into_iter()

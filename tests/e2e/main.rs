@@ -33,6 +33,7 @@ mod kill_interrupted;
 mod kill_on_root_exit;
 mod kill_refused;
 mod kill_survivors;
+mod kill_suspects;
 
 // The library.
 mod library;
@@ -42,12 +43,17 @@ mod manager;
 mod manager_direct;
 mod manager_wire;
 mod run;
+mod run_alone;
+mod run_keepers;
 mod run_lives;
 mod run_many;
+mod run_options;
 mod run_signals;
+mod run_supervised;
 mod run_terminal;
 
 // The program as such.
 mod commands;
+mod honest;
 mod refusals;
 mod shapes;

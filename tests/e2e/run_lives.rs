@@ -11,20 +11,9 @@ use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{DEADLINE, Lifemon, Output, Pidfd, Sandbox, needs, proc, wait_until};
 use nix::errno::Errno;
 
-use crate::run::lifemon_run::{Rights, command, keeping, read_report, report_path, run};
-
-/// The pid of the guardian: the only child of lifemon.
-fn guardian_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
-    let mut guardian = None;
-    wait_until("the guardian", DEADLINE, || {
-        guardian = sandbox
-            .pids()
-            .into_iter()
-            .find(|pid| proc::ppid(*pid) == Some(lifemon));
-        guardian.is_some()
-    });
-    guardian.expect("waited for")
-}
+use crate::run::lifemon_run::{
+    Rights, command, guardian_of, keeping, read_report, report_path, run,
+};
 
 /// A command with two descendants that it has lost, which says so by three lines.
 const FAMILY: &str = "(setsid sleep 101 &); (sleep 102 &); echo; sleep 103";

@@ -95,16 +95,6 @@ fn every_signal_reaches_the_command() {
 }
 
 #[test]
-fn a_signal_that_ends_the_command_is_128_and_its_number() {
-    let sandbox = Sandbox::new();
-    let lifemon = Lifemon::find().inside(&sandbox);
-    for signal in [1, 2, 3, 6, 8, 9, 10, 11, 13, 14, 15, 31, 34, 64] {
-        let output = lifemon.run(["run", "--", ACTOR, "die-by", &signal.to_string()]);
-        assert_eq!(output.code, Some(128 + signal), "{output:?}");
-    }
-}
-
-#[test]
 fn a_thousand_zombies_are_reaped_while_the_command_runs() {
     let sandbox = Sandbox::new();
     let count = scaled(1_000);

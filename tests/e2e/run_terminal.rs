@@ -132,19 +132,80 @@ impl Drop for Terminal {
 fn the_command_is_at_the_terminal_and_ctrl_c_is_for_it() {
     let sandbox = Sandbox::new();
     let mut terminal = Terminal::open(&sandbox);
-    terminal.enter(
-        "$LIFEMON run -- sh -c 'test -t 0 && read a && echo got-$a; sleep 100'; echo code-$?",
-    );
+    terminal.enter("$LIFEMON run -- sh -c 'test -t 0 && read a && echo got-$a; sleep 100'");
     terminal.press("word\n");
     terminal.wait_for("got-word");
     // A shell that is just starting a program takes an interrupt for its own, and then waits for
     // the program, which was too young to get it.
     wait_for_sleep(&sandbox);
     terminal.press(CTRL_C);
-    terminal.wait_for("code-130");
     terminal.wait_for(PROMPT);
+    terminal.enter("echo code-$?");
+    terminal.wait_for("code-130");
     terminal.enter("echo the-shell-${0:+has}-it-back");
     terminal.wait_for("the-shell-has-it-back");
+}
+
+#[test]
+fn ctrl_c_ends_a_loop_and_a_script_as_without_it() {
+    for before in ["", "$LIFEMON run -- "] {
+        for script in [false, true] {
+            let sandbox = Sandbox::new();
+            let mut terminal = Terminal::open(&sandbox);
+            let line = format!("for i in 1 2 3; do echo round-$((i+10)); {before}sleep 100; done");
+            let line = if script {
+                format!("sh -c '{line}'")
+            } else {
+                line
+            };
+            terminal.enter(&line);
+            terminal.wait_for("round-11");
+            wait_for_sleep(&sandbox);
+            terminal.press(CTRL_C);
+            terminal.wait_for(PROMPT);
+            terminal.enter("echo code-$?");
+            terminal.wait_for("code-130");
+            assert!(!terminal.shown.contains("round-12"), "{before} {line}");
+            wait_until("the shell alone", DEADLINE, || alive(&sandbox).len() == 1);
+        }
+    }
+}
+
+#[test]
+fn a_command_that_stops_itself_gives_the_terminal_back() {
+    for stop in ["TSTP", "STOP"] {
+        for before in ["", "$LIFEMON run -- "] {
+            let sandbox = Sandbox::new();
+            let mut terminal = Terminal::open(&sandbox);
+            terminal.enter(&format!(
+                "{before}sh -c 'kill -{stop} $$; echo on-${{0:+again}}; exit 4'"
+            ));
+            terminal.wait_for("topped");
+            terminal.wait_for(PROMPT);
+            terminal.enter("fg");
+            terminal.wait_for("on-again");
+            terminal.wait_for(PROMPT);
+            terminal.enter("echo code-$?");
+            terminal.wait_for("code-4");
+        }
+    }
+}
+
+#[test]
+fn with_a_group_of_its_own_the_command_is_at_the_terminal_all_the_same() {
+    let sandbox = Sandbox::new();
+    let mut terminal = Terminal::open(&sandbox);
+    terminal
+        .enter("$LIFEMON run --group -- sh -c 'echo at-${0:+work}; read a; echo got-$a; exit 4'");
+    terminal.wait_for("at-work");
+    terminal.press(CTRL_Z);
+    terminal.wait_for(PROMPT);
+    terminal.enter("fg");
+    terminal.press("word\n");
+    terminal.wait_for("got-word");
+    terminal.wait_for(PROMPT);
+    terminal.enter("echo code-$?");
+    terminal.wait_for("code-4");
 }
 
 #[test]

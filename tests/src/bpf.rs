@@ -14,6 +14,9 @@ pub const BPF_FS: &str = "/sys/fs/bpf";
 /// Where lifemon mounts one of its own, in directories that it makes for it.
 const OWN_PLACE: &str = "/run/lifemon";
 
+/// Where it remembers what was left behind.
+const REMEMBERED: &str = "/run/lifemon/left";
+
 const BPF_PROG_GET_NEXT_ID: libc::c_int = 11;
 const BPF_MAP_GET_NEXT_ID: libc::c_int = 12;
 const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
@@ -116,6 +119,10 @@ fn pins() -> BTreeSet<PathBuf> {
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             let path = entry.path();
+            // Not of BPF: what was left behind is remembered until it is gone.
+            if path == Path::new(REMEMBERED) {
+                continue;
+            }
             if path.is_dir() {
                 directories.push(path.clone());
             }

@@ -22,13 +22,22 @@ impl Freezer {
     /// When the group cannot be made.
     #[must_use]
     pub fn new() -> Option<Self> {
+        Self::named("")
+    }
+
+    /// The same, with these characters in its name.
+    ///
+    /// # Panics
+    /// When the group cannot be made.
+    #[must_use]
+    pub fn named(characters: &str) -> Option<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         if !Path::new(MOUNT).join("cgroup.procs").exists() {
             eprintln!("skipped: this host has no freezer of cgroup version 1");
             return None;
         }
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("lifemon-test-{}-{count}", std::process::id());
+        let name = format!("lifemon-test-{}-{count}{characters}", std::process::id());
         let path = Path::new(MOUNT).join(name);
         // What an earlier process of our number has left, if it was killed.
         _ = fs::remove_dir(&path);

@@ -46,6 +46,51 @@ pub fn as_nobody(command: &mut Command) {
     });
 }
 
+/// Makes it start as a user who owns nothing and has these capabilities. The program must be readable for all.
+pub fn as_nobody_with(command: &mut Command, kept: &'static [libc::c_ulong]) {
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Sets {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut sets = [Sets::default(); 2];
+    for capability in kept {
+        let bit = 1 << (capability % 32);
+        let set = &mut sets[usize::from(*capability >= 32)];
+        set.effective |= bit;
+        set.permitted |= bit;
+        set.inheritable |= bit;
+    }
+    let failed = |result: libc::c_long| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    before_exec(command, move || {
+        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        let zero: libc::c_ulong = 0;
+        // SAFETY: no memory is passed.
+        failed(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, zero, zero, zero) }.into())?;
+        setgroups(&[])?;
+        setresgid(group, group, group)?;
+        setresuid(user, user, user)?;
+        let header = [VERSION_3, 0];
+        // SAFETY: the header and both halves of the sets live until the call returns.
+        failed(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) })?;
+        for capability in kept {
+            // SAFETY: no memory is passed.
+            let raised = unsafe {
+                let raise = libc::PR_CAP_AMBIENT_RAISE;
+                libc::prctl(libc::PR_CAP_AMBIENT, raise, *capability, zero, zero)
+            };
+            failed(raised.into())?;
+        }
+        Ok(())
+    });
+}
+
 /// Makes a copy of the program that everybody may read.
 ///
 /// # Panics
@@ -68,6 +113,15 @@ pub fn ignoring_children(command: &mut Command) {
     before_exec(command, || {
         // SAFETY: no handler is installed.
         unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+        Ok(())
+    });
+}
+
+/// Makes a command start with SIGPIPE ignored, as some programs start others.
+pub fn ignoring_pipes(command: &mut Command) {
+    before_exec(command, || {
+        // SAFETY: no handler is installed.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
         Ok(())
     });
 }

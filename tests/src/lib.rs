@@ -32,7 +32,7 @@ pub use freezer::Freezer;
 pub use json_lines::JsonLines;
 pub use lifemon::{Lifemon, Output, Running};
 pub use lock::{HostLock, host_lock, private_lock};
-pub use needs::{has_python_with, has_su};
+pub use needs::{has_programs, has_python_with, has_su};
 pub use own_mounts::OwnMounts;
 pub use pidfd::Pidfd;
 pub use sandbox::Sandbox;

@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 /// this host lacks it. In this order, because what comes last is waited for:
 ///
 /// - `python`: a `python3` for the workers; `multiprocessing`: one with that module.
+/// - `bash`: this shell, and with it the programs that come with most systems.
+/// - `runit`, `s6`: the programs of these supervisors.
 /// - `su`: the program of that name, which changes its user when it is executed.
 /// - `private_tracker`: the host's tracker is off, and lifemon loads one of its own.
 /// - `host_tracker`: the host's tracker is on, for this test alone.
@@ -25,6 +27,21 @@ macro_rules! needs {
     };
     (multiprocessing) => {
         if !$crate::has_python_with("multiprocessing, ctypes") {
+            return;
+        }
+    };
+    (bash) => {
+        if !$crate::has_programs(&["bash"]) {
+            return;
+        }
+    };
+    (runit) => {
+        if !$crate::has_programs(&["runsv", "sv"]) {
+            return;
+        }
+    };
+    (s6) => {
+        if !$crate::has_programs(&["s6-supervise", "s6-svc"]) {
             return;
         }
     };
@@ -55,6 +72,18 @@ pub fn has_python_with(modules: &str) -> bool {
         println!("skipped: no python3 with {modules}");
     }
     has
+}
+
+/// Returns whether these programs are found, and says which is not.
+#[must_use]
+pub fn has_programs(names: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_found = |name: &str| std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+    let missing = names.iter().find(|name| !is_found(name));
+    if let Some(name) = missing {
+        println!("skipped: no {name}");
+    }
+    missing.is_none()
 }
 
 /// Returns whether this host has a `su` that is set-uid, and says so where it has not.

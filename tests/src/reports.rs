@@ -131,3 +131,18 @@ pub struct Incomplete {
     /// What happened, and what to do about it.
     pub advice: Option<String>,
 }
+
+/// Claims what makes an answer incomplete: nothing, or that its history begins too late.
+///
+/// # Panics
+/// When it is anything else.
+#[track_caller]
+pub fn assert_only_history_is_missing(complete: bool, incomplete: &[Incomplete], is_missing: bool) {
+    let reasons: Vec<_> = incomplete.iter().map(|it| it.reason.as_str()).collect();
+    let expected: &[&str] = if is_missing { &["no_history"] } else { &[] };
+    assert_eq!(
+        (complete, &reasons[..]),
+        (!is_missing, expected),
+        "{incomplete:?}"
+    );
+}

@@ -1,7 +1,7 @@
 //! `lifemon attach`: shows a tree as it is now, then reports every event in it. What an event means
 //! is decided in `watch`, how it is printed in `report::stream`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -13,8 +13,7 @@ use crate::ProcessId;
 use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
-use crate::kernel::clock;
-use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions};
+use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock, left};
 use crate::kill::{self, Force, KillError};
 use crate::loss::Loss;
 use crate::process::Process;
@@ -73,11 +72,17 @@ impl Args {
     }
 }
 
+/// The dead whose names are kept until their GPU memory is released: those who die later push out
+/// the oldest, of which the news has the identity alone.
+const DEAD_MAX: usize = 4_096;
+
 /// GPU memory of the dead, followed where this host has GPUs.
 struct Following {
     releases: Option<Releases>,
-    /// The dead that may hold some.
+    /// The dead that may hold some: the last [`DEAD_MAX`].
     dead: HashMap<ProcessId, Process>,
+    /// Their order.
+    order: VecDeque<ProcessId>,
     /// True once no member can die any more.
     is_last: bool,
 }
@@ -88,6 +93,7 @@ impl Following {
         Self {
             releases: devices.exist().then(follow),
             dead: HashMap::new(),
+            order: VecDeque::new(),
             is_last: false,
         }
     }
@@ -97,15 +103,30 @@ impl Following {
         let Some(releases) = &self.releases else {
             return;
         };
+        let mut dead = Vec::new();
         for update in updates {
             if let Update::Happening(happening) = update
                 && let What::Exit { .. } = happening.what
             {
                 let id = happening.process.id;
                 releases.died(id, happening.at_ns.unwrap_or_else(clock::boot_ns));
-                self.dead.insert(id, happening.process.clone());
+                dead.push(happening.process.clone());
             }
         }
+        for process in dead {
+            self.remember(process);
+        }
+    }
+
+    /// Remembers who it was, for the news. Most hold nothing, and there is no news of them.
+    fn remember(&mut self, process: Process) {
+        if self.order.len() == DEAD_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.dead.remove(&oldest);
+        }
+        self.order.push_back(process.id);
+        self.dead.insert(process.id, process);
     }
 
     /// Takes note that no member will die any more; returns whether there may be news nevertheless.
@@ -124,6 +145,7 @@ impl Following {
         };
         let Some(news) = releases.next().await else {
             self.releases = None;
+            (self.dead, self.order) = Default::default();
             return None;
         };
         let of = match &news {
@@ -205,6 +227,9 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
             break;
         }
     }
+    if !is_pinned {
+        left::keep(&start.root.who(), &session.watch().orphans());
+    }
     close(&mut printer, &session, force.is_some())
 }
 
@@ -261,5 +286,29 @@ async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_deaths_are_not_all_remembered() {
+        let mut following = Following {
+            releases: None,
+            dead: HashMap::new(),
+            order: VecDeque::new(),
+            is_last: false,
+        };
+        let id = |pid| ProcessId::new(pid, 5);
+        for pid in 1..=60_000 {
+            following.remember(Process::unknown(id(pid)));
+        }
+        assert_eq!(
+            (following.dead.len(), following.order.len()),
+            (DEAD_MAX, DEAD_MAX)
+        );
+        assert!(following.dead.contains_key(&id(60_000)) && !following.dead.contains_key(&id(1)));
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Code, Output};
 use crate::doctor::{self, Check, State};
 use crate::report::json::SCHEMA;
-use crate::report::out;
+use crate::report::out::{self, Tone, printable};
 
 #[derive(Serialize)]
 struct Report {
@@ -41,21 +41,17 @@ pub(super) fn run(output: Output) -> anyhow::Result<Code> {
 fn describe(checks: &[Check], colour: bool) -> String {
     let mut text = String::new();
     for check in checks {
-        let (word, code) = match check.state {
-            State::Ok => ("ok", "32"),
-            State::Degraded => ("degraded", "33"),
-            State::Failed => ("failed", "31"),
-            State::Skipped => ("skipped", "2"),
+        let (word, tone) = match check.state {
+            State::Ok => ("ok", Tone::Good),
+            State::Degraded => ("degraded", Tone::Warn),
+            State::Failed => ("failed", Tone::Bad),
+            State::Skipped => ("skipped", Tone::Faint),
         };
-        let padded = format!("{word:<9}");
-        let word = if colour {
-            format!("\x1b[{code}m{padded}\x1b[0m")
-        } else {
-            padded
-        };
-        text.push_str(&format!("{word} {:<14} {}\n", check.name, check.detail));
+        let word = out::paint(colour, tone, &format!("{word:<9}"));
+        let detail = printable(&check.detail);
+        text.push_str(&format!("{word} {:<14} {detail}\n", check.name));
         if let Some(remedy) = &check.remedy {
-            text.push_str(&format!("{:25}-> {remedy}\n", ""));
+            text.push_str(&format!("{:25}-> {}\n", "", printable(remedy)));
         }
     }
     text

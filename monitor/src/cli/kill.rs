@@ -10,8 +10,8 @@ use super::devices::DeviceArgs;
 use super::target::Target;
 use super::{Code, Interrupts, NoSuchProcess, Output, parse_duration};
 use crate::ProcessId;
-use crate::kernel::{LoadOptions, Tracker};
-use crate::kill::{KillOptions, ReleaseOptions, kill_tree};
+use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::kill::{KillOptions, ReleaseOptions, Suspects, kill_tree};
 use crate::proc;
 use crate::process::Signal;
 use crate::report::{self, out};
@@ -28,6 +28,10 @@ const INTERRUPTED: &str =
     "interrupted: nothing stays condemned or attached; what is alive stays alive";
 
 /// Arguments of `kill`.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a word of the command line"
+)]
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,7 +40,10 @@ Examples:
   sudo lifemon kill 4200 --dry-run                  what would die, and why it belongs to it
 
 A tree whose root has died is killed as well, while the tracker is on: name the root as it was.
-Exit codes: 0 nothing of it is left, 1 something is (each with the reason), 4 no such process.")]
+Where the tracker is off, or the root is older than it, some may have left the tree unseen: who looks
+like one of those is a suspect, and listed with the evidence.
+Exit codes: 0 nothing of it is left, 1 something is (each with the reason), suspects are, or something
+was lost that leaves it in doubt; 4 no such process.")]
 pub struct Args {
     /// Roots of the trees: PID, or `PID@START_NS` for exactly that process
     #[arg(required = true)]
@@ -56,6 +63,12 @@ pub struct Args {
     /// Kill also a tree that this command itself was started from
     #[arg(long)]
     force: bool,
+    /// End with 0 although there are suspects
+    #[arg(long)]
+    accept_suspects: bool,
+    /// Kill suspects too, with everything below them
+    #[arg(long, conflicts_with = "accept_suspects")]
+    kill_suspects: bool,
     #[command(flatten)]
     gpus: DeviceArgs,
 }
@@ -72,12 +85,19 @@ impl Args {
             protected: Vec::new(),
             dry_run: self.dry_run,
             force: self.force,
+            suspects: match (self.accept_suspects, self.kill_suspects) {
+                (true, _) => Suspects::Accept,
+                (_, true) => Suspects::Kill,
+                _ => Suspects::Report,
+            },
             release,
         }
     }
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    // Before anything that takes time: who starts from here on was not meant.
+    let begun_ns = clock::boot_ns();
     crate::sys::priority::go_first();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -89,7 +109,11 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let tracker = Tracker::open_or_load(&load)?;
     let snapshot = tracker.snapshot()?;
     // All of them are there, or none is killed.
-    let roots = args.targets.iter().map(|target| target.find(&snapshot));
+    let find = |target: &Target| {
+        let root = target.find(&snapshot)?;
+        target.check_is_older(root, begun_ns).map(|()| root)
+    };
+    let roots = args.targets.iter().map(find);
     let roots = roots.collect::<Result<Vec<_>, _>>().map_err(|error| {
         if tracker.is_pinned() {
             return error;

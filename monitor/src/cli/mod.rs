@@ -15,19 +15,20 @@ mod target;
 mod track;
 mod tree;
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::kernel;
 use crate::kill::KillError;
-use crate::report::out::WriteError;
+use crate::report::out::{self, WriteError, printable};
 
 /// Version and commit.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LIFEMON_COMMIT"), ")");
@@ -164,7 +165,11 @@ pub fn start_logging(verbose: u8) {
     };
     let environment = env_logger::Env::default().default_filter_or(level);
     env_logger::Builder::from_env(environment)
-        .format_timestamp(None)
+        .format(|to, record| {
+            let (level, target) = (record.level(), record.target());
+            let message = printable(&record.args().to_string());
+            writeln!(to, "[{level:<5} {target}] {message}")
+        })
         .init();
 }
 
@@ -172,15 +177,29 @@ pub fn start_logging(verbose: u8) {
 /// line; where words are missing or unknown, the usage belongs to the answer.
 #[must_use]
 pub fn refuse_usage(error: &clap::Error) -> ExitCode {
+    let code = match error.exit_code() {
+        0 => 0,
+        // The other codes are those of the command.
+        _ if is_run(std::env::args_os()) => run::FAILED,
+        _ => 2,
+    };
     if error.kind() != clap::error::ErrorKind::ValueValidation {
         let _ = error.print();
-        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        return ExitCode::from(code);
     }
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     let line = line.strip_prefix("error: ").unwrap_or(line);
-    let _ = writeln!(std::io::stderr(), "lifemon: {line}; try --help");
-    ExitCode::from(2)
+    out::tell(&format!("lifemon: {line}; try --help"));
+    ExitCode::from(code)
+}
+
+/// Returns whether these words, which are wrong somewhere, are for the command `run`.
+fn is_run(words: impl IntoIterator<Item = OsString>) -> bool {
+    let found = Cli::command()
+        .ignore_errors(true)
+        .try_get_matches_from(words);
+    found.is_ok_and(|found| found.subcommand_name() == Some("run"))
 }
 
 /// Prints why a command failed, and picks the exit code.
@@ -189,8 +208,7 @@ pub fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(WriteError::Closed) = error.downcast_ref() {
         return ExitCode::SUCCESS;
     }
-    // Standard error may be closed as well; then nobody can read the message.
-    let _ = writeln!(std::io::stderr(), "lifemon: {}", chain(error));
+    out::tell(&format!("lifemon: {}", chain(error)));
     ExitCode::from(code_of(error))
 }
 
@@ -320,8 +338,6 @@ fn parse_ring_size(text: &str) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -341,6 +357,25 @@ mod tests {
                 "{} shows no example",
                 command.get_name()
             );
+        }
+    }
+
+    #[test]
+    fn wrong_words_for_run_are_known_by_its_name() {
+        let is_run = |words: &[&str]| is_run(words.iter().map(OsString::from));
+        for words in [
+            &["lifemon", "run"][..],
+            &["lifemon", "-v", "run", "--no-such-option", "--", "x"],
+            &["lifemon", "-o", "json", "run", "--grace", "x", "--", "x"],
+        ] {
+            assert!(is_run(words), "{words:?}");
+        }
+        for words in [
+            &["lifemon"][..],
+            &["lifemon", "kill", "run", "--no-such-option"],
+            &["lifemon", "-o", "run"],
+        ] {
+            assert!(!is_run(words), "{words:?}");
         }
     }
 

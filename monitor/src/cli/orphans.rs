@@ -202,7 +202,9 @@ fn choose(
     }
     let mut not_shown = BTreeMap::new();
     orphans.retain(|orphan| {
-        let is_shown = args.shows(orphan.verdict);
+        // Its creator was seen to die, by somebody who did not stay.
+        let was_seen = args.verdict.is_empty() && orphan.was_seen_left();
+        let is_shown = was_seen || args.shows(orphan.verdict);
         if !is_shown {
             *not_shown.entry(orphan.verdict).or_default() += 1;
         }

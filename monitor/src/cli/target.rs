@@ -101,8 +101,8 @@ impl Target {
         let live = snapshot.live(self.pid).map(|(id, _)| *id);
         if let Some(start_ns) = self.start_ns {
             let id = ProcessId::new(self.pid, start_ns);
-            if snapshot.records.iter().any(|(known, _)| *known == id) {
-                return Ok(id);
+            if let Some(exact) = snapshot.exact(id) {
+                return Ok(exact);
             }
             return Err(NoSuchProcess(match live {
                 Some(now) => format!(
@@ -135,6 +135,29 @@ impl Target {
                 "process {pid} has no record: the lineage map is full; use a larger --max-processes"
             ))),
         }
+    }
+}
+
+impl Target {
+    /// Checks that a process that was named by its pid alone was there before the command began, at
+    /// `begun_ns` since boot: one that has started since was given the pid of the one that was
+    /// meant.
+    ///
+    /// # Errors
+    /// [`NoSuchProcess`], with the way to mean it all the same.
+    pub(super) fn check_is_older(
+        self,
+        found: ProcessId,
+        begun_ns: u64,
+    ) -> Result<(), NoSuchProcess> {
+        if self.start_ns.is_some() || found.start_ns <= begun_ns {
+            return Ok(());
+        }
+        let (pid, start_ns) = (found.pid, found.start_ns);
+        Err(NoSuchProcess(format!(
+            "process {pid} is gone; its pid is that of a process by now that is younger than this \
+             command; {pid}@{start_ns} names that one"
+        )))
     }
 }
 
@@ -212,6 +235,17 @@ mod tests {
         assert_eq!(find("7@70").unwrap(), ProcessId::new(7, 70));
         let shown = "7".parse::<Target>().unwrap().find_shown(&snapshot);
         assert_eq!(shown.unwrap(), ProcessId::new(7, 77));
+    }
+
+    #[test]
+    fn who_is_younger_than_the_command_must_be_named_exactly() {
+        let found = ProcessId::new(7, 77);
+        let check = |text: &str, begun_ns| {
+            let target: Target = text.parse().unwrap();
+            target.check_is_older(found, begun_ns)
+        };
+        assert!(check("7", 77).is_ok() && check("7@77", 76).is_ok());
+        assert!(check("7", 76).unwrap_err().0.contains("7@77"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::kernel::pins::{self, Found, Look};
 use crate::kernel::switch::Switched;
 use crate::kernel::tracker::HookCost;
 use crate::kernel::{Distrust, LoadOptions, Tracker, preflight};
+use crate::loss::Loss;
 use crate::report::json::SCHEMA;
 use crate::report::out;
 use crate::words::count;
@@ -273,13 +274,24 @@ fn status(output: Output) -> anyhow::Result<Code> {
         )),
     };
     let state = Tracker::open()?.map(read_state).transpose()?;
+    let history = pins::missing_history();
+    let is_hidden = state.is_none() && history != Loss::NoHistory;
+    let problem = if is_hidden {
+        Some(history.advice().to_owned())
+    } else {
+        problem
+    };
     let code = if state.is_some() {
         Code::Done
     } else {
         Code::No
     };
     if output == Output::Json {
-        let tracker = if state.is_some() { "on" } else { "off" };
+        let tracker = match (&state, is_hidden) {
+            (Some(_), _) => "on",
+            (None, true) => history.word(),
+            (None, false) => "off",
+        };
         let json = StatusJson {
             schema: SCHEMA,
             tracker,
@@ -293,6 +305,7 @@ fn status(output: Output) -> anyhow::Result<Code> {
     }
     let mut text = match (&state, problem) {
         (Some(state), _) => describe(state),
+        (None, Some(problem)) if is_hidden => format!("{problem}\n"),
         (None, Some(problem)) => format!("tracking is off: {problem}\n"),
         (None, None) => "tracking is off; `lifemon track on` switches it on\n".to_owned(),
     };

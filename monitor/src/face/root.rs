@@ -7,7 +7,8 @@ use crate::kernel::snapshot::Snapshot;
 /// The root of a tree: by its identity, or by its pid alone.
 ///
 /// A pid means the process that has it now, or the latest one that had it and has living
-/// descendants. An identity never means a successor that was given the same pid.
+/// descendants. An identity never means a successor that was given the same pid; its start may be
+/// rounded to a clock tick, as that of the reports of [`run`](crate::run) can be.
 ///
 /// ```
 /// use lifemon::{ProcessId, Root};
@@ -46,12 +47,9 @@ impl Root {
                 let found = found.map(|(id, _)| *id);
                 found.ok_or_else(|| Error::NoProcess(pid.to_string()))
             }
-            Self::Exact(id) => {
-                let is_known = snapshot.records.iter().any(|(known, _)| *known == id);
-                is_known
-                    .then_some(id)
-                    .ok_or_else(|| Error::NoProcess(format!("{}@{}", id.pid, id.start_ns)))
-            }
+            Self::Exact(id) => snapshot
+                .exact(id)
+                .ok_or_else(|| Error::NoProcess(format!("{}@{}", id.pid, id.start_ns))),
         }
     }
 }

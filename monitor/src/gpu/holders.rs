@@ -134,16 +134,22 @@ fn holding(
 ) -> io::Result<Holding> {
     let mut holding = Holding::default();
     let mut clients = Vec::new();
-    for file in proc::open_files(id.pid)? {
+    let device_of = |descriptor: u32, target: &Path| {
         // Pipes, sockets and the like have no path.
-        if !file.target.is_absolute() {
-            continue;
+        let number = target
+            .is_absolute()
+            .then(|| proc::descriptor_device(id.pid, descriptor))??;
+        match numbers.get(&number) {
+            Some(name) => Some(name.clone()),
+            None => files.has(target).then(|| target.to_owned()),
         }
-        let number = proc::descriptor_device(id.pid, file.descriptor);
-        let device = match number.map(|number| numbers.get(&number)) {
-            Some(Some(name)) => name.clone(),
-            Some(None) if files.has(&file.target) => file.target,
-            _ => continue,
+    };
+    let held = proc::open_files(id.pid, |file| {
+        device_of(file.descriptor, &file.target).is_some()
+    });
+    for file in held? {
+        let Some(device) = device_of(file.descriptor, &file.target) else {
+            continue;
         };
         if device.starts_with(DRM) {
             clients.extend(drm::client(id.pid, file.descriptor));

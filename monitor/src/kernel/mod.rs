@@ -3,7 +3,8 @@
 //! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`hooks`]
 //! (which programs stand where), [`load`], `trusted` (paths that root may follow), [`place`] (where
 //! pins are), [`lock`], [`pins`] (the tracker that stays), [`switch`] (on and off), [`tracker`]
-//! (open maps, passes), [`snapshot`], `slots` and [`watcher`] (one watched tree).
+//! (open maps, passes), [`snapshot`], `slots` and [`watcher`] (one watched tree), [`left`]
+//! (what a watcher has seen left behind).
 
 use std::io;
 
@@ -12,6 +13,7 @@ pub mod clock;
 mod heal;
 mod hooks;
 mod label;
+pub mod left;
 pub mod load;
 pub mod lock;
 mod missed;

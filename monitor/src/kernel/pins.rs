@@ -23,6 +23,7 @@ use super::place::{self, Home, Survey};
 use super::shared::{HostView, Shared};
 use super::trusted::{Directory, Distrust, Flaw};
 use super::{Error, sys};
+use crate::loss::Loss;
 
 /// Programs that are pinned besides the hooks.
 const EXTRA_PROGRAMS: [&str; 4] = ["sweep", "compact", "settle", CLOSER];
@@ -73,6 +74,29 @@ pub fn look() -> Look {
     let Survey { homes, distrusted } = place::survey();
     let found = found_in(homes.iter()).unwrap_or_else(Found::Foreign);
     Look { found, distrusted }
+}
+
+/// Returns what an answer without the pinned tracker lacks: its history, and whether that is
+/// because the tracker is off, or because this user may not open it.
+#[must_use]
+pub fn missing_history() -> Loss {
+    let look = look();
+    let distrust = match &look.found {
+        Found::Foreign(distrust) => Some(distrust),
+        _ => look.distrusted.as_ref(),
+    };
+    match distrust {
+        Some(distrust) if distrust.is_closed() => {
+            // A home or below one, or in a file system that lifemon mounts for a tracker alone.
+            let is_in_home = distrust.path.ancestors().any(place::is_home);
+            if is_in_home || place::has_mounted() {
+                Loss::TrackerUnreadable
+            } else {
+                Loss::TrackerHidden
+            }
+        }
+        _ => Loss::NoHistory,
+    }
 }
 
 pub(super) fn found_in<'a>(homes: impl Iterator<Item = &'a Home>) -> Result<Found, Distrust> {

@@ -323,6 +323,18 @@ fn make_run_directories() -> Result<Vec<Directory>, Distrust> {
     Ok(directories)
 }
 
+/// Returns whether this is the home of a tracker, as anybody can see who may enter the file system.
+pub(super) fn is_home(path: &Path) -> bool {
+    let is_place = |place| path.parent() == Some(Path::new(place));
+    let has_name = path.file_name().is_some_and(|name| name == HOME);
+    has_name && [OWN, SHARED].into_iter().any(is_place) && path.symlink_metadata().is_ok()
+}
+
+/// Returns whether a file system is mounted that lifemon unmounts when the tracker is switched off.
+pub(super) fn has_mounted() -> bool {
+    [OWN, SHARED].into_iter().any(is_ours)
+}
+
 /// Returns whether lifemon has mounted the BPF file system at `place`.
 fn is_ours(place: &str) -> bool {
     let ours = format!("{SOURCE} {place} bpf ");

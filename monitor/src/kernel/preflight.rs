@@ -161,6 +161,12 @@ pub fn check_privileges() -> Result<(), Refusal> {
     })
 }
 
+/// Returns whether this process has a capability, by its number.
+#[must_use]
+pub fn has_capability(capability: u32) -> bool {
+    effective_capabilities().is_some_and(|effective| effective >> capability & 1 == 1)
+}
+
 /// Returns the effective capabilities of this process, as bits; `None` when `/proc` does not say.
 fn effective_capabilities() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;

@@ -123,6 +123,8 @@ impl Tracker {
             let pins = match Pins::open() {
                 Ok(Some(pins)) => pins,
                 Ok(None) => return Ok(None),
+                // On, perhaps, and not readable for this user: [`pins::missing_history`] says so.
+                Err(Error::Foreign(distrust)) if distrust.is_closed() => return Ok(None),
                 // Switched off between the look and the opening: no lock is held here.
                 Err(Error::Pin(_)) if !is_on() => return Ok(None),
                 Err(error) => return Err(error),

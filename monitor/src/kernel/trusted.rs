@@ -57,6 +57,28 @@ pub struct Distrust {
     pub flaw: Flaw,
 }
 
+impl Distrust {
+    /// Returns what is wrong with a path that is not there.
+    pub(super) fn missing(path: &str) -> Self {
+        Self {
+            path: path.into(),
+            flaw: Flaw::Refused(libc::ENOENT),
+        }
+    }
+
+    /// Returns whether it is not there.
+    pub(super) fn is_missing(&self) -> bool {
+        self.flaw == Flaw::Refused(libc::ENOENT)
+    }
+
+    /// Returns whether this process may not look there: then what is there is not known.
+    pub(super) fn is_closed(&self) -> bool {
+        // A directory that was opened without the right to list it has no entries to read (EBADF).
+        let errors = [libc::EACCES, libc::EPERM, libc::EBADF];
+        matches!(self.flaw, Flaw::Refused(errno) if errors.contains(&errno))
+    }
+}
+
 impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -18,6 +18,7 @@ use crate::loss::Loss;
 use crate::process::Signal;
 use crate::sys::child;
 use crate::sys::descriptor::close_all_but;
+use crate::sys::poll::wait_for;
 use crate::sys::priority::go_first;
 use crate::sys::signals;
 
@@ -26,6 +27,10 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of a report at most: far more than the processes of any host need.
 const REPORT_BYTES_MAX: u64 = 64 << 20;
+
+/// What goes through the pipe first, before the first signal: from then on somebody may be dead
+/// whom only the report names. No message begins like this.
+const BEGUN: u8 = b'\n';
 
 /// The killer's report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,14 +72,15 @@ impl Killer {
             });
         }
         drop(read);
-        let write = close_all_but(write);
+        let mut pipe = File::from(close_all_but(write));
         child::set_name(c"lifemon-killer");
-        let message = match kill_below(root, order) {
+        // A parent that is gone needs no report.
+        let begin = || drop(pipe.write_all(&[BEGUN]));
+        let message = match kill_below(root, order, begin) {
             Ok(report) => Message::Killed(report),
             Err(error) => Message::Failed(error.to_string()),
         };
-        // A parent that is gone needs no report.
-        let _ = serde_json::to_vec(&message).map(|bytes| File::from(write).write_all(&bytes));
+        let _ = serde_json::to_vec(&message).map(|bytes| pipe.write_all(&bytes));
         child::exit(0)
     }
 
@@ -98,6 +104,20 @@ impl Killer {
         }
     }
 
+    /// Returns whether it may have sent a signal by now.
+    pub(super) fn has_begun(&mut self) -> bool {
+        if self.text.is_empty()
+            && let Ok([true]) = wait_for([Some(self.pipe.as_fd())], Some(Duration::ZERO))
+        {
+            // Whatever else there is to read, its end included, the next read finds.
+            let mut first = [0];
+            if let Ok(1) = self.pipe.read(&mut first) {
+                self.text.extend(first);
+            }
+        }
+        self.text.first() == Some(&BEGUN)
+    }
+
     /// Ends it.
     pub(super) fn stop(&self) {
         // An unreaped child of ours: its pid is nobody else's.
@@ -113,22 +133,29 @@ fn parse(text: &[u8]) -> Result<Report, String> {
     }
 }
 
-/// Kills what is below `root`, the parent of this process.
-fn kill_below(root: u32, order: Order) -> Result<Report, KillError> {
+/// Kills what is below `root`, the parent of this process; `begin` is called before the first
+/// signal, when all that takes long before is done.
+fn kill_below(root: u32, order: Order, begin: impl FnOnce()) -> Result<Report, KillError> {
     go_first();
     let is_parent = |root: crate::ProcessId| parent_id() == root.pid;
-    let report = kill_blocking(root, is_parent, |root| KillOptions {
-        first_signal: order.signal.and_then(Signal::new),
-        grace: order.grace,
-        timeout: TIMEOUT,
-        protected: vec![root],
-        // It is an ancestor of this process, and protected.
-        force: true,
-        ..KillOptions::default()
+    let report = kill_blocking(root, is_parent, |root| {
+        begin();
+        KillOptions {
+            first_signal: order.signal.and_then(Signal::new),
+            grace: order.grace,
+            timeout: TIMEOUT,
+            protected: vec![root],
+            // It is an ancestor of this process, and protected.
+            force: true,
+            ..KillOptions::default()
+        }
     })?;
+    // The root is a subreaper from its beginning: nothing has ever left its tree.
+    let losses = report.losses.into_iter();
+    let losses = losses.filter(|loss| !loss.is_missing_history());
     Ok(Report {
         outcome: report.outcome,
-        losses: report.losses,
+        losses: losses.collect(),
     })
 }
 
@@ -143,9 +170,35 @@ mod tests {
             losses: vec![Loss::NoHistory, Loss::RingFull],
         };
         let bytes = |message: &Message| serde_json::to_vec(message).unwrap();
-        assert_eq!(parse(&bytes(&Message::Killed(report.clone()))), Ok(report));
+        let killed = bytes(&Message::Killed(report.clone()));
+        assert_eq!(parse(&killed), Ok(report.clone()));
         let failed = Message::Failed("no privileges".to_owned());
         assert_eq!(parse(&bytes(&failed)), Err("no privileges".to_owned()));
-        assert!(parse(b"").is_err());
+        assert!(parse(b"").is_err() && parse(&[BEGUN]).is_err());
+        let begun = [vec![BEGUN], killed].concat();
+        assert_eq!(parse(&begun), Ok(report));
+    }
+
+    #[test]
+    fn who_has_begun_says_so_before_the_report_and_who_has_failed_has_not() {
+        let failed = serde_json::to_vec(&Message::Failed("no".to_owned())).unwrap();
+        for (text, expected) in [(&b""[..], false), (&[BEGUN], true), (&failed, false)] {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let mut killer = Killer {
+                pid: 0,
+                pipe: read.into(),
+                text: Vec::new(),
+            };
+            assert!(!killer.has_begun());
+            let mut write = File::from(write);
+            write.write_all(text).unwrap();
+            assert_eq!(killer.has_begun(), expected);
+            write.write_all(&failed).unwrap();
+            drop(write);
+            assert_eq!(killer.has_begun(), expected);
+            while killer.read().is_none() {}
+            let whole = [text, &failed].concat();
+            assert_eq!(killer.text, whole);
+        }
     }
 }

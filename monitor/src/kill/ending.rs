@@ -11,7 +11,7 @@ use super::outcome::{Order, Outcome, Rest, Subject, Survivor, Way};
 use super::survivor;
 use super::walk::{self, Descendant, Reaped};
 use crate::kernel::preflight;
-use crate::loss::Incomplete;
+use crate::loss::{Incomplete, Loss};
 use crate::proc;
 use crate::sys::child::has_children;
 
@@ -52,6 +52,8 @@ pub(crate) struct Ending {
     /// True if the last pass has found a new process.
     found_new: bool,
     report: Option<Report>,
+    /// True if the killer has sent signals, and its report did not come.
+    is_report_lost: bool,
     why_not_ebpf: Option<String>,
     below: Below,
 }
@@ -68,6 +70,7 @@ impl Ending {
             hurried: order.signal.is_none(),
             found_new: false,
             report: None,
+            is_report_lost: false,
             why_not_ebpf: None,
             below: Below::default(),
         };
@@ -180,11 +183,14 @@ impl Ending {
     }
 
     /// Kills what can be killed while the killer gets ready for the rest: without a grace there is
-    /// nothing to wait for. Where nothing is left for it, the kernel's own word is proof enough.
+    /// nothing to wait for. Where nothing is left for it, the kernel's own word is proof enough;
+    /// but whom the killer has killed before this process has seen them, only its report names.
     fn strike_beside_killer(&mut self) {
         self.strike(libc::SIGKILL);
-        if let Stage::Killer(killer) = &self.stage
+        if let Stage::Killer(killer) = &mut self.stage
             && walk::has_only(self.below.except)
+            // In this order: all are reaped, so one that has not begun by now kills nobody.
+            && !killer.has_begun()
         {
             killer.stop();
             self.stage = Stage::Reported;
@@ -193,6 +199,9 @@ impl Ending {
 
     /// Goes on without the killer: sends the first signal from this process itself.
     fn go_alone(&mut self, why: String) {
+        if let Stage::Killer(killer) = &mut self.stage {
+            self.is_report_lost = killer.has_begun();
+        }
         self.why_not_ebpf = Some(why);
         self.stage = Stage::Grace;
         self.asked = Instant::now();
@@ -256,7 +265,9 @@ impl Ending {
         };
         outcome.add_killed(self.below.killed());
         let losses = losses.into_iter().map(Incomplete::from);
-        let incomplete: Vec<_> = losses.chain(doubt).collect();
+        let lost = self.is_report_lost.then_some(Loss::ReportLost);
+        let lost = lost.map(Incomplete::from);
+        let incomplete: Vec<_> = losses.chain(lost).chain(doubt).collect();
         Rest {
             way,
             why_not_ebpf: self.why_not_ebpf.take(),

@@ -14,6 +14,7 @@ use super::options::{KillOptions, ReleaseOptions};
 use super::outcome::{Held, KillReport, Killed, Outcome, Release, Released};
 use super::refuse::{Guard, KillRefusal};
 use super::strike::{Strike, strike};
+use super::suspects::{self, Suspects};
 use crate::gpu::nvml::{ANSWER_TIMEOUT, Server};
 use crate::gpu::release::{News, Releases};
 use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock};
@@ -45,7 +46,8 @@ pub enum KillError {
     NotPrepared(#[source] io::Error),
 }
 
-/// Kills the tree of `root`, which may be a ghost: then its descendants die.
+/// Kills the tree of `root`, which may be a ghost: then its descendants die. Looks for suspects
+/// before.
 ///
 /// Dropping the future gives everything back: nothing stays condemned, and nothing attached.
 /// Signals that were sent stay sent.
@@ -53,11 +55,27 @@ pub enum KillError {
 /// # Errors
 /// [`KillError`]. Survivors are no error: the report has them.
 pub async fn kill_tree(
-    tracker: Tracker,
+    mut tracker: Tracker,
     root: ProcessId,
     options: &KillOptions,
 ) -> Result<KillReport, KillError> {
-    kill_trees(tracker, root, &[], options).await
+    let begun = Instant::now();
+    let snapshot = tracker.snapshot()?;
+    let guard = Guard::new(&snapshot);
+    let mut suspects = suspects::find(&mut tracker, &snapshot, &guard, root)?;
+    let kills = options.suspects == Suspects::Kill;
+    let doomed = suspects.iter().filter(|_| kills);
+    let doomed: Vec<_> = doomed.map(|suspect| suspect.process.id).collect();
+    drop(snapshot);
+    let mut report = kill_guarded(tracker, root, &doomed, options, (&guard, begun)).await?;
+    for suspect in &mut suspects {
+        suspect.killed = report.has_killed(suspect.process.id);
+    }
+    // Without the tree some end by themselves.
+    suspects.retain(|suspect| suspect.killed || proc::is_live(suspect.process.id));
+    report.accepts_suspects = options.suspects == Suspects::Accept;
+    report.suspects = suspects;
+    Ok(report)
 }
 
 /// Kills the tree of `root` and those of `others`, all as one: they are condemned together, and the
@@ -72,9 +90,19 @@ pub async fn kill_trees(
     options: &KillOptions,
 ) -> Result<KillReport, KillError> {
     let begun = Instant::now();
+    let guard = Guard::new(&tracker.snapshot()?);
+    kill_guarded(tracker, root, others, options, (&guard, begun)).await
+}
+
+/// Kills these trees, in a kill that began at this time, but for whom the guard refuses.
+async fn kill_guarded(
+    tracker: Tracker,
+    root: ProcessId,
+    others: &[ProcessId],
+    options: &KillOptions,
+    (guard, begun): (&Guard, Instant),
+) -> Result<KillReport, KillError> {
     let first_signal = options.standard_signal().map_err(KillError::Unsendable)?;
-    let snapshot = tracker.snapshot()?;
-    let guard = Guard::new(&snapshot);
     for root in [root].iter().chain(others) {
         guard.check(*root, options.force)?;
     }
@@ -125,7 +153,7 @@ pub(crate) async fn kill_on_a_thread(id: ProcessId) -> Result<KillReport, KillEr
 }
 
 /// Kills the tree of the process that has this pid now, if it is the one that is meant, on this
-/// thread. `options` are made for its exact identity.
+/// thread, without a look for suspects. `options` are made for its exact identity.
 ///
 /// # Errors
 /// As [`kill_tree`].
@@ -143,7 +171,7 @@ pub(super) fn kill_blocking(
         .enable_all()
         .build()
         .map_err(KillError::NotPrepared)?;
-    runtime.block_on(kill_tree(tracker, root, &options(root)))
+    runtime.block_on(kill_trees(tracker, root, &[], &options(root)))
 }
 
 fn follow_releases(options: &ReleaseOptions) -> Releases {
@@ -269,6 +297,8 @@ impl Killing {
             rejected: self.rejected + self.force.rejected,
             extinct: watcher.counters().live == 0,
             losses: self.session.standing_losses().to_vec(),
+            suspects: Vec::new(),
+            accepts_suspects: false,
             elapsed: self.elapsed,
             gone: self.gone,
             release: self.release,

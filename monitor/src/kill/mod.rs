@@ -10,16 +10,16 @@
 //! - What is below this very process (`ending`): nobody kills its own tree, so a child does it
 //!   with eBPF (`child`), and this process the rest, or all of it where there are no privileges.
 //!
-//! `refuse` says whom lifemon does not kill, `survivor` why somebody is still alive,
-//! [`outcome`] what is ordered and what came of it.
+//! `refuse` says whom lifemon does not kill, `survivor` why somebody is still alive, `suspects` who
+//! may have left the tree before anybody looked, [`outcome`] what is ordered and what came of it.
 //!
 //! Where the root is older than tracking, whoever is older as well belongs by its present parents.
 //! That takes in no stranger: an orphan goes to an ancestor of its (a subreaper), so what the root
 //! or a member has adopted descends from it. There are two exceptions. Process 1 adopts everybody,
 //! and is refused. The init of a pid namespace adopts what a process outside has put into its
 //! namespace, and takes that along when it dies, whoever kills it. What is missed are orphans that
-//! went to somebody above the root before tracking began: the report says that the root was
-//! inferred.
+//! went to somebody above the root before tracking began: the answer is not complete, and whoever
+//! looks like one is a suspect.
 //!
 //! What holds a process that has SIGKILL pending, held against everybody: a wait in the kernel that
 //! is not interruptible, a frozen cgroup of version 1, a tracer that stops it in its exit. Such a
@@ -36,12 +36,13 @@ pub mod outcome;
 mod refuse;
 mod strike;
 mod survivor;
+mod suspects;
 pub(crate) mod walk;
 
 pub use exact::{KillError, kill_tree, kill_trees};
 pub use options::KillOptions;
 pub use outcome::{
-    Held, KillReport, Killed, Outcome, Release, Released, Rest, Subject, Survivor, Way,
+    Held, KillReport, Killed, Outcome, Release, Released, Rest, Subject, Survivor, Suspect, Way,
 };
 pub use refuse::KillRefusal;
 
@@ -54,3 +55,5 @@ pub(crate) use force::kill_watched;
 pub(crate) use options::ReleaseOptions;
 #[cfg(feature = "cli")]
 pub(crate) use refuse::{Guard, check};
+#[cfg(feature = "cli")]
+pub(crate) use suspects::Suspects;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
 
+use super::suspects::Suspects;
 use crate::process::Signal;
 
 /// The default duration of a kill.
@@ -30,6 +31,7 @@ pub struct KillOptions {
     pub(crate) protected: Vec<ProcessId>,
     pub(crate) dry_run: bool,
     pub(crate) force: bool,
+    pub(crate) suspects: Suspects,
     pub(crate) release: Option<ReleaseOptions>,
 }
 
@@ -51,6 +53,7 @@ impl Default for KillOptions {
             protected: Vec::new(),
             dry_run: false,
             force: false,
+            suspects: Suspects::Report,
             release: None,
         }
     }
@@ -103,6 +106,20 @@ impl KillOptions {
     #[must_use]
     pub const fn force(mut self, force: bool) -> Self {
         self.force = force;
+        self
+    }
+
+    /// Leaves suspects alone: the kill is done although there are some.
+    #[must_use]
+    pub const fn accept_suspects(mut self) -> Self {
+        self.suspects = Suspects::Accept;
+        self
+    }
+
+    /// Kills suspects with the tree, and everything below them.
+    #[must_use]
+    pub const fn kill_suspects(mut self) -> Self {
+        self.suspects = Suspects::Kill;
         self
     }
 

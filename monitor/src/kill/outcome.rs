@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ProcessId;
 use crate::loss::{Incomplete, Loss};
+use crate::proc::Shared;
 use crate::process::{Death, Process, Who, is_same_process, json};
 
 /// The process that an outcome is about, as it can be named when it is gone.
@@ -119,6 +120,22 @@ impl Survivor {
     }
 }
 
+/// A living process that is no member of the tree and looks like a former one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Suspect {
+    /// The process.
+    #[serde(flatten)]
+    pub process: Subject,
+    /// Its present parent, which stands above the root and takes in orphans.
+    pub parent: Who,
+    /// What it has in common with the root or a member, and not with its parent.
+    pub evidence: Vec<Shared>,
+    /// True if it was killed with the tree.
+    #[serde(default)]
+    pub killed: bool,
+}
+
 /// The outcome for the processes of a tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -167,6 +184,11 @@ pub struct KillReport {
     pub extinct: bool,
     /// The losses that make the answer incomplete.
     pub losses: Vec<Loss>,
+    /// Processes that look like former members, where history is missing: those that are still
+    /// alive, and those that were killed with the tree.
+    pub suspects: Vec<Suspect>,
+    /// True if the kill is done although suspects are alive.
+    pub(crate) accepts_suspects: bool,
     /// From the beginning until it was extinct, or until the time was over.
     pub elapsed: Duration,
     /// Until the last of them was gone, its memory released; `None` when that was not seen.
@@ -176,14 +198,30 @@ pub struct KillReport {
 }
 
 impl KillReport {
-    /// Returns whether nothing of the tree is left: no process, and no GPU memory that was waited
-    /// for.
+    /// Returns whether nothing of the tree is left: no process, no GPU memory that was waited for,
+    /// and no suspect, unless those are accepted. False after a loss that leaves this in doubt; that
+    /// history is missing is none.
     #[must_use]
     pub fn is_done(&self) -> bool {
         let is_released = |release: &Release| release.held.is_empty() && !release.hung;
         self.extinct
             && self.outcome.survivors.is_empty()
+            && self.losses.iter().all(|loss| loss.is_missing_history())
+            && (self.accepts_suspects || self.suspects.iter().all(|suspect| suspect.killed))
             && self.release.as_ref().is_none_or(is_released)
+    }
+
+    /// Returns whether it is certain that no process of the tree is left.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.extinct && self.losses.is_empty() && self.outcome.survivors.is_empty()
+    }
+
+    /// Returns whether this process is among those that died.
+    pub(crate) fn has_killed(&self, id: ProcessId) -> bool {
+        let dying = self.outcome.already_dying.iter().map(|dying| dying.id);
+        let killed = self.outcome.killed.iter().map(|killed| killed.process.id);
+        killed.chain(dying).any(|dead| dead == id)
     }
 }
 

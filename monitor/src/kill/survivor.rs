@@ -21,13 +21,21 @@ pub(super) fn denied(error: &io::Error) -> String {
     }
 }
 
+/// Returns that `/proc` does not show a process that is there; `None` where it is gone.
+fn hidden(id: ProcessId) -> Option<String> {
+    let trouble = proc::trouble().filter(|_| !proc::is_gone(id))?;
+    Some(format!("its state is not known: {trouble}"))
+}
+
 /// Returns why a process that has SIGKILL pending is still there, as far as it shows from outside.
 pub(super) fn reason(id: ProcessId) -> String {
     let pid = id.pid;
-    let stat = proc::stat(pid).filter(|stat| is_same_process(stat.identity(pid), id));
-    let Some(stat) = stat else {
-        return "dying".to_owned();
+    let Some(stat) = proc::stat(pid) else {
+        return hidden(id).unwrap_or_else(|| "dying".to_owned());
     };
+    if !is_same_process(stat.identity(pid), id) {
+        return "dying".to_owned();
+    }
     if let Some(cgroup) = proc::frozen_cgroup(pid) {
         return format!("in a frozen cgroup ({cgroup}): thaw it");
     }
@@ -45,5 +53,21 @@ pub(super) fn reason(id: ProcessId) -> String {
             Some(tracer) => format!("held by its tracer {tracer} (state {state})"),
             None => format!("has not died yet (state {state})"),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_there_is_dying_and_who_runs_is_not() {
+        assert_eq!(reason(ProcessId::new(u32::MAX / 4, 1)), "dying");
+        let own = proc::identify(std::process::id()).unwrap();
+        assert!(
+            reason(own).starts_with("has not died yet"),
+            "{}",
+            reason(own)
+        );
     }
 }

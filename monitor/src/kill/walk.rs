@@ -162,9 +162,14 @@ impl Reaped {
         libc::WIFSTOPPED(self.status).then(|| libc::WSTOPSIG(self.status))
     }
 
-    /// Returns how it died; `None` if it is stopped.
+    /// Returns whether it goes on after a stop.
+    pub(crate) fn goes_on(&self) -> bool {
+        libc::WIFCONTINUED(self.status)
+    }
+
+    /// Returns how it died; `None` if it is stopped, or goes on.
     pub(crate) fn death(&self) -> Option<Death> {
-        let is_dead = self.stopped_by().is_none();
+        let is_dead = self.stopped_by().is_none() && !self.goes_on();
         is_dead.then(|| Death::from_wait_status(self.status))
     }
 }

@@ -49,9 +49,9 @@ use tokio::time::timeout;
 use crate::ProcessId;
 use crate::kill::ending::LIMIT;
 use crate::kill::outcome::{Order, Outcome};
+use crate::supervise::executed::{Brief, words};
 use crate::supervise::guardian::Guardian;
 use crate::supervise::message::{Request, Spec, encode};
-use crate::supervise::serve::{Brief, words};
 use monitor::{Ask, Monitor};
 use state::Shared;
 

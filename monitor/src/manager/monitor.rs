@@ -178,7 +178,9 @@ impl Monitor {
             Notice::Started { worker, id } => {
                 let mut inner = self.shared.lock();
                 if let Some(worker) = inner.workers.get_mut(worker) {
-                    worker.id = Some(id);
+                    let session = self.session.as_ref();
+                    let exact = session.and_then(|session| session.watch().exact(id));
+                    worker.id = Some(exact.unwrap_or(id));
                 }
             }
             Notice::Failed { worker, errno } => {
@@ -198,7 +200,7 @@ impl Monitor {
             // It has ended when the guardian itself is gone: that is the next and last thing it
             // does.
             Notice::Ended(rest) => self.shared.lock().rest = Some(rest),
-            Notice::Stopped { .. } => {}
+            Notice::Ready { .. } | Notice::Stopped { .. } | Notice::Daemons => {}
         }
     }
 
@@ -258,7 +260,11 @@ impl Monitor {
             Session::start(tracker, root, &WatchOptions::default())
         });
         match started {
-            Ok((session, _)) => {
+            Ok((session, start)) => {
+                start
+                    .members
+                    .iter()
+                    .for_each(|member| self.learn(member.id));
                 {
                     let mut inner = self.shared.lock();
                     inner.way = Way::Ebpf;
@@ -285,6 +291,7 @@ impl Monitor {
         for update in updates {
             match update {
                 Update::Happening(happening) => {
+                    self.learn(happening.process.id);
                     if let What::Exit { death, .. } = &happening.what
                         && let Some(worker) = self.worker(happening.process.id)
                     {
@@ -320,11 +327,23 @@ impl Monitor {
             .position(|worker| worker.id.is_some_and(is_this))
     }
 
+    /// Takes over the exact identity of a worker.
+    fn learn(&self, id: ProcessId) {
+        if let Some(worker) = self.worker(id)
+            && let Some(worker) = self.shared.lock().workers.get_mut(worker)
+        {
+            worker.id = Some(id);
+        }
+    }
+
     fn publish(&self) {
         let Some(session) = &self.session else { return };
         let mut inner = self.shared.lock();
         inner.orphans = session.watch().orphans();
-        inner.incomplete = Incomplete::all(session.standing_losses());
+        // The guardian is a subreaper from its beginning: nothing has ever left its tree.
+        let losses = session.standing_losses().iter().copied();
+        let losses = losses.filter(|loss| !loss.is_missing_history());
+        inner.incomplete = losses.map(Into::into).collect();
     }
 
     /// Looks for dead workers: the fallback, should a notice of the guardian have been lost.

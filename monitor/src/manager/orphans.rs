@@ -260,6 +260,8 @@ mod tests {
             rejected: 0,
             extinct: false,
             losses: Vec::new(),
+            suspects: Vec::new(),
+            accepts_suspects: false,
             elapsed: Duration::ZERO,
             gone: None,
             release: None,

@@ -9,7 +9,9 @@ use lifemon_ebpf::{INFERRED, LIVE, ProcessId, Record};
 use super::search::Search;
 use super::{Evidence, Orphan};
 use crate::forest::Forest;
+use crate::kernel::left;
 use crate::proc::{self, Placement, Stat};
+use crate::process::Who;
 
 /// Resources of the members of a known tree that a process they left behind may share.
 #[derive(Default)]
@@ -25,12 +27,35 @@ struct Marks {
 
 /// Finds the processes that look like orphans; given a tree, only those that look like its orphans.
 pub(super) fn find(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
+    let mut found = seen_left(search, tree);
+    let seen: HashSet<_> = found.iter().map(|orphan| orphan.process.id).collect();
     let marks = tree.map(|root| marks(search.known.forest, root));
     let candidates = candidates(search);
-    candidates
+    let others = candidates
+        .filter(|(id, _)| !seen.contains(id))
         .filter(|(id, _)| marks.as_ref().is_none_or(|marks| !marks.is_kin(id)))
-        .filter_map(|(id, record)| look(search, *id, record, marks.as_ref()))
-        .collect()
+        .filter_map(|(id, record)| look(search, *id, record, marks.as_ref()));
+    found.extend(others);
+    found
+}
+
+/// Finds the processes that `attach` has seen left behind, by this tree where one is given. Those
+/// whose parent has died since are orphans that were seen.
+fn seen_left(search: &Search<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
+    let forest = search.known.forest;
+    let left = left::recall().into_iter();
+    let left = left.filter(|(_, root)| tree.is_none_or(|tree| tree == root.id));
+    let describe = |(id, root): (ProcessId, Who)| {
+        let record = forest.record(&id).filter(|_| !forest.is_orphan(&id))?;
+        let is_older = record.state == LIVE && record.origin & INFERRED != 0;
+        let stat = proc::stat(id.pid).filter(|_| is_older)?;
+        let mut orphan = search.describe(id, record, &stat)?;
+        orphan.evidence = vec![Evidence::LeftBehind(root.to_string())];
+        let parent = forest.live(stat.parent);
+        orphan.parent = parent.and_then(|parent| search.who(parent));
+        proc::is_live(id).then_some(orphan)
+    };
+    left.filter_map(describe).collect()
 }
 
 /// Returns living processes that are older than tracking, and that their parent of that time may
@@ -161,12 +186,12 @@ impl Marks {
 /// Returns open files that a process has in common only with those who got them from it or from its
 /// ancestors, or who share memory with it by name.
 fn private_files(pid: u32) -> Vec<PathBuf> {
-    let files = proc::open_files(pid).unwrap_or_default().into_iter();
     let is_standard = |descriptor: u32| descriptor <= 2;
-    files
-        .filter(|file| !is_standard(file.descriptor) && is_private(&file.target))
-        .map(|file| file.target)
-        .collect()
+    let files = proc::open_files(pid, |file| {
+        !is_standard(file.descriptor) && is_private(&file.target)
+    });
+    let files = files.unwrap_or_default().into_iter();
+    files.map(|file| file.target).collect()
 }
 
 fn is_private(target: &Path) -> bool {

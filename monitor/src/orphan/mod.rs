@@ -65,6 +65,15 @@ pub struct Orphan {
     pub subtree: Subtree,
 }
 
+impl Orphan {
+    /// Returns whether it was seen to be left behind, before anybody kept its history.
+    #[must_use]
+    pub fn was_seen_left(&self) -> bool {
+        let is_seen = |evidence: &Evidence| matches!(evidence, Evidence::LeftBehind(_));
+        self.evidence.iter().any(is_seen)
+    }
+}
+
 /// The sources of what is said of orphans, all of one time.
 #[derive(Debug, Clone, Copy)]
 pub struct Known<'a> {

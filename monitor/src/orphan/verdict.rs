@@ -93,6 +93,8 @@ pub enum Evidence {
     SharedFile(String),
     /// It has a GPU open.
     Device(String),
+    /// `attach`, which knew its creator, has seen it left behind by the tree of this root.
+    LeftBehind(String),
 }
 
 impl Evidence {
@@ -116,6 +118,7 @@ impl Evidence {
             Self::SharedJob(_) => "shared_job",
             Self::SharedFile(_) => "shared_file",
             Self::Device(_) => "device",
+            Self::LeftBehind(_) => "left_behind",
         }
     }
 }
@@ -143,6 +146,7 @@ impl fmt::Display for Evidence {
             Self::SharedJob(variable) => write!(f, "{variable} as in the tree"),
             Self::SharedFile(file) => write!(f, "has {file} open, as the tree has"),
             Self::Device(device) => write!(f, "has {device} open"),
+            Self::LeftBehind(root) => write!(f, "seen to be left behind by the tree of {root}"),
         }
     }
 }

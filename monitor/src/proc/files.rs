@@ -11,8 +11,9 @@ use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::threads::files_of;
 
-/// Descriptors of one process that are looked at.
-const DESCRIPTORS_MAX: usize = 65_536;
+/// Descriptors of one process that are looked at: as many as the kernel lets a process open where
+/// nobody has raised `fs.nr_open`.
+const DESCRIPTORS_MAX: usize = 1 << 20;
 
 /// One open file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,21 +24,37 @@ pub struct OpenFile {
     pub target: PathBuf,
 }
 
-/// Returns the open files of whoever has this pid now. The caller checks who that is.
+/// Returns those open files of whoever has this pid now that are wanted. The caller checks who that
+/// is. Nothing else is kept, so that a process with very many files costs time and no memory.
 ///
 /// # Errors
-/// When they may not be looked at ([`io::ErrorKind::PermissionDenied`]), or the process is gone.
-pub fn open_files(pid: u32) -> io::Result<Vec<OpenFile>> {
-    let directory = files_of(pid).join("fd");
+/// When they may not be looked at ([`io::ErrorKind::PermissionDenied`]), when there are more than
+/// are looked at (the same: some of them are not known), or when the process is gone.
+pub fn open_files(pid: u32, is_wanted: impl Fn(&OpenFile) -> bool) -> io::Result<Vec<OpenFile>> {
+    read_files(pid, DESCRIPTORS_MAX, is_wanted)
+}
+
+fn read_files(
+    pid: u32,
+    descriptors_max: usize,
+    is_wanted: impl Fn(&OpenFile) -> bool,
+) -> io::Result<Vec<OpenFile>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(directory)?.take(DESCRIPTORS_MAX) {
+    for (index, entry) in fs::read_dir(files_of(pid).join("fd"))?.enumerate() {
+        if index == descriptors_max {
+            let why = format!("process {pid} has more than {descriptors_max} open files");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
         let entry = entry?;
         let Some(descriptor) = number(&entry.file_name()) else {
             continue;
         };
         // It may have been closed meanwhile.
         if let Ok(target) = fs::read_link(entry.path()) {
-            files.push(OpenFile { descriptor, target });
+            let file = OpenFile { descriptor, target };
+            if is_wanted(&file) {
+                files.push(file);
+            }
         }
     }
     Ok(files)
@@ -78,12 +95,20 @@ mod tests {
     fn an_open_file_is_found_by_its_name_and_its_number() {
         let _null = fs::File::open("/dev/null").unwrap();
         let own = std::process::id();
-        let files = open_files(own).unwrap();
-        let is_null = |file: &&OpenFile| file.target.as_os_str() == "/dev/null";
-        let null = files.iter().find(is_null).unwrap();
+        let is_null = |file: &OpenFile| file.target.as_os_str() == "/dev/null";
+        let files = open_files(own, is_null).unwrap();
+        assert!(files.iter().all(is_null), "{files:?}");
+        let null = files.first().unwrap();
         assert_eq!(descriptor_device(own, null.descriptor), Some((1, 3)));
         assert_eq!(device_number(Path::new("/dev/null")), Some((1, 3)));
         assert_eq!(device_number(Path::new("/proc")), None);
-        assert!(open_files(u32::MAX / 4).is_err());
+        assert!(open_files(u32::MAX / 4, is_null).is_err());
+    }
+
+    #[test]
+    fn files_beyond_the_limit_are_an_error_and_never_left_out_silently() {
+        let _open = [(); 3].map(|()| fs::File::open("/dev/null").unwrap());
+        let error = read_files(std::process::id(), 2, |_| true).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
     }
 }

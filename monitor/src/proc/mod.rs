@@ -3,7 +3,8 @@
 //! later. Nothing outside this module and the kernel's side reads `/proc`.
 //!
 //! `liveness` defines *live*, *dead* and *gone*; `command`, `placement`, `files`, `family` and
-//! `status` read one kind of file each; `threads` finds them where the leader thread has exited.
+//! `status` read one kind of file each; `threads` finds them where the leader thread has exited,
+//! `shared` compares what processes have.
 
 mod command;
 mod family;
@@ -11,6 +12,7 @@ mod files;
 mod liveness;
 mod mounts;
 mod placement;
+mod shared;
 mod status;
 mod threads;
 
@@ -18,13 +20,15 @@ pub use command::{CommandLine, command_line, is_of_job, job_markers};
 pub use files::open_files;
 pub use liveness::{has_successor, is_gone, is_live, owns_pid};
 pub use placement::{Placement, placement};
+pub use shared::Shared;
 pub use status::{name, wait_channel};
 
 pub(crate) use command::command_line_of;
 pub(crate) use family::{children, children_by_parent, own_threads, pids};
 pub(crate) use files::{descriptor_device, descriptor_info, device_number, input_device};
 pub(crate) use placement::placement_of;
-pub(crate) use status::{frozen_cgroup, ignores_hangup, tracer};
+pub(crate) use shared::Belongings;
+pub(crate) use status::{frozen_cgroup, ignores_hangup, switches, tracer};
 
 use std::fs;
 use std::path::Path;
@@ -41,6 +45,8 @@ pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 pub struct Stat {
     /// Pid of the parent as this pid namespace sees it.
     pub parent: u32,
+    /// Process group, by its leader's pid.
+    pub group: u32,
     /// Session, by its leader's pid.
     pub session: u32,
     /// Device number of the controlling terminal; 0 without one.
@@ -96,10 +102,11 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields are numbered from 1 with the pid; state is 3, parent 4, session 6, flags 9, cminflt
-    // 11, utime 14, stime 15, num_threads 20, starttime 22, rss 24. Leaders outside the pid namespace of this `/proc` read as 0, or as -1 where
-    // there is no group.
-    let session = fields.nth(6 - 4 - 1)?.parse().unwrap_or(0);
+    // Fields are numbered from 1 with the pid; state is 3, parent 4, group 5, session 6, flags 9,
+    // cminflt 11, utime 14, stime 15, num_threads 20, starttime 22, rss 24. Leaders outside the pid
+    // namespace of this `/proc` read as 0, or as -1 where there is no group.
+    let group = fields.next()?.parse().unwrap_or(0);
+    let session = fields.next()?.parse().unwrap_or(0);
     let terminal = fields.next()?.parse().ok()?;
     let flags = fields.nth(9 - 7 - 1)?.parse().ok()?;
     let children_faults = fields.nth(11 - 9 - 1)?.parse().ok()?;
@@ -110,6 +117,7 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let resident_pages = fields.nth(24 - 22 - 1)?.parse().ok()?;
     Some(Stat {
         parent,
+        group,
         session,
         terminal,
         flags,
@@ -134,7 +142,12 @@ pub fn is_ours() -> bool {
 #[must_use]
 pub fn trouble() -> Option<&'static str> {
     if !is_ours() {
-        return Some("/proc is not that of this pid namespace");
+        let is_there = Path::new("/proc/self").exists();
+        return Some(if is_there {
+            "/proc is not that of this pid namespace"
+        } else {
+            "/proc is not mounted"
+        });
     }
     // Process 1 exists as long as any process does.
     let hides = stat(1).is_none();
@@ -160,6 +173,18 @@ pub fn identify(pid: u32) -> Option<ProcessId> {
 pub fn parent(id: ProcessId) -> Option<u32> {
     let stat = stat(id.pid)?;
     stat.is_of(id).then_some(stat.parent)
+}
+
+/// Returns whether there are at least as many pids as the kernel gives by default (32,768). They are
+/// given out one after the other, and threads and processes of the whole host would have to use up
+/// all of them before one comes again.
+#[must_use]
+pub(crate) fn has_many_pids() -> bool {
+    const DEFAULT_PIDS: u64 = 32_768;
+    let text = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    text.trim()
+        .parse()
+        .is_ok_and(|pids: u64| pids >= DEFAULT_PIDS)
 }
 
 /// The kind of a pid that has no record.
@@ -197,7 +222,7 @@ pub fn kind(pid: u32) -> Kind {
 mod tests {
     use super::*;
 
-    const LINE: &str = "77 (a) b\n) S 42 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 123456 9 70 8";
+    const LINE: &str = "77 (a) b\n) S 42 77 76 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 123456 9 70 8";
 
     #[test]
     fn a_name_may_hold_anything() {
@@ -206,7 +231,7 @@ mod tests {
             (stat.parent, stat.start_ticks, stat.state),
             (42, 123_456, 'S')
         );
-        assert_eq!((stat.session, stat.terminal), (77, 0));
+        assert_eq!((stat.group, stat.session, stat.terminal), (77, 76, 0));
         assert_eq!(
             (stat.flags, stat.children_faults, stat.threads),
             (4_194_304, 2, 1)

@@ -35,6 +35,13 @@ pub(crate) fn ignores_hangup(pid: u32) -> bool {
     ignored.is_some_and(|mask| mask & SIGHUP != 0)
 }
 
+/// Returns how often the task with this pid has left a processor: one that has not since a stop is
+/// in that stop still.
+pub(crate) fn switches(pid: u32) -> Option<u64> {
+    let count = |name| field(pid, name)?.parse::<u64>().ok();
+    Some(count("voluntary_ctxt_switches")? + count("nonvoluntary_ctxt_switches")?)
+}
+
 /// Returns where in the kernel the task with this pid waits; `None` when it does not, or that may
 /// not be known.
 #[must_use]

@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::json::{Id, MemberJson, SCHEMA, is_false};
 use super::out::printable;
 use super::text;
-use crate::kill::{KillReport, Outcome, Release};
+use crate::kill::{KillReport, Outcome, Release, Subject, Suspect};
 use crate::loss::Incomplete;
-use crate::process::Process;
+use crate::process::{Process, Who};
 use crate::words::count;
 
 /// The report of a kill.
@@ -34,11 +34,44 @@ pub(super) struct KilledJson {
     complete: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     incomplete: Vec<Incomplete>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    suspects: Vec<SuspectJson>,
     elapsed_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     gone_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<Release>,
+}
+
+/// A process that looks like a former member.
+#[derive(Serialize)]
+struct SuspectJson {
+    #[serde(flatten)]
+    process: Subject,
+    parent: Who,
+    evidence: Vec<EvidenceJson>,
+    killed: bool,
+}
+
+#[derive(Serialize)]
+struct EvidenceJson {
+    kind: &'static str,
+    text: String,
+}
+
+impl From<&Suspect> for SuspectJson {
+    fn from(suspect: &Suspect) -> Self {
+        let evidence = suspect.evidence.iter().map(|shared| EvidenceJson {
+            kind: shared.word(),
+            text: shared.to_string(),
+        });
+        Self {
+            process: suspect.process.clone(),
+            parent: suspect.parent.clone(),
+            evidence: evidence.collect(),
+            killed: suspect.killed,
+        }
+    }
 }
 
 /// Returns the report as one JSON object and a newline.
@@ -67,6 +100,7 @@ impl KilledJson {
             extinct: report.extinct,
             complete: report.losses.is_empty(),
             incomplete: Incomplete::all(&report.losses),
+            suspects: report.suspects.iter().map(Into::into).collect(),
             elapsed_ms: report.elapsed.as_secs_f64() * 1e3,
             gone_ms: report.gone.map(|gone| gone.as_secs_f64() * 1e3),
             gpu: report.release.clone(),
@@ -82,10 +116,10 @@ pub fn done(report: &KillReport) -> String {
         "tree of {}: {} killed in {ms:.1} ms{}\n",
         text::process(&report.root),
         report.outcome.killed.len(),
-        if report.extinct {
-            ", none of it is left"
-        } else {
-            ""
+        match (report.is_proven(), report.extinct) {
+            (true, _) => ", none of it is left",
+            (false, true) => ", none that is known to belong to it is left",
+            (false, false) => "",
         },
     );
     for survivor in &report.outcome.survivors {
@@ -99,6 +133,7 @@ pub fn done(report: &KillReport) -> String {
     if let Some(release) = &report.release {
         gpu(&mut text, release);
     }
+    suspects(&mut text, report);
     doubts(&mut text, report);
     text
 }
@@ -114,7 +149,7 @@ fn gpu(text: &mut String, release: &Release) {
         );
     }
     for held in &release.held {
-        let (pid, state) = (held.id.pid, &held.state);
+        let (pid, state) = (held.id.pid, printable(&held.state));
         let _ = writeln!(text, "GPU memory still held by {pid}: {state}");
     }
     if release.hung {
@@ -138,6 +173,7 @@ pub fn would(report: &KillReport) -> String {
             why(member, &report.root)
         );
     }
+    suspects(&mut text, report);
     doubts(&mut text, report);
     text
 }
@@ -158,14 +194,30 @@ fn why(member: &Process, root: &Process) -> String {
     }
 }
 
+/// Writes who looks like a former member, and why.
+fn suspects(text: &mut String, report: &KillReport) {
+    for suspect in &report.suspects {
+        let process = text::process(&Process::from(&suspect.process));
+        let evidence = suspect.evidence.iter().map(ToString::to_string);
+        let evidence = evidence.collect::<Vec<_>>().join(", ");
+        let what = if suspect.killed {
+            "killed on suspicion"
+        } else {
+            "suspect"
+        };
+        let (parent, evidence) = (text::who(&suspect.parent), printable(&evidence));
+        let _ = writeln!(text, "{what}: {process}  child of {parent}, {evidence}");
+    }
+    if report.suspects.iter().any(|suspect| !suspect.killed) {
+        text.push_str(
+            "suspects may have left the tree before it was watched; \
+             --kill-suspects kills them too, --accept-suspects ends with 0\n",
+        );
+    }
+}
+
 fn doubts(text: &mut String, report: &KillReport) {
     for loss in &report.losses {
         let _ = writeln!(text, "not complete: {}", loss.advice());
-    }
-    if report.root.inferred {
-        text.push_str(
-            "older than tracking: what left the tree before is not known; \
-             `lifemon track on` keeps it from now on\n",
-        );
     }
 }

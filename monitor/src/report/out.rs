@@ -1,6 +1,8 @@
-//! Standard output that behaves: a closed pipe ends quietly, any other error is an error, and what
-//! was written is there before lifemon goes on.
+//! Output that behaves: a closed pipe ends quietly, any other error is an error, what was written is
+//! there before lifemon goes on, and nothing that comes from the host does anything to a terminal.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 
 /// Returns whether colour belongs on standard output: a terminal, and no `NO_COLOR`.
@@ -30,23 +32,87 @@ impl From<io::Error> for WriteError {
     }
 }
 
-/// Writes `text`, and flushes.
+/// Writes `text`, and flushes. Everything that is printed comes through here, or through
+/// [`tell`]: what somebody has forgotten to make safe is made so.
 ///
 /// # Errors
 /// [`WriteError`].
 pub fn print(text: &str) -> Result<(), WriteError> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
+    // Text for people never begins so.
+    let is_json = text.starts_with('{');
+    let colours = if is_json { None } else { Some(wants_colour()) };
+    out.write_all(finished(text, colours).as_bytes())?;
     out.flush()?;
     Ok(())
 }
 
+/// Writes a line to standard error, made safe. It may be closed: then nobody can read the line.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", printable(line));
+}
+
+/// The colours of the text, as noncharacters: no host's text has them after [`printable`], and
+/// nothing else can become an escape sequence. Each is followed by its end.
+const PAINT: [(char, &str); 5] = [
+    ('\u{fdd0}', "\x1b[0m"),
+    ('\u{fdd1}', "\x1b[31m"),
+    ('\u{fdd2}', "\x1b[33m"),
+    ('\u{fdd3}', "\x1b[32m"),
+    ('\u{fdd4}', "\x1b[2m"),
+];
+
+/// Colours by meaning.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Tone {
+    Bad = 1,
+    Warn = 2,
+    Good = 3,
+    Faint = 4,
+}
+
+/// Returns text in a colour, where colour is wanted, as [`print`] understands it.
+pub(crate) fn paint(colour: bool, tone: Tone, text: &str) -> String {
+    if !colour {
+        return text.to_owned();
+    }
+    let ((begin, _), (end, _)) = (PAINT[tone as usize], PAINT[0]);
+    format!("{begin}{text}{end}")
+}
+
+/// Returns whether a character may do something to a terminal, or to the order of a text.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fdd0}'..='\u{fdef}')
+}
+
+/// Returns a text as it is written: what is unsafe is escaped as JSON has it, so that JSON, which
+/// has such characters in strings alone, means what it meant. `colours` says whether they are
+/// wanted; `None` where the text has none.
+fn finished(text: &str, colours: Option<bool>) -> Cow<'_, str> {
+    let is_escaped = |c: char| is_unsafe(c) && c != '\n' && c != '\t';
+    if !text.contains(is_escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut written = String::with_capacity(text.len() + 64);
+    for c in text.chars() {
+        let paint = PAINT.iter().find(|(mark, _)| *mark == c);
+        match (paint, colours) {
+            (Some((_, code)), Some(true)) => written.push_str(code),
+            (Some(_), Some(false)) => {}
+            _ if is_escaped(c) => {
+                let _ = write!(written, "\\u{:04x}", u32::from(c));
+            }
+            _ => written.push(c),
+        }
+    }
+    Cow::Owned(written)
+}
+
 /// Makes text of others safe for a terminal: control characters are escaped, so that no process
-/// name can move the cursor or change the colour.
+/// name can move the cursor, change the colour or begin a line.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let is_unsafe =
-        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     if !text.contains(is_unsafe) {
         return text.to_owned();
     }
@@ -70,6 +136,27 @@ mod tests {
         assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
         assert_eq!(printable("VLLM::EngineCor"), "VLLM::EngineCor");
         assert_eq!(printable("\u{202e}txt"), "\\u{202e}txt");
+        assert_eq!(printable("\u{fdd1}"), "\\u{fdd1}", "a colour of ours");
+    }
+
+    #[test]
+    fn what_nobody_made_safe_is_made_so_when_it_is_written() {
+        assert_eq!(finished("a\n\tb\n", Some(true)), "a\n\tb\n");
+        let raw = finished("a\x1b[2J\r\u{9b}b", Some(true));
+        assert_eq!(raw, "a\\u001b[2J\\u000d\\u009bb");
+        let name = "/a\u{7f}\u{9b}\u{202e}\u{fdd1}b";
+        let json = serde_json::to_string(name).unwrap();
+        let written = finished(&json, None);
+        assert!(written.is_ascii(), "{written}");
+        assert_eq!(serde_json::from_str::<String>(&written).unwrap(), name);
+    }
+
+    #[test]
+    fn colours_are_written_where_they_are_wanted_alone() {
+        let text = paint(true, Tone::Bad, "x");
+        assert_eq!(finished(&text, Some(true)), "\x1b[31mx\x1b[0m");
+        assert_eq!(finished(&text, Some(false)), "x");
+        assert_eq!(paint(false, Tone::Bad, "x"), "x");
     }
 
     #[test]

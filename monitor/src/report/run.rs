@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::json::SCHEMA;
 use super::out::printable;
 use crate::ProcessId;
-use crate::kill::{Killed, Rest, Subject, Survivor, Way};
+use crate::kill::{Killed, Subject, Survivor, Way};
 use crate::loss::Incomplete;
 use crate::process::{Death, json as process_json};
 use crate::supervise::{Ended, RunOptions};
@@ -44,11 +44,11 @@ struct CommandJson {
     words: Vec<String>,
 }
 
-/// Returns the report as one JSON object and a newline.
+/// Returns the report as one JSON object and a newline, with the exit code of lifemon.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
-pub fn json(options: &RunOptions, ended: &Ended) -> Result<String, serde_json::Error> {
+pub fn json(options: &RunOptions, ended: &Ended, code: u8) -> Result<String, serde_json::Error> {
     let rest = &ended.rest;
     let words = options.words.iter();
     let json = RunJson {
@@ -58,7 +58,7 @@ pub fn json(options: &RunOptions, ended: &Ended) -> Result<String, serde_json::E
             words: words.map(|word| word.to_string_lossy().into()).collect(),
         },
         exit: &ended.death,
-        code: ended.code(),
+        code,
         way: rest.way,
         killed: &rest.killed,
         survivors: &rest.survivors,
@@ -73,7 +73,8 @@ pub fn json(options: &RunOptions, ended: &Ended) -> Result<String, serde_json::E
 
 /// Returns what was left, in words; nothing where that is nothing.
 #[must_use]
-pub fn text(options: &RunOptions, rest: &Rest) -> String {
+pub fn text(options: &RunOptions, ended: &Ended) -> String {
+    let rest = &ended.rest;
     let mut text = String::new();
     let way = format!(
         "{}{}",
@@ -105,6 +106,10 @@ pub fn text(options: &RunOptions, rest: &Rest) -> String {
             list(left.map(|left| (&left.process, left.reason.clone()))),
         );
     }
+    let has_succeeded = ended.death.code() == Some(0);
+    if has_succeeded && ended.left_daemons && !rest.killed.is_empty() {
+        text += "lifemon: a command that starts a daemon ends before it: --keep-orphans leaves it alive\n";
+    }
     for reason in &rest.incomplete {
         let _ = writeln!(
             text,
@@ -132,15 +137,11 @@ fn list<'a>(processes: impl ExactSizeIterator<Item = (&'a Subject, Option<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kill::Rest;
     use crate::process::{Sender, Who};
 
     fn options() -> RunOptions {
-        RunOptions {
-            words: vec!["true".into()],
-            signal: crate::process::Signal::TERM,
-            grace: std::time::Duration::ZERO,
-            keep_orphans: false,
-        }
+        RunOptions::new("true").grace(Duration::ZERO)
     }
 
     fn rest(killed: usize) -> Rest {
@@ -167,14 +168,36 @@ mod tests {
         rest
     }
 
+    fn ended(code: i32, killed: usize) -> Ended {
+        Ended {
+            command: ProcessId::new(77, 5),
+            death: Death::from_wait_status(code << 8),
+            rest: rest(killed),
+            left_daemons: false,
+        }
+    }
+
     #[test]
     fn where_nothing_is_left_nothing_is_printed() {
-        assert_eq!(text(&options(), &rest(0)), "");
+        assert_eq!(text(&options(), &ended(0, 0)), "");
+    }
+
+    #[test]
+    fn who_starts_a_daemon_and_succeeds_gets_a_hint() {
+        let hints = |code, killed, left_daemons| {
+            let ended = Ended {
+                left_daemons,
+                ..ended(code, killed)
+            };
+            text(&options(), &ended).contains("--keep-orphans")
+        };
+        assert!(hints(0, 1, true));
+        assert!(!hints(0, 1, false) && !hints(1, 1, true) && !hints(0, 0, true));
     }
 
     #[test]
     fn names_are_made_safe_and_the_list_ends() {
-        let text = text(&options(), &rest(NAMED_MAX + 2));
+        let text = text(&options(), &ended(0, NAMED_MAX + 2));
         assert!(text.starts_with(
             "lifemon: 22 processes left behind, killed (subreaper): 0 a\\u{1b} (SIGKILL), "
         ));
@@ -183,12 +206,7 @@ mod tests {
 
     #[test]
     fn the_object_has_every_field_that_is_known() {
-        let ended = Ended {
-            command: ProcessId::new(77, 5),
-            death: Death::from_wait_status(3 << 8),
-            rest: rest(1),
-        };
-        let text = json(&options(), &ended).unwrap();
+        let text = json(&options(), &ended(3, 1), 3).unwrap();
         let object: serde_json::Value = serde_json::from_str(&text).unwrap();
         let command = serde_json::json!({"pid": 77, "start_ns": 5, "words": ["true"]});
         assert_eq!((&object["command"], &object["code"]), (&command, &3.into()));

@@ -3,21 +3,13 @@
 use std::fmt::Write as _;
 
 use super::out::printable;
+pub(super) use super::out::{Tone, paint};
 use crate::loss::Loss;
 use crate::process::{Death, Process, Sender, Who};
 use crate::words::count;
 
 /// Levels that are indented; a deeper tree goes on at this depth.
 const DEEPEST_INDENT: usize = 40;
-
-/// Colours by meaning.
-#[derive(Clone, Copy)]
-pub(super) enum Tone {
-    Bad,
-    Warn,
-    Good,
-    Faint,
-}
 
 /// Adds a line of a tree, this far below its root.
 pub(super) fn line(text: &mut String, depth: usize, line: &str) {
@@ -31,20 +23,6 @@ pub(super) fn incomplete(text: &mut String, colour: bool, losses: &[Loss]) {
         let line = format!("not complete: {}\n", loss.advice());
         text.push_str(&paint(colour, Tone::Warn, &line));
     }
-}
-
-/// Returns text in a colour, where colour is wanted.
-pub(super) fn paint(colour: bool, tone: Tone, text: &str) -> String {
-    if !colour {
-        return text.to_owned();
-    }
-    let code = match tone {
-        Tone::Bad => "31",
-        Tone::Warn => "33",
-        Tone::Good => "32",
-        Tone::Faint => "2",
-    };
-    format!("\x1b[{code}m{text}\x1b[0m")
 }
 
 /// Returns `4251 python3`.
@@ -115,12 +93,6 @@ mod tests {
         assert_eq!(duration_ms(61_000), "1 min 1 s");
         assert_eq!(duration_ms(3_660_000), "1 h 1 min");
         assert_eq!(duration_us(40), "40 us");
-    }
-
-    #[test]
-    fn no_colour_means_no_escape() {
-        assert_eq!(paint(false, Tone::Bad, "x"), "x");
-        assert!(paint(true, Tone::Bad, "x").contains('\x1b'));
     }
 
     #[test]

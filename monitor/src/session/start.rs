@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use lifemon_ebpf::{ProcessId, Record};
+use lifemon_ebpf::{INFERRED, ProcessId, Record};
 use serde::{Deserialize, Serialize};
 
 use crate::forest::Forest;
-use crate::kernel::Watcher;
+use crate::kernel::{Watcher, pins};
 use crate::loss::Loss;
 use crate::process::{Died, Process};
 
@@ -27,7 +27,7 @@ pub struct Ghost {
 pub struct LostAtStart {
     /// The kind of loss.
     pub loss: Loss,
-    /// The amount.
+    /// The amount; 0 where there is none, as of a missing history.
     pub count: u64,
 }
 
@@ -50,6 +50,7 @@ pub struct Start {
 /// Describes the tree from the kernel's members and the records.
 pub(super) fn describe(
     root: ProcessId,
+    others: &[ProcessId],
     members: &[ProcessId],
     records: &[(ProcessId, Record)],
     since_ns: u64,
@@ -91,6 +92,17 @@ pub(super) fn describe(
         })
         .collect();
     let unlabelled = watcher.unlabelled();
+    let root = process(&root);
+    let is_inferred = |id| {
+        let record = forest.record(id);
+        record.is_some_and(|record| record.origin & INFERRED != 0)
+    };
+    let is_older = root.inferred || others.iter().any(is_inferred);
+    let history = if watcher.tracker().is_pinned() {
+        is_older.then_some(Loss::NoHistory)
+    } else {
+        Some(pins::missing_history())
+    };
     let losses = [
         (Loss::LineageFull, unlabelled.unrecorded),
         (Loss::Unsettled, unlabelled.unsettled),
@@ -98,8 +110,9 @@ pub(super) fn describe(
         (Loss::MissedRuns, watcher.tracker().missed_forks()),
     ];
     let losses = losses.into_iter().filter(|(_, count)| *count > 0);
+    let losses = history.map(|loss| (loss, 0)).into_iter().chain(losses);
     Start {
-        root: process(&root),
+        root,
         members: living,
         ghosts,
         losses: losses

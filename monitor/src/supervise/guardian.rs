@@ -8,8 +8,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
 
+use super::executed::words;
 use super::message::{Channel, Spec};
-use super::serve::{serve, words};
+use super::serve::serve_command;
 use super::spawn::Place;
 use crate::sys::child::{self, BeforeExec};
 
@@ -75,14 +76,15 @@ impl Drop for Guardian {
 }
 
 /// Forks a guardian for one command; returns its pid and the channel to it. For a process with one
-/// thread and all signals blocked.
+/// thread and all signals blocked. If one of the two is killed while the other is stopped, that
+/// goes on.
 pub(super) fn fork_guardian(spec: &Spec, place: Place) -> io::Result<(u32, Channel)> {
     let (ours, its) = UnixStream::pair()?;
-    if let Some(pid) = child::fork()? {
+    if let Some(pid) = child::fork_companion()? {
         return Ok((pid, Channel::new(ours)));
     }
     drop(ours);
-    let result = serve(Channel::new(its), std::slice::from_ref(spec), place);
+    let result = serve_command(Channel::new(its), spec, place);
     if let Err(error) = &result {
         let _ = writeln!(io::stderr(), "lifemon guardian: {error}");
     }

@@ -12,6 +12,7 @@ use super::frame::{Frames, frame};
 use crate::ProcessId;
 use crate::kill::outcome::{Order, Outcome, Rest};
 use crate::process::Death;
+use crate::sys::signals::SignalSet;
 
 /// A command to start.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub(crate) struct Spec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
+    /// Begin: the witness is there.
+    Start,
     /// A signal for a command, or for its process group.
     Signal {
         worker: usize,
@@ -49,6 +52,9 @@ pub(crate) enum Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Notice {
+    /// The process of the command is there; until now the guardian has heard these signals to the
+    /// process group of the owner.
+    Ready { heard: SignalSet },
     /// A command runs.
     Started { worker: usize, id: ProcessId },
     /// A command could not be started.
@@ -59,6 +65,8 @@ pub(crate) enum Notice {
     Died { worker: usize, death: Death },
     /// The outcome of a kill of a process and what is below it.
     Killed { id: ProcessId, outcome: Outcome },
+    /// Something is left in a session of its own, as daemons are.
+    Daemons,
     /// Nothing is left, or it was to be left alone. The last message.
     Ended(Rest),
 }

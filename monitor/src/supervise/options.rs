@@ -22,6 +22,15 @@ pub struct RunOptions {
     pub(crate) grace: Duration,
     /// Leave it alive.
     pub(crate) keep_orphans: bool,
+    /// Run the command in a process group of its own, and send what comes to all of that.
+    pub(crate) is_group: bool,
+    /// Signals that are handed on as others, or not at all; with any of them the command has a
+    /// process group of its own as well.
+    pub(crate) rewrites: Vec<(Signal, Option<Signal>)>,
+    /// Comes when the parent of this process ends.
+    pub(crate) parent_death_signal: Option<Signal>,
+    /// Leave the working directory once the command has it.
+    pub(crate) leaves_directory: bool,
 }
 
 impl RunOptions {
@@ -33,6 +42,10 @@ impl RunOptions {
             signal: Signal::TERM,
             grace: GRACE,
             keep_orphans: false,
+            is_group: false,
+            rewrites: Vec::new(),
+            parent_death_signal: None,
+            leaves_directory: false,
         }
     }
 
@@ -63,6 +76,20 @@ impl RunOptions {
         self.keep_orphans = keep;
         self
     }
+
+    /// Returns whether the command has a process group of its own.
+    pub(super) fn is_isolated(&self) -> bool {
+        self.is_group || !self.rewrites.is_empty()
+    }
+
+    /// Returns as what a signal is handed on; `None` if it is not.
+    pub(super) fn rewritten(&self, signal: i32) -> Option<i32> {
+        let rule = self
+            .rewrites
+            .iter()
+            .rfind(|(from, _)| from.number() == signal);
+        rule.map_or(Some(signal), |(_, to)| to.map(Signal::number))
+    }
 }
 
 /// The end of a command, and the outcome for the processes that it left.
@@ -75,6 +102,8 @@ pub struct Ended {
     pub death: Death,
     /// The outcome for the processes that it left.
     pub rest: Rest,
+    /// True if one of them had a session of its own, as a daemon has.
+    pub left_daemons: bool,
 }
 
 impl Ended {

@@ -3,12 +3,15 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use super::guardian::fork_guardian;
 use super::message::{Channel, Notice, Request, Spec};
 use super::options::{Ended, RunError, RunOptions};
 use super::spawn::Place;
+use super::stops::is_stopped;
 use super::terminal::Terminal;
+use super::witness::{Heard, Hearing, Witness};
 use crate::ProcessId;
 use crate::kill::ending::Ending;
 use crate::kill::outcome::{Order, Rest};
@@ -17,7 +20,10 @@ use crate::process::{Death, may_be_same_process};
 use crate::sys::child::{self, become_subreaper};
 use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::poll::wait_for;
-use crate::sys::signals::{Mask, Signals, is_forwarded, stop_self};
+use crate::sys::signals::{Signals, is_forwarded, stop_self};
+
+/// Signals within this time after the death of the command have asked for that.
+const TWICE_AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Runs a command to its end, and ends what it leaves. For a process with one thread: it forks, and
 /// takes the signals of the process for as long as the command runs.
@@ -37,7 +43,10 @@ use crate::sys::signals::{Mask, Signals, is_forwarded, stop_self};
 pub fn run(options: &RunOptions) -> Result<Ended, RunError> {
     let (signals, before) = Signals::block()?;
     become_subreaper()?;
-    let terminal = Terminal::look();
+    if let Some(signal) = options.parent_death_signal {
+        child::hear_of_parents_end(signal.number())?;
+    }
+    let terminal = Terminal::look(options.is_isolated());
     let spec = Spec {
         words: options.words.clone(),
         ..Spec::default()
@@ -46,15 +55,27 @@ pub fn run(options: &RunOptions) -> Result<Ended, RunError> {
         group: terminal.group(),
         before,
     };
-    let (guardian, channel) = fork_guardian(&spec, place)?;
+    // In this order: until it is to start, the guardian is in this group, and hears what the
+    // witness cannot yet. Without a witness, what comes is taken for what it mostly is.
+    let (guardian, mut channel) = fork_guardian(&spec, place)?;
+    let hearing = Hearing::new(Witness::start().ok());
+    // A guardian that does not take it is dead, which the first wait shows.
+    let _ = channel.send(&Request::Start);
+    if options.leaves_directory {
+        child::leave_directory();
+    }
     let mut owner = Owner {
         options,
         signals,
+        hearing,
+        is_ready: false,
         channel: Some(channel),
         terminal,
         guardian,
         command: None,
         death: None,
+        died: None,
+        left_daemons: false,
         failed: None,
         rest: None,
         ending: None,
@@ -67,12 +88,18 @@ pub fn run(options: &RunOptions) -> Result<Ended, RunError> {
 struct Owner<'a> {
     options: &'a RunOptions,
     signals: Signals,
+    hearing: Hearing,
+    /// True once the process of the command is there: before, nothing could be handed on.
+    is_ready: bool,
     /// `None` once the guardian is gone.
     channel: Option<Channel>,
     terminal: Terminal,
     guardian: u32,
     command: Option<ProcessId>,
     death: Option<Death>,
+    /// The time when its death was reported.
+    died: Option<Instant>,
+    left_daemons: bool,
     failed: Option<i32>,
     rest: Option<Rest>,
     /// This process's own, after the guardian was killed.
@@ -85,23 +112,33 @@ impl Owner<'_> {
         while !self.has_ended() {
             let ending = self.ending.as_ref();
             let sources = [
-                Some(self.signals.fd()),
+                Some(self.signals.fd()).filter(|_| self.is_ready),
                 self.channel
                     .as_ref()
                     .map(|channel| channel.stream().as_fd()),
                 ending.and_then(Ending::killer_fd),
             ];
-            let [by_signal, by_guardian, by_killer] = wait_for(sources, ending.map(Ending::wait))?;
+            let [_, by_guardian, by_killer] = wait_for(sources, ending.map(Ending::wait))?;
             if by_killer && let Some(ending) = &mut self.ending {
                 ending.read_killer();
             }
-            if by_guardian {
-                self.receive();
-            }
-            if by_signal {
-                for signal in self.signals.read()? {
-                    self.take(signal.number, signal.by_kernel);
+            let (notices, is_open) = if by_guardian {
+                self.receive()
+            } else {
+                (Vec::new(), true)
+            };
+            // After the notices, and taken before them: what has ended the command has come to this
+            // process too, and asks nothing more of it.
+            if self.is_ready {
+                for heard in self.hearing.hear(&self.signals)? {
+                    self.take(heard);
                 }
+            }
+            for notice in notices {
+                self.apply(notice);
+            }
+            if !is_open && self.channel.take().is_some() {
+                self.bury_guardian();
             }
             self.reap();
             self.go_on_with_ending();
@@ -132,31 +169,37 @@ impl Owner<'_> {
         }
     }
 
-    fn receive(&mut self) {
-        let Some(channel) = &mut self.channel else {
-            return;
-        };
-        let (notices, is_open) = channel.receive::<Notice>().unwrap_or_default();
-        for notice in notices {
-            match notice {
-                Notice::Started { id, .. } => self.command = Some(id),
-                Notice::Failed { errno, .. } => {
-                    self.failed = Some(errno);
-                    self.end();
-                }
-                Notice::Stopped { signal, .. } => self.stop(signal),
-                Notice::Died { death, .. } => {
-                    self.death = Some(death);
-                    self.terminal.take_back();
-                    self.end();
-                }
-                Notice::Ended(rest) => self.rest = Some(rest),
-                Notice::Killed { .. } => {}
+    /// Returns what the guardian has sent, and whether it is still there.
+    fn receive(&mut self) -> (Vec<Notice>, bool) {
+        let channel = self.channel.as_mut();
+        channel.map_or((Vec::new(), true), |channel| {
+            channel.receive().unwrap_or_default()
+        })
+    }
+
+    fn apply(&mut self, notice: Notice) {
+        match notice {
+            Notice::Ready { heard } => {
+                self.hearing.note(heard);
+                self.is_ready = true;
             }
-        }
-        if !is_open {
-            self.channel = None;
-            self.bury_guardian();
+            Notice::Started { id, .. } => self.command = Some(id),
+            Notice::Failed { errno, .. } => {
+                self.failed = Some(errno);
+                self.hearing.dismiss();
+                self.end();
+            }
+            Notice::Stopped { signal, .. } => self.stop(signal),
+            Notice::Died { death, .. } => {
+                self.death = Some(death);
+                self.died = Some(Instant::now());
+                self.hearing.dismiss();
+                self.terminal.take_back();
+                self.end();
+            }
+            Notice::Daemons => self.left_daemons = true,
+            Notice::Ended(rest) => self.rest = Some(rest),
+            Notice::Killed { .. } => {}
         }
     }
 
@@ -173,6 +216,8 @@ impl Owner<'_> {
     /// below the guardian is below this one now.
     fn bury_guardian(&mut self) {
         child::wait_for_end(self.guardian);
+        // It is none of what the command has left.
+        self.hearing.dismiss();
         if self.rest.is_none() && self.failed.is_none() {
             raise_descriptor_limit();
             let mut ending = Ending::begin(Order {
@@ -184,19 +229,20 @@ impl Owner<'_> {
         }
     }
 
-    /// Takes a signal for this process.
-    fn take(&mut self, signal: i32, by_kernel: bool) {
-        // What the terminal sends to the whole group has reached the command already.
-        if !is_forwarded(signal) || (by_kernel && self.terminal.is_shared()) {
+    /// Takes a signal for this process, or for its group.
+    fn take(&mut self, heard: Heard) {
+        let signal = heard.signal.number;
+        if !is_forwarded(signal) {
             return;
         }
         if self.death.is_some() {
-            // The command is dead: who asks again does not want to wait for the grace.
-            if matches!(
-                signal,
-                libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP
-            ) {
-                self.send(&Request::Hurry);
+            self.hurry(signal);
+            return;
+        }
+        if !self.options.is_isolated() {
+            // What is for the group the command has heard itself.
+            if !heard.to_group {
+                self.hand_on(signal, false);
             }
             return;
         }
@@ -204,36 +250,55 @@ impl Owner<'_> {
         if is_continue && let Some(command) = self.command {
             self.terminal.lend(command.pid);
         }
+        if let Some(signal) = self.options.rewritten(signal) {
+            let is_for_all = heard.to_group || self.options.is_group || is_continue;
+            self.hand_on(signal, is_for_all);
+        }
+    }
+
+    fn hand_on(&mut self, signal: i32, group: bool) {
         self.send(&Request::Signal {
             worker: 0,
             signal,
-            group: is_continue,
+            group,
         });
+    }
+
+    /// Ends the grace: who asks again, once the command is dead, does not want to wait for it. Some
+    /// ask twice at once, the process and its group.
+    fn hurry(&mut self, signal: i32) {
+        let is_end = matches!(
+            signal,
+            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP
+        );
+        if is_end && self.died.is_none_or(|died| died.elapsed() > TWICE_AT_ONCE) {
+            self.send(&Request::Hurry);
+        }
     }
 
     /// Stops the job with the command, which is this process to whoever started it.
     fn stop(&mut self, signal: i32) {
-        // SIGSTOP was for the command alone: who sent it continues it.
-        if !matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) {
+        let is_jobs = matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU);
+        // SIGSTOP was for the command alone, and who sent it continues it; unless the shell waits
+        // for a command at the terminal.
+        if !is_jobs && !self.terminal.is_in_front() {
             return;
         }
-        let was_lent = self.terminal.is_lent();
         self.terminal.stopped();
-        if !stop_self(signal, Mask::ALL) && was_lent {
+        let command = self.command;
+        // It may go on by now.
+        if !stop_self(signal, || command.is_none_or(|it| is_stopped(it.pid))) {
             // Nobody could continue the job: it goes on, as the kernel would have it.
-            if let Some(command) = self.command {
+            if let Some(command) = command {
                 self.terminal.lend(command.pid);
             }
-            self.send(&Request::Signal {
-                worker: 0,
-                signal: libc::SIGCONT,
-                group: true,
-            });
+            self.hand_on(libc::SIGCONT, self.options.is_isolated());
         }
     }
 
     fn reap(&mut self) {
         while let Some(reaped) = walk::reap() {
+            self.hearing.reaped(reaped.id.pid);
             let Some(death) = reaped.death() else {
                 continue;
             };
@@ -262,6 +327,7 @@ impl Owner<'_> {
                 command,
                 death,
                 rest,
+                left_daemons: self.left_daemons,
             }),
             _ => Err(RunError::Failed(io::Error::other(
                 "its parent was killed before it had started",

@@ -1,87 +1,28 @@
 //! The guardian: the parent of the commands. It starts them, passes signals on, reaps, and when its
 //! owner asks for it, or is dead, it has everything below itself killed. It has one thread, its own
-//! process group, and all signals blocked: Ctrl-C and signals to groups do not take it along.
+//! process group (that of a command also a session, unless the command has a group of its own), and
+//! all signals blocked: Ctrl-C and signals to groups do not take it along.
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use super::launch::Launch;
 use super::message::{Channel, Notice, Request, Spec};
 use super::spawn::{Group, Place, spawn};
+use super::stops::{self, Stops};
 use crate::ProcessId;
 use crate::kill::ending::Ending;
 use crate::kill::outcome::{Order, Rest};
 use crate::kill::{kill_below, walk};
 use crate::proc;
-use crate::sys::child::{become_subreaper, lead_group, set_name};
-use crate::sys::descriptor::keep_on_exec;
+use crate::sys::child::{become_subreaper, lead_group, lead_session, leave_directory, set_name};
 use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::pidfd;
 use crate::sys::poll::wait_for;
-use crate::sys::signals::{self, Signals};
+use crate::sys::signals::{self, SignalSet, Signals};
 use crate::words::count;
-
-/// By this first argument the program is asked to be a guardian.
-const ASKED: &str = "lifemon-guardian";
-
-/// The first message to an executed guardian.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Brief {
-    /// The commands.
-    pub(crate) specs: Vec<Spec>,
-}
-
-/// Returns the words that make this program a guardian on this descriptor.
-pub(crate) fn words(channel: i32) -> (&'static str, String) {
-    (ASKED, channel.to_string())
-}
-
-/// Makes this process a guardian if it was started to be one, and does not return then. The first
-/// line of `main` of every program that uses [`crate::manager::ProcessManager`]: the guardian is
-/// the same program, executed anew, so that no copy of a threaded program runs on.
-pub fn run_if_asked() {
-    let mut words = std::env::args_os();
-    if words.next().is_none_or(|word| word != ASKED) {
-        return;
-    }
-    let fd = words.next().and_then(|word| word.to_str()?.parse().ok());
-    let code = match fd.map(executed) {
-        Some(Ok(())) => 0,
-        Some(Err(error)) => {
-            eprintln!("lifemon guardian: {error}");
-            1
-        }
-        None => 2,
-    };
-    std::process::exit(code);
-}
-
-fn executed(fd: i32) -> io::Result<()> {
-    keep_on_exec(fd, false)?;
-    // SAFETY: the parent has made this descriptor for us, and nobody else here uses it.
-    let mut channel = Channel::new(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-    let (_, before) = Signals::block()?;
-    let brief = loop {
-        let (mut briefs, is_open) = channel.receive::<Brief>()?;
-        match briefs.pop() {
-            Some(brief) => break brief,
-            None if is_open => {}
-            None => return Ok(()),
-        }
-    };
-    for fd in brief.specs.iter().filter_map(|spec| spec.inherited) {
-        keep_on_exec(fd, false)?;
-    }
-    let place = Place {
-        group: Group::Own,
-        before,
-    };
-    serve(channel, &brief.specs, place)
-}
 
 /// A command that was started.
 struct Worker {
@@ -89,8 +30,18 @@ struct Worker {
     is_alive: bool,
 }
 
+/// What only the guardian of one command has.
+struct Alone {
+    /// Until the command is executed.
+    launch: Option<Launch>,
+    stops: Stops,
+    /// The session of the owner and of the command.
+    session: i32,
+}
+
 struct Guarding {
     channel: Channel,
+    alone: Option<Alone>,
     signals: Signals,
     owner: Option<OwnedFd>,
     workers: Vec<Worker>,
@@ -98,26 +49,13 @@ struct Guarding {
     owner_is_dead: bool,
 }
 
-/// Runs the guardian to its end. All signals are blocked, and this process has one thread.
+/// Runs the guardian of workers to its end. All signals are blocked, and this process has one thread.
 ///
 /// # Errors
 /// When the kernel refuses what it needs.
 pub(crate) fn serve(channel: Channel, specs: &[Spec], place: Place) -> io::Result<()> {
-    // `comm` has 15 bytes.
-    set_name(c"lifemon-guard");
-    let parent = parent_id();
-    let owner = pidfd::open(parent).ok();
-    let is_same = parent_id() == parent;
+    let mut guarding = Guarding::begin(channel)?;
     lead_group()?;
-    become_subreaper()?;
-    let mut guarding = Guarding {
-        channel,
-        signals: Signals::open()?,
-        owner: owner.filter(|_| is_same),
-        workers: Vec::new(),
-        ending: None,
-        owner_is_dead: false,
-    };
     for (worker, spec) in specs.iter().enumerate() {
         guarding.start(worker, spec, place);
     }
@@ -126,7 +64,109 @@ pub(crate) fn serve(channel: Channel, specs: &[Spec], place: Place) -> io::Resul
     guarding.run()
 }
 
+/// Runs the guardian of one command to its end, as [`serve`] does. It begins in the process group of
+/// its owner.
+///
+/// # Errors
+/// As [`serve`].
+pub(super) fn serve_command(channel: Channel, spec: &Spec, place: Place) -> io::Result<()> {
+    let mut guarding = Guarding::begin(channel)?;
+    if guarding.is_to_start()? {
+        guarding.launch(spec, place)?;
+        leave_directory();
+        raise_descriptor_limit();
+        guarding.run()
+    } else {
+        Ok(())
+    }
+}
+
 impl Guarding {
+    fn begin(channel: Channel) -> io::Result<Self> {
+        // `comm` has 15 bytes.
+        set_name(c"lifemon-guard");
+        let parent = parent_id();
+        let owner = pidfd::open(parent).ok();
+        let is_same = parent_id() == parent;
+        become_subreaper()?;
+        Ok(Self {
+            channel,
+            alone: None,
+            signals: Signals::open()?,
+            owner: owner.filter(|_| is_same),
+            workers: Vec::new(),
+            ending: None,
+            owner_is_dead: false,
+        })
+    }
+
+    /// Waits until the witness is there; returns whether the owner still is.
+    fn is_to_start(&mut self) -> io::Result<bool> {
+        loop {
+            let (requests, is_open) = self.channel.receive::<Request>()?;
+            if requests.contains(&Request::Start) || !is_open {
+                return Ok(is_open);
+            }
+        }
+    }
+
+    /// Starts the command, and leaves the process group of the owner. A command that shares this
+    /// group is in it before the guardian has left: what the guardian has heard until then it has
+    /// heard itself, or gets now, and what comes later it hears. One with a group of its own gets
+    /// from the owner what comes to the owner's.
+    fn launch(&mut self, spec: &Spec, place: Place) -> io::Result<()> {
+        let is_shared = place.group == Group::Shared;
+        let session = rustix::process::getsid(None)?.as_raw_nonzero().get();
+        if !is_shared {
+            lead_group()?;
+        }
+        let launch = Launch::begin(&spec.words, place);
+        if is_shared {
+            lead_session()?;
+        }
+        let heard = SignalSet::of(&self.signals.read()?);
+        self.send(&Notice::Ready { heard });
+        let mut launch = match launch {
+            Ok(launch) => launch,
+            Err(error) => {
+                self.send(&failed(0, &error));
+                return Ok(());
+            }
+        };
+        launch.go(if is_shared {
+            heard
+        } else {
+            SignalSet::default()
+        });
+        self.workers.push(Worker {
+            pid: launch.pid,
+            is_alive: true,
+        });
+        self.alone = Some(Alone {
+            stops: Stops::new(parent_id(), launch.pid, !is_shared),
+            launch: Some(launch),
+            session,
+        });
+        Ok(())
+    }
+
+    /// Reports that the command is executed, or that it cannot be.
+    fn finish_launch(&mut self) {
+        let launch = self.alone.as_mut().and_then(|alone| alone.launch.take());
+        let Some(launch) = launch else {
+            return;
+        };
+        // Nobody else can have its pid before it is reaped here.
+        let id = proc::identify(launch.pid).unwrap_or(ProcessId::new(launch.pid, 0));
+        match launch.finish() {
+            Ok(()) => self.send(&Notice::Started { worker: 0, id }),
+            Err(error) => {
+                self.workers[0].is_alive = false;
+                self.send(&failed(0, &error));
+            }
+        }
+    }
+
     fn start(&mut self, worker: usize, spec: &Spec, place: Place) {
         let started = spawn(spec, place);
         if let Some(fd) = spec.inherited {
@@ -148,8 +188,7 @@ impl Guarding {
                     pid: 0,
                     is_alive: false,
                 });
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.send(&Notice::Failed { worker, errno });
+                self.send(&failed(worker, &error));
             }
         }
     }
@@ -161,7 +200,10 @@ impl Guarding {
 
     fn run(&mut self) -> io::Result<()> {
         loop {
-            let [by_signal, by_owner, by_death, by_killer] = self.wait()?;
+            let [by_signal, by_owner, by_death, by_killer, by_launch] = self.wait()?;
+            if by_launch {
+                self.finish_launch();
+            }
             if by_owner {
                 self.receive();
             }
@@ -176,6 +218,7 @@ impl Guarding {
             }
             // Also without a signal: a SIGCHLD that was pending counts for many.
             self.reap();
+            self.look_at_owner();
             if let Some(rest) = self.ending.as_mut().and_then(Ending::step) {
                 self.finish(rest);
                 return Ok(());
@@ -183,17 +226,34 @@ impl Guarding {
         }
     }
 
-    /// Waits; returns what it was: a signal, a message, the owner's death, the killer.
-    fn wait(&self) -> io::Result<[bool; 4]> {
+    /// Waits; returns what it was: a signal, a message, the owner's death, the killer, the launch.
+    fn wait(&self) -> io::Result<[bool; 5]> {
         let ending = self.ending.as_ref();
+        let launch = self.alone.as_ref().and_then(|alone| alone.launch.as_ref());
+        let look = self.looks().then_some(stops::LOOK);
         let owner = self.owner.as_ref().map(OwnedFd::as_fd);
         let sources = [
             Some(self.signals.fd()),
             Some(self.channel.stream().as_fd()).filter(|_| !self.owner_is_dead),
             owner.filter(|_| !self.owner_is_dead),
             ending.and_then(Ending::killer_fd),
+            launch.map(Launch::fd),
         ];
-        wait_for(sources, ending.map(Ending::wait))
+        wait_for(sources, ending.map(Ending::wait).or(look))
+    }
+
+    /// Returns whether there is a command that stops with its owner.
+    fn looks(&self) -> bool {
+        let is_alive = self.workers.first().is_some_and(|worker| worker.is_alive);
+        self.alone.is_some() && is_alive && !self.owner_is_dead
+    }
+
+    fn look_at_owner(&mut self) {
+        if self.looks()
+            && let Some(alone) = &mut self.alone
+        {
+            alone.stops.look();
+        }
     }
 
     fn receive(&mut self) {
@@ -211,7 +271,9 @@ impl Guarding {
                     let outcome = kill_below(id);
                     self.send(&Notice::Killed { id, outcome });
                 }
+                Request::Start => {}
                 Request::End(order) => {
+                    self.tell_of_daemons(order);
                     self.ending.get_or_insert_with(|| Ending::begin(order));
                 }
                 Request::Hurry => {
@@ -223,6 +285,21 @@ impl Guarding {
         }
         if !is_open {
             self.lose_owner();
+        }
+    }
+
+    /// Reports what is left in a session of its own, before it is ended.
+    fn tell_of_daemons(&mut self, order: Order) {
+        let Some(alone) = self.alone.as_ref().filter(|_| !order.keep) else {
+            return;
+        };
+        let left = proc::children(std::process::id()).unwrap_or_default();
+        let is_daemon = |pid: u32| {
+            let stat = proc::stat(pid).filter(|stat| !stat.is_gone());
+            stat.is_some_and(|stat| stat.session.cast_signed() != alone.session)
+        };
+        if left.into_iter().any(is_daemon) {
+            self.send(&Notice::Daemons);
         }
     }
 
@@ -256,17 +333,35 @@ impl Guarding {
                 .position(|worker| worker.is_alive && worker.pid == reaped.id.pid);
             if let Some(signal) = reaped.stopped_by() {
                 if let Some(worker) = worker {
-                    self.send(&Notice::Stopped { worker, signal });
+                    self.stopped(worker, signal);
+                }
+                continue;
+            }
+            if reaped.goes_on() {
+                if let (Some(_), Some(alone)) = (worker, &mut self.alone) {
+                    alone.stops.goes_on(self.owner.as_ref());
                 }
                 continue;
             }
             if let (Some(worker), Some(death)) = (worker, reaped.death()) {
+                // Its end can be seen before the end of its launch.
+                self.finish_launch();
                 self.workers[worker].is_alive = false;
                 self.send(&Notice::Died { worker, death });
+                if let Some(alone) = &self.alone {
+                    alone.stops.wake(self.owner.as_ref());
+                }
             }
             if let Some(ending) = &mut self.ending {
                 ending.reaped(&reaped);
             }
+        }
+    }
+
+    fn stopped(&mut self, worker: usize, signal: i32) {
+        let alone = self.alone.as_mut();
+        if alone.is_none_or(|alone| alone.stops.stopped()) {
+            self.send(&Notice::Stopped { worker, signal });
         }
     }
 
@@ -290,13 +385,8 @@ impl Guarding {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_test_is_no_guardian() {
-        run_if_asked();
-        assert_eq!(words(7), (ASKED, "7".to_owned()));
-    }
+/// Returns the notice that a command cannot be started.
+fn failed(worker: usize, error: &io::Error) -> Notice {
+    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    Notice::Failed { worker, errno }
 }

@@ -1,6 +1,6 @@
-//! Starts a command as a child of the guardian: in the process group it belongs to, with the
-//! signals as the user's process had them, and with a parent-death signal. That signal is sent when
-//! the creating *thread* exits, which is the guardian's only one:
+//! Starts a worker as a child of the guardian: in the process group it belongs to, with the signals
+//! as the server's process had them, and with a parent-death signal. That signal is sent when the
+//! creating *thread* exits, which is the guardian's only one:
 //! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n718>.
 
 use std::io;
@@ -18,7 +18,7 @@ pub(crate) enum Group {
     /// One of its own, in the foreground of the terminal that is standard input.
     Foreground,
     /// The process group of the owner.
-    Join(i32),
+    Shared,
 }
 
 /// The process group and the signal state of commands.
@@ -47,13 +47,11 @@ pub(crate) fn spawn(spec: &Spec, place: Place) -> io::Result<u32> {
     }
     let prepared = BeforeExec {
         dies_with: Some(std::process::id()),
-        group: Some(match place.group {
-            Group::Own | Group::Foreground => 0,
-            Group::Join(group) => group,
-        }),
+        group: (place.group != Group::Shared).then_some(0),
         takes_terminal: place.group == Group::Foreground,
         keeps: spec.inherited.into_iter().collect(),
         signals: Some(place.before),
+        closes_streams: false,
     };
     prepared.set(&mut command);
     Ok(command.spawn()?.id())

@@ -1,5 +1,6 @@
-//! The terminal of `lifemon run`: the command gets the foreground where it is interactive, and the
-//! user's shell sees one job that stops, goes on and ends.
+//! The terminal of `lifemon run`: the user's shell sees one job that stops, goes on and ends. A
+//! command that shares the process group of its owner is at the terminal as the owner is; one with
+//! a group of its own gets the foreground where it is interactive.
 
 use std::fs::File;
 use std::io::IsTerminal as _;
@@ -12,52 +13,48 @@ use crate::sys::terminal;
 pub(super) struct Terminal {
     tty: Option<File>,
     own_group: i32,
+    /// The process group for the command.
+    group: Group,
     /// If set, the command takes the terminal where this process has the foreground.
-    is_interactive: bool,
-    /// True if this process was in the foreground when the command was started.
-    was_in_front: bool,
+    takes_front: bool,
     /// True while the command has the terminal.
     is_lent: bool,
 }
 
 impl Terminal {
-    /// Looks around. In a pipeline the others need the terminal as well, so only a command whose
-    /// input and output are terminals is taken for an interactive one.
-    pub(super) fn look() -> Self {
+    /// Looks around, for a command with a process group of its own or without. In a pipeline the
+    /// others need the terminal as well, so only a command whose input and output are terminals is
+    /// taken for an interactive one.
+    pub(super) fn look(is_isolated: bool) -> Self {
         let tty = File::options().read(true).write(true).open("/dev/tty").ok();
-        let own_group = nix::unistd::getpgrp().as_raw();
+        let is_interactive =
+            tty.is_some() && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let mut terminal = Self {
-            is_interactive: tty.is_some()
-                && std::io::stdin().is_terminal()
-                && std::io::stdout().is_terminal(),
             tty,
-            own_group,
-            was_in_front: false,
+            own_group: nix::unistd::getpgrp().as_raw(),
+            group: if is_isolated {
+                Group::Own
+            } else {
+                Group::Shared
+            },
+            takes_front: is_isolated && is_interactive,
             is_lent: false,
         };
-        terminal.was_in_front = terminal.foreground() == Some(own_group);
-        terminal.is_lent = terminal.group() == Group::Foreground;
+        if terminal.takes_front && terminal.is_in_front() {
+            terminal.group = Group::Foreground;
+            terminal.is_lent = true;
+        }
         terminal
     }
 
-    /// Returns the process group for the command. In the foreground without taking it, the command
-    /// stays in this process's group: then it may use the terminal, as a pager in a pipeline does.
+    /// Returns the process group for the command.
     pub(super) fn group(&self) -> Group {
-        match (self.was_in_front, self.is_interactive) {
-            (true, true) => Group::Foreground,
-            (true, false) => Group::Join(self.own_group),
-            (false, _) => Group::Own,
-        }
+        self.group
     }
 
-    /// Returns whether the terminal sends to the command as well what it sends to this process.
-    pub(super) fn is_shared(&self) -> bool {
-        matches!(self.group(), Group::Join(_))
-    }
-
-    /// Returns whether the command has the terminal.
-    pub(super) fn is_lent(&self) -> bool {
-        self.is_lent
+    /// Returns whether the group of this process has the terminal.
+    pub(super) fn is_in_front(&self) -> bool {
+        self.foreground() == Some(self.own_group)
     }
 
     /// Notes that the job was stopped: the shell has the terminal.
@@ -67,7 +64,7 @@ impl Terminal {
 
     /// Gives the command the terminal when the job goes on in the foreground.
     pub(super) fn lend(&mut self, group: u32) {
-        if self.is_interactive && self.foreground() == Some(self.own_group) {
+        if self.takes_front && self.is_in_front() {
             self.give(group.cast_signed());
             self.is_lent = true;
         }

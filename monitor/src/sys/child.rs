@@ -1,6 +1,6 @@
 //! Children: made by fork, prepared between fork and exec, waited for, adopted.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::process::{CommandExt as _, parent_id};
@@ -15,6 +15,7 @@ use rustix::process::{
 
 use super::check;
 use super::descriptor::keep_on_exec;
+use super::inherited::closed_streams;
 use super::signals::{Before, Mask};
 use super::terminal::set_foreground;
 use crate::proc::own_threads;
@@ -25,16 +26,45 @@ use crate::proc::own_threads;
 /// # Errors
 /// When this process has several threads, and whatever the call fails with.
 pub(crate) fn fork() -> io::Result<Option<u32>> {
+    require_one_thread()?;
+    // SAFETY: this process has one thread, so the child is a whole copy of it.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Some(child.as_raw().cast_unsigned())),
+        nix::unistd::ForkResult::Child => Ok(None),
+    }
+}
+
+/// Fails where this process has several threads: its copy would be no whole one.
+fn require_one_thread() -> io::Result<()> {
     // Changes nothing, and is refused in a process with several threads. A sandbox that forbids
     // all of `unshare` may do so with the same error.
     let is_refused = unshare(CloneFlags::CLONE_THREAD) == Err(nix::errno::Errno::EINVAL);
     if is_refused && own_threads() != Some(1) {
         return Err(io::Error::other("a process with several threads forks"));
     }
-    // SAFETY: this process has one thread, so the child is a whole copy of it.
-    match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Parent { child } => Ok(Some(child.as_raw().cast_unsigned())),
-        nix::unistd::ForkResult::Child => Ok(None),
+    Ok(())
+}
+
+/// Copies this process as [`fork`] does, so that the end of each of the two continues the other
+/// where that is stopped: who stops one and kills the other has not won. The child's end is told by
+/// SIGCONT instead of SIGCHLD, and the child asks for SIGCONT at the end of its parent:
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/signal.c?h=v6.12.117#n923>
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.117#n718>.
+///
+/// # Errors
+/// As [`fork`].
+pub(crate) fn fork_companion() -> io::Result<Option<u32>> {
+    require_one_thread()?;
+    let (flags, none) = (libc::c_ulong::from(libc::SIGCONT.cast_unsigned()), 0_usize);
+    // SAFETY: as in `fork`: a whole copy on a stack of its own, for all else is zero. What libc does
+    // beside the call is for processes with several threads.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
+    match check(result)? {
+        0 => {
+            let _ = set_parent_process_death_signal(Some(Signal::CONT));
+            Ok(None)
+        }
+        pid => Ok(u32::try_from(pid).ok()),
     }
 }
 
@@ -59,6 +89,32 @@ pub(crate) fn lead_group() -> io::Result<()> {
     Ok(setpgid(None, None)?)
 }
 
+/// Makes this process the leader of a session, and so of a process group, of its own.
+pub(crate) fn lead_session() -> io::Result<()> {
+    Ok(process::setsid().map(drop)?)
+}
+
+/// Leaves whatever directory this process is in, which is not kept from being unmounted then.
+pub(crate) fn leave_directory() {
+    let _ = rustix::process::chdir("/");
+}
+
+/// Makes this process get a signal, by number, when the thread that has started it ends.
+pub(crate) fn hear_of_parents_end(signal: i32) -> io::Result<()> {
+    let signal = libc::c_ulong::from(signal.cast_unsigned());
+    // SAFETY: the call takes no pointer.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) }.into()).map(drop)
+}
+
+/// Becomes the program that the words name, found as the shell finds it; returns why not.
+pub(crate) fn become_program(words: &[CString]) -> io::Error {
+    let Some(program) = words.first() else {
+        return io::Error::from_raw_os_error(libc::ENOENT);
+    };
+    let Err(errno) = nix::unistd::execvp(program, words);
+    errno.into()
+}
+
 /// The steps of a child between fork and exec.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BeforeExec {
@@ -72,6 +128,8 @@ pub(crate) struct BeforeExec {
     pub(crate) keeps: Vec<RawFd>,
     /// Gets these signals back; all are blocked before the rest is done.
     pub(crate) signals: Option<Before>,
+    /// Closes the standard streams that were closed when this process began.
+    pub(crate) closes_streams: bool,
 }
 
 impl BeforeExec {
@@ -81,7 +139,8 @@ impl BeforeExec {
         unsafe { command.pre_exec(move || self.run()) };
     }
 
-    fn run(&self) -> io::Result<()> {
+    /// Does it in this process.
+    pub(crate) fn run(&self) -> io::Result<()> {
         if self.signals.is_some() {
             // From the background, only with SIGTTOU blocked may the terminal be taken.
             Mask::ALL.set()?;
@@ -100,6 +159,13 @@ impl BeforeExec {
         for fd in &self.keeps {
             keep_on_exec(*fd, true)?;
         }
+        if self.closes_streams {
+            for stream in closed_streams() {
+                // SAFETY: the call takes no pointer, and whoever uses the stream from here on is to
+                // find it closed.
+                unsafe { libc::close(stream) };
+            }
+        }
         match self.signals {
             Some(before) => before.restore(),
             None => Ok(()),
@@ -108,7 +174,7 @@ impl BeforeExec {
 }
 
 /// Makes this process get SIGKILL when its parent is dead, which it may be already.
-fn die_with(parent: u32) -> io::Result<()> {
+pub(crate) fn die_with(parent: u32) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if parent_id() == parent {
         Ok(())
@@ -124,10 +190,11 @@ pub(crate) fn has_children() -> bool {
     retry_on_intr(|| process::waitid(WaitId::All, kinds | all)).is_ok()
 }
 
-/// Returns the pid of a child that has changed state, which stays to be taken; `None` when none
-/// has.
+/// Returns the pid of a child that has died, stopped or gone on, which stays to be taken; `None`
+/// when none has.
 pub(crate) fn changed() -> Option<u32> {
-    let kinds = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    let kinds = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED;
+    let kinds = kinds | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
     // SAFETY: integers and pointers that are not followed; all zero is valid.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: `info` lives until the call returns. It does not sleep, so no signal interrupts it.
@@ -140,7 +207,7 @@ pub(crate) fn changed() -> Option<u32> {
 /// Takes the change of a child, and reaps it if it is dead; returns its status as `wait(2)` gives
 /// it. `None` when it has not changed.
 pub(crate) fn take_change(pid: u32) -> Option<i32> {
-    let kinds = WaitOptions::NOHANG | WaitOptions::UNTRACED;
+    let kinds = WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED;
     let all = WaitOptions::from_bits_retain(libc::__WALL.cast_unsigned());
     let pid = Pid::from_raw(pid.cast_signed());
     let (_, status) = retry_on_intr(|| process::waitpid(pid, kinds | all)).ok()??;
@@ -149,7 +216,9 @@ pub(crate) fn take_change(pid: u32) -> Option<i32> {
 
 /// Waits until a child is dead, and reaps it.
 pub(crate) fn wait_for_end(pid: u32) {
-    let _ = process::waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty());
+    let all = WaitOptions::from_bits_retain(libc::__WALL.cast_unsigned());
+    let pid = Pid::from_raw(pid.cast_signed());
+    let _ = retry_on_intr(|| process::waitpid(pid, all));
 }
 
 #[cfg(test)]

@@ -3,13 +3,15 @@
 //!
 //! [`pidfd`] (a process that cannot be mistaken), [`poll`] (waiting for descriptors), [`signals`]
 //! (blocked signals as a descriptor, and sending), [`child`] (fork, exec, wait, subreaper),
-//! [`descriptor`] (flags and numbers of descriptors), [`terminal`], [`limits`], [`priority`].
+//! [`inherited`] (what the runtime changes before `main`), [`descriptor`] (flags and numbers of
+//! descriptors), [`terminal`], [`limits`], [`priority`].
 //!
 //! What `rustix` or `nix` offer as a safe call is taken from there. What is left to `libc` needs
 //! signal numbers that those refuse: libc keeps 32 and 33 for itself, and they are forwarded too.
 
 pub(crate) mod child;
 pub(crate) mod descriptor;
+pub(crate) mod inherited;
 pub(crate) mod limits;
 pub(crate) mod pidfd;
 pub(crate) mod poll;

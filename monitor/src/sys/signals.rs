@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use rustix::process::{Pid, getpgid};
 
 use super::check;
+use super::inherited::ignored_pipe;
 
 /// Bytes of the kernel's signal set.
 const SET_BYTES: usize = 8;
@@ -18,6 +19,9 @@ const BATCH: usize = 32;
 
 /// Bytes of what a descriptor tells of one signal.
 const INFO_BYTES: usize = size_of::<libc::signalfd_siginfo>();
+
+/// `si_code` of signals about a child: from its exit (1) to its going on after a stop (6).
+const ABOUT_A_CHILD: std::ops::RangeInclusive<i32> = libc::CLD_EXITED..=libc::CLD_CONTINUED;
 
 /// The highest signal number.
 pub(crate) const LAST: i32 = 64;
@@ -58,25 +62,28 @@ pub(crate) struct Before {
     mask: Mask,
     /// True if SIGCHLD was ignored.
     ignores_children: bool,
+    /// True if SIGPIPE was.
+    ignores_pipe: bool,
 }
 
 impl Before {
     /// Makes it so again. Safe between fork and exec.
     pub(crate) fn restore(self) -> io::Result<()> {
         if self.ignores_children {
-            ignore_children(true)?;
+            ignore(libc::SIGCHLD, true)?;
         }
+        ignore(libc::SIGPIPE, self.ignores_pipe)?;
         self.mask.set().map(drop)
     }
 }
 
-/// Lets the kernel reap dead children by itself, or not; returns whether it did. A process that
+/// Ignores a signal, or gives it its default action; returns whether it was ignored. A process that
 /// ignores SIGCHLD, which is inherited, gets no status, and the pids of its children are free
 /// before it has looked.
-fn ignore_children(ignore: bool) -> io::Result<bool> {
+fn ignore(signal: i32, ignore: bool) -> io::Result<bool> {
     let handler = if ignore { libc::SIG_IGN } else { libc::SIG_DFL };
     // SAFETY: no handler is installed.
-    let before = unsafe { libc::signal(libc::SIGCHLD, handler) };
+    let before = unsafe { libc::signal(signal, handler) };
     if before == libc::SIG_ERR {
         return Err(io::Error::last_os_error());
     }
@@ -90,15 +97,26 @@ pub(crate) struct Signal {
     pub(crate) number: i32,
     /// True if the kernel sent it: the terminal, for example.
     pub(crate) by_kernel: bool,
+    /// The pid of the process that sent it; 0 if the kernel did.
+    pub(crate) sender: u32,
+    /// True if it tells of a child, as SIGCHLD does, and whatever else a child was made to send.
+    pub(crate) is_about_child: bool,
 }
 
 impl Signal {
     /// Reads what a descriptor tells of one signal.
     fn parse(info: &[u8]) -> Self {
         let number = |at: usize| i32::from_ne_bytes(std::array::from_fn(|byte| info[at + byte]));
+        let (signal, code) = (
+            number(offset_of!(libc::signalfd_siginfo, ssi_signo)),
+            number(offset_of!(libc::signalfd_siginfo, ssi_code)),
+        );
+        let is_of_children = matches!(signal, libc::SIGCHLD | libc::SIGCONT);
         Self {
-            number: number(offset_of!(libc::signalfd_siginfo, ssi_signo)),
-            by_kernel: number(offset_of!(libc::signalfd_siginfo, ssi_code)) == libc::SI_KERNEL,
+            number: signal,
+            by_kernel: code == libc::SI_KERNEL,
+            sender: number(offset_of!(libc::signalfd_siginfo, ssi_pid)).cast_unsigned(),
+            is_about_child: is_of_children && ABOUT_A_CHILD.contains(&code),
         }
     }
 }
@@ -113,7 +131,8 @@ impl Signals {
     pub(crate) fn block() -> io::Result<(Self, Before)> {
         let before = Before {
             mask: Mask::ALL.set()?,
-            ignores_children: ignore_children(false)?,
+            ignores_children: ignore(libc::SIGCHLD, false)?,
+            ignores_pipe: ignored_pipe(),
         };
         Ok((Self::open()?, before))
     }
@@ -157,23 +176,101 @@ pub(crate) fn is_forwarded(signal: i32) -> bool {
     (1..=LAST).contains(&signal) && !matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGCHLD)
 }
 
-/// Stops this process as `signal` would. Returns when it goes on: true if it was stopped at all,
-/// which the kernel does not do where nobody could continue it.
-pub(crate) fn stop_self(signal: i32, mask: Mask) -> bool {
-    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
-        let _ = nix::sys::signal::raise(signal);
+/// Stops this process as `signal` would, if that is still wanted when it is about to come: a
+/// SIGCONT after that takes it back. Returns when it goes on: true unless it was wanted and not
+/// done, which the kernel does not do where nobody could continue it.
+pub(crate) fn stop_self(signal: i32, is_wanted: impl FnOnce() -> bool) -> bool {
+    if signal == libc::SIGSTOP {
+        if is_wanted() {
+            // SAFETY: the call takes no pointer. This process stops here.
+            unsafe { libc::kill(libc::getpid(), signal) };
+        }
+        return true;
+    }
+    // SAFETY: as above; it waits.
+    unsafe { libc::kill(libc::getpid(), signal) };
+    if !is_wanted() {
+        let _ = ignore(signal, true).and_then(|_| ignore(signal, false));
+        return true;
     }
     // It stops here.
-    let _ = mask.without(signal).set();
-    let _ = mask.set();
+    let _ = Mask::ALL.without(signal).set();
+    let _ = Mask::ALL.set();
     is_pending(libc::SIGCONT)
 }
 
 fn is_pending(signal: i32) -> bool {
+    pending() >> (signal - 1) & 1 == 1
+}
+
+/// Returns the signals that are blocked and have come, with signal 1 as bit 0.
+fn pending() -> u64 {
     let mut pending = 0_u64;
     // SAFETY: the set lives until the call returns and has the size that is given.
     let result = unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut pending, SET_BYTES) };
-    result == 0 && pending >> (signal - 1) & 1 == 1
+    if result == 0 { pending } else { 0 }
+}
+
+/// Sends this process those signals of a set that have not come to it; all are blocked.
+pub(crate) fn catch_up(set: SignalSet) {
+    let missing = set.0 & !pending();
+    for signal in (1..=LAST).filter(|signal| missing >> (signal - 1) & 1 == 1) {
+        // SAFETY: the call takes no pointer.
+        unsafe { libc::kill(libc::getpid(), signal) };
+    }
+}
+
+/// Waits until whoever was sending a signal to this process and to others, its group for example,
+/// has sent it to all. They are sent under the lock of the list of tasks, which this call takes for
+/// writing, also where it is refused:
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/signal.c?h=v6.12.117#n1627>
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/sys.c?h=v6.12.117#n1103>.
+pub(crate) fn let_senders_finish() {
+    let _ = rustix::process::setpgid(None, Some(rustix::process::getpgrp()));
+}
+
+/// Signals by number, bit 0 for signal 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct SignalSet(u64);
+
+impl SignalSet {
+    /// Returns the set of what has come, without what tells of children.
+    pub(crate) fn of(signals: &[Signal]) -> Self {
+        let heard = signals.iter().filter(|signal| !signal.is_about_child);
+        Self(heard.fold(0, |set, signal| set | 1 << (signal.number - 1)))
+    }
+
+    /// Returns whether it has this signal.
+    pub(crate) fn has(self, signal: i32) -> bool {
+        (1..=LAST).contains(&signal) && self.0 >> (signal - 1) & 1 == 1
+    }
+
+    /// Returns it as bytes.
+    pub(crate) fn to_bytes(self) -> [u8; 8] {
+        self.0.to_ne_bytes()
+    }
+
+    /// Returns the set of these bytes.
+    pub(crate) fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(u64::from_ne_bytes(bytes))
+    }
+}
+
+/// Ends this process by a signal, without a core of its own. Returns where that cannot be: the first
+/// process of a pid namespace does not die of what it sends itself, and SIGKILL would say that this
+/// process was killed.
+pub(crate) fn die_of(signal: i32) {
+    if signal == libc::SIGKILL || !(1..=LAST).contains(&signal) {
+        return;
+    }
+    // A limit of 0 is not enough where a program takes the cores.
+    let _ = nix::sys::prctl::set_dumpable(false);
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+    // It is refused for those that can have no handler, which are none of these.
+    let _ = ignore(signal, false);
+    // SAFETY: the call takes no pointer.
+    unsafe { libc::kill(libc::getpid(), signal) };
+    let _ = Mask::ALL.without(signal).set();
 }
 
 /// Sends a signal, by number, to a child that is not reaped: its pid is nobody else's. With `group`

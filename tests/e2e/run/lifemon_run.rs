@@ -5,7 +5,7 @@ use std::process::Command;
 
 use lifemon_tests::handicap::{as_nobody, readable_copy};
 use lifemon_tests::reports::RunReport;
-use lifemon_tests::{DEADLINE, Lifemon, Output, Sandbox};
+use lifemon_tests::{DEADLINE, Lifemon, Output, Sandbox, proc, wait_until};
 
 /// How lifemon may work.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,6 +43,19 @@ pub(crate) fn run(sandbox: &Sandbox, rights: Rights, words: &[&str]) -> Output {
     Lifemon::find()
         .start(command(sandbox, rights, words))
         .finish(DEADLINE)
+}
+
+/// The pid of the guardian: the child of lifemon that has this name.
+pub(crate) fn guardian_of(sandbox: &Sandbox, lifemon: i32) -> i32 {
+    let mut guardian = None;
+    wait_until("the guardian", DEADLINE, || {
+        guardian = sandbox.pids().into_iter().find(|pid| {
+            let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+            proc::ppid(*pid) == Some(lifemon) && name == b"lifemon-guard\n"
+        });
+        guardian.is_some()
+    });
+    guardian.expect("waited for")
 }
 
 /// The words of a run that keeps what this shell script leaves, with a report.

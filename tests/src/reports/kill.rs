@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Exit, Id, Incomplete, Member, Who, identified};
+use super::{Evidence, Exit, Id, Incomplete, Member, Who, identified};
 
 identified! {
     /// A process that a kill has ended.
@@ -27,6 +27,22 @@ identified! {
         pub ns_pid: Option<i32>,
         /// Why not.
         pub reason: String,
+    }
+
+    /// A process that looks like a former member of a tree.
+    pub struct Suspect {
+        /// Its `comm`.
+        pub name: Option<String>,
+        /// Its real user.
+        pub uid: Option<u32>,
+        /// Its pid in its own pid namespace.
+        pub ns_pid: Option<i32>,
+        /// The parent that it has now.
+        pub parent: Who,
+        /// What speaks for it.
+        pub evidence: Vec<Evidence>,
+        /// It was killed with the tree.
+        pub killed: bool,
     }
 
     /// GPU memory of one of the killed, given back.
@@ -77,6 +93,9 @@ pub struct KillReport {
     pub already_dying: Vec<Who>,
     /// Who is alive.
     pub survivors: Vec<Survivor>,
+    /// Who looks like a former member.
+    #[serde(default)]
+    pub suspects: Vec<Suspect>,
     /// Processes of a member's pid that were no member.
     pub rejected: u64,
     /// The root is older than tracking.

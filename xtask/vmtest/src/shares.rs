@@ -20,6 +20,8 @@ const SHARES: [(&str, &[&str]); 4] = [
             "actors",
             "kill_bombs",
             "kill_refused",
+            "run_lives",
+            "run_options",
             "run_signals",
             "run_terminal",
             "tree",
@@ -30,10 +32,8 @@ const SHARES: [(&str, &[&str]); 4] = [
     ("trixie-backports", &["orphans", "tracker"]),
 ];
 
-/// What takes minutes on a single processor that is emulated, or asks little of the kernel. And
-/// `run_lives`: in one of five runs on 6.12 `lifemon run` did not name what it had killed after its
-/// guardian was killed, for a reason that is not known yet. `--test run_lives` runs it.
-const NOWHERE: [&str; 13] = [
+/// What takes minutes on a single processor that is emulated, or asks little of the kernel.
+const NOWHERE: [&str; 15] = [
     "commands",
     "gpu",
     "kill_interrupted",
@@ -44,8 +44,10 @@ const NOWHERE: [&str; 13] = [
     "manager_wire",
     "python_servers",
     "run",
-    "run_lives",
+    "run_alone",
+    "run_keepers",
     "run_many",
+    "run_supervised",
     "shapes",
 ];
 

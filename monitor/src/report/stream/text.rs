@@ -59,12 +59,15 @@ impl Text {
         } else {
             writeln!(
                 text,
-                "lineage known since now; what is older is inferred (~) from parents; \
-                 `lifemon track on` keeps it from now on, with --at-boot always"
+                "lineage known since now; what is older is inferred (~) from parents"
             )
         };
         for lost in &start.losses {
-            let line = format!("not complete: {}: {}\n", lost.count, lost.loss.advice());
+            let count = match lost.count {
+                0 => String::new(),
+                count => format!("{count}: "),
+            };
+            let line = format!("not complete: {count}{}\n", lost.loss.advice());
             text.push_str(&self.paint(Tone::Bad, &line));
         }
         self.tree(&mut text, start);

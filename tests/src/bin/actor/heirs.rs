@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::args::Args;
 use crate::load::line_waits;
+use crate::pipe::Pipe;
 use crate::process::{exit_now, hold, set_deadline, spawn, try_spawn};
 use crate::shared::Fuse;
 use crate::talk::{begin, commands, done, fail, next_line, next_step, reap, report, say};
@@ -51,11 +52,22 @@ fn fork_into(pid: Pid, body: impl FnOnce() -> i32) -> Option<Pid> {
     }
 }
 
-/// Makes role `first`. On the second line it is killed, and its pid becomes that of role `heir`.
-pub(crate) fn heir() -> i32 {
+/// Makes role `first`, which with `heir orphan` has a child in role `orphan` On the
+/// second line it is killed, and its pid becomes that of role `heir`.
+pub(crate) fn heir(args: &mut Args) -> i32 {
+    let leaves_orphan = args.optional().is_some();
     begin();
-    let first = spawn(|| hold());
+    let up = Pipe::new();
+    let first = spawn(|| {
+        if leaves_orphan {
+            up.send(spawn(|| hold()).as_raw());
+        }
+        hold()
+    });
     report(first, "first");
+    if leaves_orphan {
+        report(up.receive_pid(), "orphan");
+    }
     next_step();
     _ = kill(first, Signal::SIGKILL);
     reap(first);

@@ -7,6 +7,7 @@ mod bombs;
 mod daemons;
 mod die;
 mod fork;
+mod former;
 mod hears;
 mod heirs;
 mod held;
@@ -86,7 +87,8 @@ fn main() {
         "scatter" => scatter::scatter(&mut args),
         "traced" => held::traced(&mut args),
         "stuck" => held::stuck(&mut args),
-        "heir" => heirs::heir(),
+        "former" => former::former(&mut args),
+        "heir" => heirs::heir(&mut args),
         "daemons" => daemons::daemons(&mut args),
         "hears" => hears::hears(),
         "leave" => leaving::leave(&mut args),

@@ -26,14 +26,30 @@ const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
 /// Runs this program again as one that only holds, with these arguments. Its name becomes the
 /// first. The wait ends when that program runs.
 fn hold_as(arguments: &[Vec<u8>], started: &UntilHeld) -> i32 {
+    hold_in(arguments, &[], started.writer.as_raw_fd())
+}
+
+/// Runs this program again as one that only holds, with the mark of one job.
+pub(crate) fn hold_with_mark() -> i32 {
+    let marks = ["LIFEMON_JOB=former".to_owned()];
+    hold_in(&[b"marked".to_vec()], &marks, NOBODY_WAITS)
+}
+
+/// No descriptor: nobody waits for the program to run.
+const NOBODY_WAITS: i32 = -1;
+
+fn hold_in(arguments: &[Vec<u8>], marks: &[String], signal: i32) -> i32 {
     let program = std::env::current_exe().map(|path| path.into_os_string().into_vec());
     let program = program.ok().and_then(|path| CString::new(path).ok());
     let arguments: Vec<CString> = arguments
         .iter()
         .filter_map(|argument| CString::new(argument.clone()).ok())
         .collect();
-    let signal = started.writer.as_raw_fd();
-    let environment = [CString::new(format!("{HOLD}={signal}")).unwrap_or_default()];
+    let holds = format!("{HOLD}={signal}");
+    let environment = marks.iter().chain([&holds]);
+    let environment: Vec<_> = environment
+        .map(|variable| CString::new(variable.as_str()).unwrap_or_default())
+        .collect();
     if let Some(program) = program {
         _ = execve(&program, &arguments, &environment);
     }
@@ -72,7 +88,7 @@ pub(crate) fn hold_now() -> ! {
         _ = set_name(&name);
     }
     let signal = std::env::var(HOLD).ok().and_then(|fd| fd.parse().ok());
-    if let Some(signal) = signal {
+    if let Some(signal) = signal.filter(|signal| *signal != NOBODY_WAITS) {
         // SAFETY: nobody else has this descriptor here: it was left open for this alone.
         drop(unsafe { OwnedFd::from_raw_fd(signal) });
     }

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use serde::Deserialize;
 
-use super::super::{Id, Identified as _, Who, is_process};
+use super::super::{Id, Identified as _, Incomplete, Who, is_process};
 use super::{
     Attached, Detached, Exec, Exited, Extinct, Fork, Gone, GpuHeld, GpuReleased, Lost, Orphaned,
     Signalled, Subject,
@@ -171,6 +171,16 @@ impl Event {
             Self::Extinct(line) => Some(line.complete),
             Self::Detached(line) => Some(line.complete),
             _ => None,
+        }
+    }
+
+    /// Returns why answers are not complete, where the line says so.
+    #[must_use]
+    pub fn incomplete(&self) -> &[Incomplete] {
+        match self {
+            Self::Attached(line) => &line.incomplete,
+            Self::Detached(line) => &line.incomplete,
+            _ => &[],
         }
     }
 
