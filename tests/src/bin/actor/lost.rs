@@ -1,6 +1,8 @@
 //! What a full lineage map loses, and what fills it, who sends a signal that nobody sends, and signals without end:
 //! `lost-creator N`, `flood ROUNDS LENGTH`, `timer N` and `storm N`.
 
+use std::fs;
+
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
@@ -101,7 +103,7 @@ pub(crate) fn flood(args: &mut Args) -> i32 {
 
 fn leaf(rounds: u32, length: u32, up: &Pipe, above: Option<Pid>) -> i32 {
     if let Some(above) = above {
-        until(|| kill(above, None).is_err());
+        until(|| is_over(above));
     }
     if rounds == 0 {
         up.send(getpid().as_raw());
@@ -109,6 +111,16 @@ fn leaf(rounds: u32, length: u32, up: &Pipe, above: Option<Pid>) -> i32 {
     }
     let top = getpid();
     line(length, &|| leaf(rounds - 1, length, up, Some(top)))
+}
+
+/// Returns whether a process is dead, reaped or not.
+fn is_over(process: Pid) -> bool {
+    let line = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let state = line
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim_start().chars().next());
+    matches!(state, None | Some('Z' | 'X'))
 }
 
 fn line(left: u32, end: &dyn Fn() -> i32) -> i32 {
