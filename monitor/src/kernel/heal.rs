@@ -14,7 +14,7 @@ use super::lock::Patience;
 use super::{Error, Tracker, sys};
 
 /// Forks of the host between two looks for rows of ghosts.
-const FORKS_BETWEEN: u64 = 1_024;
+const FORKS_BETWEEN: u64 = 256;
 
 /// Records that have to be free before lost processes are learnt again: those that are created
 /// meanwhile need some as well.
