@@ -98,12 +98,13 @@ fn a_map_full_of_ghosts_heals_and_is_in_nobodys_way() {
     let (sandbox, near) = (Sandbox::new(), Sandbox::new());
     let mut flood = actor!(sandbox, "flood", ROUNDS, LENGTH);
     flood.step();
-    // Without a record, unless there is room by now.
+    // Without a record, unless there is room by now: learnt again, it is older than what is known.
     let mut actor = actor!(near, "fork-hold", 3);
     actor.step();
     let pid = actor.pid().to_string();
     let attached = Lifemon::find().attach(&pid, &[]).attached();
-    assert!(attached.complete, "{attached:?}");
+    let mut reasons = attached.incomplete.iter().map(|it| it.reason.as_str());
+    assert!(reasons.all(|reason| reason == "no_history"), "{attached:?}");
     assert_eq!(attached.members.len(), 4, "{attached:?}");
     let status = tracker.status();
     assert!(status.complete && status.ghosts < 100, "{status:?}");
