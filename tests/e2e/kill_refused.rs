@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use lifemon_tests::killing::{alive, kill};
+use lifemon_tests::killing::{alive, assert_killed, kill};
 use lifemon_tests::{Lifemon, Output, Sandbox, actor, needs, with_either_tracker};
 
 /// Claims this exit code, one line with these words, and nothing on stdout.
@@ -74,22 +74,20 @@ fn a_dead_root_without_the_tracker() {
     assert_eq!(alive(&sandbox), before);
 }
 
-/// Trees that contain one another: each takes a layer, and there are eight.
+/// Trees that contain one another: each takes a layer, and the last layer is for kills.
 #[test]
-fn a_process_in_too_many_trees() {
+fn watchers_of_one_process_refuse_no_kill() {
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let actor = actor!(sandbox, "pause");
     let lifemon = Lifemon::find();
-    let mut watchers: Vec<_> = (0..8).map(|_| lifemon.attach(&actor.pid(), &[])).collect();
+    let mut watchers: Vec<_> = (0..7).map(|_| lifemon.attach(&actor.pid(), &[])).collect();
     for watcher in &mut watchers {
         _ = watcher.attached();
     }
-    assert_refused(
-        &kill(&actor.pid(), &[]),
-        1,
-        &["overlaps", "end one of them"],
-    );
-    assert_eq!(alive(&sandbox), [actor.pid()].into());
+    let words = ["attach", &actor.pid().to_string()];
+    assert_refused(&lifemon.run(words), 1, &["overlaps", "end one of them"]);
+    assert_killed(&kill(&actor.pid(), &[]));
+    assert_eq!(alive(&sandbox), [].into());
     watchers.clear();
 }
