@@ -128,11 +128,6 @@ pub struct Record {
     pub uid: u32,
     /// Its pid in its own pid namespace.
     pub ns_pid: u32,
-    /// The user that owns its user namespace, where that is not the host's; else `uid`. The ghosts
-    /// of subordinate user ids count for this one.
-    pub account: u32,
-    /// Depth of its own pid namespace; 0 is the host's.
-    pub ns_level: u32,
 }
 
 impl Record {
@@ -374,7 +369,7 @@ pub struct Event {
 
 const _: () = {
     assert!(size_of::<ProcessId>() == 16);
-    assert!(size_of::<Record>() == 160);
+    assert!(size_of::<Record>() == 152);
     assert!(size_of::<MemberKey>() == 24);
     assert!(size_of::<Membership>() == 8);
     assert!(size_of::<Tree>() == 128);

@@ -17,7 +17,10 @@ use aya_ebpf::{
 };
 use lifemon_ebpf::{EVENT_EXIT, Event, ProcessId, limits};
 
-use crate::maps::{RINGS, TreeView};
+use crate::{
+    maps::{RINGS, TreeView},
+    task::Task,
+};
 
 type Ring = RingBuf<Event, { limits::RING_BYTES as usize }>;
 
@@ -39,6 +42,14 @@ pub(crate) fn begin(event: &mut Event, kind: u32, process: ProcessId) {
     event.uid = 0;
     event.ns_pid = 0;
     event.slot = 0;
+}
+
+/// Adds to `event` the user, the pid in its namespace and the control group of the process of `task`.
+#[inline(always)]
+pub(crate) fn describe(event: &mut Event, task: Task) {
+    event.uid = task.uid();
+    event.ns_pid = task.leader().namespace_pid();
+    event.cgroup_id = task.cgroup_id();
 }
 
 /// Puts `event` into the ring of `slot`, if its watcher brought one; counts it when it is full, and

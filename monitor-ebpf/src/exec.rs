@@ -46,9 +46,7 @@ fn executes(ctx: &impl EbpfContext, task: Task) {
     };
     events::begin(event, EVENT_EXEC, process);
     event.name = task.name();
-    event.uid = task.uid();
-    event.ns_pid = task.namespace_pid();
-    event.cgroup_id = task.cgroup_id();
+    events::describe(event, task);
     event.creator = refresh(event, task);
     members::report(&process, event, false, true);
     debug!(ctx, "exec {}", process.pid);
@@ -64,7 +62,6 @@ fn refresh(event: &Event, task: Task) -> ProcessId {
     unsafe {
         (*record).name = event.name;
         (*record).uid = event.uid;
-        (*record).account = task.account();
         (*record).cgroup_id = event.cgroup_id;
         (*record).session = task.session();
         (*record).exec_ns = event.time_ns;

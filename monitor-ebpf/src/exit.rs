@@ -97,9 +97,7 @@ fn describe(event: &mut Event, task: Task, process: ProcessId) {
     events::begin(event, EVENT_EXIT, process);
     event.name = task.leader().name();
     event.status = task.wait_status();
-    event.uid = task.uid();
-    event.ns_pid = task.leader().namespace_pid();
-    event.cgroup_id = task.cgroup_id();
+    events::describe(event, task);
     let signal = event.status & 0x7f;
     if signal != 0 {
         signal::explain(event, signal);

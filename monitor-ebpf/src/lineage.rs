@@ -180,8 +180,6 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
     record.session = task.session();
     record.exec_ns = 0;
     record.uid = task.uid();
-    record.account = task.account();
-    record.ns_level = task.namespace_level();
     record.ns_pid = task.namespace_pid();
 }
 

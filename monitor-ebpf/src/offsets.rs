@@ -81,12 +81,6 @@ offsets! {
     sighand_action: "sighand_struct"."action",
     /// Real user id.
     cred_uid: "cred"."uid",
-    /// The user namespace of the credentials.
-    cred_user_ns: "cred"."user_ns",
-    /// Depth of a user namespace: 0 for the host's.
-    user_namespace_level: "user_namespace"."level",
-    /// The user that owns it, as the host numbers it.
-    user_namespace_owner: "user_namespace"."owner",
     /// The process group and the session, by type.
     signal_pids: "signal_struct"."pids",
     /// Depth of the innermost pid namespace.

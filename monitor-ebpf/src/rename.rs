@@ -41,9 +41,7 @@ pub(crate) fn rename(ctx: BtfTracePointContext) -> i32 {
         (*record).name = event.name;
         event.creator = (*record).creator;
     }
-    event.uid = task.uid();
-    event.ns_pid = task.namespace_pid();
-    event.cgroup_id = task.cgroup_id();
+    events::describe(event, task);
     members::report(&process, event, false, false);
     0
 }

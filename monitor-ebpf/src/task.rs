@@ -161,18 +161,6 @@ impl Task {
             .read(offset!(cred_uid))
     }
 
-    /// Returns the user that owns the user namespace of the process; the real user id in the host's.
-    #[inline(always)]
-    pub(crate) fn account(self) -> u32 {
-        let credentials = self.0.follow(offset!(task_real_cred));
-        let namespace = credentials.follow(offset!(cred_user_ns));
-        if namespace.read::<u32>(offset!(user_namespace_level)) == 0 {
-            credentials.read(offset!(cred_uid))
-        } else {
-            namespace.read(offset!(user_namespace_owner))
-        }
-    }
-
     /// Returns the session: the pid of its leader, which can be dead.
     #[inline(always)]
     pub(crate) fn session(self) -> u32 {
@@ -211,14 +199,6 @@ impl Task {
             .follow(offset!(css_set_dfl_cgrp))
             .follow(offset!(cgroup_kn))
             .read(offset!(kernfs_id))
-    }
-
-    /// Returns the depth of the innermost pid namespace.
-    #[inline(always)]
-    pub(crate) fn namespace_level(self) -> u32 {
-        self.0
-            .follow(offset!(task_thread_pid))
-            .read(offset!(pid_level))
     }
 
     /// Returns the pid in the innermost pid namespace.
