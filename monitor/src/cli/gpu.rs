@@ -99,9 +99,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         subreapers: &tracker.subreapers()?,
         holders: &survey.holders,
     };
-    let mut orphans = orphan::find(&known, None);
-    orphans.retain(|orphan| !orphan.subtree.gpu.is_empty());
-    orphan::measure(&forest, &mut orphans);
+    let orphans = orphan::with_gpus(&known);
     let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
     let holders = describe(&forest, &survey);
     let losses = [snapshot.losses(), survey.losses()].concat();

@@ -128,9 +128,7 @@ pub async fn gpu_holders(query: &GpuQuery) -> Result<GpuReport, Error> {
         subreapers: &tracker.subreapers()?,
         holders: &survey.holders,
     };
-    let mut orphans = orphan::find(&known, None);
-    orphans.retain(|orphan| !orphan.subtree.gpu.is_empty());
-    orphan::measure(&forest, &mut orphans);
+    let orphans = orphan::with_gpus(&known);
     let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
     let mut holders: Vec<_> = survey
         .holders

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
-use lifemon_ebpf::{DEAD, HELD, LEARNING, PASS_LEARN, Pass, ProcessId, Record, limits};
+use lifemon_ebpf::{DEAD, HELD, LEARNING, ProcessId, Record, limits};
 
-use super::load::{LEARN_PASSES, drain_iterator};
+use super::load::{LEARN_PASSES, learn_once};
 use super::lock::Patience;
 use super::{Error, Tracker, sys};
 
@@ -66,8 +66,7 @@ impl Tracker {
         let records: HashMap<_, _> = records.map_err(Error::Map)?.into_iter().collect();
         for (id, excess) in long_rows(&records) {
             for _ in 0..excess.div_ceil(limits::SPLICES) {
-                let args = [u64::from(id.pid), id.start_ns];
-                sys::test_run(self.compact.as_fd(), &args).map_err(Error::Map)?;
+                sys::run_for(self.compact.as_fd(), &id).map_err(Error::Map)?;
             }
         }
         Ok(())
@@ -110,16 +109,12 @@ impl Tracker {
     fn pass_until_learnt(&mut self) -> Result<bool, Error> {
         sys::wait_for_running_programs().map_err(Error::Map)?;
         for _ in 0..LEARN_PASSES {
-            self.pass.at(0).ask(&Pass {
-                kind: PASS_LEARN,
-                ..Pass::default()
-            });
-            drain_iterator(self.open_pass("learn")?).map_err(Error::Map)?;
-            let found = self.pass.at(0);
-            if found.failed.load(Ordering::SeqCst) > 0 {
+            let iterator = self.open_pass("learn")?;
+            let found = learn_once(self.pass.at(0), iterator)?;
+            if found.failed > 0 {
                 return Ok(false);
             }
-            if found.inserted.load(Ordering::SeqCst) == 0 {
+            if found.inserted == 0 {
                 return Ok(true);
             }
         }

@@ -350,15 +350,8 @@ impl Loaded {
     /// Runs the pass that learns until one finds nothing more to do.
     fn learn(&mut self) -> Result<(), Error> {
         let pass = Shared::<PassView>::new(self.map("PASS")?, 1).map_err(Error::Map)?;
-        let pass = pass.at(0);
         for _ in 0..LEARN_PASSES {
-            pass.ask(&Pass {
-                kind: PASS_LEARN,
-                ..Pass::default()
-            });
-            run_iterator(self.program::<Iter>("learn")?)?;
-            // The pass has ended: the iterator was read to its end.
-            if pass.inserted.load(Ordering::SeqCst) == 0 {
+            if learn_once(pass.at(0), self.pass("learn")?)?.inserted == 0 {
                 return Ok(());
             }
         }
@@ -404,11 +397,6 @@ pub(super) fn map_data(map: &Map) -> Option<&MapData> {
     }
 }
 
-/// Runs an iterator program over all tasks.
-fn run_iterator(program: &mut Iter) -> Result<(), Error> {
-    drain_iterator(open_iterator(program)?).map_err(Error::Map)
-}
-
 /// Opens an iterator program over all tasks: it runs as it is read.
 fn open_iterator(program: &mut Iter) -> Result<File, Error> {
     let link = program
@@ -419,6 +407,26 @@ fn open_iterator(program: &mut Iter) -> Result<File, Error> {
         .map_err(|error| Error::load("iterator", &error))?;
     link.into_file()
         .map_err(|error| Error::load("iterator", &error))
+}
+
+/// What a pass that learns has found.
+pub(super) struct Learnt {
+    pub(super) inserted: u64,
+    pub(super) failed: u64,
+}
+
+/// Runs one pass that learns: `iterator` is that of the program `learn`, not read yet.
+pub(super) fn learn_once(pass: &PassView, iterator: File) -> Result<Learnt, Error> {
+    pass.ask(&Pass {
+        kind: PASS_LEARN,
+        ..Pass::default()
+    });
+    drain_iterator(iterator).map_err(Error::Map)?;
+    // The pass has ended: the iterator was read to its end.
+    Ok(Learnt {
+        inserted: pass.inserted.load(Ordering::SeqCst),
+        failed: pass.failed.load(Ordering::SeqCst),
+    })
 }
 
 /// Reads an iterator to its end: that is what makes it run. It prints nothing.
@@ -447,7 +455,7 @@ pub(super) fn sweep_unreferenced(
         .filter(|(_, record)| record.state == DEAD && record.references == 0);
     let mut swept = 0;
     for (id, _) in left {
-        sys::test_run(sweep, &[u64::from(id.pid), id.start_ns])?;
+        sys::run_for(sweep, id)?;
         swept += 1;
     }
     Ok(swept)

@@ -59,8 +59,7 @@ impl Tracker {
         let _lock = self.lock(Patience::FULL)?;
         let mut unseen = 0;
         for id in &over {
-            let args = [u64::from(id.pid), id.start_ns];
-            unseen += sys::test_run(self.settle.as_fd(), &args).map_err(Error::Map)?;
+            unseen += sys::run_for(self.settle.as_fd(), id).map_err(Error::Map)?;
         }
         Ok(u64::from(unseen))
     }

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use aya_obj::generated::{bpf_cmd, bpf_prog_info};
+use lifemon_ebpf::ProcessId;
 
 /// Types whose bytes may cross to the kernel: no padding, no pointers, any bytes valid.
 ///
@@ -283,11 +284,12 @@ pub(super) fn create_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Runs a raw tracepoint program once, with these arguments.
-pub(super) fn test_run(program: BorrowedFd<'_>, args: &[u64; 2]) -> io::Result<u32> {
+/// Runs a raw tracepoint program once, for one process: its arguments are the pid and the start.
+pub(super) fn run_for(program: BorrowedFd<'_>, process: &ProcessId) -> io::Result<u32> {
+    let args = [u64::from(process.pid), process.start_ns];
     let mut attr = TestRunAttr {
         prog_fd: raw(program),
-        ctx_size_in: size_of_val(args) as u32,
+        ctx_size_in: size_of_val(&args) as u32,
         ctx_in: args.as_ptr() as u64,
         ..TestRunAttr::default()
     };

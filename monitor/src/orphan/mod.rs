@@ -104,6 +104,15 @@ pub fn find(known: &Known<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
     found
 }
 
+/// Finds the orphans that hold a GPU, themselves or by what is below them, and measures them.
+#[must_use]
+pub fn with_gpus(known: &Known<'_>) -> Vec<Orphan> {
+    let mut found = find(known, None);
+    found.retain(|orphan| !orphan.subtree.gpu.is_empty());
+    measure(known.forest, &mut found);
+    found
+}
+
 /// Returns those of these orphans below which, or in whose place, stands a living process for which
 /// `is_meant` holds, given its name and its command line.
 #[must_use]
