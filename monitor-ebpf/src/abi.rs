@@ -120,7 +120,8 @@ pub struct Record {
     pub origin: u32,
     /// Ghosts that were spliced out between this record and `creator`.
     pub elided: u32,
-    /// 1 if one of those died by a signal other than SIGHUP, of memory, or with a code other than 0.
+    /// 1 if one of those died by a signal other than SIGHUP, of memory, or with a code other than
+    /// 0.
     pub elided_badly: u32,
     /// Its session when it was created or last called exec: the pid of the leader.
     pub session: u32,

@@ -44,7 +44,8 @@ pub(crate) fn begin(event: &mut Event, kind: u32, process: ProcessId) {
     event.slot = 0;
 }
 
-/// Adds to `event` the user, the pid in its namespace and the control group of the process of `task`.
+/// Adds to `event` the user, the pid in its namespace and the control group of the process of
+/// `task`.
 #[inline(always)]
 pub(crate) fn describe(event: &mut Event, task: Task) {
     event.uid = task.uid();
@@ -53,8 +54,8 @@ pub(crate) fn describe(event: &mut Event, task: Task) {
 }
 
 /// Puts `event` into the ring of `slot`, if its watcher brought one; counts it when it is full, and
-/// for all but deaths when only the part that is kept for deaths is left. An urgent event (a death, a
-/// fatal signal) wakes the watcher.
+/// for all but deaths when only the part that is kept for deaths is left. An urgent event (a death,
+/// a fatal signal) wakes the watcher.
 #[inline(always)]
 pub(crate) fn emit(slot: u32, tree: &TreeView, event: &mut Event, urgent: bool) {
     let Some(ring) = RINGS.get(slot) else { return };

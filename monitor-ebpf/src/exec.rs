@@ -1,5 +1,5 @@
-//! A process runs another program: its name, user, session and cgroup are read again. The identity stays,
-//! also when a thread that is not the leader called exec.
+//! A process runs another program: its name, user, session and cgroup are read again. The identity
+//! stays, also when a thread that is not the leader called exec.
 //!
 //! One of two programs is attached: from Linux 7.0 on [`exec_guarded`], for the reason that
 //! [`crate::exit`] gives.

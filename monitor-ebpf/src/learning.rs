@@ -96,8 +96,8 @@ pub fn learn<P: Processes>(host: &P, task: P::Task) {
         host.nearest(task)
     } else {
         // One that is due can still run, or it would have been learnt as it died. It is the parent,
-        // or the child has another one from the start (`CLONE_PARENT`) and has to wait. One that was
-        // lost may have died meanwhile: then it stays lost.
+        // or the child has another one from the start (`CLONE_PARENT`) and has to wait. One that
+        // was lost may have died meanwhile: then it stays lost.
         let parent = host.parent(task);
         let parent = parent.filter(|parent| host.id(*parent) == known);
         parent.map_or(Ancestor::NotYet, Ancestor::Task)

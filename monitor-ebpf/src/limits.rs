@@ -37,7 +37,8 @@ pub const GHOSTS_IN_A_ROW: u32 = 8;
 /// Ghosts that one death may splice out. A chain that grows by one ghost for each death stays
 /// short. A line of processes that dies from its end upwards adds more ghosts than the one death
 /// that can see them takes away: what is left over is spliced out by the next command that opens
-/// the tracker, and what did not fit into the map until then is learnt again. More steps would cost every start of a tracker: the verifier walks through each of them.
+/// the tracker, and what did not fit into the map until then is learnt again. More steps would cost
+/// every start of a tracker: the verifier walks through each of them.
 pub const SPLICES: u32 = 4;
 
 /// Records that one death may remove, itself and the ghosts that nobody needs any more: twice as
@@ -46,8 +47,8 @@ pub const SPLICES: u32 = 4;
 pub const RELEASE_STEPS: u32 = 16;
 
 /// Records that the label pass climbs through for one task, ghosts included. Inside the tree it
-/// ends at the first that is a member already, and creators come first as a rule. Who has more above
-/// it is left to userspace, which reads the records and labels at any depth.
+/// ends at the first that is a member already, and creators come first as a rule. Who has more
+/// above it is left to userspace, which reads the records and labels at any depth.
 pub const CLIMB_STEPS: u32 = 32;
 
 /// Dying parents in a row that learning passes over: those that were on their way out before the

@@ -3,8 +3,9 @@
 //! The race that decides the code: a deleted element is recycled at once, by another CPU, while
 //! somebody still holds a pointer to it. So a pointer is written through only where the record
 //! cannot vanish: the current process's own (it holds a reference on itself), one that it holds
-//! (its creator's), or one that is claimed. Everybody else's record is copied, and the copy counts only if the same
-//! element is still there under the same identity afterwards; an identity never comes back.
+//! (its creator's), or one that is claimed. Everybody else's record is copied, and the copy counts
+//! only if the same element is still there under the same identity afterwards; an identity never
+//! comes back.
 //!
 //! In the kernel:
 //! - A deleted element is used again at once:
@@ -92,7 +93,8 @@ impl Lineage for Map {
             return false;
         };
         // SAFETY: a map value stays mapped while a program runs. It may be another record by now;
-        // then the claim is given back, which the pid in it tells from a claim of that record's own.
+        // then the claim is given back, which the pid in it tells from a claim of that record's
+        // own.
         let word = unsafe { Counter::at(&raw mut (*record).claim) };
         let claim = claim_of(id, claim);
         if !word.replace(FREE, claim) {
@@ -117,7 +119,8 @@ impl Lineage for Map {
     #[inline(always)]
     fn relink(&self, id: &ProcessId, link: &Link) {
         if let Some(record) = LINEAGE.get_ptr_mut(id) {
-            // SAFETY: the caller has claimed it, so it cannot vanish. A reader that sees the creator half written finds no such record and looks again.
+            // SAFETY: the caller has claimed it, so it cannot vanish. A reader that sees the
+            // creator half written finds no such record and looks again.
             unsafe {
                 (*record).creator = link.creator;
                 (*record).holds_creator = link.holds_creator;

@@ -1,6 +1,6 @@
 //! Passes over all processes of the host, in the kernel and so without races against `/proc`: learn
-//! those that existed before, label the members of a newly watched tree (I5), and print what no file
-//! says.
+//! those that existed before, label the members of a newly watched tree (I5), and print what no
+//! file says.
 //!
 //! A pass runs when userspace reads the iterator; what it is to do and what it found is in `PASS`.
 

@@ -1,9 +1,9 @@
 //! A process takes another name, as servers and their workers do: the name in its record is the
 //! present one.
 //!
-//! From Linux 7.0 on the kernel can skip the hook, as [`crate::exit`] says. Then the record keeps the
-//! name of before: there is no form of this event that cannot be skipped and says which thread is
-//! renamed.
+//! From Linux 7.0 on the kernel can skip the hook, as [`crate::exit`] says. Then the record keeps
+//! the name of before: there is no form of this event that cannot be skipped and says which thread
+//! is renamed.
 //!
 //! In the kernel:
 //! - A process can rename its own threads alone, so the hook runs in the process that is renamed:

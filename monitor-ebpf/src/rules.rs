@@ -4,11 +4,11 @@
 //!
 //! Three facts carry all of it. A process that is dead never gains a reference, because only the
 //! living create processes. And an identity never comes back, so **the delete that succeeds owns
-//! what follows from it**: the drop of the reference on the creator happens exactly once. And a link
-//! is changed, a record removed, only by who has claimed it: the claim that succeeds comes before the
-//! reading of the link that is acted upon. Nobody waits for a claim. Who does not get one leaves the
-//! record to who has it, and that one looks once more when it is done; should nobody do so, the
-//! sweep finds the record.
+//! what follows from it**: the drop of the reference on the creator happens exactly once. And a
+//! link is changed, a record removed, only by who has claimed it: the claim that succeeds comes
+//! before the reading of the link that is acted upon. Nobody waits for a claim. Who does not get
+//! one leaves the record to who has it, and that one looks once more when it is done; should nobody
+//! do so, the sweep finds the record.
 
 use crate::{BUSY, DEAD, HELD, NOT_HELD, ProcessId, TAKEN, limits};
 

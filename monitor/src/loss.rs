@@ -17,7 +17,7 @@ pub enum Loss {
     LineageFull,
     /// The kernel skipped runs of a hook.
     MissedRuns,
-    /// Label passes did not settle.
+    /// The lineage of some processes was lost, or did not settle.
     Unsettled,
     /// The tracker was switched off.
     SwitchedOff,

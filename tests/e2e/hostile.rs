@@ -1,6 +1,6 @@
-//! What users can do to root's commands: nest deep, fill the map, storm with signals, watch too much,
-//! and whom deaths are blamed on. Nothing of it may slow, blind or block others, or make an answer
-//! false.
+//! What users can do to root's commands: nest deep, fill the map, storm with signals, watch too
+//! much, and whom deaths are blamed on. Nothing of it may slow, blind or block others, or make an
+//! answer false.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -219,7 +219,7 @@ fn nobody_outlives_any_of_its_processes() {
     }
 }
 
-/// Who kills both at once has what they had left; the lineage still knows whose it is.
+/// Kills both at once: what they had left escapes, and the lineage still knows whose it is.
 #[test]
 fn what_has_escaped_is_known_to_the_tracker_and_killed_by_the_name_of_its_owner() {
     needs!(host_tracker);

@@ -150,7 +150,8 @@ fn other_name(sandbox: &Sandbox, device: &str) -> String {
     }
 }
 
-/// The flagship: a killed server, its child that is the orphan, and a grandchild that holds the GPU.
+/// The flagship: a killed server, its child that is the orphan, and a grandchild that holds the
+/// GPU.
 #[test]
 fn a_gpu_that_is_held_below_an_orphan_is_the_orphans() {
     needs!(host_tracker);

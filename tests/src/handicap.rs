@@ -46,7 +46,8 @@ pub fn as_nobody(command: &mut Command) {
     });
 }
 
-/// Makes it start as a user who owns nothing and has these capabilities. The program must be readable for all.
+/// Makes it start as a user who owns nothing and has these capabilities. The program must be
+/// readable for all.
 pub fn as_nobody_with(command: &mut Command, kept: &'static [libc::c_ulong]) {
     #[repr(C)]
     #[derive(Clone, Copy, Default)]

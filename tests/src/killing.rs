@@ -29,8 +29,8 @@ macro_rules! with_either_tracker {
     };
 }
 
-/// Kills the tree of one target, with these options. Suspects are accepted: the processes that other
-/// tests have left behind share the session of all tests.
+/// Kills the tree of one target, with these options. Suspects are accepted: the processes that
+/// other tests have left behind share the session of all tests.
 ///
 /// # Panics
 /// When lifemon does not start or does not end.
@@ -42,8 +42,8 @@ pub fn kill(target: &impl ToString, options: &[&str]) -> Output {
     Lifemon::find().run(words.iter().chain(options))
 }
 
-/// Claims that the tree is dead and the answer complete, but for history that nobody knows where the
-/// root is older than the tracker; the report.
+/// Claims that the tree is dead and the answer complete, but for history that nobody knows where
+/// the root is older than the tracker; the report.
 ///
 /// # Panics
 /// When it is not.

@@ -134,7 +134,8 @@ impl Moment {
     }
 }
 
-/// The deaths of `victims`, a sweep and a shortening of every record, and a walk up from `survivor`, interleaved.
+/// The deaths of `victims`, a sweep and a shortening of every record, and a walk up from
+/// `survivor`, interleaved.
 fn at_once(host: &Host, victims: &BTreeSet<ProcessId>, survivor: Option<ProcessId>, turns: &Turns) {
     let store = &host.store;
     let known: Vec<_> = store.records().into_keys().collect();

@@ -22,7 +22,8 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One run of a rule: of a dying process, a sweep, or what shortens a row. Each access to the store waits for its turn.
+/// One run of a rule: of a dying process, a sweep, or what shortens a row. Each access to the store
+/// waits for its turn.
 pub(crate) struct Caller<'a> {
     pub(crate) store: &'a Store,
     /// References that this run has to drop, each exactly once.

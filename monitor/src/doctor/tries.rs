@@ -1,6 +1,6 @@
-//! Checks of what lifemon needs besides the tracker, each by doing it: the kill of a child, a signal
-//! that is none to a process of somebody else, a look at `/proc`, a directory in the BPF file
-//! system. Nothing is left of it.
+//! Checks of what lifemon needs besides the tracker, each by doing it: the kill of a child, a
+//! signal that is none to a process of somebody else, a look at `/proc`, a directory in the BPF
+//! file system. Nothing is left of it.
 
 use std::fs;
 use std::io;

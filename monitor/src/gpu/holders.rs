@@ -1,6 +1,7 @@
-//! Processes that have the device file of a GPU open. Devices are recognised by their numbers, under
-//! whatever name a process has opened them (a container has names of its own); a device that has no
-//! file on this host is recognised by its name. Nothing here touches a device or waits for a driver.
+//! Processes that have the device file of a GPU open. Devices are recognised by their numbers,
+//! under whatever name a process has opened them (a container has names of its own); a device that
+//! has no file on this host is recognised by its name. Nothing here touches a device or waits for a
+//! driver.
 
 use std::collections::HashMap;
 use std::fs;

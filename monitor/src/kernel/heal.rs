@@ -1,7 +1,7 @@
 //! Makes good what the kernel half could not do in its place: deaths that went unseen, records that
 //! nobody needs any more, and processes that got no record because the map was full or the hook for
-//! forks was skipped. Every command does it that opens the pinned tracker, where the counters give a
-//! reason to.
+//! forks was skipped. Every command does it that opens the pinned tracker, where the counters give
+//! a reason to.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd as _;
@@ -75,9 +75,9 @@ impl Tracker {
     /// Learns the living that have no record, and connects those whose creator was lost and has one
     /// now. Under the lock.
     ///
-    /// As when tracking starts ([`lifemon_ebpf::learning`]), no record may be removed meanwhile: the
-    /// flag is set, and hooks that have not seen it have ended before the first pass. Whoever dies
-    /// unrecorded on the way leaves children whose creator stays lost, and that is told.
+    /// As when tracking starts ([`lifemon_ebpf::learning`]), no record may be removed meanwhile:
+    /// the flag is set, and hooks that have not seen it have ended before the first pass. Whoever
+    /// dies unrecorded on the way leaves children whose creator stays lost, and that is told.
     fn learn_again(&mut self) -> Result<(), Error> {
         let records = sys::read_all::<ProcessId, Record>(self.lineage.as_fd());
         let is_full = records.map_err(Error::Map)?.len() + ROOM > self.capacity()? as usize;

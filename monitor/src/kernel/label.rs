@@ -3,13 +3,13 @@
 //! Two readers take turns until neither finds anybody. The pass of the kernel half looks at every
 //! task and labels it in the same moment: so it catches lines in which everybody forks and dies at
 //! once, which no reading from userspace is fast enough for. It climbs a bounded number of steps.
-//! The reading of all records has no such bound, and does not depend on the order in which the kernel
-//! lists tasks: what descends from the root and is no member is labelled by its key.
+//! The reading of all records has no such bound, and does not depend on the order in which the
+//! kernel lists tasks: what descends from the root and is no member is labelled by its key.
 //!
-//! It is over when a pass has inserted nobody, and a reading that began after it shows nobody either,
-//! and no line can have slipped through between the two: the pass has met nothing that was
-//! unsettled; or nobody on the host has forked while the records were read; or every record above the
-//! members that was read is held by as many records as it counts, so none of them was missed.
+//! It is over when a pass has inserted nobody, and a reading that began after it shows nobody
+//! either, and no line can have slipped through between the two: the pass has met nothing that was
+//! unsettled; or nobody on the host has forked while the records were read; or every record above
+//! the members that was read is held by as many records as it counts, so none of them was missed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;

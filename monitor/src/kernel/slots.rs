@@ -88,10 +88,10 @@ impl Slots {
     /// Makes a living process a member.
     ///
     /// As the fork hook does it: count, insert, and take that back when the process has died
-    /// meanwhile, because its exit hook may have looked before the insertion. The exit hook marks the
-    /// record dead before it looks, and here the record is read after the insertion: so one of the two
-    /// sees the other. Both delete by key, and the delete that succeeds owns the decrement (I2).
-    /// `is_live` says whether the record is live.
+    /// meanwhile, because its exit hook may have looked before the insertion. The exit hook marks
+    /// the record dead before it looks, and here the record is read after the insertion: so one of
+    /// the two sees the other. Both delete by key, and the delete that succeeds owns the decrement
+    /// (I2). `is_live` says whether the record is live.
     ///
     /// # Errors
     /// When a map cannot be read or written.
@@ -167,8 +167,8 @@ impl Slots {
         Ok((0..last).filter(|layer| taken >> layer & 1 == 0).collect())
     }
 
-    /// Gives back the slots of watchers that were killed, and forgets the roots that they had marked;
-    /// returns how many slots there were. `is_live` says whether a watcher lives.
+    /// Gives back the slots of watchers that were killed, and forgets the roots that they had
+    /// marked; returns how many slots there were. `is_live` says whether a watcher lives.
     ///
     /// # Errors
     /// When the maps cannot be accessed.
@@ -303,8 +303,8 @@ impl Slots {
         Ok(keys.map(|key| key.process).collect())
     }
 
-    /// Ends the memberships of those whose deletion the kernel refused to the exit hook; returns how
-    /// many there were. `is_live` says whether the record of a member is live.
+    /// Ends the memberships of those whose deletion the kernel refused to the exit hook; returns
+    /// how many there were. `is_live` says whether the record of a member is live.
     ///
     /// # Errors
     /// When a map cannot be read or written.

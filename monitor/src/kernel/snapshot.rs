@@ -49,8 +49,8 @@ impl Snapshot {
             .collect()
     }
 
-    /// Returns the process that an identity names, dead or alive, with its exact start; `None` where
-    /// there is no record of it.
+    /// Returns the process that an identity names, dead or alive, with its exact start; `None`
+    /// where there is no record of it.
     ///
     /// An identity that comes from `/proc` has its start rounded down to a clock tick, because
     /// nothing tells more without privileges. It names the process whose start is rounded to it,

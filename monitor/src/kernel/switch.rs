@@ -187,8 +187,8 @@ impl Locked {
         found_in(homes).map_err(Error::Foreign)
     }
 
-    /// Removes every version but the one at `keep`; returns the names of those that were removed, and
-    /// the earliest time from which one of them had kept the lineage.
+    /// Removes every version but the one at `keep`; returns the names of those that were removed,
+    /// and the earliest time from which one of them had kept the lineage.
     ///
     /// # Errors
     /// When a pin cannot be removed.

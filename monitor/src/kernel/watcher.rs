@@ -185,9 +185,9 @@ impl Watcher {
         self.unlabelled
     }
 
-    /// Returns the counters of the tree. `live == 0` is the proof that none of it can run again. Where
-    /// the slot was taken away (this process was held for dead), nothing is known of the tree any
-    /// more, and nothing is proven.
+    /// Returns the counters of the tree. `live == 0` is the proof that none of it can run again.
+    /// Where the slot was taken away (this process was held for dead), nothing is known of the tree
+    /// any more, and nothing is proven.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let counters = self.tracker.slots.counters(self.slot);

@@ -199,8 +199,8 @@ pub struct KillReport {
 
 impl KillReport {
     /// Returns whether nothing of the tree is left: no process, no GPU memory that was waited for,
-    /// and no suspect, unless those are accepted. False after a loss that leaves this in doubt; that
-    /// history is missing is none.
+    /// and no suspect, unless those are accepted. False after a loss that leaves this in doubt;
+    /// that history is missing is none.
     #[must_use]
     pub fn is_done(&self) -> bool {
         let is_released = |release: &Release| release.held.is_empty() && !release.hung;

@@ -1,15 +1,15 @@
 //! Processes that look like former members of a tree whose history is missing: nobody saw their
-//! creators die, so nothing here is certain. Each comes with its evidence, and none is killed unless
-//! that was asked for.
+//! creators die, so nothing here is certain. Each comes with its evidence, and none is killed
+//! unless that was asked for.
 //!
 //! A process that is orphaned goes to the nearest subreaper above it, or to the init of its pid
 //! namespace ([1]). So a former member is a child of somebody above the root that takes in orphans,
 //! it has started after the root, and it is older than tracking: of anybody younger the creator is
-//! known. The children that a subreaper has created by itself look the same, and what they have from
-//! it connects nobody with the tree: so only that counts which a process has in common with the root
-//! or a member, and not with its present parent. Files and memory count only where nobody above the
-//! root has them: a pipe to a log is handed down to all that is started. Leaders of sessions are daemons, and stand for
-//! themselves.
+//! known. The children that a subreaper has created by itself look the same, and what they have
+//! from it connects nobody with the tree: so only that counts which a process has in common with
+//! the root or a member, and not with its present parent. Files and memory count only where nobody
+//! above the root has them: a pipe to a log is handed down to all that is started. Leaders of
+//! sessions are daemons, and stand for themselves.
 //!
 //! [1]: <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n640>
 

@@ -21,8 +21,8 @@ pub enum Scope {
     #[default]
     Own,
     /// Also those whose creator was not of this manager and is dead. Needs the host's tracker
-    /// (`lifemon track on`): nothing else knows who they belonged to. Only what was leaked is meant:
-    /// its creator, or the root of its tree, was killed or has failed.
+    /// (`lifemon track on`): nothing else knows who they belonged to. Only what was leaked is
+    /// meant: its creator, or the root of its tree, was killed or has failed.
     DeadServers,
 }
 

@@ -3,9 +3,9 @@
 //! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n640>.
 //!
 //! `verdict` decides from facts how an orphan was left, `search` collects the facts, `subtree` sums
-//! up what an orphan and everything below it hold, `inferred` looks at processes that are older than
-//! tracking. The verdict on a process is the same whatever was asked: a filter leaves out, and never
-//! changes what is left in.
+//! up what an orphan and everything below it hold, `inferred` looks at processes that are older
+//! than tracking. The verdict on a process is the same whatever was asked: a filter leaves out, and
+//! never changes what is left in.
 //!
 //! The race: between the snapshot and the look into `/proc` an orphan can die and its pid be taken
 //! again. Whatever `/proc` says counts only if the process that is there has the orphan's start
@@ -86,8 +86,8 @@ pub struct Known<'a> {
 }
 
 /// Finds the orphans, oldest first: of one tree, where one is given. Processes older than tracking
-/// that look like orphans are among them; where a tree is given, those that have something in common
-/// with it. What is measured of living processes ([`measure`]) is not in it yet.
+/// that look like orphans are among them; where a tree is given, those that have something in
+/// common with it. What is measured of living processes ([`measure`]) is not in it yet.
 #[must_use]
 pub fn find(known: &Known<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
     let forest = known.forest;
@@ -137,8 +137,8 @@ pub fn with_any(
     found
 }
 
-/// Returns for each of these processes the orphan that it is or stands below. Of several that is the
-/// one with the worst verdict, and then the nearest.
+/// Returns for each of these processes the orphan that it is or stands below. Of several that is
+/// the one with the worst verdict, and then the nearest.
 #[must_use]
 pub fn above<'a>(
     forest: &Forest,

@@ -91,8 +91,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Describes what is common to orphans of all kinds; returns `None` when no process has the pid.
-    /// The caller checks afterwards that the pid still belongs to `id`.
+    /// Describes what is common to orphans of all kinds; returns `None` when no process has the
+    /// pid. The caller checks afterwards that the pid still belongs to `id`.
     pub(super) fn describe(&self, id: ProcessId, record: &Record, stat: &Stat) -> Option<Orphan> {
         Some(Orphan {
             process: Process::of_record(id, record),

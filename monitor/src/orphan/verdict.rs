@@ -4,9 +4,9 @@
 //! the root of its tree did. Nothing is guessed from times, and no name is looked at.
 //!
 //! - *Another program*: the orphan itself has called exec since it was created.
-//! - *A session of its own*: the orphan has made it, or its starter made it after the starter's last
-//!   exec. So the shell of `setsid bash -c 'job &'`, which was started in its session, gives its job
-//!   none; the double fork of daemon(3) does.
+//! - *A session of its own*: the orphan has made it, or its starter made it after the starter's
+//!   last exec. So the shell of `setsid bash -c 'job &'`, which was started in its session, gives
+//!   its job none; the double fork of daemon(3) does.
 //! - *The starter* is the creator. Where dead creators between the two are not kept, the starter is
 //!   not known: it has neither exited by itself nor been killed, and only that one of those died
 //!   badly is left of them.

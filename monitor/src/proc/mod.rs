@@ -175,9 +175,9 @@ pub fn parent(id: ProcessId) -> Option<u32> {
     stat.is_of(id).then_some(stat.parent)
 }
 
-/// Returns whether there are at least as many pids as the kernel gives by default (32,768). They are
-/// given out one after the other, and threads and processes of the whole host would have to use up
-/// all of them before one comes again.
+/// Returns whether there are at least as many pids as the kernel gives by default (32,768). They
+/// are given out one after the other, and threads and processes of the whole host would have to use
+/// up all of them before one comes again.
 #[must_use]
 pub(crate) fn has_many_pids() -> bool {
     const DEFAULT_PIDS: u64 = 32_768;

@@ -172,8 +172,8 @@ fn shared_mappings(pid: u32) -> BTreeMap<String, String> {
     lines.filter_map(|line| shared_mapping(&line)).collect()
 }
 
-/// Reads a line `ADDRESSES PERMISSIONS OFFSET DEVICE INODE NAME`, if it is of shared memory: that of
-/// `shm_open`, of `memfd_create`, of System V, or of a mapping that was inherited.
+/// Reads a line `ADDRESSES PERMISSIONS OFFSET DEVICE INODE NAME`, if it is of shared memory: that
+/// of `shm_open`, of `memfd_create`, of System V, or of a mapping that was inherited.
 fn shared_mapping(line: &[u8]) -> Option<(String, String)> {
     let line = String::from_utf8_lossy(line);
     let mut fields = line.split_ascii_whitespace();

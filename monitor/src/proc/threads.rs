@@ -1,6 +1,6 @@
-//! Where the files of a process are: under its pid, or, when its leader thread has exited and others
-//! run, under one of those. A thread gives up its files and its memory when it exits, whatever the
-//! others do: the leader's files and command line are empty then, and its memory is 0.
+//! Where the files of a process are: under its pid, or, when its leader thread has exited and
+//! others run, under one of those. A thread gives up its files and its memory when it exits,
+//! whatever the others do: the leader's files and command line are empty then, and its memory is 0.
 
 use std::fs;
 use std::path::PathBuf;

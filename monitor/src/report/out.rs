@@ -1,5 +1,6 @@
-//! Output that behaves: a closed pipe ends quietly, any other error is an error, what was written is
-//! there before lifemon goes on, and nothing that comes from the host does anything to a terminal.
+//! Output that behaves: a closed pipe ends quietly, any other error is an error, what was written
+//! is there before lifemon goes on, and nothing that comes from the host does anything to a
+//! terminal.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -4,9 +4,10 @@
 //!
 //! A skipped exit leaves a dead member counted as alive. Nothing false follows from that (the
 //! counter does not under-count, so 0 is still the proof), but it must not stay so: when exits may
-//! have been skipped lately, or the kernel has refused a hook to delete a membership, members that have ended are settled by the kernel half, and the model
-//! is compared. What was settled is reported; that something may have been is not. A skipped fork
-//! is a process without a record: that is not recovered.
+//! have been skipped lately, or the kernel has refused a hook to delete a membership, members that
+//! have ended are settled by the kernel half, and the model is compared. What was settled is
+//! reported; that something may have been is not. A skipped fork is a process without a record:
+//! that is not recovered.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The guardian as a program of its own: how a process is asked to be one, and how it begins. It runs
-//! in `serve`.
+//! The guardian as a program of its own: how a process is asked to be one, and how it begins. It
+//! runs in `serve`.
 
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};

@@ -1,6 +1,6 @@
-//! The start of the command of `lifemon run`: a child of the guardian that waits in the process group
-//! of the owner until the guardian has left it, and becomes the command then. So no signal to the
-//! group ends all of them after the command has begun, and none is lost meanwhile.
+//! The start of the command of `lifemon run`: a child of the guardian that waits in the process
+//! group of the owner until the guardian has left it, and becomes the command then. So no signal to
+//! the group ends all of them after the command has begun, and none is lost meanwhile.
 
 use std::ffi::{CString, OsString};
 use std::io::{self, Read as _, Write as _};

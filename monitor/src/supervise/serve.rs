@@ -49,7 +49,8 @@ struct Guarding {
     owner_is_dead: bool,
 }
 
-/// Runs the guardian of workers to its end. All signals are blocked, and this process has one thread.
+/// Runs the guardian of workers to its end. All signals are blocked, and this process has one
+/// thread.
 ///
 /// # Errors
 /// When the kernel refuses what it needs.
@@ -64,8 +65,8 @@ pub(crate) fn serve(channel: Channel, specs: &[Spec], place: Place) -> io::Resul
     guarding.run()
 }
 
-/// Runs the guardian of one command to its end, as [`serve`] does. It begins in the process group of
-/// its owner.
+/// Runs the guardian of one command to its end, as [`serve`] does. It begins in the process group
+/// of its owner.
 ///
 /// # Errors
 /// As [`serve`].

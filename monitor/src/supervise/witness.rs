@@ -1,6 +1,6 @@
-//! The witness: a child of the owner in the owner's process group. A signal does not tell whether it
-//! was sent to one process or to a group; but what was sent to the group the witness has heard too.
-//! It only waits to be asked.
+//! The witness: a child of the owner in the owner's process group. A signal does not tell whether
+//! it was sent to one process or to a group; but what was sent to the group the witness has heard
+//! too. It only waits to be asked.
 //!
 //! It ends with the owner. Its name and its words are not those of lifemon: who signals lifemon by
 //! name does not mean its group.

@@ -56,8 +56,8 @@ fn require_one_thread() -> io::Result<()> {
 pub(crate) fn fork_companion() -> io::Result<Option<u32>> {
     require_one_thread()?;
     let (flags, none) = (libc::c_ulong::from(libc::SIGCONT.cast_unsigned()), 0_usize);
-    // SAFETY: as in `fork`: a whole copy on a stack of its own, for all else is zero. What libc does
-    // beside the call is for processes with several threads.
+    // SAFETY: as in `fork`: a whole copy on a stack of its own, for all else is zero. What libc
+    // does beside the call is for processes with several threads.
     let result = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
     match check(result)? {
         0 => {

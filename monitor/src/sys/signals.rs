@@ -256,9 +256,9 @@ impl SignalSet {
     }
 }
 
-/// Ends this process by a signal, without a core of its own. Returns where that cannot be: the first
-/// process of a pid namespace does not die of what it sends itself, and SIGKILL would say that this
-/// process was killed.
+/// Ends this process by a signal, without a core of its own. Returns where that cannot be: the
+/// first process of a pid namespace does not die of what it sends itself, and SIGKILL would say
+/// that this process was killed.
 pub(crate) fn die_of(signal: i32) {
     if signal == libc::SIGKILL || !(1..=LAST).contains(&signal) {
         return;

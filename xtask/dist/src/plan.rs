@@ -1,4 +1,5 @@
-//! What is made and where: all of it for users, or as little as a test of every change can wait for.
+//! What is made and where: all of it for users, or as little as a test of every change can wait
+//! for.
 
 use std::path::{Path, PathBuf};
 

@@ -59,8 +59,8 @@ pub(super) fn decide(facts: &Facts) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Returns the toolchain that is there, if it will do. On Debian 12 it is the distribution's, unless the user
-/// wants another: there everybody makes the same bytes of the kernel half.
+/// Returns the toolchain that is there, if it will do. On Debian 12 it is the distribution's,
+/// unless the user wants another: there everybody makes the same bytes of the kernel half.
 fn usable(facts: &Facts) -> Option<&(Toolchain, Option<u32>)> {
     let is_free = facts.system != System::Debian12 || facts.overridden.is_some();
     let toolchain = facts.toolchain.as_ref();

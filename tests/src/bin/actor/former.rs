@@ -21,7 +21,8 @@ use crate::talk::{begin, commands, fail, reap, report};
 /// HOW says what `former` has in common with the root alone: its process group and session
 /// (`group`); a pipe (`pipe`), memory (`memory`) or the mark of a job (`job`) after it has gone to
 /// the control groups named, and to another session; nothing (`away`). With `subreaper` the actor
-/// takes in orphans, and `former` has the root's group; with `twins` nothing that the actor has not.
+/// takes in orphans, and `former` has the root's group; with `twins` nothing that the actor has
+/// not.
 pub(crate) fn former(args: &mut Args) -> i32 {
     let how = args.word("how");
     let groups: Vec<PathBuf> = std::iter::from_fn(|| args.optional().map(Into::into)).collect();

@@ -1,13 +1,13 @@
-//! Re-enactments of how people leave processes behind: `leave STEP...`. The steps are done by a chain
-//! of processes, roles `p0`, `p1` and so on, each created by the one before it; the first is a child
-//! of the actor, and the last one stays.
+//! Re-enactments of how people leave processes behind: `leave STEP...`. The steps are done by a
+//! chain of processes, roles `p0`, `p1` and so on, each created by the one before it; the first is
+//! a child of the actor, and the last one stays.
 //!
 //! `fork:END` creates the next, which goes on with the steps; who called it ends with the exit code
 //! END once everything below is in place, or stays when END is no number. `exec` runs this program
 //! again, `session` is setsid(2), `null` is input from /dev/null, `hup` ignores SIGHUP, `subreaper`
-//! adopts orphans, `namespace` makes the next one the first of a pid namespace, `name:NAME` is a new
-//! name, `open:FILE` an open file that exec leaves open, and with `leaderless` the thread that leads
-//! the last process exits while another goes on.
+//! adopts orphans, `namespace` makes the next one the first of a pid namespace, `name:NAME` is a
+//! new name, `open:FILE` an open file that exec leaves open, and with `leaderless` the thread that
+//! leads the last process exits while another goes on.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -65,7 +65,7 @@ pub(crate) fn leave(args: &mut Args) -> i32 {
     commands()
 }
 
-/// What `exec` runs: `leave-on DESCRIPTOR... STEP...`.
+/// Goes on as the program that `exec` runs: `leave-on DESCRIPTOR... STEP...`.
 pub(crate) fn leave_on(args: &mut Args) -> i32 {
     let mut pipe = || {
         let mut descriptor = || {
