@@ -20,7 +20,8 @@ fn host() -> Host {
 
 /// A host where systemd seems to be the init.
 fn host_with_systemd() -> Host {
-    let host = host();
+    let mut host = host();
+    host.install();
     let directory = ["mkdir", "-p", "/run/systemd/system", "/etc/systemd/system"];
     host.mounts.as_root(&directory);
     host
@@ -46,7 +47,7 @@ fn a_unit_is_written_and_enabled_and_off_takes_it_away() {
     let on = host.run(&words);
     assert!(on.stdout.contains(UNIT), "{on:?}");
     let unit = fs::read_to_string(host.mounts.path(UNIT)).expect("the unit");
-    let program = Lifemon::find().program().display().to_string();
+    let program = host.program().display();
     let start = format!("ExecStart={program} track on --max-processes 4096\n");
     assert!(unit.contains(&start), "{unit}");
     let link = fs::read_link(host.mounts.path(LINK)).expect("a link");

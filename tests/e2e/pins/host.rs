@@ -2,7 +2,7 @@
 //! there whatever they have done.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lifemon_tests::bpf::Traces;
@@ -20,6 +20,8 @@ pub(super) const OPEN_TO_ALL: &str = "mode=1777";
 pub(super) struct Host {
     pub(super) mounts: OwnMounts,
     pub(super) before: Traces,
+    /// The binary that is tried.
+    program: PathBuf,
     /// What a user wants root to empty.
     victim: PathBuf,
     _sandbox: Sandbox,
@@ -36,10 +38,26 @@ impl Host {
         Self {
             mounts: OwnMounts::new(options),
             before: Traces::now(),
+            program: Lifemon::find().program().to_owned(),
             victim,
             _sandbox: sandbox,
             _tracker: tracker,
         }
+    }
+
+    /// Installs the binary where only root can put anything, as the clone that it was built in need
+    /// not be.
+    pub(super) fn install(&mut self) {
+        const INSTALLED: &str = "/opt/lifemon";
+        let mount = ["mount", "-t", "tmpfs", "-o", "mode=0755", "none", "/opt"];
+        self.mounts.as_root(&mount);
+        let built = self.program.to_str().expect("a path in UTF-8");
+        self.mounts.as_root(&["cp", built, INSTALLED]);
+        self.program = INSTALLED.into();
+    }
+
+    pub(super) fn program(&self) -> &Path {
+        &self.program
     }
 
     pub(super) fn victim(&self) -> &str {
@@ -54,7 +72,7 @@ impl Host {
     }
 
     pub(super) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Lifemon::find().command(words);
+        let mut command = Lifemon::at(self.program.clone()).command(words);
         self.mounts.enter(&mut command);
         command
     }
