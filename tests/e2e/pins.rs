@@ -174,7 +174,7 @@ fn what_is_not_lifemons_in_its_home_is_refused_by_name() {
 fn a_version_in_a_home_that_a_user_has_got_is_replaced_and_named() {
     let host = Host::new(Some(OPEN_TO_ALL));
     host.track("on");
-    let one = Traces::now().since(&host.before);
+    let one = Traces::settled().since(&host.before);
     // As an older version left it that had taken a user's directory for its own.
     host.mounts.as_root(&["chmod", "755", HOME]);
     host.mounts.as_root(&["chown", "65534", HOME]);

@@ -180,7 +180,7 @@ fn of_the_lines_about_the_memory_of_gpus() {
     let pid = actor.pid().to_string();
     let lifemon = Lifemon::find();
     let words = ["attach", &pid, "-o", "json", "--device", device()];
-    let limit = ["--release-timeout", "1s"];
+    let limit = ["--release-timeout", "5s"];
     let mut command = lifemon.command([&words[..], &limit].concat());
     double.offer_to(&mut command);
     let stream = lifemon.start(command);

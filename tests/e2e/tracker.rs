@@ -43,15 +43,7 @@ fn assert_one_tracker(tracker: &HostTracker, one: &Traces) {
 
 /// Returns what one tracker is, when all that only loading needed is gone.
 fn one_tracker(tracker: &HostTracker) -> Traces {
-    let mut last = Traces::now();
-    wait_until("a settled tracker", DEADLINE, || {
-        thread::sleep(Duration::from_millis(100));
-        let now = Traces::now();
-        let is_settled = now == last;
-        last = now;
-        is_settled
-    });
-    last.since(tracker.before())
+    Traces::settled().since(tracker.before())
 }
 
 #[test]

@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use crate::DEADLINE;
-use crate::wait::poll;
+use crate::wait::{poll, wait_until};
 
 /// Where the kernel keeps pinned objects.
 pub const BPF_FS: &str = "/sys/fs/bpf";
@@ -47,6 +49,24 @@ pub struct Traces {
 }
 
 impl Traces {
+    /// Returns what there is once it stays the same: the kernel lets go of what only the loading of a
+    /// tracker needed a moment after that.
+    ///
+    /// # Panics
+    /// As [`Traces::now`], and when it does not settle.
+    #[must_use]
+    pub fn settled() -> Self {
+        let mut last = Self::now();
+        wait_until("settled traces", DEADLINE, || {
+            thread::sleep(Duration::from_millis(100));
+            let now = Self::now();
+            let is_settled = now == last;
+            last = now;
+            is_settled
+        });
+        last
+    }
+
     /// Returns what there is now.
     ///
     /// # Panics
