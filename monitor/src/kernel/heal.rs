@@ -3,7 +3,8 @@
 //! forks was skipped. Every command does it that opens the pinned tracker, where the counters give
 //! a reason to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::iter;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
@@ -62,14 +63,48 @@ impl Tracker {
     /// When the lock cannot be taken, the map cannot be read or the program cannot run.
     pub(super) fn compact(&self) -> Result<(), Error> {
         let _lock = self.lock(Patience::FULL)?;
-        let records = sys::read_all::<ProcessId, Record>(self.lineage.as_fd());
-        let records: HashMap<_, _> = records.map_err(Error::Map)?.into_iter().collect();
+        let records = self.records_by_id()?;
         for (id, excess) in long_rows(&records) {
             for _ in 0..excess.div_ceil(limits::SPLICES) {
                 sys::run_for(self.compact.as_fd(), &id).map_err(Error::Map)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes records that nobody needs, and the ghosts that nobody needs then, until a reading
+    /// finds no more of them, or the same ones again: what a death with very many ghosts had to
+    /// leave. Returns how many were found.
+    ///
+    /// One run removes a bounded number: so each ghost of the row above is asked for as well.
+    ///
+    /// # Errors
+    /// When the maps cannot be read or the sweep program cannot run.
+    pub fn sweep(&self) -> Result<usize, Error> {
+        let mut swept = 0;
+        let mut before = HashSet::new();
+        loop {
+            let records = self.records_by_id()?;
+            let left = records
+                .iter()
+                .filter(|(_, it)| it.state == DEAD && it.references == 0);
+            let found: HashSet<_> = left.map(|(id, _)| *id).collect();
+            if found.is_empty() || found == before {
+                return Ok(swept);
+            }
+            for id in &found {
+                for needless in iter::once(*id).chain(row_above(&records, id)) {
+                    sys::run_for(self.sweep.as_fd(), &needless).map_err(Error::Map)?;
+                }
+            }
+            swept += found.len();
+            before = found;
+        }
+    }
+
+    fn records_by_id(&self) -> Result<HashMap<ProcessId, Record>, Error> {
+        let records = sys::read_all(self.lineage.as_fd()).map_err(Error::Map)?;
+        Ok(records.into_iter().collect())
     }
 
     /// Learns the living that have no record, and connects those whose creator was lost and has one
@@ -79,8 +114,7 @@ impl Tracker {
     /// the flag is set, and hooks that have not seen it have ended before the first pass. Whoever
     /// dies unrecorded on the way leaves children whose creator stays lost, and that is told.
     fn learn_again(&mut self) -> Result<(), Error> {
-        let records = sys::read_all::<ProcessId, Record>(self.lineage.as_fd());
-        let is_full = records.map_err(Error::Map)?.len() + ROOM > self.capacity()? as usize;
+        let is_full = self.records_by_id()?.len() + ROOM > self.capacity()? as usize;
         let lost = self.host_counters().lost_records;
         let missed = self.missed_forks();
         let learning = self.slots.host().learning.swap(LEARNING, Ordering::SeqCst);
@@ -124,21 +158,27 @@ impl Tracker {
 
 /// Returns whoever has a longer row of ghosts above itself than may stay, and by how many.
 fn long_rows(records: &HashMap<ProcessId, Record>) -> Vec<(ProcessId, u32)> {
-    let is_in_a_row = |record: &Record| record.state == DEAD && record.references == 1;
     let bottoms = records.iter().filter(|(_, record)| !is_in_a_row(record));
-    let rows = bottoms.map(|(id, bottom)| {
-        let mut length = 0;
-        let mut at = bottom;
-        while at.holds_creator == HELD
-            && let Some(above) = records.get(&at.creator).filter(|above| is_in_a_row(above))
-            && (length as usize) < records.len()
-        {
-            length += 1;
-            at = above;
-        }
-        (*id, length)
-    });
+    let rows = bottoms.map(|(id, _)| (*id, row_above(records, id).count() as u32));
     let long = rows.filter(|(_, length)| *length > limits::GHOSTS_IN_A_ROW);
     long.map(|(id, length)| (id, length - limits::GHOSTS_IN_A_ROW))
         .collect()
+}
+
+/// Returns the row of ghosts above a record: each is held by the record below it alone.
+fn row_above(
+    records: &HashMap<ProcessId, Record>,
+    id: &ProcessId,
+) -> impl Iterator<Item = ProcessId> {
+    let above = |id: &ProcessId| {
+        let below = records.get(id).filter(|it| it.holds_creator == HELD)?;
+        let above = records.get(&below.creator)?;
+        is_in_a_row(above).then_some(below.creator)
+    };
+    // What is read while it changes may name a circle.
+    iter::successors(above(id), move |id| above(id)).take(records.len())
+}
+
+fn is_in_a_row(record: &Record) -> bool {
+    record.state == DEAD && record.references == 1
 }

@@ -13,13 +13,13 @@ use aya::programs::links::FdLink;
 use aya::programs::{Iter, Program, ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use lifemon_ebpf::offsets::{MISSING, Offsets};
-use lifemon_ebpf::{DEAD, LEARNING, LEARNING_ENDS, PASS_LEARN, Pass, ProcessId, Record, limits};
+use lifemon_ebpf::{LEARNING, LEARNING_ENDS, PASS_LEARN, Pass, limits};
 
 use super::btf::{Btf, BtfError};
 use super::hooks::{self, Hook, LEARNER, Role};
 use super::preflight::{self, Refusal};
 use super::shared::{HostView, PassView, Shared};
-use super::{Error, clock, sys};
+use super::{Error, clock};
 
 /// The compiled kernel half.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker"));
@@ -442,21 +442,4 @@ pub(super) fn drain_iterator(mut file: File) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-}
-
-/// Sweeps every record that is dead and without references; how many there were.
-pub(super) fn sweep_unreferenced(
-    sweep: BorrowedFd<'_>,
-    lineage: BorrowedFd<'_>,
-) -> io::Result<usize> {
-    let records = sys::read_all::<ProcessId, Record>(lineage)?;
-    let left = records
-        .iter()
-        .filter(|(_, record)| record.state == DEAD && record.references == 0);
-    let mut swept = 0;
-    for (id, _) in left {
-        sys::run_for(sweep, id)?;
-        swept += 1;
-    }
-    Ok(swept)
 }

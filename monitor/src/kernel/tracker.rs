@@ -31,7 +31,7 @@ pub struct Tracker {
     pub(super) slots: Slots,
     pub(super) pass: Shared<PassView>,
     pub(super) hooks: Vec<(Role, OwnedFd)>,
-    sweep: OwnedFd,
+    pub(super) sweep: OwnedFd,
     pub(super) compact: OwnedFd,
     pub(super) settle: OwnedFd,
     kept: Kept,
@@ -307,14 +307,6 @@ impl Tracker {
                 }
             })
             .collect())
-    }
-
-    /// Removes records that nobody needs: what a death with very many ghosts had to leave.
-    ///
-    /// # Errors
-    /// When the maps cannot be read or the sweep program cannot run.
-    pub fn sweep(&self) -> Result<usize, Error> {
-        load::sweep_unreferenced(self.sweep.as_fd(), self.lineage.as_fd()).map_err(Error::Map)
     }
 
     /// Opens the closer.
