@@ -188,6 +188,28 @@ fn watchers_that_are_killed_at_any_moment_leave_no_mark() {
     assert_killed(&kill(&actor.pid(), &[]));
 }
 
+fn deaths_outlive_a_storm(options: &[&str]) {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "storm", scaled(5_000));
+    let _lock = private_lock();
+    let ring = ["--ring-size", "16K"];
+    let mut stream = Lifemon::find().attach(&actor.pid(), &[&ring, options].concat());
+    stream.attached();
+    // Nobody reads while signals pour in, and the deaths come last: they have room of their own.
+    stream.signal(Signal::SIGSTOP);
+    actor.step();
+    let workers = actor.children("worker");
+    for worker in &workers {
+        actor.command(&format!("kill {}", worker.pid));
+    }
+    stream.signal(Signal::SIGCONT);
+    for worker in workers {
+        let exit: Exited = stream.wait_for_event(worker);
+        assert!(!exit.resynced, "its event was lost: {exit:?}");
+        assert_eq!(exit.death().signal, Some(9), "{exit:?}");
+    }
+}
+
 fn a_timer_is_nobody(options: &[&str]) {
     for signal in [Signal::SIGTERM, Signal::SIGUSR1] {
         let sandbox = Sandbox::new();
@@ -203,7 +225,7 @@ fn a_timer_is_nobody(options: &[&str]) {
     }
 }
 
-on_every_path!(a_timer_is_nobody);
+on_every_path!(deaths_outlive_a_storm, a_timer_is_nobody);
 
 #[test]
 fn whom_the_closer_kills_was_killed_by_the_command() {

@@ -1,16 +1,17 @@
-//! What a full lineage map loses, and what fills it, and who sends a signal that nobody sends:
-//! `lost-creator N`, `flood ROUNDS LENGTH`, and `timer N`.
+//! What a full lineage map loses, and what fills it, who sends a signal that nobody sends, and
+//! signals without end:
+//! `lost-creator N`, `flood ROUNDS LENGTH`, `timer N` and `storm N`.
 
 use std::fs;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
 
 use crate::args::Args;
 use crate::pipe::Pipe;
 use crate::process::{hold, spawn, until};
-use crate::talk::{begin, commands, next_step, reap, report};
+use crate::talk::{begin, commands, fail, next_step, reap, report};
 
 /// Makes N that stay, then role `middle`. On the next line all N end; then the middle forks role
 /// `leaf`, which stays, and on one more line the middle exits.
@@ -66,6 +67,26 @@ fn arm(number: i32) {
         libc::timer_settime(timer, 0, &raw const time, std::ptr::null_mut());
     }
 }
+
+/// Ten of role `worker`, which stay; then sends itself N signals that it handles.
+pub(crate) fn storm(args: &mut Args) -> i32 {
+    let signals = args.count("signals", 1_000_000);
+    begin();
+    for _ in 0..10 {
+        report(spawn(|| hold()), "worker");
+    }
+    let handler = SigHandler::Handler(handle);
+    // SAFETY: the handler does nothing.
+    if unsafe { signal(Signal::SIGUSR1, handler) }.is_err() {
+        fail("no handler for SIGUSR1");
+    }
+    for _ in 0..signals {
+        _ = kill(getpid(), Signal::SIGUSR1);
+    }
+    commands()
+}
+
+extern "C" fn handle(_: libc::c_int) {}
 
 /// Role `leaf`, which stays at the end. ROUNDS times, whoever is the leaf makes a line of LENGTH
 /// processes below itself with a new leaf at its end; then the line dies from its end upwards, and
