@@ -3,7 +3,7 @@
 
 /// Version of the layout and meaning of every map. It is part of the pin path, so that a binary
 /// never opens the maps of another version.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// A process (a thread group), for ever: the pid alone is reused, the pair is not.
 #[repr(C)]
@@ -85,6 +85,27 @@ pub const SENT_BY_KERNEL: u32 = 4;
 /// and `exit_ns` is when that was noticed.
 pub const EXIT_UNSEEN: u32 = 8;
 
+/// The sums of the identities of some processes, around the end of the numbers: where there is one,
+/// who that is. Userspace does not need it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    /// Of their pids.
+    pub pids: u64,
+    /// Of their starts, in ns since boot.
+    pub starts: u64,
+}
+
+impl Holders {
+    /// Returns who it is if there is only one. Whoever is named so has to be asked: while the sums
+    /// change it is anybody.
+    #[must_use]
+    #[inline(always)]
+    pub const fn only(&self) -> ProcessId {
+        ProcessId::new(self.pids as u32, self.starts)
+    }
+}
+
 /// The record of one process: the value of the lineage map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,6 +114,8 @@ pub struct Record {
     pub creator: ProcessId,
     /// Itself while it lives, plus the records that hold it as their creator. Atomic.
     pub references: u64,
+    /// Whoever holds it as their creator. Atomic.
+    pub holders: Holders,
     /// [`LIVE`] or [`DEAD`]. Atomic.
     pub state: u64,
     /// [`HELD`] and so on. Written by the inserter and the splice; what is due is given once, by an
@@ -370,7 +393,7 @@ pub struct Event {
 
 const _: () = {
     assert!(size_of::<ProcessId>() == 16);
-    assert!(size_of::<Record>() == 152);
+    assert!(size_of::<Record>() == 168);
     assert!(size_of::<MemberKey>() == 24);
     assert!(size_of::<Membership>() == 8);
     assert!(size_of::<Tree>() == 128);

@@ -45,6 +45,13 @@ impl Counter {
         unsafe { atomic_xadd::<u64, u64, ORDER>(self.0.get(), 1) };
     }
 
+    /// Adds `value`, around the end of the numbers.
+    #[inline(always)]
+    pub(crate) fn add(&self, value: u64) {
+        // SAFETY: a reference points to valid, aligned memory.
+        unsafe { atomic_xadd::<u64, u64, ORDER>(self.0.get(), value) };
+    }
+
     /// Takes 1 away and returns what is left. Everything that this program did before is visible to
     /// all by then.
     #[inline(always)]

@@ -108,13 +108,13 @@ impl Processes for Map {
     }
 
     #[inline(always)]
-    fn hold(&self, id: &ProcessId) -> bool {
-        lineage::hold(id)
+    fn hold(&self, id: &ProcessId, by: &ProcessId) -> bool {
+        lineage::hold(id, by)
     }
 
     #[inline(always)]
-    fn let_go(&self, id: &ProcessId) {
-        self.unreference(id);
+    fn let_go(&self, id: &ProcessId, by: &ProcessId) {
+        self.unreference(id, by);
     }
 
     #[inline(always)]
@@ -196,7 +196,7 @@ fn end(process: &ProcessId) {
         (*record).exit_ns = bpf_ktime_get_boot_ns();
         (*record).exit_flags = EXIT_UNSEEN;
         if Counter::at(&raw mut (*record).state).exchange(DEAD) == LIVE {
-            Map.unreference(process);
+            Map.unreference(process, process);
         }
     }
 }

@@ -44,10 +44,10 @@ pub trait Processes {
     fn is_recorded(&self, id: &ProcessId) -> bool;
     /// Inserts a record of a living process unless there is one or it does not fit. Whether it did.
     fn insert(&self, task: Self::Task, creator: &ProcessId, holds_creator: u64) -> bool;
-    /// Takes a reference on the record `id`. Whether there is one.
-    fn hold(&self, id: &ProcessId) -> bool;
+    /// Takes a reference on the record `id` for `by`. Whether there is one.
+    fn hold(&self, id: &ProcessId, by: &ProcessId) -> bool;
     /// Drops a reference that [`Processes::hold`] took.
-    fn let_go(&self, id: &ProcessId);
+    fn let_go(&self, id: &ProcessId, by: &ProcessId);
     /// Gives the record `id` its creator if that is still `due`. Whether this call did.
     fn connect(&self, id: &ProcessId, due: u64, creator: &ProcessId, holds_creator: u64) -> bool;
     /// Marks the record `id` dead and drops its own reference, unless somebody did already.
@@ -156,7 +156,7 @@ fn record<P: Processes>(host: &P, task: P::Task) {
 #[inline(always)]
 fn connect<P: Processes>(host: &P, id: &ProcessId, due: u64, creator: &ProcessId) {
     // Without a record the map is full: the line above is lost, and that is told.
-    let holds_creator = if host.hold(creator) {
+    let holds_creator = if host.hold(creator, id) {
         HELD
     } else {
         CREATOR_LOST
@@ -165,6 +165,6 @@ fn connect<P: Processes>(host: &P, id: &ProcessId, due: u64, creator: &ProcessId
         return;
     }
     if !host.connect(id, due, creator, holds_creator) && holds_creator == HELD {
-        host.let_go(creator);
+        host.let_go(creator, id);
     }
 }

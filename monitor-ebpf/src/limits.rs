@@ -30,21 +30,20 @@ pub const OOM_FACTS: u32 = 256;
 pub const RING_BYTES: u32 = 1 << 20;
 
 /// Dead creators in a row that a process keeps with nobody else depending on them. More are
-/// spliced out when it dies, and counted in [`crate::Record::elided`]: so a chain of
-/// fork-and-exit generations keeps a bounded number of ghosts.
+/// spliced out by the death that makes the row longer, and counted in [`crate::Record::elided`]: so
+/// the ghosts that processes keep are bounded by their number, however they fork and die.
 pub const GHOSTS_IN_A_ROW: u32 = 8;
 
-/// Ghosts that one death may splice out. A chain that grows by one ghost for each death stays
-/// short. A line of processes that dies from its end upwards adds more ghosts than the one death
-/// that can see them takes away: what is left over is spliced out by the next command that opens
-/// the tracker, and what did not fit into the map until then is learnt again. More steps would cost
-/// every start of a tracker: the verifier walks through each of them.
-pub const SPLICES: u32 = 4;
+/// Ghosts that one death may splice out. It makes a row longer by the ghost that it leaves, or makes
+/// one of two rows and of the ghost between them, where that has just lost its other child: as many
+/// as this are too many then. What could not be spliced, because somebody else was about to, is
+/// found by the next death in the row, or by the next command.
+pub const SPLICES: u32 = GHOSTS_IN_A_ROW + 1;
 
-/// Records that one death may remove, itself and the ghosts that nobody needs any more: twice as
-/// many as stand in a row as a rule. What is left over has no references and is found by the sweep
-/// of the next command. The verifier walks through every step, at every start of a tracker.
-pub const RELEASE_STEPS: u32 = 16;
+/// Records that one death may remove, itself and the ghosts that nobody needs any more: as many as
+/// stand in a row, itself, and one more. What is left over has no references and is found by the
+/// sweep of the next command. The verifier walks through every step, at every start of a tracker.
+pub const RELEASE_STEPS: u32 = GHOSTS_IN_A_ROW + 2;
 
 /// Records that the label pass climbs through for one task, ghosts included. Inside the tree it
 /// ends at the first that is a member already, and creators come first as a rule. Who has more

@@ -13,8 +13,8 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lifemon_ebpf::{
-    CREATOR_DUE, CREATOR_LOST, DEAD, FREE, HELD, LIVE, NOT_HELD, ProcessId, Record, died_badly,
-    limits,
+    CREATOR_DUE, CREATOR_LOST, DEAD, FREE, HELD, Holders, LIVE, NOT_HELD, ProcessId, Record,
+    died_badly, limits,
     rules::{self, Lineage, Link},
 };
 
@@ -76,6 +76,7 @@ impl Lineage for Map {
             Link {
                 creator: (&raw const (*record).creator).read_volatile(),
                 references: (&raw const (*record).references).read_volatile(),
+                holders: (&raw const (*record).holders).read_volatile(),
                 state: (&raw const (*record).state).read_volatile(),
                 holds_creator: (&raw const (*record).holds_creator).read_volatile(),
                 elided: u64::from((&raw const (*record).elided).read_volatile()),
@@ -131,10 +132,28 @@ impl Lineage for Map {
     }
 
     #[inline(always)]
-    fn unreference(&self, id: &ProcessId) -> Option<u64> {
+    fn unreference(&self, id: &ProcessId, by: &ProcessId) -> Option<u64> {
         let record = LINEAGE.get_ptr_mut(id)?;
         // SAFETY: the caller holds the reference that it drops, so until here it cannot vanish.
-        Some(unsafe { Counter::at(&raw mut (*record).references) }.decrement())
+        let references = unsafe {
+            // Before the count: whoever brings it to 1 finds the one that is left.
+            if by != id {
+                count_out(record, by);
+            }
+            Counter::at(&raw mut (*record).references)
+        };
+        Some(references.decrement())
+    }
+
+    #[inline(always)]
+    fn pass_on(&self, id: &ProcessId, from: &ProcessId, to: &ProcessId) {
+        if let Some(record) = LINEAGE.get_ptr_mut(id) {
+            // SAFETY: `to` holds it and is claimed by the caller, so neither can vanish.
+            unsafe {
+                count_in(record, to);
+                count_out(record, from);
+            }
+        }
     }
 
     #[inline(always)]
@@ -167,6 +186,7 @@ fn claim_of(id: &ProcessId, claim: u64) -> u64 {
 pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
     record.creator = creator;
     record.references = 1;
+    record.holders = Holders::default();
     record.state = LIVE;
     record.claim = FREE;
     record.exit_ns = 0;
@@ -191,7 +211,7 @@ pub(crate) fn describe(record: &mut Record, task: Task, creator: ProcessId) {
 #[inline(never)]
 pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mut Record) -> bool {
     // The creator is alive: it is in fork.
-    let held = hold(creator);
+    let held = hold(creator, process);
     record.holds_creator = match held {
         true => HELD,
         // Its creator is older than tracking and will be learnt.
@@ -203,7 +223,7 @@ pub(crate) fn insert_child(creator: &ProcessId, process: &ProcessId, record: &mu
     let inserted = insert(process, record);
     if inserted.is_err() && held {
         // It did not fit, or the pass that learns has seen the child already.
-        Map.unreference(creator);
+        Map.unreference(creator, process);
     }
     CLAIMS_EXITS.load() == 0 || matches!(inserted, Ok(()) | Err(EEXIST))
 }
@@ -228,15 +248,45 @@ pub(crate) fn insert(process: &ProcessId, record: &Record) -> Result<(), i32> {
     inserted
 }
 
-/// Takes a reference on a record that cannot vanish: that of the current process, or any while
-/// tracking starts. Whether there is one.
+/// Takes a reference for `by` on a record that cannot vanish: that of the current process, or any
+/// while tracking starts. Whether there is one.
 #[inline(always)]
-pub(crate) fn hold(creator: &ProcessId) -> bool {
-    LINEAGE
-        .get_ptr_mut(creator)
-        // SAFETY: the caller promises that it cannot vanish.
-        .map(|record| unsafe { Counter::at(&raw mut (*record).references) }.increment())
-        .is_some()
+pub(crate) fn hold(creator: &ProcessId, by: &ProcessId) -> bool {
+    let Some(record) = LINEAGE.get_ptr_mut(creator) else {
+        return false;
+    };
+    // SAFETY: the caller promises that it cannot vanish.
+    unsafe {
+        Counter::at(&raw mut (*record).references).increment();
+        count_in(record, by);
+    }
+    true
+}
+
+/// Adds a holder.
+///
+/// # Safety
+/// The record cannot vanish.
+#[inline(always)]
+unsafe fn count_in(record: *mut Record, by: &ProcessId) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        Counter::at(&raw mut (*record).holders.pids).add(u64::from(by.pid));
+        Counter::at(&raw mut (*record).holders.starts).add(by.start_ns);
+    }
+}
+
+/// Takes a holder away.
+///
+/// # Safety
+/// The record cannot vanish.
+#[inline(always)]
+unsafe fn count_out(record: *mut Record, by: &ProcessId) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        Counter::at(&raw mut (*record).holders.pids).add(u64::from(by.pid).wrapping_neg());
+        Counter::at(&raw mut (*record).holders.starts).add(by.start_ns.wrapping_neg());
+    }
 }
 
 /// Returns whether this caller is the one that handles the exit of `process` (I2). Where the kernel
@@ -270,7 +320,7 @@ pub(crate) fn mark_dead(process: &ProcessId, fill: impl FnOnce(&mut Record)) -> 
 #[inline(never)]
 pub(crate) fn bury(process: &ProcessId) {
     if is_learning() {
-        Map.unreference(process);
+        Map.unreference(process, process);
     } else {
         rules::bury(&Map, process);
     }

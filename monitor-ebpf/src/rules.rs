@@ -10,7 +10,9 @@
 //! one leaves the record to who has it, and that one looks once more when it is done; should nobody
 //! do so, the sweep finds the record.
 
-use crate::{BUSY, DEAD, HELD, NOT_HELD, ProcessId, TAKEN, limits};
+use core::hint::black_box;
+
+use crate::{BUSY, DEAD, HELD, Holders, NOT_HELD, ProcessId, TAKEN, limits};
 
 /// The part of a record that the rules look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub struct Link {
     pub creator: ProcessId,
     /// Itself while alive, plus the records that hold it.
     pub references: u64,
+    /// The sum of those records: where one is left, which.
+    pub holders: Holders,
     /// [`LIVE`](crate::LIVE) or [`DEAD`].
     pub state: u64,
     /// [`HELD`], [`NOT_HELD`](crate::NOT_HELD), due where learning did not come to the creator, or
@@ -45,9 +49,11 @@ pub trait Lineage {
     /// Lets `id`, which the caller has claimed, skip a ghost: takes creator, hold and what was
     /// elided from `link`.
     fn relink(&self, id: &ProcessId, link: &Link);
-    /// Drops one reference that the caller holds on `id`; what is left, or nothing when there is
-    /// no such record.
-    fn unreference(&self, id: &ProcessId) -> Option<u64>;
+    /// Drops the reference of `by` on `id`, its own if they are the same; what is left, or nothing
+    /// when there is no such record.
+    fn unreference(&self, id: &ProcessId, by: &ProcessId) -> Option<u64>;
+    /// Makes the reference that `from` had on `id` that of `to`.
+    fn pass_on(&self, id: &ProcessId, from: &ProcessId, to: &ProcessId);
     /// Removes `id`; whether this call is the one that did.
     fn remove(&self, id: &ProcessId) -> bool;
     /// Returns whether `id` must stay because it is the root of a watched tree.
@@ -56,30 +62,57 @@ pub trait Lineage {
     fn overrun(&self);
 }
 
-/// Buries `id`, whose record says that it has died: splices what is too long above it,
-/// drops its own reference, and removes every record that nobody needs any more.
+/// Buries `id`, whose record says that it has died: drops its own reference, removes every record
+/// that nobody needs any more, and splices where a row of ghosts has become too long.
 ///
-/// The splice comes first: while `id` still holds its own reference, no child that dies at the
-/// same moment can remove it.
+/// A row grows in two ways: whoever one record holds dies, or of the records that hold a ghost one
+/// is left. Both are seen here, wherever in its row the ghost stands: so there are no more ghosts
+/// than rows between the living are long, whatever users do.
 #[inline(always)]
 pub fn bury<L: Lineage>(lineage: &L, id: &ProcessId) {
-    // Without children it is about to be removed, and the chain with it.
-    let has_children = lineage.link(id).is_some_and(|link| link.references > 1);
-    if has_children && lineage.claim(id, BUSY) {
-        splice(lineage, id);
-        lineage.give_back(id);
+    let mut at = *id;
+    let mut left = references_left(lineage.unreference(id, id));
+    if left == 0 {
+        left = remove_from(lineage, &mut at);
     }
-    release(lineage, id);
+    if left == 1
+        && let Some(bottom) = below_row(lineage, &at)
+    {
+        compact(lineage, &bottom);
+    }
 }
 
-/// Splices a row of ghosts above any record, alive or dead: rows that come about above a process
-/// that does nothing are seen by no death. One caller at a time.
+/// Returns the record below the row of ghosts that `id` stands in, or one in the row if that is
+/// long; nothing where it is no ghost, or another has just changed the row.
+#[inline(always)]
+fn below_row<L: Lineage>(lineage: &L, id: &ProcessId) -> Option<ProcessId> {
+    let mut at = *id;
+    let mut link = lineage.link(&at)?;
+    if link.state != DEAD {
+        return None;
+    }
+    for _ in 0..=limits::GHOSTS_IN_A_ROW {
+        if link.state != DEAD || link.references != 1 {
+            break;
+        }
+        let below = link.holders.only();
+        let held_by = lineage.link(&below)?;
+        if held_by.holds_creator != HELD || held_by.creator != at {
+            return None;
+        }
+        at = below;
+        link = held_by;
+    }
+    Some(at)
+}
+
+/// Splices the row of ghosts above any record, alive or dead. Whoever drops the last reference on
+/// it meanwhile cannot remove it, and leaves that to this.
 #[inline(always)]
 pub fn compact<L: Lineage>(lineage: &L, id: &ProcessId) {
     if lineage.claim(id, BUSY) {
         splice(lineage, id);
         lineage.give_back(id);
-        // Whoever dropped the last reference meanwhile could not remove it.
         sweep(lineage, id);
     }
 }
@@ -96,7 +129,7 @@ fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
     let Some(mut below) = lineage.link(id) else {
         return;
     };
-    let mut row = 0;
+    let mut row = 0_u64;
     let mut at = below;
     for _ in 0..limits::GHOSTS_IN_A_ROW + limits::SPLICES {
         let Some(above) = ghost_held_by(lineage, &at) else {
@@ -105,8 +138,9 @@ fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
         row += 1;
         at = above;
     }
+    let mut row = forgotten(row, below.creator.start_ns);
     for _ in 0..limits::SPLICES {
-        if row <= limits::GHOSTS_IN_A_ROW || lineage.is_root(&below.creator) {
+        if row <= u64::from(limits::GHOSTS_IN_A_ROW) || lineage.is_root(&below.creator) {
             return;
         }
         let gone = below.creator;
@@ -128,8 +162,18 @@ fn splice<L: Lineage>(lineage: &L, id: &ProcessId) {
             return;
         }
         lineage.relink(id, &below);
+        if below.holds_creator == HELD {
+            lineage.pass_on(&below.creator, &gone, id);
+        }
         row -= 1;
     }
+}
+
+/// Returns `number` so that the verifier no longer knows it, and does not walk through what follows
+/// once for each value. `noise` is anything that was read from a map.
+#[inline(always)]
+fn forgotten(number: u64, noise: u64) -> u64 {
+    black_box(number ^ noise) ^ noise
 }
 
 /// Returns the creator of the record with link `below`, if that is a ghost that only this record
@@ -143,39 +187,51 @@ fn ghost_held_by<L: Lineage>(lineage: &L, below: &Link) -> Option<Link> {
     (above.state == DEAD && above.references == 1).then_some(above)
 }
 
-/// Drops one reference on `id`, and while that was the last one removes the record and goes on
-/// with its creator.
+/// What is left of a record that is gone, or that somebody else deals with.
+const NOTHING_LEFT: u64 = u64::MAX;
+
+/// Returns a number also where there is no such record: of an absent one the compiler copies a
+/// register that nobody has written, which the verifier refuses.
 #[inline(always)]
-pub fn release<L: Lineage>(lineage: &L, id: &ProcessId) {
-    let mut at = *id;
-    for _ in 0..limits::RELEASE_STEPS {
-        match lineage.unreference(&at) {
-            Some(0) => {}
-            _ => return,
-        }
-        match take_out(lineage, &at) {
-            Taken::Out(Some(creator)) => at = creator,
-            Taken::Out(None) => return,
-            Taken::Left => return lineage.overrun(),
-        }
-    }
-    // The last removed one still counts here: without this drop no sweep would find what is left.
-    if lineage.unreference(&at) == Some(0) {
-        lineage.overrun();
-    }
+fn references_left(left: Option<u64>) -> u64 {
+    left.unwrap_or(NOTHING_LEFT)
 }
 
-/// Removes a record that is dead and without references, and releases its creator: for what was
-/// left over, by the end of learning or by a release that had to stop at its limit. Harmless for
-/// any other record, and when somebody else removes it at the same time.
+/// Removes the record `at`, which is dead and without references, drops its reference on its
+/// creator, and while that was the last one goes on with that. Returns how many references the
+/// first has that stays, which `at` is then, or [`NOTHING_LEFT`].
+#[inline(always)]
+fn remove_from<L: Lineage>(lineage: &L, at: &mut ProcessId) -> u64 {
+    for _ in 0..limits::RELEASE_STEPS {
+        match take_out(lineage, at) {
+            Taken::Out(Some(creator)) => {
+                let left = references_left(lineage.unreference(&creator, at));
+                *at = creator;
+                if left != 0 {
+                    return left;
+                }
+            }
+            Taken::Out(None) => return NOTHING_LEFT,
+            Taken::Left => {
+                lineage.overrun();
+                return NOTHING_LEFT;
+            }
+        }
+    }
+    // The last one has no references any more: the sweep finds it.
+    lineage.overrun();
+    NOTHING_LEFT
+}
+
+/// Removes a record that is dead and without references, and whatever nobody needs then: for what
+/// was left over, by the end of learning or by a removal that had to stop at its limit. Harmless
+/// for any other record, and when somebody else removes it at the same time.
 #[inline(always)]
 pub fn sweep<L: Lineage>(lineage: &L, id: &ProcessId) {
-    match lineage.link(id) {
-        Some(link) if link.state == DEAD && link.references == 0 => {}
-        _ => return,
-    }
-    if let Taken::Out(Some(creator)) = take_out(lineage, id) {
-        release(lineage, &creator);
+    let link = lineage.link(id);
+    if link.is_some_and(|link| link.state == DEAD && link.references == 0) {
+        let mut at = *id;
+        remove_from(lineage, &mut at);
     }
 }
 

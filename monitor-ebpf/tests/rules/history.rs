@@ -88,7 +88,7 @@ impl Host {
 
     pub(crate) fn fork(&mut self, creator: ProcessId) -> ProcessId {
         let id = self.world.create(creator);
-        self.store.reference(&creator);
+        self.store.reference(&creator, &id);
         self.store.insert(id, creator, HELD);
         id
     }

@@ -98,19 +98,18 @@ impl Processes for Kernel {
         true
     }
 
-    fn hold(&self, id: &ProcessId) -> bool {
+    fn hold(&self, id: &ProcessId, by: &ProcessId) -> bool {
         self.happen();
         let is_there = locked(&self.store.records).contains_key(id);
         if is_there {
-            self.store.reference(id);
+            self.store.reference(id, by);
         }
         is_there
     }
 
-    fn let_go(&self, id: &ProcessId) {
+    fn let_go(&self, id: &ProcessId, by: &ProcessId) {
         self.happen();
-        let mut records = locked(&self.store.records);
-        records.get_mut(id).expect("it was held").references -= 1;
+        self.store.unreference(id, by);
     }
 
     fn connect(&self, id: &ProcessId, due: u64, creator: &ProcessId, holds_creator: u64) -> bool {
@@ -244,7 +243,7 @@ impl Kernel {
             false => NOT_HELD,
         };
         if is_recorded {
-            self.store.reference(&creator);
+            self.store.reference(&creator, &id);
         }
         self.store.insert(id, creator, holds_creator);
     }
@@ -289,8 +288,7 @@ impl Kernel {
         }
         self.store.mark_dead(id);
         if self.is_learning.get() {
-            let mut records = locked(&self.store.records);
-            records.get_mut(id).expect("it is").references -= 1;
+            self.store.unreference(id, id);
         } else {
             self.store
                 .run(Some(*id), &|| {}, |caller| rules::bury(caller, id));

@@ -1,7 +1,7 @@
 //! The limits of the rules, one by one.
 
-use lifemon_ebpf::NOT_HELD;
 use lifemon_ebpf::limits::{GHOSTS_IN_A_ROW, RELEASE_STEPS, SPLICES};
+use lifemon_ebpf::{NOT_HELD, ProcessId};
 
 use crate::history::Host;
 use crate::model::row_above;
@@ -41,20 +41,53 @@ fn a_watched_root_in_a_long_chain_stays_at_its_place() {
     }
     let root = *host.roots().first().expect("one is watched");
     assert!(host.store.records().contains_key(&root));
-    // The oldest, the root, and the last one that died.
-    assert_eq!(host.ghosts(), GHOSTS_IN_A_ROW as usize + 2);
+    // The oldest, and the root.
+    assert_eq!(host.ghosts(), GHOSTS_IN_A_ROW as usize + 1);
     host.check();
     host.check_descendants();
 }
 
 #[test]
-fn a_row_left_by_deaths_from_below_is_finished_by_later_deaths() {
+fn a_line_that_dies_from_its_end_upwards_keeps_few_ghosts() {
+    let mut host = Host::default();
+    let chain = host.chain(200);
+    for id in chain[..199].iter().rev() {
+        host.exit_checked(*id);
+        assert!(host.ghosts() <= GHOSTS_IN_A_ROW as usize);
+    }
+    host.check();
+    host.all_die();
+}
+
+#[test]
+fn a_line_whose_branches_die_last_keeps_few_ghosts() {
+    let mut host = Host::default();
+    let chain = host.chain(100);
+    let branches: Vec<_> = chain.iter().map(|id| host.fork(*id)).collect();
+    for id in &chain[..99] {
+        host.exit_checked(*id);
+    }
+    assert_eq!(host.ghosts(), 99);
+    for (at, id) in branches.iter().enumerate() {
+        host.exit_checked(*id);
+        // Each that is left keeps the ghost that it branches from.
+        assert!(host.ghosts() <= 99_usize.saturating_sub(at) + GHOSTS_IN_A_ROW as usize);
+    }
+    assert_eq!(host.ghosts(), GHOSTS_IN_A_ROW as usize);
+    host.check();
+    host.all_die();
+}
+
+#[test]
+fn a_row_that_could_not_be_spliced_is_finished_by_later_deaths() {
     let mut host = Host::default();
     let chain = host.chain(200);
     let (last, above) = chain.split_last().expect("it is long");
-    for id in above.iter().rev() {
-        host.exit_checked(*id);
-    }
+    watched(&mut host, above, |host| {
+        for id in above.iter().rev() {
+            host.exit_checked(*id);
+        }
+    });
     assert_eq!(row_above(&host.store.records(), last).len(), 199);
     let mut last = *last;
     for row in (0..199)
@@ -65,10 +98,16 @@ fn a_row_left_by_deaths_from_below_is_finished_by_later_deaths() {
         let next = host.fork(last);
         host.exit_checked(last);
         last = next;
-        assert_eq!(host.ghosts(), row.max(GHOSTS_IN_A_ROW as usize + 1));
+        assert_eq!(host.ghosts(), row.max(GHOSTS_IN_A_ROW as usize));
     }
-    assert_eq!(host.ghosts(), GHOSTS_IN_A_ROW as usize + 1);
     host.check();
+}
+
+/// Lets something happen while these are watched, so that none of them is spliced.
+fn watched(host: &mut Host, roots: &[ProcessId], happens: impl FnOnce(&mut Host)) {
+    locked(&host.store.roots).extend(roots);
+    happens(host);
+    locked(&host.store.roots).clear();
 }
 
 #[test]
@@ -93,9 +132,11 @@ fn a_row_ends_where_a_creator_is_not_held() {
 fn release_of(ghosts: usize) -> Host {
     let mut host = Host::default();
     let chain = host.chain(ghosts + 1);
-    for id in chain.iter().rev().skip(1) {
-        host.exit(*id);
-    }
+    watched(&mut host, &chain, |host| {
+        for id in chain.iter().rev().skip(1) {
+            host.exit(*id);
+        }
+    });
     host.exit(chain[ghosts]);
     host
 }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lifemon_ebpf::limits::{GHOSTS_IN_A_ROW, SPLICES};
-use lifemon_ebpf::{DEAD, HELD, LIVE, ProcessId};
+use lifemon_ebpf::limits::{GHOSTS_IN_A_ROW, RELEASE_STEPS, SPLICES};
+use lifemon_ebpf::rules::Link;
+use lifemon_ebpf::{DEAD, HELD, Holders, LIVE, ProcessId};
 
-use crate::store::Records;
+use crate::store::{Records, count_in};
 
 /// Drops every record that no living process needs, and counts the references afresh.
 pub(crate) fn tidy(records: &mut Records) {
@@ -18,12 +19,19 @@ pub(crate) fn tidy(records: &mut Records) {
         }
     }
     records.retain(|id, _| needed.contains(id));
-    let mut counts = BTreeMap::<_, u64>::new();
-    for link in records.values().filter(|link| link.holds_creator == HELD) {
-        *counts.entry(link.creator).or_default() += 1;
+    let mut all = BTreeMap::<_, (u64, Holders)>::new();
+    for (id, link) in records
+        .iter()
+        .filter(|(_, link)| link.holds_creator == HELD)
+    {
+        let (count, holders) = all.entry(link.creator).or_default();
+        *count += 1;
+        count_in(holders, id);
     }
     for (id, link) in records {
-        link.references = u64::from(link.state == LIVE) + counts.get(id).unwrap_or(&0);
+        let (count, holders) = all.remove(id).unwrap_or_default();
+        link.references = u64::from(link.state == LIVE) + count;
+        link.holders = holders;
     }
 }
 
@@ -42,34 +50,69 @@ pub(crate) fn row_above(records: &Records, id: &ProcessId) -> Vec<ProcessId> {
     row
 }
 
-/// What one death makes of the records: of a row above it of more than [`GHOSTS_IN_A_ROW`] the
-/// nearest go, at most [`SPLICES`] and none from a watched root on; and what nobody needs goes.
+/// What one death makes of the records: what nobody needs goes; and where the row is longer than
+/// [`GHOSTS_IN_A_ROW`] in which it, or the first above it that stays, is a ghost, the last go, at
+/// most [`SPLICES`] and none from a watched root on.
 pub(crate) fn after_death(
     mut records: Records,
     roots: &BTreeSet<ProcessId>,
     id: &ProcessId,
 ) -> Records {
-    if records[id].references > 1 {
-        let row = row_above(&records, id);
-        let excess = row
-            .len()
-            .saturating_sub(GHOSTS_IN_A_ROW as usize)
-            .min(SPLICES as usize);
-        for ghost in row
-            .iter()
-            .take(excess)
-            .take_while(|ghost| !roots.contains(ghost))
-        {
-            let above = records.remove(ghost).expect("it is in the row");
-            let link = records.get_mut(id).expect("it is dying");
-            link.creator = above.creator;
-            link.holds_creator = above.holds_creator;
-            link.elided += above.elided + 1;
-        }
-    }
+    let line: Vec<_> = line_above(&records, id);
     records.get_mut(id).expect("it is dying").state = DEAD;
     tidy(&mut records);
+    let gone = line
+        .iter()
+        .take_while(|at| !records.contains_key(at))
+        .count();
+    // What the limit leaves to the sweep is not looked at.
+    let Some(at) = line.get(gone).filter(|_| gone <= RELEASE_STEPS as usize) else {
+        return records;
+    };
+    if let Some(bottom) = below_row(&records, at) {
+        splice(&mut records, roots, &bottom);
+    }
     records
+}
+
+/// `id` and all above it, nearest first.
+fn line_above(records: &Records, id: &ProcessId) -> Vec<ProcessId> {
+    let above = |id: &ProcessId| {
+        let link = records[id];
+        (link.holds_creator == HELD).then_some(link.creator)
+    };
+    std::iter::successors(Some(*id), above).collect()
+}
+
+/// The record below the row in which `at` is a ghost, so far as a death looks.
+fn below_row(records: &Records, at: &ProcessId) -> Option<ProcessId> {
+    let is_in_a_row = |at: &ProcessId| records[at].state == DEAD && records[at].references == 1;
+    let below = |at: &ProcessId| {
+        let is_below =
+            |(_, link): &(&ProcessId, &Link)| link.holds_creator == HELD && link.creator == *at;
+        let found = records.iter().find(is_below).filter(|_| is_in_a_row(at));
+        found.map(|(id, _)| *id)
+    };
+    let steps = GHOSTS_IN_A_ROW as usize + 1;
+    let row = std::iter::successors(Some(*at), below).take(steps + 1);
+    row.last().filter(|_| is_in_a_row(at))
+}
+
+fn splice(records: &mut Records, roots: &BTreeSet<ProcessId>, id: &ProcessId) {
+    let row = row_above(records, id);
+    let excess = row
+        .len()
+        .saturating_sub(GHOSTS_IN_A_ROW as usize)
+        .min(SPLICES as usize);
+    let gone = row.iter().take(excess);
+    for ghost in gone.take_while(|ghost| !roots.contains(ghost)) {
+        let above = records.remove(ghost).expect("it is in the row");
+        let link = records.get_mut(id).expect("it is below");
+        link.creator = above.creator;
+        link.holds_creator = above.holds_creator;
+        link.elided += above.elided + 1;
+    }
+    tidy(records);
 }
 
 /// Every process that ever was, with its true creator.

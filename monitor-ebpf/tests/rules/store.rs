@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lifemon_ebpf::rules::{self, Lineage, Link};
-use lifemon_ebpf::{BUSY, DEAD, HELD, LIVE, ProcessId, TAKEN};
+use lifemon_ebpf::{BUSY, DEAD, HELD, Holders, LIVE, ProcessId, TAKEN};
 
 pub(crate) type Records = BTreeMap<ProcessId, Link>;
 
@@ -67,7 +67,17 @@ impl Lineage for Caller<'_> {
         record.elided_badly = link.elided_badly;
     }
 
-    fn unreference(&self, id: &ProcessId) -> Option<u64> {
+    fn unreference(&self, id: &ProcessId, by: &ProcessId) -> Option<u64> {
+        // As the kernel half does it: in two steps.
+        if by != id {
+            (self.turn)();
+            let mut records = locked(&self.store.records);
+            let record = records.get_mut(id);
+            count_out(
+                &mut record.expect("a record that was held vanished").holders,
+                by,
+            );
+        }
         (self.turn)();
         let mut owed = self.owed.borrow_mut();
         let at = owed
@@ -84,6 +94,19 @@ impl Lineage for Caller<'_> {
             .checked_sub(1)
             .expect("references below zero");
         Some(record.references)
+    }
+
+    fn pass_on(&self, id: &ProcessId, from: &ProcessId, to: &ProcessId) {
+        for half in [true, false] {
+            (self.turn)();
+            let mut records = locked(&self.store.records);
+            let record = records.get_mut(id).expect("a record that is held vanished");
+            if half {
+                count_in(&mut record.holders, to);
+            } else {
+                count_out(&mut record.holders, from);
+            }
+        }
     }
 
     fn remove(&self, id: &ProcessId) -> bool {
@@ -136,6 +159,7 @@ impl Store {
         let link = Link {
             creator,
             references: 1,
+            holders: Holders::default(),
             state: LIVE,
             holds_creator,
             elided: 0,
@@ -148,11 +172,20 @@ impl Store {
         );
     }
 
-    pub(crate) fn reference(&self, id: &ProcessId) {
-        locked(&self.records)
-            .get_mut(id)
-            .expect("no such record")
-            .references += 1;
+    pub(crate) fn reference(&self, id: &ProcessId, by: &ProcessId) {
+        let mut records = locked(&self.records);
+        let record = records.get_mut(id).expect("no such record");
+        record.references += 1;
+        count_in(&mut record.holders, by);
+    }
+
+    pub(crate) fn unreference(&self, id: &ProcessId, by: &ProcessId) {
+        let mut records = locked(&self.records);
+        let record = records.get_mut(id).expect("it was held");
+        record.references -= 1;
+        if id != by {
+            count_out(&mut record.holders, by);
+        }
     }
 
     pub(crate) fn mark_dead(&self, id: &ProcessId) {
@@ -200,6 +233,16 @@ impl Store {
             }
         }
     }
+}
+
+pub(crate) fn count_in(holders: &mut Holders, by: &ProcessId) {
+    holders.pids = holders.pids.wrapping_add(u64::from(by.pid));
+    holders.starts = holders.starts.wrapping_add(by.start_ns);
+}
+
+fn count_out(holders: &mut Holders, by: &ProcessId) {
+    holders.pids = holders.pids.wrapping_sub(u64::from(by.pid));
+    holders.starts = holders.starts.wrapping_sub(by.start_ns);
 }
 
 pub(crate) fn holders(records: &Records, id: &ProcessId) -> u64 {

@@ -55,18 +55,21 @@ impl Tracker {
         Ok(())
     }
 
-    /// Shortens the rows of ghosts that stand above one record each. A death shortens the row above
-    /// itself; what stands above a process that does nothing, or above a branching of ghosts, is
-    /// seen by no death.
+    /// Shortens the rows of ghosts that stand above one record each. Deaths keep them short; what
+    /// is left is what a death could not splice: above or below a root that was watched then, or
+    /// beside another death at the same moment.
     ///
     /// # Errors
     /// When the lock cannot be taken, the map cannot be read or the program cannot run.
     pub(super) fn compact(&self) -> Result<(), Error> {
+        let Some(compact) = &self.compact else {
+            return Ok(());
+        };
         let _lock = self.lock(Patience::FULL)?;
         let records = self.records_by_id()?;
         for (id, excess) in long_rows(&records) {
             for _ in 0..excess.div_ceil(limits::SPLICES) {
-                sys::run_for(self.compact.as_fd(), &id).map_err(Error::Map)?;
+                sys::run_for(compact.as_fd(), &id).map_err(Error::Map)?;
             }
         }
         Ok(())

@@ -302,12 +302,17 @@ impl Loaded {
                 .map_err(|error| Error::load(name, &error))?;
         }
         self.load_closer()?;
-        for name in ["sweep", "compact", "settle"] {
-            self.program::<RawTracePoint>(name)?
-                .load()
-                .map_err(|error| Error::load(name, &error))?;
+        for name in ["sweep", "settle"] {
+            self.load_request(name)?;
         }
         Ok(())
+    }
+
+    /// Loads a program that is run on request.
+    pub(super) fn load_request(&mut self, name: &'static str) -> Result<(), Error> {
+        self.program::<RawTracePoint>(name)?
+            .load()
+            .map_err(|error| Error::load(name, &error))
     }
 
     fn load_closer(&mut self) -> Result<(), Error> {

@@ -305,6 +305,7 @@ const _: () = assert!(std::mem::offset_of!(Host, since_ns) == 24);
 
 /// Pins everything of `loaded` in a locked home, so that it stays when this process ends.
 pub(super) fn pin(home: &Directory, mut loaded: Loaded) -> Result<(), Error> {
+    loaded.load_request("compact")?;
     let building = format!("{BUILDING}{}", std::process::id());
     let result = build(home, &building, &mut loaded).and_then(|()| {
         let renamed = renameat(home, &building, home, own_name());

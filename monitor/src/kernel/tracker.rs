@@ -32,7 +32,8 @@ pub struct Tracker {
     pub(super) pass: Shared<PassView>,
     pub(super) hooks: Vec<(Role, OwnedFd)>,
     pub(super) sweep: OwnedFd,
-    pub(super) compact: OwnedFd,
+    /// Of a pinned tracker alone: a private one ends before rows grow long.
+    pub(super) compact: Option<OwnedFd>,
     pub(super) settle: OwnedFd,
     kept: Kept,
 }
@@ -97,7 +98,6 @@ impl Tracker {
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let hooks = loaded.hook_programs()?;
         let sweep = loaded.program_fd("sweep")?;
-        let compact = loaded.program_fd("compact")?;
         let settle = loaded.program_fd("settle")?;
         Ok(Self {
             lineage,
@@ -106,7 +106,7 @@ impl Tracker {
             pass,
             hooks,
             sweep,
-            compact,
+            compact: None,
             settle,
             kept: Kept::Private(loaded),
         })
@@ -151,7 +151,7 @@ impl Tracker {
         let (hooks, sweep, compact, settle) = (
             pins.hooks()?,
             pins.program("sweep")?,
-            pins.program("compact")?,
+            Some(pins.program("compact")?),
             pins.program("settle")?,
         );
         Ok(move |pins| Self {
