@@ -45,9 +45,17 @@ impl Stops {
         }
     }
 
-    /// Stops the command where the owner is stopped and the command is not.
+    /// Stops the command where the owner is stopped and the command is not, and lets it go on where
+    /// it was stopped for that and the owner goes on: a SIGCONT to both can come to the one before
+    /// the SIGSTOP of the guardian and to the other after it.
     pub(super) fn look(&mut self) {
         let owners = stop_of(self.owner_pid);
+        if self.by_guardian && !is_stopped(self.owner_pid) {
+            self.by_guardian = false;
+            self.owners = None;
+            self.send(libc::SIGCONT);
+            return;
+        }
         if self.is_stopped {
             self.owners = self.owners.or(owners);
             return;
@@ -58,8 +66,8 @@ impl Stops {
             return;
         }
         self.send(libc::SIGSTOP);
-        // A SIGCONT to both, before this SIGSTOP, would be lost. What comes to the owner from here
-        // on it hands on, and what comes to its group reaches the command.
+        // What comes to the owner from here on it hands on, and what comes to its group reaches the
+        // command; what came to both before this SIGSTOP would be lost until the next look.
         if !is_stopped(self.owner_pid) {
             self.send(libc::SIGCONT);
         }
