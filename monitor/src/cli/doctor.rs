@@ -10,6 +10,7 @@ use crate::report::out::{self, Tone, printable};
 #[derive(Serialize)]
 struct Report {
     schema: &'static str,
+    kind: &'static str,
     ok: bool,
     version: &'static str,
     kernel: String,
@@ -26,6 +27,7 @@ pub(super) fn run(output: Output) -> anyhow::Result<Code> {
             let kernel = crate::kernel::preflight::kernel_release();
             let report = Report {
                 schema: SCHEMA,
+                kind: "doctor",
                 ok,
                 version: super::VERSION,
                 kernel,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::devices::DeviceArgs;
 use super::ending::{Consent, Question, end};
+use super::select::Selectors;
 use super::tree::style;
 use super::{Code, Output, parse_duration};
 use crate::forest::Forest;
@@ -32,8 +33,8 @@ Memory is what NVIDIA's library and DRM drivers tell; a process that has a devic
 when no driver tells memory of it.
 A holder that is an orphan, or stands below one, is marked with how that one was left: see
 `lifemon orphans --help`. --kill-orphans ends what is leaked; what was left only with --left or
---device; what is deliberate or older than tracking only with --force. Without --device it asks first;
-a script needs --yes.
+--device or a selector; what is deliberate or older than tracking only with --force. Without --device
+or a selector it asks first; a script needs --yes.
 Exit codes: 0 done, 1 with --kill-orphans: something that was leaked or left is left.")]
 #[expect(
     clippy::struct_excessive_bools,
@@ -63,6 +64,8 @@ pub struct Args {
     full: bool,
     #[command(flatten)]
     gpus: DeviceArgs,
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
@@ -72,7 +75,8 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         crate::sys::limits::raise_descriptor_limit();
     }
     let files = args.gpus.files()?;
-    let is_chosen = args.gpus.are_chosen();
+    let is_chosen = args.gpus.are_chosen() || args.selectors.are_given();
+    let selection = args.selectors.prepare()?;
     let question = args
         .kill_orphans
         .then(|| Question::new(is_chosen, args.yes, "--kill-orphans"))
@@ -99,9 +103,14 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         subreapers: &tracker.subreapers()?,
         holders: &survey.holders,
     };
-    let orphans = orphan::with_gpus(&known);
+    let orphans = selection.orphans(&forest, orphan::with_gpus(&known));
     let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
-    let holders = describe(&forest, &survey);
+    let mut holders = describe(&forest, &survey);
+    holders.retain(|holder| {
+        let id = holder.process.id;
+        let record = forest.record(&id);
+        record.is_some_and(|record| selection.means(id, record))
+    });
     let losses = [snapshot.losses(), survey.losses()].concat();
     let options = KillOptions {
         timeout: args.timeout,

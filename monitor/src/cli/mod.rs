@@ -11,6 +11,7 @@ mod gpu;
 mod kill;
 mod orphans;
 mod run;
+mod select;
 mod target;
 mod track;
 mod tree;
@@ -241,11 +242,9 @@ fn code_of(error: &anyhow::Error) -> u8 {
         Some(KillError::NotPrepared(_)) => return 3,
         None => {}
     }
-    if error.downcast_ref::<kernel::Refusal>().is_some() {
-        3
-    } else {
-        1
-    }
+    let cannot_run = error.downcast_ref::<kernel::Refusal>().is_some()
+        || error.downcast_ref::<select::NoKubelet>().is_some();
+    if cannot_run { 3 } else { 1 }
 }
 
 fn code_of_kernel(error: &kernel::Error) -> u8 {
@@ -295,23 +294,30 @@ impl Interrupts {
     }
 }
 
-/// Reads `10s`, `500ms`, `5m`, `1h`, or seconds.
+/// Reads `10s`, `1.5s`, `500ms`, `5m`, `1h`, or seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let number: u64 = text[..digits]
-        .parse()
-        .map_err(|_| "a time like 10s or 500ms".to_owned())?;
-    let ms = match &text[digits..] {
-        "ms" => Some(number),
-        "" | "s" => number.checked_mul(1_000),
-        "m" => number.checked_mul(60_000),
-        "h" => number.checked_mul(3_600_000),
-        _ => None,
+    let wrong = || "expected a time like 10s, 1.5s, 500ms, 5m or 1h".to_owned();
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let length = text.find(|c| !is_number(c)).unwrap_or(text.len());
+    let (number, unit) = text.split_at(length);
+    let unit_us: u64 = match unit {
+        "ms" => 1_000,
+        "" | "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
+        _ => return Err(wrong()),
     };
-    ms.map(Duration::from_millis)
-        .ok_or_else(|| "a time like 10s, 500ms, 5m or 1h".to_owned())
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    // Six digits are more than anybody measures by.
+    let digits = part.len().min(6);
+    let parts: u64 = part[..digits].parse().map_err(|_| wrong())?;
+    part.parse::<f64>().map_err(|_| wrong())?;
+    let us = whole.checked_mul(unit_us).ok_or_else(wrong)?;
+    // At most a million days in millionths: it fits.
+    let us = us.checked_add(parts * unit_us / 10_u64.pow(digits as u32));
+    us.map(Duration::from_micros).ok_or_else(wrong)
 }
 
 /// Reads a number of processes: at least a few, at most what a map can hold.
@@ -385,7 +391,13 @@ mod tests {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
         assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
+        assert_eq!(parse_duration("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("0.5h"), Ok(Duration::from_mins(30)));
         for wrong in [
+            ".5s",
+            "1.s",
+            "1.2.3s",
             "",
             "s",
             "1x",

@@ -85,6 +85,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
 #[derive(Serialize)]
 struct SwitchedJson {
     schema: &'static str,
+    kind: &'static str,
     tracker: &'static str,
     changed: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -176,6 +177,7 @@ fn print_switched(
     let lost_since = lost_since(&switched);
     let json = SwitchedJson {
         schema: SCHEMA,
+        kind: "track",
         tracker,
         changed: !switched.unchanged,
         removed: switched.replaced,
@@ -218,6 +220,7 @@ fn off(output: Output) -> anyhow::Result<Code> {
 #[derive(Serialize)]
 struct StatusJson {
     schema: &'static str,
+    kind: &'static str,
     tracker: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     directory: Option<PathBuf>,
@@ -294,6 +297,7 @@ fn status(output: Output) -> anyhow::Result<Code> {
         };
         let json = StatusJson {
             schema: SCHEMA,
+            kind: "track_status",
             tracker,
             directory,
             problem,

@@ -1,5 +1,6 @@
 //! `lifemon tree`: shows the lineage as it is now, ghosts included.
 
+use super::select::Selectors;
 use super::target::Target;
 use super::{Code, Output};
 use crate::kernel::clock::{self, WallClock};
@@ -14,19 +15,23 @@ use crate::tree;
 Examples:
   sudo lifemon tree            all processes of this host
   sudo lifemon tree 4200       the tree of 4200, dead or alive
+  sudo lifemon tree --user bob --older-than 1h
   sudo lifemon tree 4200 -o json | jq '.processes[] | select(.alive) | .pid'
 
 \u{2020} marks the dead that have living descendants, ~ what is older than tracking and so inferred from
-parents.")]
+parents. Selectors leave out whoever they do not mean; the dead above those who are shown stay.")]
 pub struct Args {
     /// Root of the tree: PID, or `PID@START_NS` for exactly that process
     target: Option<Target>,
     /// Every process, equal ones too, and whole command lines
     #[arg(long)]
     full: bool,
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    let selection = args.selectors.prepare()?;
     let tracker = Tracker::open_or_load(&LoadOptions {
         debug: verbose >= 2,
         ..LoadOptions::default()
@@ -36,7 +41,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .target
         .map(|target| target.find_shown(&snapshot))
         .transpose()?;
-    let entries = tree::gather(&snapshot, root);
+    let entries = selection.entries(&snapshot, tree::gather(&snapshot, root));
     let style = style(args.full);
     let text = match output {
         Output::Text => report::tree::text(&entries, &snapshot, style),

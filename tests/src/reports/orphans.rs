@@ -104,6 +104,8 @@ pub struct Evidence {
 pub struct OrphansReport {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// What was left behind.
     pub orphans: Vec<Orphan>,
     /// How many are meant and not shown, by verdict.

@@ -8,6 +8,8 @@ use serde::Deserialize;
 pub struct TrackSwitch {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// `on` or `off`, now.
     pub tracker: String,
     /// It was another before.
@@ -73,6 +75,8 @@ impl TrackState {
 pub struct TrackOff {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// What is wrong with the pins.
     pub problem: Option<String>,
     /// A path that is not used, and why.
@@ -85,6 +89,8 @@ pub struct TrackOff {
 pub struct TrackStatus {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// Where it is pinned.
     pub directory: String,
     /// What is wrong with the pins.

@@ -10,6 +10,8 @@ use super::{Exit, Id, Incomplete, identified};
 pub struct TreeReport {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// The root that was named.
     pub tree: Option<Id>,
     /// The living and the ghosts, each creator before what it created.

@@ -27,6 +27,7 @@ struct SignalJson {
 #[derive(Serialize, Default)]
 struct Line {
     schema: &'static str,
+    kind: &'static str,
     event: &'static str,
     seq: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,6 +112,7 @@ impl Stream {
         self.seq += 1;
         Line {
             schema: SCHEMA,
+            kind: "event",
             event,
             seq: self.seq,
             time: at_ns.map(|at| self.clock.rfc3339(at)),
