@@ -130,7 +130,8 @@ fn entry(forest: &Forest, id: ProcessId, depth: usize) -> Option<Entry> {
     })
 }
 
-fn look(id: ProcessId) -> Option<Live> {
+/// Returns what `/proc` adds to a living process.
+pub(crate) fn look(id: ProcessId) -> Option<Live> {
     let stat = proc::stat(id.pid)?;
     let live = Live {
         state: stat.state,

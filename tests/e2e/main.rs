@@ -22,6 +22,7 @@ mod watchers;
 mod gpu;
 mod orphans;
 mod python_servers;
+mod questions;
 mod selectors;
 mod verdicts;
 

@@ -18,7 +18,7 @@ use crate::kill::{self, Force, KillError};
 use crate::loss::Loss;
 use crate::process::Process;
 use crate::report::out;
-use crate::report::stream::{Printer, Summary};
+use crate::report::stream::{EVENTS, Printer, Summary};
 use crate::session::{Session, Update};
 use crate::watch::What;
 
@@ -29,6 +29,7 @@ Examples:
   sudo lifemon attach 4200                      until nothing of the tree is left, or Ctrl-C
   sudo lifemon attach 4200 --for 10s            for ten seconds
   sudo lifemon attach 4200 --kill-on-root-exit  when 4200 ends, kill what it leaves behind
+  sudo lifemon attach 4200 --events exit,orphaned
   sudo lifemon attach 4200 -o json | jq -c 'select(.event == \"exit\")'
 
 Ends with 0 when the tree is extinct, the time is over or Ctrl-C was pressed; with 1 when that left
@@ -39,6 +40,10 @@ pub struct Args {
     /// Stop after this long: 10s, 500ms, 5m, 1h
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     period: Option<Duration>,
+    /// Only events of these kinds, separated by commas: exit,orphaned. The first and the last line,
+    /// and what was lost, are always there
+    #[arg(long, value_name = "EVENT", value_delimiter = ',', value_parser = parse_event)]
+    events: Vec<&'static str>,
     /// When the root dies, kill the rest of the tree
     #[arg(long)]
     kill_on_root_exit: bool,
@@ -70,6 +75,12 @@ impl Args {
             preemptible: self.preemptible,
         }
     }
+}
+
+/// Reads `exit` and the like.
+fn parse_event(text: &str) -> Result<&'static str, String> {
+    let word = EVENTS.into_iter().find(|word| *word == text);
+    word.ok_or_else(|| format!("expected one of {}", EVENTS.join(", ")))
 }
 
 /// The dead whose names are kept until their GPU memory is released: those who die later push out
@@ -188,7 +199,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         session.spare(own)?;
         start.members.retain(|member| member.id != own);
     }
-    let mut printer = printer(output, root);
+    let mut printer = printer(output, root).only(&args.events);
     out::print(&printer.attached(&start, is_pinned))?;
     let mut kernel_log = (verbose >= 2)
         .then(|| session.watcher_mut().tracker_mut().debug_log())
@@ -248,8 +259,8 @@ fn kill_rest(session: &mut Session) -> Result<Option<Force>, Error> {
 /// Begins the stream in the format that was asked for.
 fn printer(output: Output, root: ProcessId) -> Printer {
     match output {
-        Output::Json => Printer::json(root),
-        Output::Text => Printer::text(out::wants_colour()),
+        _ if output.is_text() => Printer::text(out::wants_colour()),
+        _ => Printer::json(root),
     }
 }
 

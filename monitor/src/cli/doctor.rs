@@ -22,8 +22,8 @@ pub(super) fn run(output: Output) -> anyhow::Result<Code> {
     let ok = !checks.iter().any(|check| check.state == State::Failed);
     let code = if ok { Code::Done } else { Code::No };
     let text = match output {
-        Output::Text => describe(&checks, out::wants_colour()),
-        Output::Json => {
+        _ if output.is_text() => describe(&checks, out::wants_colour()),
+        _ => {
             let kernel = crate::kernel::preflight::kernel_release();
             let report = Report {
                 schema: SCHEMA,

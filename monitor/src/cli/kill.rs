@@ -176,7 +176,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
                 if !args.dry_run && !report.is_done() {
                     code = Code::No;
                 }
-                if output == Output::Text {
+                if output.is_text() {
                     out::print(&if args.dry_run {
                         report::kill::would(&report, not_shown)
                     } else {

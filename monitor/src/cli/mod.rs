@@ -6,15 +6,18 @@ mod boot;
 mod devices;
 mod doctor;
 mod ending;
+mod explain;
 mod generate;
 mod gpu;
 mod kill;
 mod orphans;
+mod repeat;
 mod run;
 mod select;
 mod target;
 mod track;
 mod tree;
+mod wait;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -23,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anstream::ColorChoice;
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -70,8 +74,30 @@ pub struct Usage(pub String);
 pub enum Output {
     /// For people.
     Text,
-    /// For scripts: one object, or one a line where there are many.
+    /// For scripts: one object, or one a line of a stream.
     Json,
+    /// Of lists: one `PID@START_NS` a line, for xargs.
+    Name,
+    /// Of lists: all that is known, as wide as it is.
+    Wide,
+}
+
+impl Output {
+    /// Returns whether it is for people to read.
+    const fn is_text(self) -> bool {
+        matches!(self, Self::Text | Self::Wide)
+    }
+}
+
+/// When colours are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Colour {
+    /// On a terminal that knows them, unless `NO_COLOR` is set; `CLICOLOR_FORCE` asks for them.
+    Auto,
+    /// Into a pipe too.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Process lifecycle monitor: which processes belong to what, and the moment one dies
@@ -88,6 +114,8 @@ Examples:
   sudo lifemon attach 4200          watch the tree of process 4200
   sudo lifemon kill 4200            kill that tree, to the last process
   sudo lifemon orphans              what was left behind on this host
+  sudo lifemon explain 4200         why it is alive, and whose it is
+  sudo lifemon wait 4200            until nothing of that tree is alive
   sudo lifemon gpu                  who holds GPU memory, and where it comes from
   lifemon run -- ./serve.sh         leave nothing of it behind when it ends
   sudo lifemon track on             keep the lineage of this host from now on
@@ -96,6 +124,18 @@ pub struct Cli {
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value = "text")]
     pub output: Output,
+    /// Print nothing: the exit code is the answer
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// When to write colours
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
+    pub color: Colour,
     /// Say more; twice: also what the kernel half does
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
@@ -117,6 +157,10 @@ pub enum Command {
     Gpu(gpu::Args),
     /// Kill every process of a tree, nobody else, and prove it
     Kill(kill::Args),
+    /// Explain one process: who made it, how it was left, what it holds, what a kill would do
+    Explain(explain::Args),
+    /// Wait until a tree is extinct, or a process has died, is gone, or has released its GPU memory
+    Wait(wait::Args),
     /// Run a command, and kill exactly what it leaves behind
     Run(run::Args),
     /// Switch the host-wide tracker, which needs no process to run
@@ -142,6 +186,22 @@ pub enum Command {
 /// # Errors
 /// Whatever the command fails with; [`fail`] turns it into a message and an exit code.
 pub fn run(cli: &Cli) -> anyhow::Result<Code> {
+    out::set_up(
+        cli.quiet,
+        match cli.color {
+            Colour::Auto => ColorChoice::Auto,
+            Colour::Always => ColorChoice::Always,
+            Colour::Never => ColorChoice::Never,
+        },
+    );
+    let lists = matches!(
+        cli.command,
+        Command::Tree(_) | Command::Orphans(_) | Command::Gpu(_)
+    );
+    if matches!(cli.output, Output::Name | Output::Wide) && !lists {
+        let lists = "-o name and -o wide are for lists: tree, orphans, gpu";
+        return Err(Usage(lists.to_owned()).into());
+    }
     match &cli.command {
         Command::Attach(args) => attach::run(args, cli.output, cli.verbose),
         Command::Tree(args) => tree::run(args, cli.output, cli.verbose),
@@ -149,6 +209,8 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Gpu(args) => gpu::run(args, cli.output, cli.verbose),
         Command::NvmlServer => gpu::serve(),
         Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
+        Command::Explain(args) => explain::run(args, cli.output, cli.verbose),
+        Command::Wait(args) => wait::run(args, cli.output, cli.verbose),
         Command::Run(args) => Ok(run::run(args)),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         Command::Doctor => doctor::run(cli.output),

@@ -1,10 +1,11 @@
 //! `lifemon orphans`: lists what was left behind, and kills it on request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use super::devices::DeviceArgs;
 use super::ending::{Consent, Question, end};
+use super::repeat::WatchArgs;
 use super::select::{Selection, Selectors};
 use super::target::Target;
 use super::tree::style;
@@ -18,6 +19,7 @@ use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::KillOptions;
 use crate::orphan::{self, Known, Orphan, Verdict};
+use crate::proc::{self, Zombie};
 use crate::report::ended;
 use crate::report::orphans::OrphansReport;
 use crate::report::{self, out};
@@ -59,12 +61,17 @@ pub struct Args {
     /// Also what is deliberate, and what is older than tracking
     #[arg(long, conflicts_with = "verdict")]
     all: bool,
+    /// Also the zombies: how they died, since when, and who does not reap them
+    #[arg(long)]
+    zombies: bool,
     /// Exit with 1 if any is leaked or left
     #[arg(long)]
     check: bool,
     /// Kill what is shown, with everything below it
-    #[arg(long, conflicts_with = "check")]
+    #[arg(long, conflicts_with_all = ["check", "watch"])]
     kill: bool,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// With --kill: what was left, too
     #[arg(long, requires = "kill")]
     left: bool,
@@ -108,8 +115,9 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     } else {
         crate::sys::limits::raise_descriptor_limit();
     }
-    let selection = args.selectors.prepare()?;
     let files = args.gpus.files()?;
+    // What is wrong with them is said before anything is loaded.
+    args.selectors.prepare()?;
     let question = args
         .kill
         .then(|| Question::new(args.has_selector(), args.yes, "--kill"));
@@ -122,9 +130,25 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .enable_all()
         .build()?;
     let mut tracker = Tracker::open_or_load(&load)?;
-    let found = runtime.block_on(look(&mut tracker, args, &files))?;
-    let (mut orphans, not_shown) = choose(&found, args, &selection);
-    orphan::measure(&found.forest, &mut orphans);
+    if args.watch.is_given() {
+        let ask = async || {
+            let (found, orphans, not_shown) = ask(&mut tracker, args, &files).await?;
+            let losses = [found.snapshot.losses(), found.survey.losses()].concat();
+            let zombies = zombies(args, &found);
+            let report = OrphansReport {
+                orphans: &orphans,
+                not_shown: &not_shown,
+                ended: None,
+                snapshot: &found.snapshot,
+                zombies: zombies.as_deref(),
+                losses: &losses,
+            };
+            print(&report, output, args.full || output == Output::Wide)?;
+            Ok(Code::Done)
+        };
+        return runtime.block_on(args.watch.repeat(ask));
+    }
+    let (found, orphans, not_shown) = runtime.block_on(ask(&mut tracker, args, &files))?;
     let losses = [found.snapshot.losses(), found.survey.losses()].concat();
     let options = KillOptions {
         timeout: args.timeout,
@@ -138,14 +162,16 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let ended = question
         .map(|question| runtime.block_on(end(tracker, &orphans, consent, question, &options)))
         .transpose()?;
+    let zombies = zombies(args, &found);
     let report = OrphansReport {
         orphans: &orphans,
         not_shown: &not_shown,
         ended: ended.as_ref(),
         snapshot: &found.snapshot,
+        zombies: zombies.as_deref(),
         losses: &losses,
     };
-    print(&report, output, args.full)?;
+    print(&report, output, args.full || output == Output::Wide)?;
     let is_no = match &ended {
         Some(ended) => !ended.is_done() || !ended.spared.is_empty(),
         None => args.check && orphans.iter().any(|orphan| orphan.verdict.is_left_behind()),
@@ -156,7 +182,8 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
 fn print(report: &OrphansReport<'_>, output: Output, full: bool) -> anyhow::Result<()> {
     let style = style(full);
     let text = match output {
-        Output::Text => {
+        Output::Name => report::tree::names(report.orphans.iter().map(|orphan| orphan.process.id)),
+        Output::Text | Output::Wide => {
             let mut text = report::orphans::text(report, style);
             text.extend(report.ended.map(ended::text));
             text
@@ -167,8 +194,44 @@ fn print(report: &OrphansReport<'_>, output: Output, full: bool) -> anyhow::Resu
     Ok(())
 }
 
+/// Looks, and chooses: what was found, what of it is shown, and how much is not.
+async fn ask(
+    tracker: &mut Tracker,
+    args: &Args,
+    files: &DeviceFiles,
+) -> anyhow::Result<(Found, Vec<Orphan>, BTreeMap<Verdict, usize>)> {
+    // Before the snapshot: whoever has a socket by then is in it.
+    let selection = args.selectors.prepare()?;
+    let found = look(tracker, args, files).await?;
+    let (mut orphans, not_shown) = choose(&found, args, &selection);
+    orphan::measure(&found.forest, &mut orphans);
+    Ok((found, orphans, not_shown))
+}
+
+/// Returns the zombies, where they are asked for: of the tree, if one is meant those that a process
+/// of it does not reap, and those that were of it.
+fn zombies(args: &Args, found: &Found) -> Option<Vec<Zombie>> {
+    if !args.zombies {
+        return None;
+    }
+    let mut zombies = proc::zombies();
+    if let Some(tree) = found.tree {
+        let members: HashSet<_> = found.forest.tree(tree).into_iter().collect();
+        zombies.retain(|zombie| {
+            let parent = found.forest.live(zombie.parent);
+            parent.is_some_and(|parent| members.contains(&parent))
+                || members.iter().any(|id| id.pid == zombie.id.pid)
+        });
+    }
+    if let Some(user) = args.selectors.user() {
+        zombies.retain(|zombie| zombie.uid == Some(user));
+    }
+    Some(zombies)
+}
+
 /// Everything that was found, before anything is left out.
 struct Found {
+    tree: Option<ProcessId>,
     snapshot: Snapshot,
     forest: Forest,
     survey: Survey,
@@ -241,6 +304,7 @@ async fn look(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow
     };
     let orphans = orphan::find(&known, tree);
     Ok(Found {
+        tree,
         snapshot,
         forest,
         survey,

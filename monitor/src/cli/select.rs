@@ -99,6 +99,11 @@ impl Selectors {
             || self.user.is_some()
     }
 
+    /// Returns the user whose processes are meant.
+    pub(super) const fn user(&self) -> Option<u32> {
+        self.user
+    }
+
     /// Looks up what they name: sockets, files, pods.
     ///
     /// # Errors

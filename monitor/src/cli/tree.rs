@@ -1,13 +1,16 @@
 //! `lifemon tree`: shows the lineage as it is now, ghosts included.
 
+use std::collections::HashSet;
+
 use super::select::Selectors;
 use super::target::Target;
 use super::{Code, Output};
 use crate::kernel::clock::{self, WallClock};
 use crate::kernel::{LoadOptions, Tracker};
+use crate::proc::{self, Zombie};
 use crate::report::tree::Style;
 use crate::report::{self, out};
-use crate::tree;
+use crate::tree::{self, Entry};
 
 /// Arguments of `tree`.
 #[derive(Debug, clap::Args)]
@@ -42,13 +45,27 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .map(|target| target.find_shown(&snapshot))
         .transpose()?;
     let entries = selection.entries(&snapshot, tree::gather(&snapshot, root));
-    let style = style(args.full);
+    let zombies = zombies(&entries, root.is_none() && !args.selectors.are_given());
+    let style = style(args.full || output == Output::Wide);
     let text = match output {
-        Output::Text => report::tree::text(&entries, &snapshot, style),
-        Output::Json => report::tree::json(&entries, &snapshot, root, style)?,
+        Output::Text | Output::Wide => report::tree::text(&entries, &zombies, &snapshot, style),
+        Output::Name => {
+            let living = entries.iter().filter(|entry| entry.died.is_none());
+            report::tree::names(living.map(|entry| entry.process.id))
+        }
+        Output::Json => report::tree::json(&entries, &zombies, &snapshot, root, style)?,
     };
     out::print(&text)?;
     Ok(Code::Done)
+}
+
+/// Returns the zombies that a process among these does not reap, or all of them.
+fn zombies(entries: &[Entry], all: bool) -> Vec<Zombie> {
+    let living = entries.iter().filter(|entry| entry.died.is_none());
+    let parents: HashSet<u32> = living.map(|entry| entry.process.id.pid).collect();
+    let mut zombies = proc::zombies();
+    zombies.retain(|zombie| all || parents.contains(&zombie.parent));
+    zombies
 }
 
 /// Returns the style for standard output as it is now.

@@ -22,7 +22,7 @@ use lifemon_ebpf::{ProcessId, Record};
 use serde::{Deserialize, Serialize};
 
 pub use search::root_of;
-pub use subtree::{Subtree, measure};
+pub use subtree::{Subtree, below, measure};
 pub use verdict::{Evidence, Verdict};
 
 use crate::forest::Forest;
@@ -102,6 +102,21 @@ pub fn find(known: &Known<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
     found.sort_by_key(|orphan| orphan.process.id);
     subtree::add_held(known, &mut found);
     found
+}
+
+/// Returns the orphan that this process is, measured; `None` when it is none.
+#[must_use]
+pub fn of(known: &Known<'_>, id: ProcessId) -> Option<Orphan> {
+    let mut search = Search::new(known);
+    let seen = known.forest.is_orphan(&id).then(|| search.seen(id));
+    let found = seen.flatten().or_else(|| {
+        let mut inferred = inferred::find(&search, None).into_iter();
+        inferred.find(|orphan| orphan.process.id == id)
+    });
+    let mut found: Vec<_> = found.into_iter().collect();
+    subtree::add_held(known, &mut found);
+    measure(known.forest, &mut found);
+    found.pop()
 }
 
 /// Finds the orphans that hold a GPU, themselves or by what is below them, and measures them.

@@ -64,6 +64,22 @@ pub fn measure(forest: &Forest, orphans: &mut [Orphan]) {
     }
 }
 
+/// Sums up a process and everything below it.
+#[must_use]
+pub fn below(known: &Known<'_>, top: ProcessId) -> Subtree {
+    let mut sum = Subtree::default();
+    for id in known.forest.living(top) {
+        sum.processes += 1;
+        if let Some(stat) = proc::stat(id.pid).filter(|_| proc::owns_pid(id)) {
+            sum.resident_bytes += stat.resident_bytes(id.pid);
+            sum.cpu_ms += stat.cpu_ms();
+        }
+        sum.gpu
+            .add(known.holders.get(&id).unwrap_or(&Holding::default()));
+    }
+    sum
+}
+
 /// Returns for each orphan the sum of what `of_one` says of every living process of its subtree;
 /// each is asked for once.
 fn sums<'a>(

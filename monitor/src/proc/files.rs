@@ -66,6 +66,23 @@ pub(crate) fn descriptor_info(pid: u32, descriptor: u32) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
+/// Returns the pids of processes that have a descriptor of the process with this pid, among so many
+/// that are looked at.
+pub(crate) fn with_pidfd(of: u32, looked_at_max: usize) -> Vec<u32> {
+    let pids = super::pids().unwrap_or_default().into_iter();
+    let wanted = format!("Pid:\t{of}");
+    let has_one = |pid: &u32| {
+        let is_pidfd = |file: &OpenFile| {
+            let name = file.target.to_str().unwrap_or_default();
+            name == "anon_inode:[pidfd]" || name.starts_with("pidfd:")
+        };
+        let files = open_files(*pid, is_pidfd).unwrap_or_default().into_iter();
+        let mut infos = files.filter_map(|file| descriptor_info(*pid, file.descriptor));
+        infos.any(|info| info.lines().any(|line| line == wanted))
+    };
+    pids.take(looked_at_max).filter(has_one).collect()
+}
+
 /// Returns the number of the device that an open file is; `None` where it is none.
 pub(crate) fn descriptor_device(pid: u32, descriptor: u32) -> Option<(u32, u32)> {
     device_number(&files_of(pid).join("fd").join(descriptor.to_string()))

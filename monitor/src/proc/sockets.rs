@@ -2,7 +2,7 @@
 //! in, and those that are only mounted (`ip netns`). A socket is known by the number of its inode,
 //! which is the same in all of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,50 @@ pub(crate) fn sockets_on(port: u16) -> HashSet<u64> {
         }
     }
     found
+}
+
+/// A socket that takes connections, or messages from anybody.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Socket {
+    /// `tcp`, `udp`, `udplite`.
+    pub protocol: &'static str,
+    /// Its local port.
+    pub port: u16,
+}
+
+/// Returns, by inode, the sockets on which these processes can be reached: those of the network
+/// namespaces that they are in.
+#[must_use]
+pub fn listening(pids: impl IntoIterator<Item = u32>) -> HashMap<u64, Socket> {
+    let mut found = HashMap::new();
+    let mut seen = HashSet::new();
+    for pid in pids {
+        let namespace = fs::read_link(format!("/proc/{pid}/ns/net"));
+        if namespace.is_ok_and(|namespace| seen.insert(namespace)) {
+            let directory = PathBuf::from(format!("/proc/{pid}/net"));
+            for table in TABLES {
+                let protocol = table.strip_suffix('6').unwrap_or(table);
+                let Ok(file) = File::open(directory.join(table)) else {
+                    continue;
+                };
+                let lines = BufReader::new(file).lines().map_while(Result::ok);
+                found.extend(lines.filter_map(|line| reachable(&line, protocol)));
+            }
+        }
+    }
+    found
+}
+
+/// Returns the socket in a line of a table, if it is connected to nobody: a TCP socket that
+/// listens (state 0A), any other that is bound (07).
+fn reachable(line: &str, protocol: &'static str) -> Option<(u64, Socket)> {
+    let mut fields = line.split_ascii_whitespace();
+    let local = fields.nth(1)?.rsplit(':').next()?;
+    let port = u16::from_str_radix(local, 16).ok()?;
+    let state = fields.nth(1)?;
+    let wanted = if protocol == "tcp" { "0A" } else { "07" };
+    let inode = fields.nth(5)?.parse().ok().filter(|inode| *inode != 0)?;
+    (state == wanted).then_some((inode, Socket { protocol, port }))
 }
 
 /// Returns the network namespaces that are mounted somewhere, by name and place.
@@ -111,6 +155,12 @@ mod tests {
     fn a_socket_of_this_process_is_found_by_its_port() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
+        let socket = Socket {
+            protocol: "tcp",
+            port,
+        };
+        let own = std::process::id();
+        assert!(listening([own]).values().any(|found| *found == socket));
         assert!(!sockets_on(port).is_empty());
     }
 }

@@ -3,6 +3,7 @@
 //! [`json`], `holding`, [`ended`]); [`out`] is where it goes.
 
 pub mod ended;
+pub mod explain;
 pub mod gpu;
 mod holding;
 pub mod json;
@@ -13,3 +14,5 @@ pub mod run;
 pub mod stream;
 pub mod text;
 pub mod tree;
+pub mod wait;
+pub mod zombies;

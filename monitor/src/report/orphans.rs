@@ -12,11 +12,13 @@ use super::kill::KilledJson;
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
+use super::zombies::{self, ZombieJson};
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
 use crate::loss::Loss;
 use crate::orphan::{Evidence, Orphan, Subtree, Verdict};
+use crate::proc::Zombie;
 use crate::process::json::ExitJson;
 use crate::process::{Process, Who};
 use crate::words::count;
@@ -32,6 +34,8 @@ pub struct OrphansReport<'a> {
     pub ended: Option<&'a Ended>,
     /// The snapshot that the lineage is from.
     pub snapshot: &'a Snapshot,
+    /// Zombies, where they were asked for.
+    pub zombies: Option<&'a [Zombie]>,
     /// The losses.
     pub losses: &'a [Loss],
 }
@@ -43,6 +47,9 @@ pub fn text(report: &OrphansReport<'_>, style: Style) -> String {
     let forest = Forest::new(report.snapshot.records.iter().copied());
     for (chain, alike) in groups(report.orphans, &forest, style) {
         some(&mut text, &chain, &alike, style);
+    }
+    for zombie in report.zombies.unwrap_or_default() {
+        text.push_str(&zombies::line(zombie, &forest, style));
     }
     text.push_str(&counts(report.orphans.is_empty(), report.not_shown));
     text::incomplete(&mut text, style.colour, report.losses);
@@ -225,6 +232,8 @@ struct ReportJson<'a> {
     /// By verdict.
     not_shown: BTreeMap<&'static str, usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    zombies: Option<Vec<ZombieJson>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spared: Option<&'a [Spared]>,
@@ -351,6 +360,13 @@ pub fn json(report: &OrphansReport<'_>, style: Style) -> Result<String, serde_js
         not_shown: not_shown
             .map(|(verdict, number)| (verdict.word(), *number))
             .collect(),
+        zombies: report.zombies.map(|zombies| {
+            let forest = Forest::new(report.snapshot.records.iter().copied());
+            let zombies = zombies.iter();
+            zombies
+                .map(|zombie| ZombieJson::new(zombie, &forest, style))
+                .collect()
+        }),
         kill: killed.map(|report| KilledJson::new(report, false)),
         spared: report.ended.map(|ended| ended.spared.as_slice()),
         known: KnownJson::new(report.snapshot, report.losses, style.clock),

@@ -7,11 +7,13 @@ use serde::Serialize;
 use super::json::{Id, MemberJson, SCHEMA};
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
+use super::zombies::{self, ZombieJson};
 use crate::ProcessId;
+use crate::forest::Forest;
 use crate::kernel::clock::WallClock;
 use crate::kernel::snapshot::Snapshot;
 use crate::loss::{Incomplete, Loss};
-use crate::proc::{CommandLine, Placement};
+use crate::proc::{CommandLine, Placement, Zombie};
 use crate::process::json::ExitJson;
 use crate::tree::{Entry, Live};
 
@@ -31,9 +33,16 @@ pub struct Style {
     pub full: bool,
 }
 
+/// Returns the processes of a list by their exact names, one a line.
+#[must_use]
+pub fn names(ids: impl IntoIterator<Item = ProcessId>) -> String {
+    let name = |id: ProcessId| format!("{}@{}\n", id.pid, id.start_ns);
+    ids.into_iter().map(name).collect()
+}
+
 /// Returns the tree as text.
 #[must_use]
-pub fn text(entries: &[Entry], snapshot: &Snapshot, style: Style) -> String {
+pub fn text(entries: &[Entry], zombies: &[Zombie], snapshot: &Snapshot, style: Style) -> String {
     let mut text = String::new();
     let mut at = 0;
     while at < entries.len() {
@@ -55,6 +64,12 @@ pub fn text(entries: &[Entry], snapshot: &Snapshot, style: Style) -> String {
         }
         text::line(&mut text, entry.depth, &line);
         at += if count > 1 { count * length } else { 1 };
+    }
+    if !zombies.is_empty() {
+        let forest = Forest::new(snapshot.records.iter().copied());
+        for zombie in zombies {
+            text.push_str(&zombies::line(zombie, &forest, style));
+        }
     }
     text::incomplete(&mut text, style.colour, &snapshot.losses());
     text
@@ -185,6 +200,8 @@ struct TreeJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     tree: Option<Id>,
     processes: Vec<EntryJson<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    zombies: Vec<ZombieJson>,
     #[serde(flatten)]
     known: KnownJson,
 }
@@ -265,16 +282,20 @@ impl<'a> StartJson<'a> {
 /// Never in practice: all of it can be written as JSON.
 pub fn json(
     entries: &[Entry],
+    zombies: &[Zombie],
     snapshot: &Snapshot,
     root: Option<ProcessId>,
     style: Style,
 ) -> Result<String, serde_json::Error> {
     let processes = entries.iter().map(|entry| entry_json(entry, style));
+    let forest = Forest::new(snapshot.records.iter().copied());
+    let zombie = |zombie| ZombieJson::new(zombie, &forest, style);
     let json = TreeJson {
         schema: SCHEMA,
         kind: "tree",
         tree: root.map(Into::into),
         processes: processes.collect(),
+        zombies: zombies.iter().map(zombie).collect(),
         known: KnownJson::new(snapshot, &snapshot.losses(), style.clock),
     };
     Ok(serde_json::to_string(&json)? + "\n")
@@ -291,12 +312,20 @@ fn entry_json(entry: &Entry, style: Style) -> EntryJson<'_> {
         member,
         alive: entry.died.is_none(),
         age_ms: end_ns.saturating_sub(entry.process.id.start_ns) / 1_000_000,
-        live: entry.live.as_ref().map(|live| LiveJson {
-            state: live.state,
-            parent: live.parent,
-            reparented: entry.is_reparented(),
-            start: StartJson::new(&live.command, &live.placement),
-        }),
+        live: entry
+            .live
+            .as_ref()
+            .map(|live| live_json(live, entry.is_reparented())),
+    }
+}
+
+/// Returns what `/proc` adds to a living process.
+pub(super) fn live_json(live: &Live, reparented: bool) -> LiveJson<'_> {
+    LiveJson {
+        state: live.state,
+        parent: live.parent,
+        reparented,
+        start: StartJson::new(&live.command, &live.placement),
     }
 }
 

@@ -89,6 +89,8 @@ pub struct KillReport {
     /// Who would be killed, in a dry run.
     #[serde(default)]
     pub members: Vec<Member>,
+    /// Members that selectors leave out.
+    pub not_shown: Option<usize>,
     /// Who died.
     pub killed: Vec<Killed>,
     /// Who was dying already.
