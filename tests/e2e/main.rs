@@ -12,6 +12,7 @@ mod history;
 mod lifecycle;
 mod lineage;
 mod load;
+mod log;
 mod loss;
 mod pins;
 mod tracker;

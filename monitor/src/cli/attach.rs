@@ -10,15 +10,17 @@ use super::devices::DeviceArgs;
 use super::target::Target;
 use super::{Code, Interrupts, Output, parse_capacity, parse_duration, parse_ring_size};
 use crate::ProcessId;
+use crate::forest::Forest;
 use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
 use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock, left};
 use crate::kill::{self, Force, KillError};
 use crate::loss::Loss;
-use crate::process::Process;
+use crate::orphan;
+use crate::process::{Process, Sender};
 use crate::report::out;
-use crate::report::stream::{EVENTS, Printer, Summary};
+use crate::report::stream::{EVENTS, Printer, SenderRoot, Summary};
 use crate::session::{Session, Update};
 use crate::watch::What;
 
@@ -73,6 +75,7 @@ impl Args {
             debug: verbose >= 2,
             without_group_dead: self.without_group_dead,
             preemptible: self.preemptible,
+            ..LoadOptions::default()
         }
     }
 }
@@ -86,6 +89,9 @@ fn parse_event(text: &str) -> Result<&'static str, String> {
 /// The dead whose names are kept until their GPU memory is released: those who die later push out
 /// the oldest, of which the news has the identity alone.
 const DEAD_MAX: usize = 4_096;
+
+/// Creators of who has sent a signal that are looked at.
+const SENDERS_CREATORS_MAX: usize = 256;
 
 /// GPU memory of the dead, followed where this host has GPUs.
 struct Following {
@@ -231,7 +237,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         let losses = session.standing_losses();
         let text: String = updates
             .iter()
-            .map(|update| printer.update(update, losses))
+            .map(|update| printer.update(update, losses, sender_root(&session, update).as_ref()))
             .collect();
         out::print(&text)?;
         if updates.iter().any(|update| matches!(update, Update::End)) && !releases.end() {
@@ -242,6 +248,34 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         left::keep(&start.root.who(), &session.watch().orphans());
     }
     close(&mut printer, &session, force.is_some())
+}
+
+/// Returns the root of the tree of who has sent the signal that an update is about.
+fn sender_root(session: &Session, update: &Update) -> Option<SenderRoot> {
+    let Update::Happening(happening) = update else {
+        return None;
+    };
+    let What::Signal {
+        sender: Some(Sender::Process(sender)),
+        ..
+    } = &happening.what
+    else {
+        return None;
+    };
+    let mut line = Vec::new();
+    let mut at = sender.id;
+    while line.len() < SENDERS_CREATORS_MAX
+        && let Ok(Some(record)) = session.watcher().tracker().record(&at)
+    {
+        line.push((at, record));
+        at = record.creator;
+    }
+    let forest = Forest::new(line);
+    let root = orphan::root_of(&forest, sender.id);
+    Some(SenderRoot {
+        who: Process::of_record(root, forest.record(&root)?).who(),
+        alive: forest.is_live(&root),
+    })
 }
 
 /// Begins to kill the rest of the tree once the root is dead. The tree that dies is the one that is

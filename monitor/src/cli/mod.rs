@@ -10,6 +10,7 @@ mod explain;
 mod generate;
 mod gpu;
 mod kill;
+mod log;
 mod orphans;
 mod repeat;
 mod run;
@@ -114,6 +115,7 @@ Examples:
   sudo lifemon attach 4200          watch the tree of process 4200
   sudo lifemon kill 4200            kill that tree, to the last process
   sudo lifemon orphans              what was left behind on this host
+  sudo lifemon log --since 10m      who died, and who killed it
   sudo lifemon explain 4200         why it is alive, and whose it is
   sudo lifemon wait 4200            until nothing of that tree is alive
   sudo lifemon gpu                  who holds GPU memory, and where it comes from
@@ -159,6 +161,8 @@ pub enum Command {
     Kill(kill::Args),
     /// Explain one process: who made it, how it was left, what it holds, what a kill would do
     Explain(explain::Args),
+    /// Who died on this host, and of what, although nobody watched: the tracker's flight recorder
+    Log(log::Args),
     /// Wait until a tree is extinct, or a process has died, is gone, or has released its GPU memory
     Wait(wait::Args),
     /// Run a command, and kill exactly what it leaves behind
@@ -210,6 +214,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::NvmlServer => gpu::serve(),
         Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
         Command::Explain(args) => explain::run(args, cli.output, cli.verbose),
+        Command::Log(args) => log::run(args, cli.output),
         Command::Wait(args) => wait::run(args, cli.output, cli.verbose),
         Command::Run(args) => Ok(run::run(args)),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
@@ -305,7 +310,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
         None => {}
     }
     let cannot_run = error.downcast_ref::<kernel::Refusal>().is_some()
-        || error.downcast_ref::<select::NoKubelet>().is_some();
+        || error.downcast_ref::<select::NoKubelet>().is_some()
+        || error.downcast_ref::<log::NoRecorder>().is_some();
     if cannot_run { 3 } else { 1 }
 }
 

@@ -357,7 +357,7 @@ fn regex_error(error: &regex::Error) -> String {
 }
 
 /// Reads a user's name or number.
-fn parse_user(text: &str) -> Result<u32, String> {
+pub(super) fn parse_user(text: &str) -> Result<u32, String> {
     if let Ok(number) = text.parse() {
         return Ok(number);
     }

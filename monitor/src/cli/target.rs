@@ -105,6 +105,11 @@ impl Target {
         self.start_ns.is_none_or(is_it).then_some(zombie)
     }
 
+    /// Returns whether these words can mean this process.
+    pub(super) fn names(self, id: ProcessId) -> bool {
+        self.pid == id.pid && self.start_ns.is_none_or(|start_ns| start_ns == id.start_ns)
+    }
+
     fn find_present(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
         let live = snapshot.live(self.pid).map(|(id, _)| *id);
         if let Some(start_ns) = self.start_ns {

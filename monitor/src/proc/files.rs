@@ -100,6 +100,20 @@ pub(crate) fn device_number(path: &Path) -> Option<(u32, u32)> {
     is_device.then_some((known.stx_rdev_major, known.stx_rdev_minor))
 }
 
+/// Returns the major numbers of character devices whose drivers, as `/proc/devices` names them, are
+/// wanted.
+pub(crate) fn device_majors(is_wanted: impl Fn(&str) -> bool) -> Vec<u32> {
+    let text = fs::read_to_string("/proc/devices").unwrap_or_default();
+    let characters = text.split("Block devices").next().unwrap_or_default();
+    let lines = characters.lines().filter_map(|line| {
+        let (major, name) = line.trim().split_once(' ')?;
+        is_wanted(name).then(|| major.parse().ok()).flatten()
+    });
+    let mut majors: Vec<u32> = lines.collect();
+    majors.dedup();
+    majors
+}
+
 fn number(name: &OsString) -> Option<u32> {
     name.to_str()?.parse().ok()
 }
@@ -118,6 +132,7 @@ mod tests {
         let null = files.first().unwrap();
         assert_eq!(descriptor_device(own, null.descriptor), Some((1, 3)));
         assert_eq!(device_number(Path::new("/dev/null")), Some((1, 3)));
+        assert_eq!(device_majors(|name| name == "mem"), [1]);
         assert_eq!(device_number(Path::new("/proc")), None);
         assert!(open_files(u32::MAX / 4, is_null).is_err());
     }

@@ -33,7 +33,7 @@ pub use zombies::{Zombie, zombie, zombies};
 pub(crate) use command::command_line_of;
 pub(crate) use family::{children, children_by_parent, own_threads, pids};
 pub(crate) use files::{
-    descriptor_device, descriptor_info, device_number, input_device, with_pidfd,
+    descriptor_device, descriptor_info, device_majors, device_number, input_device, with_pidfd,
 };
 pub(crate) use held::Held;
 pub(crate) use placement::placement_of;

@@ -8,6 +8,7 @@ pub mod gpu;
 mod holding;
 pub mod json;
 pub mod kill;
+pub mod log;
 pub mod orphans;
 pub mod out;
 pub mod run;

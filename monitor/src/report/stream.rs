@@ -4,6 +4,8 @@
 mod json;
 mod text;
 
+use serde::Serialize;
+
 use crate::ProcessId;
 use crate::gpu::release::News;
 use crate::kernel::clock::{self, WallClock};
@@ -14,6 +16,16 @@ use crate::session::{Start, Update};
 use crate::watch::{Happening, Totals, What};
 use json::Stream;
 use text::Text;
+
+/// The root of the tree of who has sent a signal.
+#[derive(Debug, Clone, Serialize)]
+pub struct SenderRoot {
+    /// The process.
+    #[serde(flatten)]
+    pub who: Who,
+    /// True if it lives.
+    pub alive: bool,
+}
 
 /// The closing summary.
 #[derive(Debug, Clone)]
@@ -91,8 +103,14 @@ impl Printer {
         }
     }
 
-    /// Writes one update. `losses` are those that stand after it.
-    pub fn update(&mut self, update: &Update, losses: &[Loss]) -> String {
+    /// Writes one update. `losses` are those that stand after it; `sender_root` is the root of the
+    /// tree of who sent a signal.
+    pub fn update(
+        &mut self,
+        update: &Update,
+        losses: &[Loss],
+        sender_root: Option<&SenderRoot>,
+    ) -> String {
         let is_wanted = match update {
             Update::Happening(happening) => self.prints(word(&happening.what)),
             Update::Extinct => self.prints("extinct"),
@@ -104,10 +122,10 @@ impl Printer {
         let now = clock::boot_ns();
         match (&mut self.format, update) {
             (Format::Json(stream), Update::Happening(happening)) => {
-                stream.happening(happening, parent_of_orphan(happening))
+                stream.happening(happening, parent_of_orphan(happening), sender_root)
             }
             (Format::Text(text), Update::Happening(happening)) => {
-                text.happening(happening, parent_of_orphan(happening))
+                text.happening(happening, parent_of_orphan(happening), sender_root)
             }
             (
                 Format::Json(stream),

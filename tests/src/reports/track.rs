@@ -117,6 +117,8 @@ pub struct TrackStatus {
     pub exits: u64,
     /// What was lost.
     pub lost: TrackLost,
+    /// The flight recorder.
+    pub log: Recorder,
     /// Nothing was lost.
     pub complete: bool,
     /// What each hook costs.
@@ -145,4 +147,16 @@ pub struct HookCost {
     pub ns_per_run: Option<f64>,
     /// Runs that the kernel skipped.
     pub missed: u64,
+}
+
+/// The flight recorder.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recorder {
+    /// Deaths recorded.
+    pub recorded: u64,
+    /// Those that later ones have taken the place of.
+    pub overwritten: u64,
+    /// Deaths that fit.
+    pub capacity: u64,
 }
