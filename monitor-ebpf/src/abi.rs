@@ -84,6 +84,11 @@ pub const SENT_BY_KERNEL: u32 = 4;
 /// [`Record::exit_flags`]: the kernel skipped the exit hook for it, so how it died is not known,
 /// and `exit_ns` is when that was noticed.
 pub const EXIT_UNSEEN: u32 = 8;
+/// [`Record::exit_flags`], [`Event::flags`]: the signal is the one that the process wanted to get at
+/// the death of its parent, which is the sender.
+pub const PARENT_DEATH: u32 = 16;
+/// [`LogEntry::flags`] alone: it had the device file of a GPU open.
+pub const HELD_GPU: u32 = 32;
 
 /// The sums of the identities of some processes, around the end of the numbers: where there is one,
 /// who that is. Userspace does not need it.
@@ -391,7 +396,72 @@ pub struct Event {
     pub slot: u32,
 }
 
+/// One death in the flight recorder. It is whole where both numbers are the same and not 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Number of the entry, from 1 on, in the order of the deaths; 0 while it is written.
+    pub begun: u64,
+    /// The time of the death, in ns since boot.
+    pub time_ns: u64,
+    /// The dead process.
+    pub process: ProcessId,
+    /// Its creator; [`ProcessId::NONE`] when unknown.
+    pub creator: ProcessId,
+    /// The sender of the signal that ended it; see [`SENDER_KNOWN`].
+    pub sender: ProcessId,
+    /// `comm` of that sender when it sent.
+    pub sender_name: [u8; 16],
+    /// `comm` at death.
+    pub name: [u8; 16],
+    /// Status as `wait(2)` gives it.
+    pub status: u32,
+    /// [`OOM_KILLED`] and so on.
+    pub flags: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// Its pid in its own pid namespace.
+    pub ns_pid: u32,
+    /// Processes that it had created and that were alive, or had somebody alive below them.
+    pub children: u64,
+    /// The same number as `begun`, written last.
+    pub ended: u64,
+}
+
+/// The share of one user in the flight recorder.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogShare {
+    /// Entries written. Atomic.
+    pub position: u64,
+    /// Its shards, one a byte, the first in the lowest. Atomic.
+    pub shards: u64,
+    /// The number of its shards. Atomic.
+    pub count: u64,
+    /// 1 once it gets no more of them. Atomic.
+    pub is_closed: u64,
+}
+
+/// The state of the flight recorder, in shared memory.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Recorder {
+    /// Deaths recorded.
+    pub recorded: u64,
+    /// Entries that a later one has taken the place of.
+    pub overwritten: u64,
+    /// Users that have asked for a shard of their own, root not counted.
+    pub users: u64,
+    /// Further shards that were asked for.
+    pub growths: u64,
+    /// Entries in the shard that later users share.
+    pub shared: u64,
+}
+
 const _: () = {
+    assert!(size_of::<LogEntry>() == 128);
+    assert!(size_of::<LogShare>() == 32);
+    assert!(size_of::<Recorder>() == 64);
     assert!(size_of::<ProcessId>() == 16);
     assert!(size_of::<Record>() == 168);
     assert!(size_of::<MemberKey>() == 24);

@@ -52,6 +52,15 @@ impl Counter {
         unsafe { atomic_xadd::<u64, u64, ORDER>(self.0.get(), value) };
     }
 
+    /// Adds 1 and returns what was there.
+    #[inline(always)]
+    pub(crate) fn next(&self) -> u64 {
+        // The linker knows a form of the subtraction that answers, and none of the addition.
+        // SAFETY: a reference points to valid, aligned memory.
+        let before = unsafe { atomic_xsub::<u64, u64, ORDER>(self.0.get(), u64::MAX) };
+        black_box(before)
+    }
+
     /// Takes 1 away and returns what is left. Everything that this program did before is visible to
     /// all by then.
     #[inline(always)]

@@ -29,7 +29,7 @@ use aya_log_ebpf::debug;
 use lifemon_ebpf::{EVENT_EXIT, Event, OOM_KILLED, ProcessId, Record};
 
 use crate::{
-    events, lineage,
+    events, lineage, log,
     maps::{HAS_GROUP_DEAD, OOM_VICTIMS, Room, Scratch, scratch, tree},
     members, signal,
     task::{Kernel, Task, offset},
@@ -86,6 +86,7 @@ fn died(ctx: &impl EbpfContext, task: Task, room: Room) {
     event.creator = creator.unwrap_or(ProcessId::NONE);
     members::leave_all(&process, event);
     if creator.is_some() {
+        log::record(&process, event);
         lineage::bury(&process);
     }
     debug!(ctx, "exit {} status {}", process.pid, event.status);

@@ -19,6 +19,7 @@ mod json;
 pub mod learning;
 pub mod limits;
 pub mod offsets;
+pub mod recorder;
 pub mod rules;
 mod view;
 

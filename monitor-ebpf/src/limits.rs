@@ -59,6 +59,27 @@ pub const DYING_PARENTS: u32 = 16;
 /// the last such part takes deaths alone: what a member does over and over costs no death.
 pub const RING_PARTS: u64 = 4;
 
+/// Deaths that the flight recorder keeps. One more takes the place of an older one of the same user,
+/// and is counted in [`crate::Recorder::overwritten`].
+pub const LOG_ENTRIES: u32 = 8_192;
+
+/// Entries of one shard of the flight recorder: a user has whole shards.
+pub const LOG_SHARD: u32 = 512;
+
+/// Shards that a user may get beside the first one, as long as there are any.
+pub const LOG_GROWTHS: u32 = 7;
+
+/// Shards that users grow into. The others are first shards: one for root, one for each of the next
+/// users, and the last one for all who come later.
+pub const LOG_SHARDS_TO_GROW: u32 = 8;
+
+/// Users who have a share in the flight recorder; those who come later have the last shard together.
+pub const LOG_USERS: u32 = 1_024;
+
+/// Descriptors of a dying process among which the device file of a GPU is looked for: programs open
+/// it early, and what is opened first has the lowest number.
+pub const LOG_DESCRIPTORS: u32 = 64;
+
 /// Tries of a call on a map that the kernel refuses for a reason that passes: its bucket is locked.
 /// One that fails for good is counted in [`crate::Host::failed_deletes`], or as if the map were
 /// full.

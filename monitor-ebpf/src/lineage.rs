@@ -313,6 +313,17 @@ pub(crate) fn mark_dead(process: &ProcessId, fill: impl FnOnce(&mut Record)) -> 
     }
 }
 
+/// Returns how many references the record of this process has: its own, and one of each record that
+/// it created. The caller holds one.
+#[inline(always)]
+pub(crate) fn references(process: &ProcessId) -> u64 {
+    let record = LINEAGE.get_ptr(process);
+    // SAFETY: a map value stays mapped while a program runs, and this one cannot vanish.
+    record.map_or(0, |record| unsafe {
+        (&raw const (*record).references).read_volatile()
+    })
+}
+
 /// Lets go of the record of a process that is marked dead.
 ///
 /// While tracking starts nothing is removed: somebody may be about to count a reference on this

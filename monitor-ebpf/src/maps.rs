@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lifemon_ebpf::{
-    Event, Host, MemberKey, Membership, Pass, ProcessId, Record, SignalFact, Tree, limits,
-    offsets::Offsets,
+    Event, Host, LogEntry, LogShare, MemberKey, Membership, Pass, ProcessId, Record, Recorder,
+    SignalFact, Tree, limits, offsets::Offsets,
 };
 
 use crate::atomic::{Counter, Given};
@@ -60,6 +60,19 @@ static PASS: Array<Pass, 1, MMAPABLE> = Array::new();
 pub(crate) static SIGNALS: LruHashMap<ProcessId, SignalFact, { limits::SIGNAL_FACTS as usize }> =
     LruHashMap::new();
 
+/// The flight recorder: the host's last deaths that somebody may ask about.
+#[btf_map]
+pub(crate) static LOG: Array<LogEntry, { limits::LOG_ENTRIES as usize }> = Array::new();
+
+/// The share of each user in it. Elements are never deleted.
+#[btf_map]
+pub(crate) static LOG_SHARES: HashMap<u32, LogShare, { limits::LOG_USERS as usize }> =
+    HashMap::new();
+
+/// The state of the flight recorder.
+#[btf_map]
+static RECORDER: Array<Recorder, 1, MMAPABLE> = Array::new();
+
 /// Thread id that the out-of-memory killer chose -> when, ns since boot.
 #[btf_map]
 pub(crate) static OOM_VICTIMS: LruHashMap<u32, u64, { limits::OOM_FACTS as usize }> =
@@ -109,6 +122,10 @@ pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets::UNKNOWN);
 /// 1 where the exit tracepoint says which thread is the last of its group (6.16 and later).
 #[unsafe(no_mangle)]
 pub(crate) static HAS_GROUP_DEAD: Global<u32> = Global::new(0);
+
+/// Major numbers of the devices that are GPUs; 0 behind the last one.
+#[unsafe(no_mangle)]
+pub(crate) static GPU_MAJORS: Global<[u32; 5]> = Global::new([0; 5]);
 
 /// 1 where an exit must be claimed through `ALIVE`.
 #[unsafe(no_mangle)]
@@ -167,6 +184,26 @@ lifemon_ebpf::view! {
         conflicts: Counter,
         failed: Counter,
     }
+}
+
+lifemon_ebpf::view! {
+    /// The state of the flight recorder, as the kernel half sees it.
+    RecorderView of Recorder {
+        recorded: Counter,
+        overwritten: Counter,
+        users: Counter,
+        growths: Counter,
+        shared: Counter,
+    }
+}
+
+/// Returns the state of the flight recorder.
+#[inline(always)]
+pub(crate) fn recorder<'a>() -> Option<&'a RecorderView> {
+    // SAFETY: an array element is always there, and its view has its layout.
+    RECORDER
+        .get_ptr_mut(0)
+        .map(|state| unsafe { &*state.cast::<RecorderView>() })
 }
 
 /// Returns a slot of a watched tree; slot 0 is the host.

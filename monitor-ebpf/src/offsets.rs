@@ -69,6 +69,18 @@ offsets! {
     task_cgroups: "task_struct"."cgroups",
     /// Pid in every namespace that sees it.
     task_thread_pid: "task_struct"."thread_pid",
+    /// Open files.
+    task_files: "task_struct"."files",
+    /// The table of descriptors.
+    files_fdt: "files_struct"."fdt",
+    /// How many descriptors it has room for.
+    fdtable_max_fds: "fdtable"."max_fds",
+    /// One pointer to a file for each.
+    fdtable_fd: "fdtable"."fd",
+    /// What the file is.
+    file_f_inode: "file"."f_inode",
+    /// The device that it is.
+    inode_i_rdev: "inode"."i_rdev",
     /// Threads that can still run.
     signal_live: "signal_struct"."live",
     /// `SIGNAL_*` flags.

@@ -7,9 +7,13 @@
 //! - The kernel on its own account:
 //!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/linux/sched/signal.h?h=v6.12.118#n588>
 
-use aya_ebpf::{bindings::BPF_ANY, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    EbpfContext as _, bindings::BPF_ANY, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
 use aya_log_ebpf::debug;
-use lifemon_ebpf::{EVENT_SIGNAL, Event, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact};
+use lifemon_ebpf::{
+    EVENT_SIGNAL, Event, PARENT_DEATH, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact,
+};
 
 use crate::{
     events,
@@ -25,6 +29,10 @@ const FATAL: u64 = bits(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 24, 25,
 
 /// `TRACE_SIGNAL_DELIVERED`.
 const DELIVERED: i32 = 0;
+/// `SEND_SIG_NOINFO`: in the name of the current process, without a siginfo. A process that exits
+/// sends so to those who wanted to know:
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/exit.c?h=v6.12.118#n722>
+const FROM_NOBODY: usize = 0;
 /// `SEND_SIG_PRIV`: the kernel sends, without a siginfo.
 const FROM_KERNEL: usize = 1;
 const SIGKILL: u32 = 9;
@@ -52,7 +60,10 @@ pub(crate) fn signal(ctx: BtfTracePointContext) -> i32 {
     }
     let target = Task::new(ctx.arg::<*const u8>(2));
     let process = target.process();
-    let fact = fact(signal, ctx.arg::<usize>(1));
+    // Read like any memory: of the argument itself the verifier believes that it is never 0, and
+    // takes away what is done if it is.
+    let info = Kernel(ctx.as_ptr().cast::<u8>()).read(size_of::<usize>() as u32);
+    let fact = fact(signal, info);
     // What the process handles does not end it, and would take the place of what does.
     if signal == SIGKILL || !target.handles(signal) {
         let _ = tried(|| SIGNALS.insert(process, fact, u64::from(BPF_ANY)));
@@ -92,12 +103,17 @@ fn fact(signal: u32, info: usize) -> SignalFact {
         };
     }
     let sender = Task::current();
+    let of_parent = if info == FROM_NOBODY && sender.is_exiting() {
+        PARENT_DEATH
+    } else {
+        0
+    };
     SignalFact {
         sender: sender.process(),
         // The name of the process; the sending thread may have another.
         sender_name: sender.leader().name(),
         signal,
-        flags: SENDER_KNOWN,
+        flags: SENDER_KNOWN | of_parent,
     }
 }
 

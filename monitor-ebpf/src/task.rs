@@ -7,6 +7,7 @@ use aya_ebpf::helpers::{
 };
 use lifemon_ebpf::{ProcessId, offsets::MISSING};
 
+const PF_EXITING: u32 = 0x0000_0004;
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// `signal->flags`: the group is exiting, and `group_exit_code` is its status.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -70,6 +71,27 @@ impl Kernel {
     }
 }
 
+/// A `struct fdtable`: open files by their descriptors.
+#[derive(Clone, Copy)]
+pub(crate) struct Files(Kernel);
+
+impl Files {
+    /// Returns how many descriptors there is room for.
+    #[inline(always)]
+    pub(crate) fn count(self) -> u32 {
+        self.0.read(offset!(fdtable_max_fds))
+    }
+
+    /// Returns the number of the device that an open file is; 0 where it is none.
+    #[inline(always)]
+    pub(crate) fn device(self, descriptor: u32) -> u32 {
+        let list = self.0.follow(offset!(fdtable_fd));
+        let file = list.follow(descriptor.wrapping_mul(size_of::<usize>() as u32));
+        file.follow(offset!(file_f_inode))
+            .read(offset!(inode_i_rdev))
+    }
+}
+
 /// A `struct task_struct`.
 #[derive(Clone, Copy)]
 pub(crate) struct Task(pub(crate) Kernel);
@@ -95,6 +117,12 @@ impl Task {
     #[inline(always)]
     pub(crate) fn pid(self) -> u32 {
         self.0.read(offset!(task_tgid))
+    }
+
+    /// Returns whether the thread is in its exit.
+    #[inline(always)]
+    pub(crate) fn is_exiting(self) -> bool {
+        self.0.read::<u32>(offset!(task_flags)) & PF_EXITING != 0
     }
 
     /// Returns whether this is the thread that gives the process its pid. Says nothing about its
@@ -199,6 +227,16 @@ impl Task {
             .follow(offset!(css_set_dfl_cgrp))
             .follow(offset!(cgroup_kn))
             .read(offset!(kernfs_id))
+    }
+
+    /// Returns the open files of the process.
+    #[inline(always)]
+    pub(crate) fn files(self) -> Files {
+        Files(
+            self.0
+                .follow(offset!(task_files))
+                .follow(offset!(files_fdt)),
+        )
     }
 
     /// Returns the pid in the innermost pid namespace.

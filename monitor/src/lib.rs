@@ -55,6 +55,8 @@ pub mod watch;
 mod session;
 
 pub mod doctor;
+#[cfg(feature = "cli")]
+mod explain;
 mod gpu;
 mod kill;
 mod orphan;

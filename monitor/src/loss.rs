@@ -42,6 +42,8 @@ pub enum Loss {
     GuardianDead,
     /// The process that kills with eBPF has ended without a report.
     ReportLost,
+    /// The flight recorder has taken the place of older deaths for later ones.
+    Overwritten,
 }
 
 impl Loss {
@@ -65,6 +67,7 @@ impl Loss {
             Self::NoTracker => "no_tracker",
             Self::GuardianDead => "guardian_dead",
             Self::ReportLost => "report_lost",
+            Self::Overwritten => "overwritten",
         }
     }
 
@@ -109,6 +112,9 @@ impl Loss {
             Self::Unreadable => "files of some processes may not be looked at; run this as root",
             Self::NoTracker => "there is no tracker, so processes are known by their parents alone",
             Self::GuardianDead => "the guardian is dead; restart the server",
+            Self::Overwritten => {
+                "the flight recorder has overwritten older deaths; ask about a shorter time"
+            }
             Self::ReportLost => "the killer ended without a report on those whom it has killed",
         }
     }
@@ -190,6 +196,8 @@ mod tests {
             Loss::Unreadable,
             Loss::NoTracker,
             Loss::GuardianDead,
+            Loss::ReportLost,
+            Loss::Overwritten,
         ];
         for loss in all {
             assert_eq!(serde_json::to_value(loss).unwrap(), loss.word());

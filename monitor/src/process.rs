@@ -7,7 +7,8 @@ mod signal;
 use std::fmt;
 
 use lifemon_ebpf::{
-    EXIT_UNSEEN, Event, INFERRED, LIVE, OOM_KILLED, ProcessId, Record, SENDER_KNOWN, SENT_BY_KERNEL,
+    EXIT_UNSEEN, Event, INFERRED, LIVE, LogEntry, OOM_KILLED, PARENT_DEATH, ProcessId, Record,
+    SENDER_KNOWN, SENT_BY_KERNEL,
 };
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,8 @@ pub struct Death {
     pub sender: Option<Sender>,
     /// Nobody saw it die: how is not known.
     pub unseen: bool,
+    /// The signal was the one that it wanted to get at the death of its parent, the sender.
+    pub by_parent_death: bool,
 }
 
 /// The death of a process, and when it was.
@@ -213,6 +216,7 @@ impl Death {
             is_oom: false,
             sender: None,
             unseen: false,
+            by_parent_death: false,
         }
     }
 
@@ -224,6 +228,19 @@ impl Death {
             is_oom: event.flags & OOM_KILLED != 0,
             sender: sender(event.flags, event.sender, &event.sender_name),
             unseen: false,
+            by_parent_death: event.flags & PARENT_DEATH != 0,
+        }
+    }
+
+    /// Returns the death that the flight recorder has.
+    #[must_use]
+    pub(crate) fn of_log(entry: &LogEntry) -> Self {
+        Self {
+            status: entry.status,
+            is_oom: entry.flags & OOM_KILLED != 0,
+            sender: sender(entry.flags, entry.sender, &entry.sender_name),
+            unseen: false,
+            by_parent_death: entry.flags & PARENT_DEATH != 0,
         }
     }
 
@@ -235,6 +252,7 @@ impl Death {
             is_oom: record.exit_flags & OOM_KILLED != 0,
             sender: sender(record.exit_flags, record.sender, &record.sender_name),
             unseen: record.exit_flags & EXIT_UNSEEN != 0,
+            by_parent_death: record.exit_flags & PARENT_DEATH != 0,
         }
     }
 }
@@ -249,6 +267,9 @@ impl fmt::Display for Death {
         }
         if let Some(sender) = self.sender.as_ref().filter(|_| !f.alternate()) {
             write!(f, " from {sender}")?;
+        }
+        if self.by_parent_death {
+            f.write_str(", for its parent died (parent-death signal)")?;
         }
         if self.core_dumped() {
             f.write_str(", core dumped")?;
@@ -369,6 +390,7 @@ mod tests {
             is_oom: false,
             sender: None,
             unseen: false,
+            by_parent_death: false,
         }
     }
 
@@ -432,6 +454,7 @@ mod tests {
         assert_eq!(oom.to_string(), "out of memory (SIGKILL)");
         let unseen = Death {
             unseen: true,
+            by_parent_death: false,
             ..death(0)
         };
         assert_eq!(unseen.to_string(), "how is not known");

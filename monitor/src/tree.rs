@@ -2,6 +2,8 @@
 //! living: what `lifemon tree` shows. A process that has died since the snapshot is shown as its
 //! record has it.
 
+use std::collections::HashMap;
+
 use lifemon_ebpf::ProcessId;
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +68,57 @@ pub fn gather(snapshot: &Snapshot, root: Option<ProcessId>) -> Vec<Entry> {
     entries
 }
 
+/// Keeps the entries that are meant, and the dead that stand above one. Whoever stands below
+/// somebody that is left out moves up.
+#[cfg_attr(
+    not(feature = "cli"),
+    expect(dead_code, reason = "only the command line chooses")
+)]
+pub(crate) fn keep(entries: &mut Vec<Entry>, is_meant: impl Fn(&Entry) -> bool) {
+    let mut kept = vec![false; entries.len()];
+    // Entries above the present one, and whether what stands above each is settled.
+    let mut above: Vec<(usize, bool)> = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        while above
+            .last()
+            .is_some_and(|(top, _)| entries[*top].depth >= entry.depth)
+        {
+            above.pop();
+        }
+        if is_meant(entry) {
+            kept[index] = true;
+            for (top, is_settled) in above.iter_mut().rev() {
+                if std::mem::replace(is_settled, true) {
+                    break;
+                }
+                kept[*top] |= entries[*top].died.is_some();
+            }
+        }
+        above.push((index, false));
+    }
+    let mut line: Vec<(usize, usize)> = Vec::new();
+    let mut kept = kept.into_iter();
+    entries.retain_mut(|entry| {
+        while line.last().is_some_and(|(depth, _)| *depth >= entry.depth) {
+            line.pop();
+        }
+        let is_kept = kept.next().unwrap_or_default();
+        if is_kept {
+            let depth = line.last().map_or(0, |(_, depth)| depth + 1);
+            line.push((entry.depth, depth));
+            entry.depth = depth;
+        }
+        is_kept
+    });
+    let mut children: HashMap<ProcessId, usize> = HashMap::new();
+    for creator in entries.iter().filter_map(|entry| entry.process.creator) {
+        *children.entry(creator).or_default() += 1;
+    }
+    for entry in entries {
+        entry.children = children.get(&entry.process.id).copied().unwrap_or_default();
+    }
+}
+
 fn entry(forest: &Forest, id: ProcessId, depth: usize) -> Option<Entry> {
     let record = forest.record(&id)?;
     Some(Entry {
@@ -77,7 +130,8 @@ fn entry(forest: &Forest, id: ProcessId, depth: usize) -> Option<Entry> {
     })
 }
 
-fn look(id: ProcessId) -> Option<Live> {
+/// Returns what `/proc` adds to a living process.
+pub(crate) fn look(id: ProcessId) -> Option<Live> {
     let stat = proc::stat(id.pid)?;
     let live = Live {
         state: stat.state,
@@ -86,4 +140,49 @@ fn look(id: ProcessId) -> Option<Live> {
         placement: proc::placement_of(id.pid)?,
     };
     proc::owns_pid(id).then_some(live)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(pid: u32, creator: u32, depth: usize, is_dead: bool) -> Entry {
+        let id = |pid| ProcessId::new(pid, 1);
+        let died = Died {
+            at_ns: 5,
+            death: crate::process::Death::from_wait_status(9),
+        };
+        Entry {
+            process: Process {
+                creator: Some(id(creator)),
+                ..Process::unknown(id(pid))
+            },
+            depth,
+            live: None,
+            died: is_dead.then_some(died),
+            children: 0,
+        }
+    }
+
+    #[test]
+    fn the_dead_above_what_is_meant_stay_and_the_living_do_not() {
+        // 1 -> 2 (dead) -> 3 -> 4 (dead) -> 5; 1 -> 6 (dead) -> 7
+        let mut entries = vec![
+            entry(1, 0, 0, false),
+            entry(2, 1, 1, true),
+            entry(3, 2, 2, false),
+            entry(4, 3, 3, true),
+            entry(5, 4, 4, false),
+            entry(6, 1, 1, true),
+            entry(7, 6, 2, false),
+        ];
+        keep(&mut entries, |entry| entry.process.id.pid == 5);
+        let kept: Vec<_> = entries
+            .iter()
+            .map(|entry| (entry.process.id.pid, entry.depth, entry.children))
+            .collect();
+        assert_eq!(kept, [(2, 0, 0), (4, 1, 1), (5, 2, 0)]);
+        keep(&mut entries, |_| false);
+        assert!(entries.is_empty());
+    }
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use lifemon_ebpf::{
-    EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_RENAME, EVENT_SIGNAL, Event, ProcessId,
+    EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_RENAME, EVENT_SIGNAL, Event, PARENT_DEATH, ProcessId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,9 @@ pub enum What {
         signal: Signal,
         /// The sender.
         sender: Option<Sender>,
+        /// True if it is the one that the process wanted to get at the death of its parent.
+        #[serde(default)]
+        parent_death: bool,
     },
     /// It is dying.
     Exit {
@@ -266,6 +269,7 @@ impl Watch {
                 let what = What::Signal {
                     signal: Signal::of_kernel(event.status),
                     sender,
+                    parent_death: event.flags & PARENT_DEATH != 0,
                 };
                 Some(self.happening(at, node.process.clone(), what))
             }

@@ -15,7 +15,7 @@ const RANKS: [&[&str]; 8] = [
     &["forest", "proc", "sys"],
     &["kernel", "watch"],
     &["session"],
-    &["doctor", "gpu", "kill", "orphan", "tree"],
+    &["doctor", "explain", "gpu", "kill", "orphan", "tree"],
     &["face", "manager", "supervise"],
     &["report"],
     &["cli"],

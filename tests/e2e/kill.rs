@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lifemon_tests::killing::{alive, assert_killed, assert_nobody, checked, kill, words};
-use lifemon_tests::reports::{Identified, KillReport, entry, set_of};
+use lifemon_tests::reports::{Identified, KillReport, KillsReport, entry, set_of};
 use lifemon_tests::{
     Actor, DEADLINE, Lifemon, Process, Sandbox, actor, needs, proc, wait_until, with_either_tracker,
 };
@@ -146,13 +146,10 @@ fn several_trees_in_one_command() {
     let output = Lifemon::find().run(words.iter().chain(&pids));
     assert_nobody(&sandbox);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
-    let lines: Vec<KillReport> = output
-        .stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("an object a line"))
-        .collect();
-    assert_eq!(lines.len(), 3, "{output:?}");
-    for (actor, report) in actors.iter().zip(lines) {
+    let all: KillsReport = output.report();
+    assert_eq!(all.kills.len(), 3, "{output:?}");
+    assert!(all.extinct && !all.dry_run, "{output:?}");
+    for (actor, report) in actors.iter().zip(all.kills) {
         let report = checked(report);
         assert_eq!(set_of(&report.killed), with_root(actor, &["worker"]));
     }

@@ -12,6 +12,7 @@ mod history;
 mod lifecycle;
 mod lineage;
 mod load;
+mod log;
 mod loss;
 mod pins;
 mod tracker;
@@ -22,6 +23,8 @@ mod watchers;
 mod gpu;
 mod orphans;
 mod python_servers;
+mod questions;
+mod selectors;
 mod verdicts;
 
 // The exact end of a tree.

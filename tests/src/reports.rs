@@ -25,8 +25,8 @@ use crate::{Process, proc};
 pub use doctor::{Check, DoctorReport};
 pub use gpu::{Accounted, Gpu, GpuReport, GpuTree, Holder, Holding, Memory, Nvml, Stranger};
 pub use health::{ConnectionFailure, DeadWorker, Found, Health, OpenDevices};
-pub use kill::{Held, KillReport, Killed, Release, Released, Survivor};
-pub use orphans::{Evidence, Orphan, OrphansReport, Root, Spared, Subtree};
+pub use kill::{Held, KillReport, Killed, KillsReport, Release, Released, Survivor};
+pub use orphans::{Evidence, Orphan, OrphansReport, Root, Spared, Subtree, Zombie};
 pub use process::{Exit, Id, Member, Sender, Signal, Who};
 pub use run::{Command, Left, Rest, RunReport};
 pub use stream::{

@@ -10,15 +10,17 @@ use super::devices::DeviceArgs;
 use super::target::Target;
 use super::{Code, Interrupts, Output, parse_capacity, parse_duration, parse_ring_size};
 use crate::ProcessId;
+use crate::forest::Forest;
 use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
 use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock, left};
 use crate::kill::{self, Force, KillError};
 use crate::loss::Loss;
-use crate::process::Process;
+use crate::orphan;
+use crate::process::{Process, Sender};
 use crate::report::out;
-use crate::report::stream::{Printer, Summary};
+use crate::report::stream::{EVENTS, Printer, SenderRoot, Summary};
 use crate::session::{Session, Update};
 use crate::watch::What;
 
@@ -29,6 +31,7 @@ Examples:
   sudo lifemon attach 4200                      until nothing of the tree is left, or Ctrl-C
   sudo lifemon attach 4200 --for 10s            for ten seconds
   sudo lifemon attach 4200 --kill-on-root-exit  when 4200 ends, kill what it leaves behind
+  sudo lifemon attach 4200 --events exit,orphaned
   sudo lifemon attach 4200 -o json | jq -c 'select(.event == \"exit\")'
 
 Ends with 0 when the tree is extinct, the time is over or Ctrl-C was pressed; with 1 when that left
@@ -39,6 +42,10 @@ pub struct Args {
     /// Stop after this long: 10s, 500ms, 5m, 1h
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     period: Option<Duration>,
+    /// Only events of these kinds, separated by commas: exit,orphaned. The first and the last line,
+    /// and what was lost, are always there
+    #[arg(long, value_name = "EVENT", value_delimiter = ',', value_parser = parse_event)]
+    events: Vec<&'static str>,
     /// When the root dies, kill the rest of the tree
     #[arg(long)]
     kill_on_root_exit: bool,
@@ -68,13 +75,23 @@ impl Args {
             debug: verbose >= 2,
             without_group_dead: self.without_group_dead,
             preemptible: self.preemptible,
+            ..LoadOptions::default()
         }
     }
+}
+
+/// Reads `exit` and the like.
+fn parse_event(text: &str) -> Result<&'static str, String> {
+    let word = EVENTS.into_iter().find(|word| *word == text);
+    word.ok_or_else(|| format!("expected one of {}", EVENTS.join(", ")))
 }
 
 /// The dead whose names are kept until their GPU memory is released: those who die later push out
 /// the oldest, of which the news has the identity alone.
 const DEAD_MAX: usize = 4_096;
+
+/// Creators of who has sent a signal that are looked at.
+const SENDERS_CREATORS_MAX: usize = 256;
 
 /// GPU memory of the dead, followed where this host has GPUs.
 struct Following {
@@ -188,7 +205,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         session.spare(own)?;
         start.members.retain(|member| member.id != own);
     }
-    let mut printer = printer(output, root);
+    let mut printer = printer(output, root).only(&args.events);
     out::print(&printer.attached(&start, is_pinned))?;
     let mut kernel_log = (verbose >= 2)
         .then(|| session.watcher_mut().tracker_mut().debug_log())
@@ -220,7 +237,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         let losses = session.standing_losses();
         let text: String = updates
             .iter()
-            .map(|update| printer.update(update, losses))
+            .map(|update| printer.update(update, losses, sender_root(&session, update).as_ref()))
             .collect();
         out::print(&text)?;
         if updates.iter().any(|update| matches!(update, Update::End)) && !releases.end() {
@@ -231,6 +248,34 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         left::keep(&start.root.who(), &session.watch().orphans());
     }
     close(&mut printer, &session, force.is_some())
+}
+
+/// Returns the root of the tree of who has sent the signal that an update is about.
+fn sender_root(session: &Session, update: &Update) -> Option<SenderRoot> {
+    let Update::Happening(happening) = update else {
+        return None;
+    };
+    let What::Signal {
+        sender: Some(Sender::Process(sender)),
+        ..
+    } = &happening.what
+    else {
+        return None;
+    };
+    let mut line = Vec::new();
+    let mut at = sender.id;
+    while line.len() < SENDERS_CREATORS_MAX
+        && let Ok(Some(record)) = session.watcher().tracker().record(&at)
+    {
+        line.push((at, record));
+        at = record.creator;
+    }
+    let forest = Forest::new(line);
+    let root = orphan::root_of(&forest, sender.id);
+    Some(SenderRoot {
+        who: Process::of_record(root, forest.record(&root)?).who(),
+        alive: forest.is_live(&root),
+    })
 }
 
 /// Begins to kill the rest of the tree once the root is dead. The tree that dies is the one that is
@@ -248,8 +293,8 @@ fn kill_rest(session: &mut Session) -> Result<Option<Force>, Error> {
 /// Begins the stream in the format that was asked for.
 fn printer(output: Output, root: ProcessId) -> Printer {
     match output {
-        Output::Json => Printer::json(root),
-        Output::Text => Printer::text(out::wants_colour()),
+        _ if output.is_text() => Printer::text(out::wants_colour()),
+        _ => Printer::json(root),
     }
 }
 

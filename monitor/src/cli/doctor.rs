@@ -10,6 +10,7 @@ use crate::report::out::{self, Tone, printable};
 #[derive(Serialize)]
 struct Report {
     schema: &'static str,
+    kind: &'static str,
     ok: bool,
     version: &'static str,
     kernel: String,
@@ -21,11 +22,12 @@ pub(super) fn run(output: Output) -> anyhow::Result<Code> {
     let ok = !checks.iter().any(|check| check.state == State::Failed);
     let code = if ok { Code::Done } else { Code::No };
     let text = match output {
-        Output::Text => describe(&checks, out::wants_colour()),
-        Output::Json => {
+        _ if output.is_text() => describe(&checks, out::wants_colour()),
+        _ => {
             let kernel = crate::kernel::preflight::kernel_release();
             let report = Report {
                 schema: SCHEMA,
+                kind: "doctor",
                 ok,
                 version: super::VERSION,
                 kernel,

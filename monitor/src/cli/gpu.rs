@@ -6,17 +6,21 @@ use std::time::Duration;
 
 use super::devices::DeviceArgs;
 use super::ending::{Consent, Question, end};
+use super::repeat::WatchArgs;
+use super::select::Selectors;
 use super::tree::style;
 use super::{Code, Output, parse_duration};
 use crate::forest::Forest;
+use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::{self, Server};
 use crate::gpu::{self, Survey, holders};
+use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::KillOptions;
-use crate::orphan::{self, Known};
+use crate::orphan::{self, Known, Orphan};
 use crate::proc;
 use crate::process::Process;
-use crate::report::ended;
+use crate::report::ended::{self, Ended};
 use crate::report::gpu::{Ancestor, GpuReport, Holder};
 use crate::report::{self, out};
 
@@ -32,8 +36,8 @@ Memory is what NVIDIA's library and DRM drivers tell; a process that has a devic
 when no driver tells memory of it.
 A holder that is an orphan, or stands below one, is marked with how that one was left: see
 `lifemon orphans --help`. --kill-orphans ends what is leaked; what was left only with --left or
---device; what is deliberate or older than tracking only with --force. Without --device it asks first;
-a script needs --yes.
+--device or a selector; what is deliberate or older than tracking only with --force. Without --device
+or a selector it asks first; a script needs --yes.
 Exit codes: 0 done, 1 with --kill-orphans: something that was leaked or left is left.")]
 #[expect(
     clippy::struct_excessive_bools,
@@ -41,8 +45,10 @@ Exit codes: 0 done, 1 with --kill-orphans: something that was leaked or left is 
 )]
 pub struct Args {
     /// Kill orphans that hold a GPU, or below which one is held, with everything below them
-    #[arg(long)]
+    #[arg(long, conflicts_with = "watch")]
     kill_orphans: bool,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// With --kill-orphans: what was left, too
     #[arg(long, requires = "kill_orphans")]
     left: bool,
@@ -63,6 +69,8 @@ pub struct Args {
     full: bool,
     #[command(flatten)]
     gpus: DeviceArgs,
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
@@ -72,7 +80,9 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         crate::sys::limits::raise_descriptor_limit();
     }
     let files = args.gpus.files()?;
-    let is_chosen = args.gpus.are_chosen();
+    // What is wrong with them is said before anything is loaded.
+    args.selectors.prepare()?;
+    let is_chosen = args.gpus.are_chosen() || args.selectors.are_given();
     let question = args
         .kill_orphans
         .then(|| Question::new(is_chosen, args.yes, "--kill-orphans"))
@@ -84,25 +94,15 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         debug: verbose >= 2,
         ..LoadOptions::default()
     })?;
-    let asked_ns = clock::boot_ns();
-    let answer = runtime.block_on(async {
-        Server::new(Path::new(proc::OWN_PROGRAM), args.driver_timeout)
-            .ask()
-            .await
-    });
-    let snapshot = tracker.snapshot()?;
-    let forest = Forest::new(snapshot.records.iter().copied());
-    let scan = holders::scan(forest.all_living(), &files);
-    let survey = gpu::survey(&forest, answer, asked_ns, scan);
-    let known = Known {
-        forest: &forest,
-        subreapers: &tracker.subreapers()?,
-        holders: &survey.holders,
-    };
-    let orphans = orphan::with_gpus(&known);
-    let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
-    let holders = describe(&forest, &survey);
-    let losses = [snapshot.losses(), survey.losses()].concat();
+    if args.watch.is_given() {
+        let ask = async || {
+            let found = ask(&mut tracker, args, &files).await?;
+            found.print(None, output, args.full)?;
+            Ok(Code::Done)
+        };
+        return runtime.block_on(args.watch.repeat(ask));
+    }
+    let found = runtime.block_on(ask(&mut tracker, args, &files))?;
     let options = KillOptions {
         timeout: args.timeout,
         release: super::devices::release(&files),
@@ -113,17 +113,9 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         force: args.force,
     };
     let ended = question
-        .map(|question| runtime.block_on(end(tracker, &orphans, consent, question, &options)))
+        .map(|question| runtime.block_on(end(tracker, &found.orphans, consent, question, &options)))
         .transpose()?;
-    let report = GpuReport {
-        survey: &survey,
-        holders: &holders,
-        orphans: &above,
-        ended: ended.as_ref(),
-        snapshot: &snapshot,
-        losses: &losses,
-    };
-    print(&report, output, args.full)?;
+    found.print(ended.as_ref(), output, args.full)?;
     let is_done = ended.is_none_or(|ended| {
         let mut spared = ended.spared.iter();
         ended.is_done() && !spared.any(|spared| spared.verdict.is_left_behind())
@@ -131,18 +123,73 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     Ok(if is_done { Code::Done } else { Code::No })
 }
 
-fn print(report: &GpuReport<'_>, output: Output, full: bool) -> anyhow::Result<()> {
-    let style = style(full);
-    let text = match output {
-        Output::Text => {
-            let mut text = report::gpu::text(report, style);
-            text.extend(report.ended.map(ended::text));
-            text
-        }
-        Output::Json => report::gpu::json(report, style)?,
+/// Everything that was found.
+struct Found {
+    snapshot: Snapshot,
+    forest: Forest,
+    survey: Survey,
+    orphans: Vec<Orphan>,
+    holders: Vec<Holder>,
+}
+
+/// Asks the driver, takes the snapshot, and chooses.
+async fn ask(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow::Result<Found> {
+    let selection = args.selectors.prepare()?;
+    let asked_ns = clock::boot_ns();
+    let answer = Server::new(Path::new(proc::OWN_PROGRAM), args.driver_timeout)
+        .ask()
+        .await;
+    let snapshot = tracker.snapshot()?;
+    let forest = Forest::new(snapshot.records.iter().copied());
+    let scan = holders::scan(forest.all_living(), files);
+    let survey = gpu::survey(&forest, answer, asked_ns, scan);
+    let known = Known {
+        forest: &forest,
+        subreapers: &tracker.subreapers()?,
+        holders: &survey.holders,
     };
-    out::print(&text)?;
-    Ok(())
+    let orphans = selection.orphans(&forest, orphan::with_gpus(&known));
+    let mut holders = describe(&forest, &survey);
+    if args.selectors.are_given() {
+        holders.retain(|holder| {
+            let id = holder.process.id;
+            let record = forest.record(&id);
+            record.is_some_and(|record| selection.means(id, record))
+        });
+    }
+    Ok(Found {
+        snapshot,
+        forest,
+        survey,
+        orphans,
+        holders,
+    })
+}
+
+impl Found {
+    fn print(&self, ended: Option<&Ended>, output: Output, full: bool) -> anyhow::Result<()> {
+        let held = self.survey.holders.keys().copied();
+        let report = GpuReport {
+            survey: &self.survey,
+            holders: &self.holders,
+            orphans: &orphan::above(&self.forest, &self.orphans, held),
+            ended,
+            snapshot: &self.snapshot,
+            losses: &[self.snapshot.losses(), self.survey.losses()].concat(),
+        };
+        let style = style(full || output == Output::Wide);
+        let text = match output {
+            Output::Name => report::tree::names(self.holders.iter().map(|one| one.process.id)),
+            Output::Text | Output::Wide => {
+                let mut text = report::gpu::text(&report, style);
+                text.extend(ended.map(ended::text));
+                text
+            }
+            Output::Json => report::gpu::json(&report, style)?,
+        };
+        out::print(&text)?;
+        Ok(())
+    }
 }
 
 /// Describes the holders and where they come from; leaves out what has died meanwhile.

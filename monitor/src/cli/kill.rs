@@ -7,11 +7,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::devices::DeviceArgs;
+use super::select::Selectors;
 use super::target::Target;
-use super::{Code, Interrupts, NoSuchProcess, Output, parse_duration};
+use super::{Code, Interrupts, NoSuchProcess, Output, Usage, parse_duration};
 use crate::ProcessId;
+use crate::forest::Forest;
+use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
-use crate::kill::{KillOptions, ReleaseOptions, Suspects, kill_tree};
+use crate::kill::{Guard, KillOptions, KillReport, ReleaseOptions, Suspects, kill_tree};
 use crate::proc;
 use crate::process::Signal;
 use crate::report::{self, out};
@@ -22,6 +25,10 @@ const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// Remedy for a dead root that has no record.
 const WITHOUT_TRACKER: &str =
     "what the dead have left behind is known where `lifemon track on` was called before";
+
+/// Refusal to kill whatever happens to be meant.
+const UNNAMED: &str = "selectors go with --dry-run: it shows which processes they mean; kill those by PID@START_NS, or \
+     use `lifemon orphans --kill`";
 
 /// Warning after an interrupted kill.
 const INTERRUPTED: &str =
@@ -38,15 +45,18 @@ Examples:
   sudo lifemon kill 4200                            the whole tree of 4200, at once
   sudo lifemon kill 4200 --signal TERM --grace 10s  let it end by itself first
   sudo lifemon kill 4200 --dry-run                  what would die, and why it belongs to it
+  sudo lifemon kill --dry-run --port 8000           whose trees hold that port
 
 A tree whose root has died is killed as well, while the tracker is on: name the root as it was.
 Where the tracker is off, or the root is older than it, some may have left the tree unseen: who looks
 like one of those is a suspect, and listed with the evidence.
+Selectors are for --dry-run alone: what is killed is named. With a target they choose what is listed of
+its tree, without one the trees.
 Exit codes: 0 nothing of it is left, 1 something is (each with the reason), suspects are, or something
 was lost that leaves it in doubt; 4 no such process.")]
 pub struct Args {
     /// Roots of the trees: PID, or `PID@START_NS` for exactly that process
-    #[arg(required = true)]
+    #[arg(required_unless_present = "dry_run")]
     targets: Vec<Target>,
     /// Sent first to every member, to let it end by itself
     #[arg(long, value_name = "SIGNAL", value_parser = parse_signal)]
@@ -71,6 +81,8 @@ pub struct Args {
     kill_suspects: bool,
     #[command(flatten)]
     gpus: DeviceArgs,
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 impl Args {
@@ -96,6 +108,12 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    if args.selectors.are_given() && !args.dry_run {
+        return Err(Usage(UNNAMED.to_owned()).into());
+    }
+    if args.targets.is_empty() && !args.selectors.are_given() {
+        return Err(Usage("name a process, or choose with a selector".to_owned()).into());
+    }
     // Before anything that takes time: who starts from here on was not meant.
     let begun_ns = clock::boot_ns();
     crate::sys::priority::go_first();
@@ -108,6 +126,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     };
     let tracker = Tracker::open_or_load(&load)?;
     let snapshot = tracker.snapshot()?;
+    let selection = args.selectors.prepare()?;
     // All of them are there, or none is killed.
     let find = |target: &Target| {
         let root = target.find(&snapshot)?;
@@ -120,8 +139,19 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         }
         NoSuchProcess(format!("{error}; {WITHOUT_TRACKER}"))
     })?;
+    let roots = if args.targets.is_empty() {
+        let guard = Guard::new(&snapshot);
+        selection.roots(&snapshot, |id| guard.check(id, args.force).is_ok())
+    } else {
+        roots
+    };
+    if roots.is_empty() {
+        return Err(NoSuchProcess("the selectors mean no process".to_owned()).into());
+    }
     let mut interrupts = runtime.block_on(async { Interrupts::listen() })?;
     let (mut tracker, mut code) = (Some(tracker), Code::Done);
+    let is_one = roots.len() == 1;
+    let mut reports = Vec::new();
     for (index, root) in roots.into_iter().enumerate() {
         // It was part of a tree before it, perhaps: then it is dead by now.
         if index > 0 && !proc::is_live(root) && !args.dry_run {
@@ -134,13 +164,36 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         if interrupts.have_come() {
             anyhow::bail!(INTERRUPTED);
         }
-        match runtime.block_on(kill(tracker, root, args, output, &mut interrupts)) {
-            Ok(Code::Done) => {}
-            Ok(other) => code = other,
+        match runtime.block_on(kill(tracker, root, args, &mut interrupts)) {
+            Ok(mut report) => {
+                let (forest, members) = (forest(&snapshot), report.members.len());
+                report.members.retain(|member| {
+                    let record = forest.record(&member.id);
+                    !args.selectors.are_given()
+                        || record.is_some_and(|record| selection.means(member.id, record))
+                });
+                let not_shown = members - report.members.len();
+                if !args.dry_run && !report.is_done() {
+                    code = Code::No;
+                }
+                if output.is_text() {
+                    out::print(&if args.dry_run {
+                        report::kill::would(&report, not_shown)
+                    } else {
+                        report::kill::done(&report)
+                    })?;
+                } else {
+                    reports.push((report, not_shown));
+                }
+            }
             Err(error) if index > 0 && !proc::is_live(root) => log::info!("{error:#}"),
-            Err(error) => return Err(error),
+            Err(error) => {
+                print_json(&reports, is_one, args.dry_run)?;
+                return Err(error);
+            }
         }
     }
+    print_json(&reports, is_one, args.dry_run)?;
     Ok(code)
 }
 
@@ -148,28 +201,31 @@ async fn kill(
     tracker: Tracker,
     root: ProcessId,
     args: &Args,
-    output: Output,
     interrupts: &mut Interrupts,
-) -> anyhow::Result<Code> {
+) -> anyhow::Result<KillReport> {
     let options = args.options(super::devices::release(&args.gpus.files()?));
     let killing = kill_tree(tracker, root, &options);
     tokio::pin!(killing);
     let begun = Instant::now();
-    let report = loop {
+    loop {
         tokio::select! {
-            report = &mut killing => break report?,
+            report = &mut killing => return Ok(report?),
             () = sleep(PROGRESS_AFTER) => say_waiting(root.pid, begun.elapsed()),
             () = interrupts.next() => anyhow::bail!(INTERRUPTED),
         }
-    };
-    let text = match output {
-        Output::Text if args.dry_run => report::kill::would(&report),
-        Output::Text => report::kill::done(&report),
-        Output::Json => report::kill::json(&report, args.dry_run)?,
-    };
-    out::print(&text)?;
-    let done = args.dry_run || report.is_done();
-    Ok(if done { Code::Done } else { Code::No })
+    }
+}
+
+fn forest(snapshot: &Snapshot) -> Forest {
+    Forest::new(snapshot.records.iter().copied())
+}
+
+/// Prints what came of the trees as one object; nothing where there is none.
+fn print_json(reports: &[(KillReport, usize)], is_one: bool, dry_run: bool) -> anyhow::Result<()> {
+    if !reports.is_empty() {
+        out::print(&report::kill::json(reports, is_one, dry_run)?)?;
+    }
+    Ok(())
 }
 
 /// Says on a terminal that the kill is under way.

@@ -6,14 +6,19 @@ mod boot;
 mod devices;
 mod doctor;
 mod ending;
+mod explain;
 mod generate;
 mod gpu;
 mod kill;
+mod log;
 mod orphans;
+mod repeat;
 mod run;
+mod select;
 mod target;
 mod track;
 mod tree;
+mod wait;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -22,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anstream::ColorChoice;
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -69,8 +75,30 @@ pub struct Usage(pub String);
 pub enum Output {
     /// For people.
     Text,
-    /// For scripts: one object, or one a line where there are many.
+    /// For scripts: one object, or one a line of a stream.
     Json,
+    /// Of lists: one `PID@START_NS` a line, for xargs.
+    Name,
+    /// Of lists: all that is known, as wide as it is.
+    Wide,
+}
+
+impl Output {
+    /// Returns whether it is for people to read.
+    const fn is_text(self) -> bool {
+        matches!(self, Self::Text | Self::Wide)
+    }
+}
+
+/// When colours are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Colour {
+    /// On a terminal that knows them, unless `NO_COLOR` is set; `CLICOLOR_FORCE` asks for them.
+    Auto,
+    /// Into a pipe too.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Process lifecycle monitor: which processes belong to what, and the moment one dies
@@ -87,6 +115,9 @@ Examples:
   sudo lifemon attach 4200          watch the tree of process 4200
   sudo lifemon kill 4200            kill that tree, to the last process
   sudo lifemon orphans              what was left behind on this host
+  sudo lifemon log --since 10m      who died, and who killed it
+  sudo lifemon explain 4200         why it is alive, and whose it is
+  sudo lifemon wait 4200            until nothing of that tree is alive
   sudo lifemon gpu                  who holds GPU memory, and where it comes from
   lifemon run -- ./serve.sh         leave nothing of it behind when it ends
   sudo lifemon track on             keep the lineage of this host from now on
@@ -95,6 +126,18 @@ pub struct Cli {
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value = "text")]
     pub output: Output,
+    /// Print nothing: the exit code is the answer
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// When to write colours
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
+    pub color: Colour,
     /// Say more; twice: also what the kernel half does
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
@@ -116,6 +159,12 @@ pub enum Command {
     Gpu(gpu::Args),
     /// Kill every process of a tree, nobody else, and prove it
     Kill(kill::Args),
+    /// Explain one process: who made it, how it was left, what it holds, what a kill would do
+    Explain(explain::Args),
+    /// Who died on this host, and of what, although nobody watched: the tracker's flight recorder
+    Log(log::Args),
+    /// Wait until a tree is extinct, or a process has died, is gone, or has released its GPU memory
+    Wait(wait::Args),
     /// Run a command, and kill exactly what it leaves behind
     Run(run::Args),
     /// Switch the host-wide tracker, which needs no process to run
@@ -141,6 +190,22 @@ pub enum Command {
 /// # Errors
 /// Whatever the command fails with; [`fail`] turns it into a message and an exit code.
 pub fn run(cli: &Cli) -> anyhow::Result<Code> {
+    out::set_up(
+        cli.quiet,
+        match cli.color {
+            Colour::Auto => ColorChoice::Auto,
+            Colour::Always => ColorChoice::Always,
+            Colour::Never => ColorChoice::Never,
+        },
+    );
+    let lists = matches!(
+        cli.command,
+        Command::Tree(_) | Command::Orphans(_) | Command::Gpu(_)
+    );
+    if matches!(cli.output, Output::Name | Output::Wide) && !lists {
+        let lists = "-o name and -o wide are for lists: tree, orphans, gpu";
+        return Err(Usage(lists.to_owned()).into());
+    }
     match &cli.command {
         Command::Attach(args) => attach::run(args, cli.output, cli.verbose),
         Command::Tree(args) => tree::run(args, cli.output, cli.verbose),
@@ -148,6 +213,9 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Gpu(args) => gpu::run(args, cli.output, cli.verbose),
         Command::NvmlServer => gpu::serve(),
         Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
+        Command::Explain(args) => explain::run(args, cli.output, cli.verbose),
+        Command::Log(args) => log::run(args, cli.output),
+        Command::Wait(args) => wait::run(args, cli.output, cli.verbose),
         Command::Run(args) => Ok(run::run(args)),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         Command::Doctor => doctor::run(cli.output),
@@ -241,11 +309,10 @@ fn code_of(error: &anyhow::Error) -> u8 {
         Some(KillError::NotPrepared(_)) => return 3,
         None => {}
     }
-    if error.downcast_ref::<kernel::Refusal>().is_some() {
-        3
-    } else {
-        1
-    }
+    let cannot_run = error.downcast_ref::<kernel::Refusal>().is_some()
+        || error.downcast_ref::<select::NoKubelet>().is_some()
+        || error.downcast_ref::<log::NoRecorder>().is_some();
+    if cannot_run { 3 } else { 1 }
 }
 
 fn code_of_kernel(error: &kernel::Error) -> u8 {
@@ -295,23 +362,30 @@ impl Interrupts {
     }
 }
 
-/// Reads `10s`, `500ms`, `5m`, `1h`, or seconds.
+/// Reads `10s`, `1.5s`, `500ms`, `5m`, `1h`, or seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let number: u64 = text[..digits]
-        .parse()
-        .map_err(|_| "a time like 10s or 500ms".to_owned())?;
-    let ms = match &text[digits..] {
-        "ms" => Some(number),
-        "" | "s" => number.checked_mul(1_000),
-        "m" => number.checked_mul(60_000),
-        "h" => number.checked_mul(3_600_000),
-        _ => None,
+    let wrong = || "expected a time like 10s, 1.5s, 500ms, 5m or 1h".to_owned();
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let length = text.find(|c| !is_number(c)).unwrap_or(text.len());
+    let (number, unit) = text.split_at(length);
+    let unit_us: u64 = match unit {
+        "ms" => 1_000,
+        "" | "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
+        _ => return Err(wrong()),
     };
-    ms.map(Duration::from_millis)
-        .ok_or_else(|| "a time like 10s, 500ms, 5m or 1h".to_owned())
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    // Six digits are more than anybody measures by.
+    let digits = part.len().min(6);
+    let parts: u64 = part[..digits].parse().map_err(|_| wrong())?;
+    part.parse::<f64>().map_err(|_| wrong())?;
+    let us = whole.checked_mul(unit_us).ok_or_else(wrong)?;
+    // At most a million days in millionths: it fits.
+    let us = us.checked_add(parts * unit_us / 10_u64.pow(digits as u32));
+    us.map(Duration::from_micros).ok_or_else(wrong)
 }
 
 /// Reads a number of processes: at least a few, at most what a map can hold.
@@ -385,7 +459,13 @@ mod tests {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
         assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
+        assert_eq!(parse_duration("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("0.5h"), Ok(Duration::from_mins(30)));
         for wrong in [
+            ".5s",
+            "1.s",
+            "1.2.3s",
             "",
             "s",
             "1x",

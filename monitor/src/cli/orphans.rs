@@ -1,15 +1,15 @@
 //! `lifemon orphans`: lists what was left behind, and kills it on request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
-
-use regex::bytes::RegexSet;
 
 use super::devices::DeviceArgs;
 use super::ending::{Consent, Question, end};
+use super::repeat::WatchArgs;
+use super::select::{Selection, Selectors};
 use super::target::Target;
 use super::tree::style;
-use super::{Code, Output, Usage, parse_duration};
+use super::{Code, Output, parse_duration};
 use crate::ProcessId;
 use crate::forest::{Forest, walk};
 use crate::gpu::holders::{self, DeviceFiles};
@@ -19,6 +19,7 @@ use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::KillOptions;
 use crate::orphan::{self, Known, Orphan, Verdict};
+use crate::proc::{self, Zombie};
 use crate::report::ended;
 use crate::report::orphans::OrphansReport;
 use crate::report::{self, out};
@@ -34,6 +35,7 @@ Examples:
   sudo lifemon orphans                          what was left behind on this host
   sudo lifemon orphans --gpu --match EngineCore  those that hold a GPU and whose command line matches
   sudo lifemon orphans --tree 4200 --kill       what the tree of 4200 left behind, and its end
+  sudo lifemon orphans --port 8000              who of them still has the port of a server
   sudo lifemon orphans --check && echo clean    for scripts
 
 An orphan is a living process whose creator is dead. How it was left:
@@ -42,35 +44,34 @@ An orphan is a living process whose creator is dead. How it was left:
   deliberate  it was to stay: a daemon, nohup, a unit of its own
   inferred    it is older than tracking
 The last two are counted, and shown with --all. Memory, time and GPUs are those of the orphan with
-everything below it, and --gpu, --match and --device look at all of that.
---kill ends what is leaked; what was left only with --left or a selector (--tree, --match, --device,
---user); the others only with --force. Without a selector it asks first; a script needs --yes.
+everything below it, and --gpu, --match, --holds, --port and --device look at all of that.
+--kill ends what is leaked; what was left only with --left or a selector (--tree, --device, and those
+listed as such); the others only with --force. Without a selector it asks first; a script needs --yes.
 Exit codes: 0 done, 1 with --check: something is leaked or left; with --kill: something is left.")]
 pub struct Args {
     /// Only those that hold a GPU
     #[arg(long)]
     gpu: bool,
-    /// Only those where a whole command line or a name matches; repeatable: any of them
-    #[arg(long = "match", value_name = "REGEX")]
-    patterns: Vec<String>,
     /// Only those of the tree of this process, dead or alive
     #[arg(long, value_name = "PID")]
     tree: Option<Target>,
-    /// Only those of this user, by name or number
-    #[arg(long, value_name = "USER", value_parser = parse_user)]
-    user: Option<u32>,
     /// Only those that were left so: leaked, left, deliberate, inferred; separated by commas
     #[arg(long, value_name = "VERDICT", value_delimiter = ',', value_parser = parse_verdict)]
     verdict: Vec<Verdict>,
     /// Also what is deliberate, and what is older than tracking
     #[arg(long, conflicts_with = "verdict")]
     all: bool,
+    /// Also the zombies: how they died, since when, and who does not reap them
+    #[arg(long)]
+    zombies: bool,
     /// Exit with 1 if any is leaked or left
     #[arg(long)]
     check: bool,
     /// Kill what is shown, with everything below it
-    #[arg(long, conflicts_with = "check")]
+    #[arg(long, conflicts_with_all = ["check", "watch"])]
     kill: bool,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// With --kill: what was left, too
     #[arg(long, requires = "kill")]
     left: bool,
@@ -88,13 +89,14 @@ pub struct Args {
     full: bool,
     #[command(flatten)]
     gpus: DeviceArgs,
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 impl Args {
     /// Returns whether it says which orphans are meant. `--gpu` does not: it says what they do.
     fn has_selector(&self) -> bool {
-        let selects = !self.patterns.is_empty() || self.gpus.are_chosen();
-        selects || self.tree.is_some() || self.user.is_some()
+        self.selectors.are_given() || self.gpus.are_chosen() || self.tree.is_some()
     }
 
     /// Returns whether orphans of this kind are shown.
@@ -113,8 +115,9 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     } else {
         crate::sys::limits::raise_descriptor_limit();
     }
-    let patterns = RegexSet::new(&args.patterns).map_err(|error| Usage(regex_error(&error)))?;
     let files = args.gpus.files()?;
+    // What is wrong with them is said before anything is loaded.
+    args.selectors.prepare()?;
     let question = args
         .kill
         .then(|| Question::new(args.has_selector(), args.yes, "--kill"));
@@ -127,9 +130,25 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .enable_all()
         .build()?;
     let mut tracker = Tracker::open_or_load(&load)?;
-    let found = runtime.block_on(look(&mut tracker, args, &files))?;
-    let (mut orphans, not_shown) = choose(&found, args, &patterns);
-    orphan::measure(&found.forest, &mut orphans);
+    if args.watch.is_given() {
+        let ask = async || {
+            let (found, orphans, not_shown) = ask(&mut tracker, args, &files).await?;
+            let losses = [found.snapshot.losses(), found.survey.losses()].concat();
+            let zombies = zombies(args, &found);
+            let report = OrphansReport {
+                orphans: &orphans,
+                not_shown: &not_shown,
+                ended: None,
+                snapshot: &found.snapshot,
+                zombies: zombies.as_deref(),
+                losses: &losses,
+            };
+            print(&report, output, args.full || output == Output::Wide)?;
+            Ok(Code::Done)
+        };
+        return runtime.block_on(args.watch.repeat(ask));
+    }
+    let (found, orphans, not_shown) = runtime.block_on(ask(&mut tracker, args, &files))?;
     let losses = [found.snapshot.losses(), found.survey.losses()].concat();
     let options = KillOptions {
         timeout: args.timeout,
@@ -143,14 +162,16 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let ended = question
         .map(|question| runtime.block_on(end(tracker, &orphans, consent, question, &options)))
         .transpose()?;
+    let zombies = zombies(args, &found);
     let report = OrphansReport {
         orphans: &orphans,
         not_shown: &not_shown,
         ended: ended.as_ref(),
         snapshot: &found.snapshot,
+        zombies: zombies.as_deref(),
         losses: &losses,
     };
-    print(&report, output, args.full)?;
+    print(&report, output, args.full || output == Output::Wide)?;
     let is_no = match &ended {
         Some(ended) => !ended.is_done() || !ended.spared.is_empty(),
         None => args.check && orphans.iter().any(|orphan| orphan.verdict.is_left_behind()),
@@ -161,7 +182,8 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
 fn print(report: &OrphansReport<'_>, output: Output, full: bool) -> anyhow::Result<()> {
     let style = style(full);
     let text = match output {
-        Output::Text => {
+        Output::Name => report::tree::names(report.orphans.iter().map(|orphan| orphan.process.id)),
+        Output::Text | Output::Wide => {
             let mut text = report::orphans::text(report, style);
             text.extend(report.ended.map(ended::text));
             text
@@ -172,8 +194,44 @@ fn print(report: &OrphansReport<'_>, output: Output, full: bool) -> anyhow::Resu
     Ok(())
 }
 
+/// Looks, and chooses: what was found, what of it is shown, and how much is not.
+async fn ask(
+    tracker: &mut Tracker,
+    args: &Args,
+    files: &DeviceFiles,
+) -> anyhow::Result<(Found, Vec<Orphan>, BTreeMap<Verdict, usize>)> {
+    // Before the snapshot: whoever has a socket by then is in it.
+    let selection = args.selectors.prepare()?;
+    let found = look(tracker, args, files).await?;
+    let (mut orphans, not_shown) = choose(&found, args, &selection);
+    orphan::measure(&found.forest, &mut orphans);
+    Ok((found, orphans, not_shown))
+}
+
+/// Returns the zombies, where they are asked for: of the tree, if one is meant those that a process
+/// of it does not reap, and those that were of it.
+fn zombies(args: &Args, found: &Found) -> Option<Vec<Zombie>> {
+    if !args.zombies {
+        return None;
+    }
+    let mut zombies = proc::zombies();
+    if let Some(tree) = found.tree {
+        let members: HashSet<_> = found.forest.tree(tree).into_iter().collect();
+        zombies.retain(|zombie| {
+            let parent = found.forest.live(zombie.parent);
+            parent.is_some_and(|parent| members.contains(&parent))
+                || members.iter().any(|id| id.pid == zombie.id.pid)
+        });
+    }
+    if let Some(user) = args.selectors.user() {
+        zombies.retain(|zombie| zombie.uid == Some(user));
+    }
+    Some(zombies)
+}
+
 /// Everything that was found, before anything is left out.
 struct Found {
+    tree: Option<ProcessId>,
     snapshot: Snapshot,
     forest: Forest,
     survey: Survey,
@@ -184,22 +242,12 @@ struct Found {
 fn choose(
     found: &Found,
     args: &Args,
-    patterns: &RegexSet,
+    selection: &Selection<'_>,
 ) -> (Vec<Orphan>, BTreeMap<Verdict, usize>) {
     let mut orphans = found.orphans.clone();
     let wants_gpu = args.gpu || args.gpus.are_chosen();
-    orphans.retain(|orphan| {
-        (!wants_gpu || !orphan.subtree.gpu.is_empty())
-            && args
-                .user
-                .is_none_or(|user| orphan.process.uid == Some(user))
-    });
-    if !args.patterns.is_empty() {
-        let matching = orphan::with_any(&found.forest, &orphans, |name, command| {
-            patterns.is_match(name.as_bytes()) || patterns.is_match(&command.joined())
-        });
-        orphans.retain(|orphan| matching.contains(&orphan.process.id));
-    }
+    orphans.retain(|orphan| !wants_gpu || !orphan.subtree.gpu.is_empty());
+    let mut orphans = selection.orphans(&found.forest, orphans);
     let mut not_shown = BTreeMap::new();
     orphans.retain(|orphan| {
         // Its creator was seen to die, by somebody who did not stay.
@@ -213,28 +261,11 @@ fn choose(
     (orphans, not_shown)
 }
 
-/// Returns what is wrong with a pattern: the first line says where, the last one what.
-fn regex_error(error: &regex::Error) -> String {
-    let text = error.to_string();
-    let last = text.lines().last().unwrap_or_default();
-    format!("--match: {}", last.trim_start_matches("error: "))
-}
-
 /// Reads `leaked` and the like.
 fn parse_verdict(text: &str) -> Result<Verdict, String> {
     let mut all = Verdict::ALL.into_iter();
     all.find(|verdict| verdict.word() == text)
         .ok_or_else(|| "expected leaked, left, deliberate or inferred".to_owned())
-}
-
-/// Reads a user's name or number.
-fn parse_user(text: &str) -> Result<u32, String> {
-    if let Ok(number) = text.parse() {
-        return Ok(number);
-    }
-    let user = nix::unistd::User::from_name(text).map_err(|errno| errno.to_string())?;
-    let user = user.ok_or_else(|| "no such user; `getent passwd` lists them".to_owned())?;
-    Ok(user.uid.as_raw())
 }
 
 /// Takes the snapshot, and asks the driver of GPUs only when something that was left behind has a
@@ -273,6 +304,7 @@ async fn look(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow
     };
     let orphans = orphan::find(&known, tree);
     Ok(Found {
+        tree,
         snapshot,
         forest,
         survey,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
-use crate::proc::{self, Kind};
+use crate::proc::{self, Kind, Zombie};
 use crate::process::Process;
 use crate::report::out::printable;
 use crate::words::count;
@@ -95,6 +95,19 @@ impl Target {
                 count(left, "living process"),
             )
         })
+    }
+
+    /// Returns the zombie that is meant: a process that has no living record, is dead, and is not
+    /// reaped. Where it was named exactly, its start is exact to a clock tick.
+    pub(super) fn zombie(self, snapshot: &Snapshot) -> Option<Zombie> {
+        let zombie = proc::zombie(self.pid).filter(|_| snapshot.live(self.pid).is_none())?;
+        let is_it = |start_ns| proc::owns_pid(ProcessId::new(self.pid, start_ns));
+        self.start_ns.is_none_or(is_it).then_some(zombie)
+    }
+
+    /// Returns whether these words can mean this process.
+    pub(super) fn names(self, id: ProcessId) -> bool {
+        self.pid == id.pid && self.start_ns.is_none_or(|start_ns| start_ns == id.start_ns)
     }
 
     fn find_present(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {

@@ -51,6 +51,9 @@ enum Action {
         /// Work as on kernels from 7.0 on (for tests)
         #[arg(long, hide = true)]
         preemptible: bool,
+        /// Major number of devices that count as GPUs for the flight recorder (for tests)
+        #[arg(long, hide = true)]
+        log_device_major: Option<u32>,
     },
     /// Remove the tracker: no program, map or pin remains
     #[command(after_help = "Example:\n  sudo lifemon track off")]
@@ -67,12 +70,14 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
             at_boot,
             without_group_dead,
             preemptible,
+            log_device_major,
         } => {
             let options = LoadOptions {
                 max_processes,
                 debug: verbose >= 2,
                 without_group_dead,
                 preemptible,
+                gpu_major: log_device_major,
             };
             on(&options, at_boot, output)
         }
@@ -85,6 +90,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
 #[derive(Serialize)]
 struct SwitchedJson {
     schema: &'static str,
+    kind: &'static str,
     tracker: &'static str,
     changed: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -176,6 +182,7 @@ fn print_switched(
     let lost_since = lost_since(&switched);
     let json = SwitchedJson {
         schema: SCHEMA,
+        kind: "track",
         tracker,
         changed: !switched.unchanged,
         removed: switched.replaced,
@@ -218,6 +225,7 @@ fn off(output: Output) -> anyhow::Result<Code> {
 #[derive(Serialize)]
 struct StatusJson {
     schema: &'static str,
+    kind: &'static str,
     tracker: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     directory: Option<PathBuf>,
@@ -241,6 +249,7 @@ struct StateJson {
     forks: u64,
     exits: u64,
     lost: LostJson,
+    log: RecorderJson,
     complete: bool,
     cost: Vec<HookCost>,
 }
@@ -249,6 +258,14 @@ struct StateJson {
 struct LostJson {
     records: u64,
     missed_runs: u64,
+}
+
+/// The flight recorder.
+#[derive(Serialize)]
+struct RecorderJson {
+    recorded: u64,
+    overwritten: u64,
+    capacity: u32,
 }
 
 fn status(output: Output) -> anyhow::Result<Code> {
@@ -294,6 +311,7 @@ fn status(output: Output) -> anyhow::Result<Code> {
         };
         let json = StatusJson {
             schema: SCHEMA,
+            kind: "track_status",
             tracker,
             directory,
             problem,
@@ -324,6 +342,7 @@ fn read_state(mut tracker: Tracker) -> anyhow::Result<StateJson> {
     // Exits that were missed have been recovered.
     let missed_runs = tracker.missed_forks();
     let forest = Forest::new(snapshot.records);
+    let (recorded, overwritten) = tracker.log_counters();
     Ok(StateJson {
         since: WallClock::now().rfc3339(tracker.since_ns()),
         processes: forest.len() - forest.ghosts(),
@@ -338,6 +357,11 @@ fn read_state(mut tracker: Tracker) -> anyhow::Result<StateJson> {
             records: host.lost_records,
             missed_runs,
         },
+        log: RecorderJson {
+            recorded,
+            overwritten,
+            capacity: lifemon_ebpf::limits::LOG_ENTRIES,
+        },
         complete: host.lost_records == 0 && missed_runs == 0,
         cost,
     })
@@ -350,6 +374,7 @@ fn describe(state: &StateJson) -> String {
          records      {}, {}, {}; {used} of {} in use\n\
          watched      {}, {}\n\
          seen         {}, {}\n\
+         log          {}, {} overwritten\n\
          lost         {} (map full), {}{}\n",
         state.since,
         count(state.processes, "process"),
@@ -360,6 +385,8 @@ fn describe(state: &StateJson) -> String {
         count(state.memberships, "membership"),
         count(state.forks, "fork"),
         count(state.exits, "exit"),
+        count(state.log.recorded, "death"),
+        state.log.overwritten,
         count(state.lost.records, "record"),
         count(state.lost.missed_runs, "missed hook run"),
         if state.complete { "" } else { ": not complete" },

@@ -1,12 +1,16 @@
 //! `lifemon tree`: shows the lineage as it is now, ghosts included.
 
+use std::collections::HashSet;
+
+use super::select::Selectors;
 use super::target::Target;
 use super::{Code, Output};
 use crate::kernel::clock::{self, WallClock};
 use crate::kernel::{LoadOptions, Tracker};
+use crate::proc::{self, Zombie};
 use crate::report::tree::Style;
 use crate::report::{self, out};
-use crate::tree;
+use crate::tree::{self, Entry};
 
 /// Arguments of `tree`.
 #[derive(Debug, clap::Args)]
@@ -14,19 +18,23 @@ use crate::tree;
 Examples:
   sudo lifemon tree            all processes of this host
   sudo lifemon tree 4200       the tree of 4200, dead or alive
+  sudo lifemon tree --user bob --older-than 1h
   sudo lifemon tree 4200 -o json | jq '.processes[] | select(.alive) | .pid'
 
 \u{2020} marks the dead that have living descendants, ~ what is older than tracking and so inferred from
-parents.")]
+parents. Selectors leave out whoever they do not mean; the dead above those who are shown stay.")]
 pub struct Args {
     /// Root of the tree: PID, or `PID@START_NS` for exactly that process
     target: Option<Target>,
     /// Every process, equal ones too, and whole command lines
     #[arg(long)]
     full: bool,
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    let selection = args.selectors.prepare()?;
     let tracker = Tracker::open_or_load(&LoadOptions {
         debug: verbose >= 2,
         ..LoadOptions::default()
@@ -36,14 +44,28 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .target
         .map(|target| target.find_shown(&snapshot))
         .transpose()?;
-    let entries = tree::gather(&snapshot, root);
-    let style = style(args.full);
+    let entries = selection.entries(&snapshot, tree::gather(&snapshot, root));
+    let zombies = zombies(&entries, root.is_none() && !args.selectors.are_given());
+    let style = style(args.full || output == Output::Wide);
     let text = match output {
-        Output::Text => report::tree::text(&entries, &snapshot, style),
-        Output::Json => report::tree::json(&entries, &snapshot, root, style)?,
+        Output::Text | Output::Wide => report::tree::text(&entries, &zombies, &snapshot, style),
+        Output::Name => {
+            let living = entries.iter().filter(|entry| entry.died.is_none());
+            report::tree::names(living.map(|entry| entry.process.id))
+        }
+        Output::Json => report::tree::json(&entries, &zombies, &snapshot, root, style)?,
     };
     out::print(&text)?;
     Ok(Code::Done)
+}
+
+/// Returns the zombies that a process among these does not reap, or all of them.
+fn zombies(entries: &[Entry], all: bool) -> Vec<Zombie> {
+    let living = entries.iter().filter(|entry| entry.died.is_none());
+    let parents: HashSet<u32> = living.map(|entry| entry.process.id.pid).collect();
+    let mut zombies = proc::zombies();
+    zombies.retain(|zombie| all || parents.contains(&zombie.parent));
+    zombies
 }
 
 /// Returns the style for standard output as it is now.

@@ -44,6 +44,18 @@ impl WallClock {
         }
     }
 
+    /// Formats a time as people read it: the local date and time, to the millisecond, with the
+    /// offset from UTC.
+    #[must_use]
+    pub fn local(&self, boot_ns: u64) -> String {
+        let unix = i128::from(self.boot_unix_ns.saturating_add(boot_ns));
+        let zone = jiff::tz::TimeZone::system();
+        jiff::Timestamp::from_nanosecond(unix)
+            .map(|time| time.to_zoned(zone))
+            .map(|time| time.strftime("%Y-%m-%d %H:%M:%S.%3f%:z").to_string())
+            .unwrap_or_default()
+    }
+
     /// Formats a time as RFC 3339 in UTC, with nanoseconds.
     #[must_use]
     pub fn rfc3339(&self, boot_ns: u64) -> String {

@@ -20,6 +20,7 @@ use super::hooks::{self, Hook, LEARNER, Role};
 use super::preflight::{self, Refusal};
 use super::shared::{HostView, PassView, Shared};
 use super::{Error, clock};
+use crate::proc;
 
 /// The compiled kernel half.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker"));
@@ -27,7 +28,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tr
 const _: () = assert!(!OBJECT.is_empty(), "the kernel half was not built");
 
 /// Every map, by its name in the kernel half.
-pub(super) const MAPS: [&str; 10] = [
+pub(super) const MAPS: [&str; 13] = [
     "LINEAGE",
     "MEMBERS",
     "ALIVE",
@@ -38,6 +39,9 @@ pub(super) const MAPS: [&str; 10] = [
     "PASS",
     "SIGNALS",
     "OOM_VICTIMS",
+    "LOG",
+    "LOG_SHARES",
+    "RECORDER",
 ];
 
 /// Passes over all processes.
@@ -62,6 +66,9 @@ pub struct LoadOptions {
     /// Works as on a kernel from 7.0 on, whose tracepoints can be preempted. For tests of that path
     /// on an older kernel.
     pub preemptible: bool,
+    /// The major number of devices that count as GPUs for the flight recorder, instead of those
+    /// of this host. For tests.
+    pub gpu_major: Option<u32>,
 }
 
 impl Default for LoadOptions {
@@ -71,6 +78,7 @@ impl Default for LoadOptions {
             debug: false,
             without_group_dead: false,
             preemptible: false,
+            gpu_major: None,
         }
     }
 }
@@ -145,6 +153,12 @@ fn create(
     } else {
         1
     };
+    let found = options.gpu_major.map(|major| vec![major]);
+    let found = found.unwrap_or_else(|| proc::device_majors(is_gpu));
+    let mut gpu_majors = [0_u32; 5];
+    for (major, found) in gpu_majors.iter_mut().zip(found) {
+        *major = found;
+    }
     let offsets = PodOffsets(layout.offsets);
     // It lives no longer than what it borrows below.
     let mut loader: EbpfLoader<'_> = settings;
@@ -155,12 +169,18 @@ fn create(
         .override_global("HAS_GROUP_DEAD", &layout.has_group_dead, true)
         .override_global("CLAIMS_EXITS", &layout.claims_exits, true)
         .override_global("OOM_ARG_IS_TASK", &layout.oom_arg_is_task, true)
+        .override_global("GPU_MAJORS", &gpu_majors, true)
         .override_global("AYA_LOG_LEVEL", &level, true)
         .map_max_entries("LINEAGE", options.max_processes)
         .map_max_entries("MEMBERS", options.max_processes.saturating_mul(2))
         .map_max_entries("ALIVE", alive)
         .load(OBJECT)
         .map_err(|error| Error::load("the kernel half", &error))
+}
+
+/// Returns whether a driver of devices, as `/proc/devices` names it, is one of GPUs.
+fn is_gpu(name: &str) -> bool {
+    name.starts_with("nvidia") || name == "drm" || name == "kfd"
 }
 
 /// Returns free memory to the kernel: its types take tens of megabytes while they are read, and

@@ -20,6 +20,7 @@ mod missed;
 pub mod pins;
 pub mod place;
 pub mod preflight;
+pub mod recorder;
 mod shared;
 mod slots;
 pub mod snapshot;

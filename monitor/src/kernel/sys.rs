@@ -33,6 +33,10 @@ unsafe impl Plain for lifemon_ebpf::Membership {}
 unsafe impl Plain for lifemon_ebpf::Event {}
 
 // SAFETY: as above.
+unsafe impl Plain for lifemon_ebpf::LogEntry {}
+// SAFETY: as above.
+unsafe impl Plain for lifemon_ebpf::LogShare {}
+// SAFETY: as above.
 unsafe impl Plain for lifemon_ebpf::Traits {}
 
 /// Entries asked for in the first batch; doubled when one bucket of the map holds more.
@@ -207,7 +211,7 @@ pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool>
     }
 }
 
-/// Returns every entry of a hash map. Each bucket is read under its lock, and entries do not change
+/// Returns every entry of a hash map, or of an array. Each bucket is read under its lock, and entries do not change
 /// buckets: what is in the map during the whole call is in the result, exactly once.
 pub(super) fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();

@@ -14,6 +14,7 @@ use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
 use super::lock::{Lock, Patience};
 use super::pins::{self, Found, Pins};
+use super::recorder::Recorder;
 use super::shared::{Counters, PassView, Shared};
 use super::slots::Slots;
 use super::snapshot::{self, Snapshot};
@@ -30,6 +31,7 @@ pub struct Tracker {
     /// The slots of watched trees, and what is counted in them.
     pub(super) slots: Slots,
     pub(super) pass: Shared<PassView>,
+    pub(super) recorder: Recorder,
     pub(super) hooks: Vec<(Role, OwnedFd)>,
     pub(super) sweep: OwnedFd,
     /// Of a pinned tracker alone: a private one ends before rows grow long.
@@ -95,6 +97,7 @@ impl Tracker {
         let map = |name| loaded.map(name)?.try_clone_to_owned().map_err(Error::Map);
         let (lineage, oom) = (map("LINEAGE")?, map("OOM_VICTIMS")?);
         let slots = Slots::open(map)?;
+        let recorder = Recorder::open(map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let hooks = loaded.hook_programs()?;
         let sweep = loaded.program_fd("sweep")?;
@@ -104,6 +107,7 @@ impl Tracker {
             oom,
             slots,
             pass,
+            recorder,
             hooks,
             sweep,
             compact: None,
@@ -147,6 +151,7 @@ impl Tracker {
         let map = |name| pins.map(name);
         let (lineage, oom) = (map("LINEAGE")?, map("OOM_VICTIMS")?);
         let slots = Slots::open(map)?;
+        let recorder = Recorder::open(map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let (hooks, sweep, compact, settle) = (
             pins.hooks()?,
@@ -159,6 +164,7 @@ impl Tracker {
             oom,
             slots,
             pass,
+            recorder,
             hooks,
             sweep,
             compact,

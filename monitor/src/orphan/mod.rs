@@ -18,16 +18,16 @@ mod verdict;
 
 use std::collections::{HashMap, HashSet};
 
-use lifemon_ebpf::ProcessId;
+use lifemon_ebpf::{ProcessId, Record};
 use serde::{Deserialize, Serialize};
 
 pub use search::root_of;
-pub use subtree::{Subtree, measure};
+pub use subtree::{Subtree, below, measure};
 pub use verdict::{Evidence, Verdict};
 
 use crate::forest::Forest;
 use crate::gpu::{Holders, Holding};
-use crate::proc::{self, CommandLine, Placement};
+use crate::proc::{CommandLine, Placement};
 use crate::process::{Death, Process, Who};
 use search::Search;
 
@@ -104,6 +104,21 @@ pub fn find(known: &Known<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
     found
 }
 
+/// Returns the orphan that this process is, measured; `None` when it is none.
+#[must_use]
+pub fn of(known: &Known<'_>, id: ProcessId) -> Option<Orphan> {
+    let mut search = Search::new(known);
+    let seen = known.forest.is_orphan(&id).then(|| search.seen(id));
+    let found = seen.flatten().or_else(|| {
+        let mut inferred = inferred::find(&search, None).into_iter();
+        inferred.find(|orphan| orphan.process.id == id)
+    });
+    let mut found: Vec<_> = found.into_iter().collect();
+    subtree::add_held(known, &mut found);
+    measure(known.forest, &mut found);
+    found.pop()
+}
+
 /// Finds the orphans that hold a GPU, themselves or by what is below them, and measures them.
 #[must_use]
 pub fn with_gpus(known: &Known<'_>) -> Vec<Orphan> {
@@ -114,12 +129,12 @@ pub fn with_gpus(known: &Known<'_>) -> Vec<Orphan> {
 }
 
 /// Returns those of these orphans below which, or in whose place, stands a living process for which
-/// `is_meant` holds, given its name and its command line.
+/// `is_meant` holds.
 #[must_use]
 pub fn with_any(
     forest: &Forest,
     orphans: &[Orphan],
-    mut is_meant: impl FnMut(&str, &CommandLine) -> bool,
+    mut is_meant: impl FnMut(ProcessId, &Record) -> bool,
 ) -> HashSet<ProcessId> {
     let tops: Vec<_> = orphans.iter().map(|orphan| orphan.process.id).collect();
     let mut found = HashSet::new();
@@ -127,9 +142,7 @@ pub fn with_any(
         let Some(record) = forest.record(&id).filter(|_| forest.is_live(&id)) else {
             continue;
         };
-        let name = Process::of_record(id, record).name.unwrap_or_default();
-        let command = proc::command_line(id).unwrap_or_default();
-        if is_meant(&name, &command) {
+        if is_meant(id, record) {
             found.insert(id);
             found.extend(forest.ancestors(&id));
         }

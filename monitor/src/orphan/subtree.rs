@@ -26,7 +26,8 @@ pub struct Subtree {
 }
 
 impl Subtree {
-    fn add(&mut self, other: &Self) {
+    /// Adds another one to it.
+    pub(crate) fn add(&mut self, other: &Self) {
         self.processes += other.processes;
         self.resident_bytes = self.resident_bytes.saturating_add(other.resident_bytes);
         self.cpu_ms = self.cpu_ms.saturating_add(other.cpu_ms);
@@ -61,6 +62,22 @@ pub fn measure(forest: &Forest, orphans: &mut [Orphan]) {
         orphan.subtree.resident_bytes = sum.resident_bytes;
         orphan.subtree.cpu_ms = sum.cpu_ms;
     }
+}
+
+/// Sums up a process and everything below it.
+#[must_use]
+pub fn below(known: &Known<'_>, top: ProcessId) -> Subtree {
+    let mut sum = Subtree::default();
+    for id in known.forest.living(top) {
+        sum.processes += 1;
+        if let Some(stat) = proc::stat(id.pid).filter(|_| proc::owns_pid(id)) {
+            sum.resident_bytes += stat.resident_bytes(id.pid);
+            sum.cpu_ms += stat.cpu_ms();
+        }
+        sum.gpu
+            .add(known.holders.get(&id).unwrap_or(&Holding::default()));
+    }
+    sum
 }
 
 /// Returns for each orphan the sum of what `of_one` says of every living process of its subtree;
@@ -197,9 +214,9 @@ mod tests {
     fn a_filter_looks_at_everything_below() {
         let orphans = [orphan(2, Verdict::Leaked), orphan(6, Verdict::Left)];
         let mut asked = 0;
-        let found = with_any(&forest(), &orphans, |name, _| {
+        let found = with_any(&forest(), &orphans, |_, record| {
             asked += 1;
-            name == "worker" && asked == 3
+            record.name.starts_with(b"worker") && asked == 3
         });
         assert_eq!(asked, 4);
         assert!(found.contains(&id(2)) && !found.contains(&id(6)));

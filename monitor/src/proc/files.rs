@@ -66,6 +66,23 @@ pub(crate) fn descriptor_info(pid: u32, descriptor: u32) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
+/// Returns the pids of processes that have a descriptor of the process with this pid, among so many
+/// that are looked at.
+pub(crate) fn with_pidfd(of: u32, looked_at_max: usize) -> Vec<u32> {
+    let pids = super::pids().unwrap_or_default().into_iter();
+    let wanted = format!("Pid:\t{of}");
+    let has_one = |pid: &u32| {
+        let is_pidfd = |file: &OpenFile| {
+            let name = file.target.to_str().unwrap_or_default();
+            name == "anon_inode:[pidfd]" || name.starts_with("pidfd:")
+        };
+        let files = open_files(*pid, is_pidfd).unwrap_or_default().into_iter();
+        let mut infos = files.filter_map(|file| descriptor_info(*pid, file.descriptor));
+        infos.any(|info| info.lines().any(|line| line == wanted))
+    };
+    pids.take(looked_at_max).filter(has_one).collect()
+}
+
 /// Returns the number of the device that an open file is; `None` where it is none.
 pub(crate) fn descriptor_device(pid: u32, descriptor: u32) -> Option<(u32, u32)> {
     device_number(&files_of(pid).join("fd").join(descriptor.to_string()))
@@ -81,6 +98,20 @@ pub(crate) fn device_number(path: &Path) -> Option<(u32, u32)> {
     let known = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
     let is_device = FileType::from_raw_mode(known.stx_mode.into()) == FileType::CharacterDevice;
     is_device.then_some((known.stx_rdev_major, known.stx_rdev_minor))
+}
+
+/// Returns the major numbers of character devices whose drivers, as `/proc/devices` names them, are
+/// wanted.
+pub(crate) fn device_majors(is_wanted: impl Fn(&str) -> bool) -> Vec<u32> {
+    let text = fs::read_to_string("/proc/devices").unwrap_or_default();
+    let characters = text.split("Block devices").next().unwrap_or_default();
+    let lines = characters.lines().filter_map(|line| {
+        let (major, name) = line.trim().split_once(' ')?;
+        is_wanted(name).then(|| major.parse().ok()).flatten()
+    });
+    let mut majors: Vec<u32> = lines.collect();
+    majors.dedup();
+    majors
 }
 
 fn number(name: &OsString) -> Option<u32> {
@@ -101,6 +132,7 @@ mod tests {
         let null = files.first().unwrap();
         assert_eq!(descriptor_device(own, null.descriptor), Some((1, 3)));
         assert_eq!(device_number(Path::new("/dev/null")), Some((1, 3)));
+        assert_eq!(device_majors(|name| name == "mem"), [1]);
         assert_eq!(device_number(Path::new("/proc")), None);
         assert!(open_files(u32::MAX / 4, is_null).is_err());
     }

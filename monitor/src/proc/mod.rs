@@ -9,25 +9,36 @@
 mod command;
 mod family;
 mod files;
+mod held;
 mod liveness;
+mod locks;
 mod mounts;
 mod placement;
 mod shared;
+mod sockets;
 mod status;
 mod threads;
+mod zombies;
 
 pub use command::{CommandLine, command_line, is_of_job, job_markers};
-pub use files::open_files;
+pub use files::{OpenFile, open_files};
 pub use liveness::{has_successor, is_gone, is_live, owns_pid};
+pub use locks::{Lock, find_paths, locks};
 pub use placement::{Placement, placement};
 pub use shared::Shared;
+pub use sockets::{Socket, listening};
 pub use status::{name, wait_channel};
+pub use zombies::{Zombie, zombie, zombies};
 
 pub(crate) use command::command_line_of;
 pub(crate) use family::{children, children_by_parent, own_threads, pids};
-pub(crate) use files::{descriptor_device, descriptor_info, device_number, input_device};
+pub(crate) use files::{
+    descriptor_device, descriptor_info, device_majors, device_number, input_device, with_pidfd,
+};
+pub(crate) use held::Held;
 pub(crate) use placement::placement_of;
 pub(crate) use shared::Belongings;
+pub(crate) use sockets::sockets_on;
 pub(crate) use status::{frozen_cgroup, ignores_hangup, switches, tracer};
 
 use std::fs;

@@ -33,6 +33,8 @@ pub(crate) struct ExitJson {
     cause: Cause,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sender: Option<Sender>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    parent_death: bool,
 }
 
 impl From<&Death> for ExitJson {
@@ -44,6 +46,7 @@ impl From<&Death> for ExitJson {
             core_dumped: death.core_dumped(),
             cause: death.cause(),
             sender: death.sender.clone(),
+            parent_death: death.by_parent_death,
         }
     }
 }
@@ -65,6 +68,7 @@ impl From<ExitJson> for Death {
             is_oom: exit.cause == Cause::Oom,
             sender: exit.sender,
             unseen: exit.cause == Cause::Unseen,
+            by_parent_death: exit.parent_death,
         }
     }
 }

@@ -197,6 +197,7 @@ fn by_tree(holders: &[Holder]) -> Vec<Total> {
 #[derive(Serialize)]
 struct ReportJson<'a> {
     schema: &'static str,
+    kind: &'static str,
     nvml: NvmlJson<'a>,
     gpus: &'a [Gpu],
     holders: Vec<HolderJson<'a>>,
@@ -299,6 +300,7 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
     let killed = report.ended.and_then(|ended| ended.report.as_ref());
     let json = ReportJson {
         schema: SCHEMA,
+        kind: "gpu",
         nvml: (&report.survey.nvml).into(),
         gpus: report.survey.gpus(),
         holders: holders.collect(),

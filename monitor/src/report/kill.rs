@@ -20,10 +20,14 @@ use crate::words::count;
 #[derive(Serialize)]
 pub(super) struct KilledJson {
     schema: &'static str,
+    kind: &'static str,
     tree: Id,
     dry_run: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     members: Vec<MemberJson>,
+    /// Members that selectors have left out.
+    #[serde(skip_serializing_if = "is_nothing")]
+    not_shown: usize,
     #[serde(flatten)]
     outcome: Outcome,
     rejected: u64,
@@ -74,12 +78,54 @@ impl From<&Suspect> for SuspectJson {
     }
 }
 
-/// Returns the report as one JSON object and a newline.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
+fn is_nothing(number: &usize) -> bool {
+    *number == 0
+}
+
+/// The reports of several kills.
+#[derive(Serialize)]
+struct KillsJson {
+    schema: &'static str,
+    kind: &'static str,
+    dry_run: bool,
+    kills: Vec<KilledJson>,
+    extinct: bool,
+    complete: bool,
+}
+
+/// Returns the report of each tree, with how many of its members are not shown, as one JSON object
+/// and a newline: that of the tree, where `is_one` says that one alone was meant.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
-pub fn json(report: &KillReport, is_dry_run: bool) -> Result<String, serde_json::Error> {
-    Ok(serde_json::to_string(&KilledJson::new(report, is_dry_run))? + "\n")
+pub fn json(
+    reports: &[(KillReport, usize)],
+    is_one: bool,
+    is_dry_run: bool,
+) -> Result<String, serde_json::Error> {
+    let mut kills: Vec<_> = reports
+        .iter()
+        .map(|(report, not_shown)| KilledJson {
+            not_shown: *not_shown,
+            ..KilledJson::new(report, is_dry_run)
+        })
+        .collect();
+    if is_one && let Some(kill) = kills.pop() {
+        return Ok(serde_json::to_string(&kill)? + "\n");
+    }
+    let json = KillsJson {
+        schema: SCHEMA,
+        kind: "kill",
+        dry_run: is_dry_run,
+        extinct: kills.iter().all(|kill| kill.extinct),
+        complete: kills.iter().all(|kill| kill.complete),
+        kills,
+    };
+    Ok(serde_json::to_string(&json)? + "\n")
 }
 
 impl KilledJson {
@@ -91,9 +137,11 @@ impl KilledJson {
         };
         Self {
             schema: SCHEMA,
+            kind: "kills",
             tree: report.root.id.into(),
             dry_run: is_dry_run,
             members: members.iter().map(Into::into).collect(),
+            not_shown: 0,
             outcome: report.outcome.clone(),
             rejected: report.rejected,
             inferred: report.root.inferred,
@@ -159,11 +207,11 @@ fn gpu(text: &mut String, release: &Release) {
 
 /// Returns what a kill would do, in words.
 #[must_use]
-pub fn would(report: &KillReport) -> String {
+pub fn would(report: &KillReport, not_shown: usize) -> String {
     let mut text = format!(
         "the tree of {}: {} would die\n",
         text::process(&report.root),
-        count(report.members.len(), "process")
+        count(report.members.len() + not_shown, "process")
     );
     for member in &report.members {
         let _ = writeln!(
@@ -172,6 +220,9 @@ pub fn would(report: &KillReport) -> String {
             text::process(member),
             why(member, &report.root)
         );
+    }
+    if not_shown > 0 {
+        let _ = writeln!(text, "  and {not_shown} that the selectors do not mean");
     }
     suspects(&mut text, report);
     doubts(&mut text, report);

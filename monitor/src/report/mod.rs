@@ -3,13 +3,17 @@
 //! [`json`], `holding`, [`ended`]); [`out`] is where it goes.
 
 pub mod ended;
+pub mod explain;
 pub mod gpu;
 mod holding;
 pub mod json;
 pub mod kill;
+pub mod log;
 pub mod orphans;
 pub mod out;
 pub mod run;
 pub mod stream;
 pub mod text;
 pub mod tree;
+pub mod wait;
+pub mod zombies;

@@ -1,6 +1,6 @@
 //! Orphans, as text and as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -12,11 +12,15 @@ use super::kill::KilledJson;
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
+use super::zombies::{self, ZombieJson};
+use crate::ProcessId;
+use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
 use crate::loss::Loss;
 use crate::orphan::{Evidence, Orphan, Subtree, Verdict};
-use crate::process::Who;
+use crate::proc::Zombie;
 use crate::process::json::ExitJson;
+use crate::process::{Process, Who};
 use crate::words::count;
 
 /// Everything that is said about orphans.
@@ -30,6 +34,8 @@ pub struct OrphansReport<'a> {
     pub ended: Option<&'a Ended>,
     /// The snapshot that the lineage is from.
     pub snapshot: &'a Snapshot,
+    /// Zombies, where they were asked for.
+    pub zombies: Option<&'a [Zombie]>,
     /// The losses.
     pub losses: &'a [Loss],
 }
@@ -38,8 +44,12 @@ pub struct OrphansReport<'a> {
 #[must_use]
 pub fn text(report: &OrphansReport<'_>, style: Style) -> String {
     let mut text = String::new();
-    for orphan in report.orphans {
-        one(&mut text, orphan, style);
+    let forest = Forest::new(report.snapshot.records.iter().copied());
+    for (chain, alike) in groups(report.orphans, &forest, style) {
+        some(&mut text, &chain, &alike, style);
+    }
+    for zombie in report.zombies.unwrap_or_default() {
+        text.push_str(&zombies::line(zombie, &forest, style));
     }
     text.push_str(&counts(report.orphans.is_empty(), report.not_shown));
     text::incomplete(&mut text, style.colour, report.losses);
@@ -64,25 +74,108 @@ fn counts(is_empty: bool, not_shown: &BTreeMap<Verdict, usize>) -> String {
     }
 }
 
-/// Adds a head line, and what explains it below.
-fn one(text: &mut String, orphan: &Orphan, style: Style) {
+/// Pids of equal orphans that are named.
+const NAMED_MAX: usize = 8;
+
+/// Puts together orphans that differ in nothing but who they are: left alike, by a creator of the
+/// same name that died alike, running the same above the same. Each group comes with the names of
+/// what stands below it in one line.
+fn groups<'a>(
+    orphans: &'a [Orphan],
+    forest: &Forest,
+    style: Style,
+) -> Vec<(Vec<String>, Vec<&'a Orphan>)> {
+    let mut groups: Vec<(Vec<String>, Vec<&Orphan>)> = Vec::new();
+    let mut known: HashMap<String, usize> = HashMap::new();
+    for orphan in orphans {
+        let chain = chain(orphan.process.id, forest);
+        let creator = orphan.creator.as_ref().and_then(|who| who.name.as_ref());
+        let death = orphan.creator_death.as_ref();
+        let death = death.map(|death| (death.code(), death.signal(), death.cause()));
+        let evidence: Vec<_> = orphan.evidence.iter().map(Evidence::word).collect();
+        let key = format!(
+            "{:?}",
+            (
+                (orphan.verdict, orphan.process.uid, &orphan.process.name),
+                (&orphan.command, &orphan.placement, &chain),
+                (creator, death),
+                (orphan.subtree.processes, &orphan.subtree.gpu, evidence),
+                (orphan.root_alive, &orphan.parent),
+            )
+        );
+        match known.get(&key) {
+            Some(at) if !style.full => groups[*at].1.push(orphan),
+            _ => {
+                known.insert(key, groups.len());
+                groups.push((chain, vec![orphan]));
+            }
+        }
+    }
+    groups
+}
+
+/// Returns the names of an orphan and of what stands below it, as long as that is one line.
+fn chain(top: ProcessId, forest: &Forest) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut at = Some(top);
+    while let Some(id) = at
+        && let Some(record) = forest.record(&id)
+    {
+        names.push(Process::of_record(id, record).name.unwrap_or_default());
+        let mut living = forest.children(&id).iter().filter(|id| forest.is_live(id));
+        at = living.next().copied();
+        // What branches is no line.
+        if living.next().is_some() {
+            names.truncate(1);
+            break;
+        }
+    }
+    names
+}
+
+/// Adds a head line for orphans that are alike, and what explains it below.
+fn some(text: &mut String, chain: &[String], alike: &[&Orphan], style: Style) {
+    let orphan = alike[0];
     let verdict = mark(orphan.verdict, style);
     let shown = command(&orphan.command, style.full);
-    let gpu = holding::text(&orphan.subtree.gpu);
-    let _ = writeln!(
-        text,
-        "{verdict} {}  {shown}{gpu}",
-        text::process(&orphan.process)
-    );
-    let mut story = vec![weight(&orphan.subtree)];
+    let mut sum = Subtree::default();
+    for orphan in alike {
+        sum.add(&orphan.subtree);
+    }
+    let gpu = holding::text(&sum.gpu);
+    let mut who = text::process(&orphan.process);
+    let mut more = String::new();
+    if alike.len() > 1 {
+        for name in chain.iter().skip(1) {
+            let _ = write!(who, " -> {}", printable(name));
+        }
+        let others = alike[1..].iter().take(NAMED_MAX);
+        let others: Vec<_> = others
+            .map(|orphan| orphan.process.id.pid.to_string())
+            .collect();
+        let _ = write!(more, "  ({} times: also {}", alike.len(), others.join(", "));
+        let unnamed = alike.len() - 1 - others.len();
+        if unnamed > 0 {
+            let _ = write!(more, " and {unnamed} more");
+        }
+        more.push(')');
+    }
+    let _ = writeln!(text, "{verdict} {who}  {shown}{gpu}{more}");
+    // Creators and roots of the others are others, perhaps.
+    let plural = |is_same: &dyn Fn(&&&Orphan) -> bool| {
+        let all = alike.iter().filter(is_same).count() == alike.len();
+        if all { "" } else { "s like" }
+    };
+    let mut story = vec![weight(&sum)];
     if let Some(creator) = &orphan.creator {
         let how = orphan.creator_death.as_ref().map(text::how);
         let since = orphan
             .orphaned_ns
             .map(|at| duration_ms(style.now_ns.saturating_sub(at) / 1_000_000));
         let (how, since) = (how.unwrap_or_default(), since.unwrap_or_default());
+        let like = plural(&|other| other.creator == orphan.creator);
         story.push(format!(
-            "creator {} died {since} ago: {how}",
+            "creator{like} {} died {since} ago: {how}",
             text::who(creator)
         ));
     }
@@ -92,7 +185,8 @@ fn one(text: &mut String, orphan: &Orphan, style: Style) {
         } else {
             "is dead"
         };
-        story.push(format!("root {} {state}", text::who(root)));
+        let like = plural(&|other| other.root == orphan.root);
+        story.push(format!("root{like} {} {state}", text::who(root)));
     }
     if let Some(parent) = &orphan.parent {
         story.push(format!("parent is {}", text::who(parent)));
@@ -133,9 +227,12 @@ fn weight(subtree: &Subtree) -> String {
 #[derive(Serialize)]
 struct ReportJson<'a> {
     schema: &'static str,
+    kind: &'static str,
     orphans: Vec<OrphanJson<'a>>,
     /// By verdict.
     not_shown: BTreeMap<&'static str, usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zombies: Option<Vec<ZombieJson>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -256,12 +353,20 @@ pub fn json(report: &OrphansReport<'_>, style: Style) -> Result<String, serde_js
     let killed = report.ended.and_then(|ended| ended.report.as_ref());
     let json = ReportJson {
         schema: SCHEMA,
+        kind: "orphans",
         orphans: orphans
             .map(|orphan| OrphanJson::new(orphan, style))
             .collect(),
         not_shown: not_shown
             .map(|(verdict, number)| (verdict.word(), *number))
             .collect(),
+        zombies: report.zombies.map(|zombies| {
+            let forest = Forest::new(report.snapshot.records.iter().copied());
+            let zombies = zombies.iter();
+            zombies
+                .map(|zombie| ZombieJson::new(zombie, &forest, style))
+                .collect()
+        }),
         kill: killed.map(|report| KilledJson::new(report, false)),
         spared: report.ended.map(|ended| ended.spared.as_slice()),
         known: KnownJson::new(report.snapshot, report.losses, style.clock),

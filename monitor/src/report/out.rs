@@ -5,11 +5,46 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Returns whether colour belongs on standard output: a terminal, and no `NO_COLOR`.
+use anstream::{AutoStream, ColorChoice};
+
+/// True if nothing is to be printed on standard output.
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Takes note of what was asked for: silence, and colours.
+pub fn set_up(is_quiet: bool, colours: ColorChoice) {
+    IS_QUIET.store(is_quiet, Ordering::Relaxed);
+    colours.write_global();
+}
+
+/// Returns whether colour belongs on standard output, by what was asked for (`--color`), else by
+/// `NO_COLOR`, `CLICOLOR_FORCE`, `CLICOLOR` and `TERM`, and whether it is a terminal.
 #[must_use]
 pub fn wants_colour() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    AutoStream::choice(&io::stdout()) != ColorChoice::Never
+}
+
+/// Returns how many columns text for people has: those of the terminal. `None` where standard
+/// output is none.
+#[must_use]
+pub fn columns() -> Option<usize> {
+    if !io::stdout().is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+/// Clears the screen before something is printed again, where there is one.
+///
+/// # Errors
+/// [`WriteError`].
+pub fn clear() -> Result<(), WriteError> {
+    if io::stdout().is_terminal() && !IS_QUIET.load(Ordering::Relaxed) {
+        io::stdout().write_all(b"\x1b[H\x1b[2J\x1b[3J")?;
+    }
+    Ok(())
 }
 
 /// Standard output could not be written.
@@ -39,6 +74,9 @@ impl From<io::Error> for WriteError {
 /// # Errors
 /// [`WriteError`].
 pub fn print(text: &str) -> Result<(), WriteError> {
+    if IS_QUIET.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     let mut out = io::stdout().lock();
     // Text for people never begins so.
     let is_json = text.starts_with('{');

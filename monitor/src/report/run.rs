@@ -21,6 +21,7 @@ const NAMED_MAX: usize = 20;
 #[derive(Serialize)]
 struct RunJson<'a> {
     schema: &'static str,
+    kind: &'static str,
     command: CommandJson,
     exit: &'a Death,
     code: u8,
@@ -53,6 +54,7 @@ pub fn json(options: &RunOptions, ended: &Ended, code: u8) -> Result<String, ser
     let words = options.words.iter();
     let json = RunJson {
         schema: SCHEMA,
+        kind: "run",
         command: CommandJson {
             id: ended.command,
             words: words.map(|word| word.to_string_lossy().into()).collect(),

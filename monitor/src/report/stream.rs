@@ -4,6 +4,8 @@
 mod json;
 mod text;
 
+use serde::Serialize;
+
 use crate::ProcessId;
 use crate::gpu::release::News;
 use crate::kernel::clock::{self, WallClock};
@@ -14,6 +16,16 @@ use crate::session::{Start, Update};
 use crate::watch::{Happening, Totals, What};
 use json::Stream;
 use text::Text;
+
+/// The root of the tree of who has sent a signal.
+#[derive(Debug, Clone, Serialize)]
+pub struct SenderRoot {
+    /// The process.
+    #[serde(flatten)]
+    pub who: Who,
+    /// True if it lives.
+    pub alive: bool,
+}
 
 /// The closing summary.
 #[derive(Debug, Clone)]
@@ -34,7 +46,16 @@ pub struct Summary<'a> {
 
 /// Turns updates of one tree into lines.
 #[derive(Debug)]
-pub struct Printer(Format);
+pub struct Printer {
+    format: Format,
+    /// The kinds of events that are printed; all where there is none.
+    only: Vec<&'static str>,
+}
+
+/// The words of events that can be chosen.
+pub const EVENTS: [&str; 9] = [
+    "fork", "exec", "signal", "exit", "gone", "orphaned", "released", "held", "extinct",
+];
 
 #[derive(Debug)]
 enum Format {
@@ -43,35 +64,68 @@ enum Format {
 }
 
 impl Printer {
+    const fn new(format: Format) -> Self {
+        Self {
+            format,
+            only: Vec::new(),
+        }
+    }
+
+    /// Prints of the events those of these kinds alone; all of them where none is given. What
+    /// begins and ends the stream, and what was lost, is printed always.
+    #[must_use]
+    pub fn only(mut self, events: &[&'static str]) -> Self {
+        self.only = events.to_vec();
+        self
+    }
+
+    fn prints(&self, event: &str) -> bool {
+        self.only.is_empty() || self.only.contains(&event)
+    }
+
     /// Begins a stream of JSON objects about the tree of `root`.
     #[must_use]
     pub fn json(root: ProcessId) -> Self {
-        Self(Format::Json(Stream::new(WallClock::now(), root)))
+        Self::new(Format::Json(Stream::new(WallClock::now(), root)))
     }
 
     /// Begins a stream of lines for people, with or without colour.
     #[must_use]
     pub fn text(colour: bool) -> Self {
-        Self(Format::Text(Text::new(WallClock::now(), colour)))
+        Self::new(Format::Text(Text::new(WallClock::now(), colour)))
     }
 
     /// Writes the snapshot that opens the stream.
     pub fn attached(&mut self, start: &Start, is_pinned: bool) -> String {
-        match &mut self.0 {
+        match &mut self.format {
             Format::Json(stream) => stream.attached(start, clock::boot_ns(), is_pinned),
             Format::Text(text) => text.attached(start, is_pinned),
         }
     }
 
-    /// Writes one update. `losses` are those that stand after it.
-    pub fn update(&mut self, update: &Update, losses: &[Loss]) -> String {
+    /// Writes one update. `losses` are those that stand after it; `sender_root` is the root of the
+    /// tree of who sent a signal.
+    pub fn update(
+        &mut self,
+        update: &Update,
+        losses: &[Loss],
+        sender_root: Option<&SenderRoot>,
+    ) -> String {
+        let is_wanted = match update {
+            Update::Happening(happening) => self.prints(word(&happening.what)),
+            Update::Extinct => self.prints("extinct"),
+            Update::Lost { .. } | Update::End => true,
+        };
+        if !is_wanted {
+            return String::new();
+        }
         let now = clock::boot_ns();
-        match (&mut self.0, update) {
+        match (&mut self.format, update) {
             (Format::Json(stream), Update::Happening(happening)) => {
-                stream.happening(happening, parent_of_orphan(happening))
+                stream.happening(happening, parent_of_orphan(happening), sender_root)
             }
             (Format::Text(text), Update::Happening(happening)) => {
-                text.happening(happening, parent_of_orphan(happening))
+                text.happening(happening, parent_of_orphan(happening), sender_root)
             }
             (
                 Format::Json(stream),
@@ -99,7 +153,15 @@ impl Printer {
 
     /// Writes what became of the GPU memory of a process that died.
     pub fn news(&mut self, news: &News, of: Option<&Process>) -> String {
-        match (&mut self.0, news) {
+        let is_wanted = match news {
+            News::Released { .. } => self.prints("released"),
+            News::StillHeld { .. } => self.prints("held"),
+            News::Hung => true,
+        };
+        if !is_wanted {
+            return String::new();
+        }
+        match (&mut self.format, news) {
             (Format::Json(stream), News::Hung) => {
                 stream.lost(clock::boot_ns(), Loss::DriverHung, 0, false, false)
             }
@@ -113,7 +175,7 @@ impl Printer {
 
     /// Writes the closing summary.
     pub fn detached(&mut self, summary: &Summary<'_>) -> String {
-        match &mut self.0 {
+        match &mut self.format {
             Format::Json(stream) => stream.detached(summary),
             Format::Text(text) => text.detached(summary),
         }

@@ -7,11 +7,13 @@ use serde::Serialize;
 use super::json::{Id, MemberJson, SCHEMA};
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
+use super::zombies::{self, ZombieJson};
 use crate::ProcessId;
+use crate::forest::Forest;
 use crate::kernel::clock::WallClock;
 use crate::kernel::snapshot::Snapshot;
 use crate::loss::{Incomplete, Loss};
-use crate::proc::{CommandLine, Placement};
+use crate::proc::{CommandLine, Placement, Zombie};
 use crate::process::json::ExitJson;
 use crate::tree::{Entry, Live};
 
@@ -31,41 +33,95 @@ pub struct Style {
     pub full: bool,
 }
 
+/// Returns the processes of a list by their exact names, one a line.
+#[must_use]
+pub fn names(ids: impl IntoIterator<Item = ProcessId>) -> String {
+    let name = |id: ProcessId| format!("{}@{}\n", id.pid, id.start_ns);
+    ids.into_iter().map(name).collect()
+}
+
 /// Returns the tree as text.
 #[must_use]
-pub fn text(entries: &[Entry], snapshot: &Snapshot, style: Style) -> String {
+pub fn text(entries: &[Entry], zombies: &[Zombie], snapshot: &Snapshot, style: Style) -> String {
     let mut text = String::new();
     let mut at = 0;
     while at < entries.len() {
-        let count = if style.full { 1 } else { fold(&entries[at..]) };
+        let (count, length) = if style.full {
+            (1, 1)
+        } else {
+            fold(&entries[at..])
+        };
         let entry = &entries[at];
+        let chain = &entries[at..at + length];
         let mut line = line(entry, style);
+        if count > 1 && length > 1 {
+            line = chain_line(chain, style);
+        }
         if count > 1 {
-            let last = entries[at + count - 1].process.id.pid;
+            let last = entries[at + (count - 1) * length].process.id.pid;
             let more = format!("  (and {} more like it, up to {last})", count - 1);
             line.push_str(&paint(style.colour, Tone::Faint, &more));
         }
         text::line(&mut text, entry.depth, &line);
-        at += count;
+        at += if count > 1 { count * length } else { 1 };
+    }
+    if !zombies.is_empty() {
+        let forest = Forest::new(snapshot.records.iter().copied());
+        for zombie in zombies {
+            text.push_str(&zombies::line(zombie, &forest, style));
+        }
     }
     text::incomplete(&mut text, style.colour, &snapshot.losses());
     text
 }
 
-/// Counts the entries from here on that are equal siblings without children.
-fn fold(entries: &[Entry]) -> usize {
-    let first = &entries[0];
-    let is_like = |entry: &&Entry| {
-        entry.children == 0
-            && entry.depth == first.depth
-            && entry.process.creator == first.process.creator
-            && entry.process.name == first.process.name
-            && entry.process.uid == first.process.uid
-            && entry.live.is_some()
-            && entry.is_reparented() == first.is_reparented()
-            && what(entry) == what(first)
+/// Counts the equal chains that begin here: siblings, each with everything below it in one line of
+/// creators. Also returns how many entries each has.
+fn fold(entries: &[Entry]) -> (usize, usize) {
+    let length = chain_length(entries);
+    let is_like = |chain: &&[Entry]| {
+        chain_length(chain) == length
+            && chain[0].process.creator == entries[0].process.creator
+            && chain
+                .iter()
+                .zip(entries)
+                .all(|(one, other)| is_alike(one, other))
     };
-    entries.iter().take_while(is_like).count().max(1)
+    let alike = entries[length..]
+        .chunks(length.max(1))
+        .take_while(|chain| chain.len() == length);
+    (1 + alike.take_while(is_like).count(), length)
+}
+
+/// Returns how many entries the chain has that begins here; 1 where what stands below branches.
+fn chain_length(entries: &[Entry]) -> usize {
+    let below = entries.iter().skip(1).zip(entries);
+    let chain = 1 + below
+        .take_while(|(next, entry)| next.depth == entry.depth + 1)
+        .count();
+    let ends = entries[..chain].iter().all(|entry| entry.children <= 1)
+        && entries
+            .get(chain)
+            .is_none_or(|next| next.depth <= entries[0].depth);
+    if ends { chain } else { 1 }
+}
+
+/// Returns whether two entries differ in nothing but who they are.
+fn is_alike(one: &Entry, other: &Entry) -> bool {
+    one.children == other.children
+        && one.depth == other.depth
+        && one.process.name == other.process.name
+        && one.process.uid == other.process.uid
+        && one.live.is_some()
+        && one.is_reparented() == other.is_reparented()
+        && what(one) == what(other)
+}
+
+/// Returns the line of a chain: the names from its top on, and what is said of its last process.
+fn chain_line(chain: &[Entry], style: Style) -> String {
+    let (last, above) = chain.split_last().expect("a chain has entries");
+    let names = above.iter().map(|entry| text::process(&entry.process));
+    names.map(|name| name + " -> ").collect::<String>() + &line(last, style)
 }
 
 fn what(entry: &Entry) -> Option<(&CommandLine, &Placement)> {
@@ -140,9 +196,12 @@ pub(super) fn command(command: &CommandLine, full: bool) -> String {
 #[derive(Serialize)]
 struct TreeJson<'a> {
     schema: &'static str,
+    kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     tree: Option<Id>,
     processes: Vec<EntryJson<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    zombies: Vec<ZombieJson>,
     #[serde(flatten)]
     known: KnownJson,
 }
@@ -223,15 +282,20 @@ impl<'a> StartJson<'a> {
 /// Never in practice: all of it can be written as JSON.
 pub fn json(
     entries: &[Entry],
+    zombies: &[Zombie],
     snapshot: &Snapshot,
     root: Option<ProcessId>,
     style: Style,
 ) -> Result<String, serde_json::Error> {
     let processes = entries.iter().map(|entry| entry_json(entry, style));
+    let forest = Forest::new(snapshot.records.iter().copied());
+    let zombie = |zombie| ZombieJson::new(zombie, &forest, style);
     let json = TreeJson {
         schema: SCHEMA,
+        kind: "tree",
         tree: root.map(Into::into),
         processes: processes.collect(),
+        zombies: zombies.iter().map(zombie).collect(),
         known: KnownJson::new(snapshot, &snapshot.losses(), style.clock),
     };
     Ok(serde_json::to_string(&json)? + "\n")
@@ -248,12 +312,20 @@ fn entry_json(entry: &Entry, style: Style) -> EntryJson<'_> {
         member,
         alive: entry.died.is_none(),
         age_ms: end_ns.saturating_sub(entry.process.id.start_ns) / 1_000_000,
-        live: entry.live.as_ref().map(|live| LiveJson {
-            state: live.state,
-            parent: live.parent,
-            reparented: entry.is_reparented(),
-            start: StartJson::new(&live.command, &live.placement),
-        }),
+        live: entry
+            .live
+            .as_ref()
+            .map(|live| live_json(live, entry.is_reparented())),
+    }
+}
+
+/// Returns what `/proc` adds to a living process.
+pub(super) fn live_json(live: &Live, reparented: bool) -> LiveJson<'_> {
+    LiveJson {
+        state: live.state,
+        parent: live.parent,
+        reparented,
+        start: StartJson::new(&live.command, &live.placement),
     }
 }
 
@@ -283,11 +355,37 @@ mod tests {
     #[test]
     fn equal_siblings_without_children_fold() {
         let mut entries = vec![worker(1, "a"), worker(2, "a"), worker(3, "b")];
-        assert_eq!(fold(&entries), 2);
+        assert_eq!(fold(&entries), (2, 1));
         entries[1].children = 1;
-        assert_eq!(fold(&entries), 1);
+        assert_eq!(fold(&entries), (1, 1));
         entries[1] = worker(2, "a");
         entries[1].depth = 2;
-        assert_eq!(fold(&entries), 1);
+        assert_eq!(fold(&entries).0, 1);
+    }
+
+    #[test]
+    fn equal_chains_fold() {
+        let chain = |pid: u32, last: &str| {
+            let mut chain = vec![
+                worker(pid, "npm"),
+                worker(pid + 1, "sh"),
+                worker(pid + 2, last),
+            ];
+            for (depth, entry) in chain.iter_mut().enumerate() {
+                entry.depth = depth + 1;
+                entry.children = usize::from(depth < 2);
+            }
+            chain
+        };
+        let mut entries = [chain(10, "node"), chain(20, "node"), chain(30, "deno")].concat();
+        assert_eq!(fold(&entries), (2, 3));
+        entries[5].children = 1;
+        assert_eq!(fold(&entries), (1, 3));
+        entries[2].children = 2;
+        entries.insert(3, worker(13, "x"));
+        entries[3].depth = 4;
+        entries.insert(4, worker(14, "x"));
+        entries[4].depth = 4;
+        assert_eq!(fold(&entries), (1, 1));
     }
 }

@@ -8,6 +8,8 @@ use serde::Deserialize;
 pub struct DoctorReport {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// No check has failed.
     pub ok: bool,
     /// Of lifemon.

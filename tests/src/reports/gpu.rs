@@ -36,6 +36,8 @@ pub struct Memory {
 pub struct GpuReport {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// What NVIDIA's library has answered.
     pub nvml: Nvml,
     /// The GPUs that it knows.

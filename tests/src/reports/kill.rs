@@ -80,6 +80,8 @@ pub struct Release {
 pub struct KillReport {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// The root.
     pub tree: Id,
     /// Nobody was to be killed.
@@ -87,6 +89,8 @@ pub struct KillReport {
     /// Who would be killed, in a dry run.
     #[serde(default)]
     pub members: Vec<Member>,
+    /// Members that selectors leave out.
+    pub not_shown: Option<usize>,
     /// Who died.
     pub killed: Vec<Killed>,
     /// Who was dying already.
@@ -114,4 +118,22 @@ pub struct KillReport {
     pub gone_ms: Option<f64>,
     /// What became of their GPU memory.
     pub gpu: Option<Release>,
+}
+
+/// The object of `lifemon kill -o json` with several targets.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KillsReport {
+    /// The version of the output.
+    pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
+    /// Nothing was killed.
+    pub dry_run: bool,
+    /// One for each tree.
+    pub kills: Vec<KillReport>,
+    /// None of them can run again.
+    pub extinct: bool,
+    /// Nothing was lost.
+    pub complete: bool,
 }

@@ -74,6 +74,26 @@ identified! {
     }
 }
 
+identified! {
+    /// A zombie.
+    pub struct Zombie {
+        /// Its `comm`.
+        pub name: Option<String>,
+        /// Its real user.
+        pub uid: Option<u32>,
+        /// Who does not reap it.
+        pub parent: Option<Who>,
+        /// The state of that one.
+        pub parent_state: Option<char>,
+        /// When it died.
+        pub died: Option<String>,
+        /// How long ago that is.
+        pub dead_ms: Option<u64>,
+        /// How it died.
+        pub exit: Option<Exit>,
+    }
+}
+
 /// An orphan and everything below it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,10 +124,14 @@ pub struct Evidence {
 pub struct OrphansReport {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// What was left behind.
     pub orphans: Vec<Orphan>,
     /// How many are meant and not shown, by verdict.
     pub not_shown: BTreeMap<String, usize>,
+    /// Zombies, where they were asked for.
+    pub zombies: Option<Vec<Zombie>>,
     /// What came of killing them, where that was asked for.
     pub kill: Option<KillReport>,
     /// Those that were spared then.

@@ -1,6 +1,7 @@
 //! How processes, deaths and signals are written in every object of the output.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Identified, identified, is_process};
 use crate::{Process, proc};
@@ -69,6 +70,9 @@ pub struct Exit {
     pub cause: String,
     /// Who sent the signal.
     pub sender: Option<Sender>,
+    /// It was the signal for the death of its parent.
+    #[serde(default)]
+    pub parent_death: bool,
 }
 
 /// Who sent a signal: a process, or the kernel.
@@ -116,6 +120,7 @@ impl Exit {
             core_dumped: false,
             cause: "exited".to_owned(),
             sender: None,
+            parent_death: false,
         }
     }
 
@@ -156,4 +161,9 @@ pub struct Signal {
     pub signal_name: String,
     /// Who sent it.
     pub sender: Option<Sender>,
+    /// The root of the tree of who sent it.
+    pub sender_root: Option<Value>,
+    /// It was the signal for the death of its parent.
+    #[serde(default)]
+    pub parent_death: bool,
 }

@@ -10,6 +10,8 @@ use super::{Exit, Incomplete};
 pub struct RunReport {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// The command.
     pub command: Command,
     /// How the command ended.

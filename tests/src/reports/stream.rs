@@ -27,6 +27,8 @@ macro_rules! lines {
         pub struct $name {
             /// The version of the output.
             pub schema: String,
+            /// The kind of the object.
+            pub kind: String,
             /// Its place in the stream.
             pub seq: u64,
             /// When it happened.

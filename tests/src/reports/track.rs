@@ -8,6 +8,8 @@ use serde::Deserialize;
 pub struct TrackSwitch {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// `on` or `off`, now.
     pub tracker: String,
     /// It was another before.
@@ -73,6 +75,8 @@ impl TrackState {
 pub struct TrackOff {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// What is wrong with the pins.
     pub problem: Option<String>,
     /// A path that is not used, and why.
@@ -85,6 +89,8 @@ pub struct TrackOff {
 pub struct TrackStatus {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// Where it is pinned.
     pub directory: String,
     /// What is wrong with the pins.
@@ -111,6 +117,8 @@ pub struct TrackStatus {
     pub exits: u64,
     /// What was lost.
     pub lost: TrackLost,
+    /// The flight recorder.
+    pub log: Recorder,
     /// Nothing was lost.
     pub complete: bool,
     /// What each hook costs.
@@ -139,4 +147,16 @@ pub struct HookCost {
     pub ns_per_run: Option<f64>,
     /// Runs that the kernel skipped.
     pub missed: u64,
+}
+
+/// The flight recorder.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recorder {
+    /// Deaths recorded.
+    pub recorded: u64,
+    /// Those that later ones have taken the place of.
+    pub overwritten: u64,
+    /// Deaths that fit.
+    pub capacity: u64,
 }

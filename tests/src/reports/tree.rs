@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Exit, Id, Incomplete, identified};
+use super::{Exit, Id, Incomplete, Zombie, identified};
 
 /// The object of `lifemon tree -o json`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -10,10 +10,15 @@ use super::{Exit, Id, Incomplete, identified};
 pub struct TreeReport {
     /// The version of the output.
     pub schema: String,
+    /// The kind of the object.
+    pub kind: String,
     /// The root that was named.
     pub tree: Option<Id>,
     /// The living and the ghosts, each creator before what it created.
     pub processes: Vec<TreeProcess>,
+    /// Zombies that they do not reap.
+    #[serde(default)]
+    pub zombies: Vec<Zombie>,
     /// Since when the lineage is known.
     pub since: String,
     /// Whose tracker has answered: `host` or `private`.

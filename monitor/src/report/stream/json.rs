@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Summary, word};
+use super::{SenderRoot, Summary, word};
 use crate::ProcessId;
 use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
@@ -21,12 +21,18 @@ struct SignalJson {
     signal_name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     sender: Option<Sender>,
+    /// The root of the tree of who sent it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sender_root: Option<SenderRoot>,
+    #[serde(skip_serializing_if = "is_false")]
+    parent_death: bool,
 }
 
 /// One line of a stream.
 #[derive(Serialize, Default)]
 struct Line {
     schema: &'static str,
+    kind: &'static str,
     event: &'static str,
     seq: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,6 +117,7 @@ impl Stream {
         self.seq += 1;
         Line {
             schema: SCHEMA,
+            kind: "event",
             event,
             seq: self.seq,
             time: at_ns.map(|at| self.clock.rfc3339(at)),
@@ -153,18 +160,29 @@ impl Stream {
     }
 
     /// Writes one happening. `parent` is the present parent of an orphan.
-    pub(super) fn happening(&mut self, happening: &Happening, parent: Option<u32>) -> String {
+    pub(super) fn happening(
+        &mut self,
+        happening: &Happening,
+        parent: Option<u32>,
+        sender_root: Option<&SenderRoot>,
+    ) -> String {
         let mut line = self.line(word(&happening.what), happening.at_ns);
         line.process = Some((&happening.process).into());
         line.creator.clone_from(&happening.creator);
         line.resynced = happening.resynced;
         match &happening.what {
             What::Fork | What::Exec => {}
-            What::Signal { signal, sender } => {
+            What::Signal {
+                signal,
+                sender,
+                parent_death,
+            } => {
                 line.signal = Some(SignalJson {
                     signal: *signal,
                     signal_name: signal.to_string(),
                     sender: sender.clone(),
+                    sender_root: sender_root.cloned(),
+                    parent_death: *parent_death,
                 });
             }
             What::Exit { death, orphans } => {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use super::{Summary, word};
+use super::{SenderRoot, Summary, word};
 use crate::ProcessId;
 use crate::forest::walk;
 use crate::gpu::release::News;
@@ -126,7 +126,12 @@ impl Text {
 
     /// Writes one happening.
     #[must_use]
-    pub(super) fn happening(self, happening: &Happening, parent: Option<u32>) -> String {
+    pub(super) fn happening(
+        self,
+        happening: &Happening,
+        parent: Option<u32>,
+        sender_root: Option<&SenderRoot>,
+    ) -> String {
         let creator = happening.creator.as_ref().map(who);
         let (tone, details) = match &happening.what {
             What::Fork => {
@@ -134,8 +139,19 @@ impl Text {
                 (Some(Tone::Good), by.unwrap_or_default())
             }
             What::Exec => (None, String::new()),
-            What::Signal { signal, sender } => {
-                let signal = format!("  {signal}{}", from(sender.as_ref()));
+            What::Signal {
+                signal,
+                sender,
+                parent_death,
+            } => {
+                let mut signal = format!("  {signal}{}", from(sender.as_ref()));
+                if *parent_death {
+                    signal.push_str(", for its parent died (parent-death signal)");
+                }
+                if let Some(root) = sender_root {
+                    let state = if root.alive { "" } else { "\u{2020} " };
+                    let _ = write!(signal, " (of the tree of {state}{})", who(&root.who));
+                }
                 (Some(Tone::Warn), signal)
             }
             What::Exit { death, orphans } => {

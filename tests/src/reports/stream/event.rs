@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     fn gone() -> Value {
-        json!({"event": "gone", "schema": "lifemon/2", "seq": 4, "after_us": 651,
+        json!({"event": "gone", "schema": "lifemon/2", "kind": "event", "seq": 4, "after_us": 651,
             "tree": {"pid": 1, "start_ns": 5}, "process": {"pid": 1, "start_ns": 5}})
     }
 

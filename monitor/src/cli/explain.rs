@@ -1,0 +1,95 @@
+//! `lifemon explain`: everything that is known of one process, on one screen.
+
+use super::devices::DeviceArgs;
+use super::target::Target;
+use super::tree::style;
+use super::{Code, NoSuchProcess, Output};
+use crate::explain;
+use crate::forest::Forest;
+use crate::gpu;
+use crate::gpu::holders;
+use crate::gpu::nvml::{Answer, Server};
+use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::orphan::Known;
+use crate::report::explain::Report;
+use crate::report::{self, out};
+
+/// Arguments of `explain`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sudo lifemon explain 4200
+  sudo lifemon explain 4200 -o json | jq .orphan.verdict
+
+A dead process is explained while something that it created is alive, or while nobody has reaped it.
+`lifemon log` has the deaths before.
+Exit codes: 0 done, 4 no such process, or no longer that one.")]
+pub struct Args {
+    /// The process: PID, or `PID@START_NS` for exactly that one
+    target: Target,
+    /// Whole command lines
+    #[arg(long)]
+    full: bool,
+    #[command(flatten)]
+    gpus: DeviceArgs,
+}
+
+pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
+    crate::sys::limits::raise_descriptor_limit();
+    let files = args.gpus.files()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut tracker = Tracker::open_or_load(&LoadOptions {
+        debug: verbose >= 2,
+        ..LoadOptions::default()
+    })?;
+    let snapshot = tracker.snapshot()?;
+    let zombie = args.target.zombie(&snapshot);
+    let found = match (args.target.find_shown(&snapshot), &zombie) {
+        (Ok(id), _) => Some(id),
+        (Err(_), Some(_)) => None,
+        (Err(error), None) if tracker.is_pinned() => return Err(error.into()),
+        (Err(error), None) => {
+            let remedy = "`lifemon track on` keeps who has died";
+            return Err(NoSuchProcess(format!("{error}; {remedy}")).into());
+        }
+    };
+    let forest = Forest::new(snapshot.records.iter().copied());
+    let scan = holders::scan(
+        found.map(|id| forest.living(id)).unwrap_or_default(),
+        &files,
+    );
+    let asked_ns = clock::boot_ns();
+    let answer = if scan.holders.is_empty() {
+        Answer::NotAsked
+    } else {
+        runtime.block_on(Server::of_this_program().ask())
+    };
+    let survey = gpu::survey(&forest, answer, asked_ns, scan);
+    let known = Known {
+        forest: &forest,
+        subreapers: &tracker.subreapers()?,
+        holders: &survey.holders,
+    };
+    let explanation = match (found, zombie) {
+        (Some(id), _) => explain::of_process(&known, &snapshot, id),
+        (None, zombie) => zombie.map(|zombie| explain::of_zombie(&known, &snapshot, zombie)),
+    };
+    let explanation =
+        explanation.ok_or_else(|| NoSuchProcess("it has died at this moment".to_owned()))?;
+    let report = Report {
+        explanation: &explanation,
+        forest: &forest,
+        snapshot: &snapshot,
+        losses: &[snapshot.losses(), survey.losses()].concat(),
+    };
+    let style = style(args.full);
+    let text = if output.is_text() {
+        report::explain::text(&report, style)
+    } else {
+        report::explain::json(&report, style)?
+    };
+    out::print(&text)?;
+    Ok(Code::Done)
+}

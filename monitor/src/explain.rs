@@ -1,0 +1,231 @@
+//! One process, explained: what it is, who created it and why that one is gone, how it was left,
+//! what it and everything below it hold, who waits for it, and what a kill would do. It collects
+//! what the other modules know; it decides nothing.
+
+use std::collections::{BTreeSet, HashSet};
+
+use lifemon_ebpf::ProcessId;
+
+use crate::kernel::snapshot::Snapshot;
+use crate::kill::Guard;
+use crate::orphan::{self, Known, Orphan, Subtree};
+use crate::proc::{self, Lock, Socket, Zombie};
+use crate::process::{Died, Process, Who};
+use crate::tree::{self, Live};
+
+/// Creators that are named.
+const LINEAGE_MAX: usize = 64;
+
+/// Processes below it whose files are looked at for sockets and locks.
+const LOOKED_AT_MAX: usize = 4_096;
+
+/// Descriptors of processes (pidfds) are looked for in this many processes.
+const WAITERS_LOOKED_AT_MAX: usize = 65_536;
+
+/// A creator.
+#[derive(Debug, Clone)]
+pub struct Ancestor {
+    /// The process.
+    pub who: Who,
+    /// Time and kind of its death; `None` while it lives.
+    pub died: Option<Died>,
+}
+
+/// What some processes hold beside memory.
+#[derive(Debug, Clone, Default)]
+pub struct Holds {
+    /// Sockets on which they can be reached.
+    pub sockets: BTreeSet<Socket>,
+    /// Locks on files.
+    pub locks: Vec<Lock>,
+}
+
+/// Who waits for the end of a process.
+#[derive(Debug, Clone)]
+pub struct Waiter {
+    /// The process that waits.
+    pub who: Who,
+    /// How: `parent`, `tracer`, `pidfd`.
+    pub how: &'static str,
+    /// True if it is in a call that waits at this moment.
+    pub waits_now: bool,
+}
+
+/// What is known of one process.
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    /// The process.
+    pub process: Process,
+    /// Time and kind of its death; `None` while it lives.
+    pub died: Option<Died>,
+    /// The facts that `/proc` adds while it lives.
+    pub live: Option<Live>,
+    /// Where in the kernel it waits.
+    pub wait_channel: Option<String>,
+    /// Set where it is dead and nobody has reaped it.
+    pub zombie: Option<Zombie>,
+    /// Its creators, the nearest first.
+    pub lineage: Vec<Ancestor>,
+    /// The root of its tree.
+    pub root: Option<Ancestor>,
+    /// The orphan that it is.
+    pub orphan: Option<Orphan>,
+    /// The nearest orphan above it.
+    pub below: Option<Who>,
+    /// Memory, time and GPUs of itself.
+    pub own: Subtree,
+    /// Memory, time and GPUs of itself and everything below it.
+    pub subtree: Subtree,
+    /// What itself holds beside those.
+    pub own_holds: Holds,
+    /// What it and everything below it hold beside those.
+    pub subtree_holds: Holds,
+    /// Who waits for it.
+    pub waiters: Vec<Waiter>,
+    /// Why it would not be killed; `None` where it would be.
+    pub refusal: Option<String>,
+}
+
+/// Collects what is known of a process that the lineage has.
+#[must_use]
+pub fn of_process(known: &Known<'_>, snapshot: &Snapshot, id: ProcessId) -> Option<Explanation> {
+    let forest = known.forest;
+    let record = forest.record(&id)?;
+    let living = forest.living(id);
+    let is_live = forest.is_live(&id);
+    let ancestor = |id: ProcessId| {
+        let record = forest.record(&id)?;
+        Some(Ancestor {
+            who: Process::of_record(id, record).who(),
+            died: Died::of_record(record),
+        })
+    };
+    let ancestors = forest.ancestors(&id);
+    let orphan = is_live.then(|| orphan::of(known, id)).flatten();
+    let below = ancestors.iter().find(|id| forest.is_orphan(id));
+    let mut own = Subtree::default();
+    if is_live {
+        own.processes = 1;
+        own.gpu = known.holders.get(&id).cloned().unwrap_or_default();
+        let stat = proc::stat(id.pid).filter(|_| proc::owns_pid(id));
+        own.resident_bytes = stat.map_or(0, |stat| stat.resident_bytes(id.pid));
+        own.cpu_ms = stat.map_or(0, |stat| stat.cpu_ms());
+    }
+    Some(Explanation {
+        process: Process::of_record(id, record),
+        died: Died::of_record(record),
+        live: is_live.then(|| tree::look(id)).flatten(),
+        wait_channel: proc::wait_channel(id.pid).filter(|_| proc::is_live(id)),
+        zombie: proc::zombie(id.pid).filter(|_| proc::owns_pid(id)),
+        lineage: ancestors
+            .iter()
+            .take(LINEAGE_MAX)
+            .filter_map(|id| ancestor(*id))
+            .collect(),
+        root: ancestor(orphan::root_of(forest, id)),
+        below: below.and_then(|id| Some(ancestor(*id)?.who)),
+        orphan,
+        own,
+        subtree: orphan::below(known, id),
+        own_holds: holds(&living[..living.len().min(usize::from(is_live))]),
+        subtree_holds: holds(&living),
+        waiters: waiters(known, id),
+        refusal: refusal(snapshot, id),
+    })
+}
+
+/// Collects what is known of a zombie that the lineage has no record of any more: nothing that it
+/// created is alive.
+#[must_use]
+pub fn of_zombie(known: &Known<'_>, snapshot: &Snapshot, zombie: Zombie) -> Explanation {
+    let id = zombie.id;
+    Explanation {
+        process: Process {
+            name: zombie.name.clone(),
+            uid: zombie.uid,
+            ..Process::unknown(id)
+        },
+        died: None,
+        live: None,
+        wait_channel: None,
+        zombie: Some(zombie),
+        lineage: Vec::new(),
+        root: None,
+        orphan: None,
+        below: None,
+        own: Subtree::default(),
+        subtree: Subtree::default(),
+        own_holds: Holds::default(),
+        subtree_holds: Holds::default(),
+        waiters: waiters(known, id),
+        refusal: refusal(snapshot, id),
+    }
+}
+
+fn refusal(snapshot: &Snapshot, id: ProcessId) -> Option<String> {
+    let refused = Guard::new(snapshot).check(id, false);
+    refused.err().map(|error| error.to_string())
+}
+
+/// Returns what these processes hold of sockets and locks.
+fn holds(ids: &[ProcessId]) -> Holds {
+    let ids = &ids[..ids.len().min(LOOKED_AT_MAX)];
+    let known = proc::listening(ids.iter().map(|id| id.pid));
+    let mut locks = proc::locks();
+    let mut holds = Holds::default();
+    for id in ids {
+        let inode = |file: &proc::OpenFile| {
+            let target = file.target.to_str()?.strip_prefix("socket:[")?;
+            target.strip_suffix(']')?.parse::<u64>().ok()
+        };
+        let is_known =
+            |file: &proc::OpenFile| inode(file).is_some_and(|inode| known.contains_key(&inode));
+        let files = proc::open_files(id.pid, is_known).unwrap_or_default();
+        let mut found = locks.remove(&id.pid).unwrap_or_default();
+        proc::find_paths(id.pid, &mut found);
+        if proc::owns_pid(*id) {
+            let sockets = files.iter().filter_map(inode);
+            holds
+                .sockets
+                .extend(sockets.filter_map(|inode| known.get(&inode).cloned()));
+            holds.locks.extend(found);
+        }
+    }
+    holds
+}
+
+/// Returns who waits for the end of a process: its parent, which alone can reap it, a tracer, and
+/// whoever has a descriptor of it.
+fn waiters(known: &Known<'_>, id: ProcessId) -> Vec<Waiter> {
+    let forest = known.forest;
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    let mut add = |pid: u32, how| {
+        let Some(waiter) = forest.live(pid).filter(|_| seen.insert((pid, how))) else {
+            return;
+        };
+        let record = forest.record(&waiter);
+        let who = record.map(|record| Process::of_record(waiter, record).who());
+        let channel = proc::wait_channel(pid).unwrap_or_default();
+        found.extend(who.map(|who| Waiter {
+            who,
+            how,
+            waits_now: match how {
+                "pidfd" => channel.contains("poll") || channel.contains("select"),
+                _ => channel.contains("wait") && !channel.contains("poll"),
+            },
+        }));
+    };
+    if let Some(parent) = proc::parent(id) {
+        add(parent, "parent");
+    }
+    if let Some(tracer) = proc::tracer(id.pid) {
+        add(tracer, "tracer");
+    }
+    for pid in proc::with_pidfd(id.pid, WAITERS_LOOKED_AT_MAX) {
+        if pid != std::process::id() {
+            add(pid, "pidfd");
+        }
+    }
+    found
+}

@@ -1,0 +1,99 @@
+//! Zombies, as text and as JSON: how they died, since when, and who does not reap them.
+
+use serde::Serialize;
+
+use super::json::Id;
+use super::out::printable;
+use super::text::{self, duration_ms};
+use super::tree::Style;
+use crate::forest::Forest;
+use crate::proc::{self, Zombie};
+use crate::process::json::ExitJson;
+use crate::process::{Death, Process, Who};
+
+/// A zombie, with what the lineage knows of it and of its parent.
+#[derive(Serialize)]
+pub(super) struct ZombieJson {
+    #[serde(flatten)]
+    id: Id,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    /// Who does not reap it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<Who>,
+    /// The state of that one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_state: Option<char>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    died: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dead_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit: Option<ExitJson>,
+}
+
+/// What is known of a zombie.
+struct Facts {
+    death: Option<Death>,
+    dead_ns: Option<u64>,
+    parent: Option<Who>,
+    parent_state: Option<char>,
+}
+
+/// Looks into the lineage, which has the exact time and the sender where something that the zombie
+/// created is alive.
+fn facts(zombie: &Zombie, forest: &Forest, now_ns: u64) -> Facts {
+    let dead_of_pid = |(id, _): &(&crate::ProcessId, _)| {
+        id.pid == zombie.id.pid && forest.is_dead(id) && proc::owns_pid(**id)
+    };
+    let ghost = forest.records().find(dead_of_pid).map(|(_, ghost)| ghost);
+    let parent = forest.live(zombie.parent);
+    Facts {
+        death: ghost.map(Death::of_record).or_else(|| {
+            let status = zombie.status.map(u32::cast_signed);
+            status.map(Death::from_wait_status)
+        }),
+        dead_ns: ghost
+            .map(|ghost| now_ns.saturating_sub(ghost.exit_ns))
+            .or(zombie.dead_ns),
+        parent: parent.and_then(|id| Some(Process::of_record(id, forest.record(&id)?).who())),
+        parent_state: proc::stat(zombie.parent).map(|stat| stat.state),
+    }
+}
+
+impl ZombieJson {
+    pub(super) fn new(zombie: &Zombie, forest: &Forest, style: Style) -> Self {
+        let facts = facts(zombie, forest, style.now_ns);
+        let died = facts.dead_ns.map(|ns| style.now_ns.saturating_sub(ns));
+        Self {
+            id: zombie.id.into(),
+            name: zombie.name.clone(),
+            uid: zombie.uid,
+            parent: facts.parent,
+            parent_state: facts.parent_state,
+            died: died.map(|at_ns| style.clock.rfc3339(at_ns)),
+            dead_ms: facts.dead_ns.map(|ns| ns / 1_000_000),
+            exit: facts.death.map(Into::into),
+        }
+    }
+}
+
+/// Returns a line about a zombie.
+pub(super) fn line(zombie: &Zombie, forest: &Forest, style: Style) -> String {
+    let facts = facts(zombie, forest, style.now_ns);
+    let name = zombie.name.as_deref().map(printable).unwrap_or_default();
+    let how = facts.death.as_ref().map(text::how);
+    let how = how.unwrap_or_else(|| "how it died is not known".to_owned());
+    let since = facts.dead_ns.map(|ns| duration_ms(ns / 1_000_000));
+    let since = since.map_or_else(String::new, |since| format!(", {since} ago"));
+    let parent = facts.parent.as_ref().map(text::who);
+    let parent = parent.unwrap_or_else(|| zombie.parent.to_string());
+    let state = facts.parent_state;
+    let state = state.map_or_else(String::new, |state| format!(" (state {state})"));
+    format!(
+        "zombie     {} {name}  {how}{since}; not reaped by {parent}{state}\n",
+        zombie.id.pid
+    )
+}
