@@ -84,7 +84,8 @@ impl Stops {
     pub(super) fn goes_on(&mut self, owner: Option<&OwnedFd>) {
         let now = stop_of(self.owner_pid);
         let is_that_stop = self.owners.is_none_or(|owners| now == Some(owners));
-        if self.is_stopped && is_that_stop {
+        // A stop by the guardian that was taken back at once is not reported to it.
+        if (self.is_stopped || self.by_guardian) && is_that_stop {
             self.wake(owner);
         }
         self.is_stopped = false;
