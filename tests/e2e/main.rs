@@ -59,4 +59,5 @@ mod run_terminal;
 mod commands;
 mod honest;
 mod refusals;
+mod schemas;
 mod shapes;

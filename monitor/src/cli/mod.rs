@@ -14,6 +14,7 @@ mod log;
 mod orphans;
 mod repeat;
 mod run;
+pub mod schema;
 mod select;
 mod target;
 mod track;
@@ -174,6 +175,8 @@ pub enum Command {
         after_help = "Example:\n  lifemon doctor -o json | jq '.checks[] | select(.state != \"ok\")'"
     )]
     Doctor,
+    /// Print the JSON Schemas of what is printed with `-o json`
+    Schema(schema::Args),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  lifemon completions bash > /etc/bash_completion.d/lifemon")]
     Completions(generate::CompletionsArgs),
@@ -220,6 +223,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         Command::Doctor => doctor::run(cli.output),
         Command::Completions(args) => generate::completions(args),
+        Command::Schema(args) => schema::run(args),
         Command::Man => generate::man(),
     }
 }

@@ -30,7 +30,7 @@ pub use sockets::{Socket, listening};
 pub use status::{name, wait_channel};
 pub use zombies::{Zombie, zombie, zombies};
 
-pub(crate) use command::command_line_of;
+pub(crate) use command::{Commands, command_line_of};
 pub(crate) use family::{children, children_by_parent, own_threads, pids};
 pub(crate) use files::{
     descriptor_device, descriptor_info, device_majors, device_number, input_device, with_pidfd,

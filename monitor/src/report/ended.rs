@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::kill;
@@ -25,7 +26,7 @@ pub struct Ended {
 }
 
 /// An orphan that was spared.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Spared {
     #[serde(flatten)]
     process: Who,

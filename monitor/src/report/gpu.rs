@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ended::{Ended, Spared};
@@ -194,9 +195,11 @@ fn by_tree(holders: &[Holder]) -> Vec<Total> {
     totals.into_values().collect()
 }
 
-#[derive(Serialize)]
-struct ReportJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ReportJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "gpu"))]
     kind: &'static str,
     nvml: NvmlJson<'a>,
     gpus: &'a [Gpu],
@@ -212,7 +215,7 @@ struct ReportJson<'a> {
     known: KnownJson,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct NvmlJson<'a> {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -238,7 +241,7 @@ impl<'a> From<&'a Answer> for NvmlJson<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct HolderJson<'a> {
     #[serde(flatten)]
     process: ProcessJson,
@@ -252,7 +255,7 @@ struct HolderJson<'a> {
     orphan: Option<OrphanJson<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct AncestorJson {
     #[serde(flatten)]
     who: Who,
@@ -268,7 +271,7 @@ impl From<&Ancestor> for AncestorJson {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct TotalJson {
     root: AncestorJson,
     processes: usize,

@@ -1,6 +1,7 @@
 //! Pieces of the JSON of lifemon, the same in every object. Fields are absent when unknown, never
 //! invented.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::ProcessId;
@@ -11,7 +12,7 @@ use crate::process::json::ExitJson;
 pub const SCHEMA: &str = "lifemon/2";
 
 /// Identity alone.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub struct Id {
     pid: u32,
     start_ns: u64,
@@ -26,7 +27,25 @@ impl From<ProcessId> for Id {
     }
 }
 
-#[derive(Serialize)]
+/// Returns bytes in base64 (RFC 4648, with padding).
+pub(super) fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            if digit <= chunk.len() {
+                text.push(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize].into());
+            } else {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+#[derive(Serialize, JsonSchema)]
 pub(super) struct ProcessJson {
     #[serde(flatten)]
     id: Id,
@@ -50,7 +69,7 @@ impl From<&Process> for ProcessJson {
 }
 
 /// A member or ghost in a list: with its creator, and with its death if it is a ghost.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct MemberJson {
     #[serde(flatten)]
     process: ProcessJson,
@@ -100,5 +119,24 @@ impl MemberJson {
     pub(super) fn set_death(&mut self, died: String, exit: ExitJson) {
         self.died = Some(died);
         self.exit = Some(exit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn bytes_in_base64() {
+        for (bytes, text) in [
+            (&b""[..], ""),
+            (b"f", "Zg=="),
+            (b"fo", "Zm8="),
+            (b"foo", "Zm9v"),
+            (b"foob", "Zm9vYg=="),
+            (b"\xff\xfe\xfd", "//79"),
+        ] {
+            assert_eq!(base64(bytes), text);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::json::{Id, MemberJson, SCHEMA, is_false};
@@ -17,9 +18,11 @@ use crate::words::count;
     clippy::struct_excessive_bools,
     reason = "each is a field of the output"
 )]
-#[derive(Serialize)]
-pub(super) struct KilledJson {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct KilledJson {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "kill"))]
     kind: &'static str,
     tree: Id,
     dry_run: bool,
@@ -48,7 +51,7 @@ pub(super) struct KilledJson {
 }
 
 /// A process that looks like a former member.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct SuspectJson {
     #[serde(flatten)]
     process: Subject,
@@ -57,7 +60,7 @@ struct SuspectJson {
     killed: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EvidenceJson {
     kind: &'static str,
     text: String,
@@ -87,9 +90,11 @@ fn is_nothing(number: &usize) -> bool {
 }
 
 /// The reports of several kills.
-#[derive(Serialize)]
-struct KillsJson {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct KillsJson {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "kills"))]
     kind: &'static str,
     dry_run: bool,
     kills: Vec<KilledJson>,

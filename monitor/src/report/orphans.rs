@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ended::{Ended, Spared};
@@ -224,9 +225,11 @@ fn weight(subtree: &Subtree) -> String {
     )
 }
 
-#[derive(Serialize)]
-struct ReportJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ReportJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "orphans"))]
     kind: &'static str,
     orphans: Vec<OrphanJson<'a>>,
     /// By verdict.
@@ -242,7 +245,7 @@ struct ReportJson<'a> {
 }
 
 /// An orphan.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct OrphanJson<'a> {
     #[serde(flatten)]
     process: ProcessJson,
@@ -273,7 +276,7 @@ pub(super) struct OrphanJson<'a> {
     evidence: Vec<EvidenceJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct RootJson {
     #[serde(flatten)]
     who: Who,
@@ -281,7 +284,7 @@ struct RootJson {
 }
 
 /// The orphan and everything below it.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct SubtreeJson<'a> {
     processes: usize,
     resident_bytes: u64,
@@ -301,7 +304,7 @@ impl<'a> From<&'a Subtree> for SubtreeJson<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EvidenceJson {
     kind: &'static str,
     text: String,

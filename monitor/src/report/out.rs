@@ -125,6 +125,12 @@ fn is_unsafe(c: char) -> bool {
         || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fdd0}'..='\u{fdef}')
 }
 
+/// Returns JSON as it is written into a file: what is unsafe is escaped.
+#[must_use]
+pub fn escaped_json(json: &str) -> Cow<'_, str> {
+    finished(json, None)
+}
+
 /// Returns a text as it is written: what is unsafe is escaped as JSON has it, so that JSON, which
 /// has such characters in strings alone, means what it meant. `colours` says whether they are
 /// wanted; `None` where the text has none.

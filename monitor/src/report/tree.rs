@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::json::{Id, MemberJson, SCHEMA};
+use super::json::{Id, MemberJson, SCHEMA, base64};
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use super::zombies::{self, ZombieJson};
@@ -193,9 +194,11 @@ pub(super) fn command(command: &CommandLine, full: bool) -> String {
     text.chars().take(COMMAND_CHARS).collect::<String>() + "\u{2026}"
 }
 
-#[derive(Serialize)]
-struct TreeJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct TreeJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "tree"))]
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     tree: Option<Id>,
@@ -207,7 +210,7 @@ struct TreeJson<'a> {
 }
 
 /// Since when the lineage is known, and what of it is not.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct KnownJson {
     since: String,
     tracker: &'static str,
@@ -231,7 +234,7 @@ impl KnownJson {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EntryJson<'a> {
     #[serde(flatten)]
     member: MemberJson,
@@ -242,7 +245,7 @@ struct EntryJson<'a> {
 }
 
 /// The facts that `/proc` adds.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct LiveJson<'a> {
     state: char,
     parent: u32,
@@ -252,11 +255,15 @@ pub(super) struct LiveJson<'a> {
 }
 
 /// Command line and placement of a process.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct StartJson<'a> {
     command: Vec<String>,
+    /// All of it in base64, with a zero byte behind each word, where it is no UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<String>,
+    /// There is more of the command line.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    command_truncated: bool,
+    truncated: bool,
     cgroup: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<&'a str>,
@@ -268,7 +275,8 @@ impl<'a> StartJson<'a> {
     pub(super) fn new(command: &CommandLine, placement: &'a Placement) -> Self {
         Self {
             command: command.to_strings(),
-            command_truncated: command.truncated,
+            bytes: command.bytes_unless_text().map(base64),
+            truncated: command.truncated,
             cgroup: &placement.cgroup,
             unit: placement.unit.as_deref(),
             container: placement.container.as_deref(),

@@ -57,7 +57,9 @@ identified! {
         pub command: Vec<String>,
         /// There is more of the command line.
         #[serde(default)]
-        pub command_truncated: bool,
+        pub truncated: bool,
+        /// All of it in base64, where it is no UTF-8.
+        pub bytes: Option<String>,
         /// Its cgroup.
         pub cgroup: String,
         /// The unit of systemd that it belongs to.
