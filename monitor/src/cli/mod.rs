@@ -16,6 +16,7 @@ mod repeat;
 mod run;
 pub mod schema;
 mod select;
+mod sparing;
 mod target;
 mod track;
 mod tree;
@@ -130,6 +131,9 @@ pub struct Cli {
     /// Print nothing: the exit code is the answer
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
+    /// Take each PID as one of the pid namespace of this process, as of a container
+    #[arg(long = "in", global = true, value_name = "PID")]
+    pub inside: Option<u32>,
     /// When to write colours
     #[arg(
         long,
@@ -201,6 +205,9 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
             Colour::Never => ColorChoice::Never,
         },
     );
+    if let Some(pid) = cli.inside {
+        target::look_inside(pid)?;
+    }
     let lists = matches!(
         cli.command,
         Command::Tree(_) | Command::Orphans(_) | Command::Gpu(_)

@@ -6,6 +6,8 @@
 
 pub mod drm;
 pub mod holders;
+#[cfg(feature = "cli")]
+pub mod mps;
 pub mod nvml;
 pub mod release;
 

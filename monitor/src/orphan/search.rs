@@ -74,6 +74,9 @@ impl<'a> Search<'a> {
         let starter = creator.filter(|_| record.elided == 0);
         Facts {
             is_older: record.origin & INFERRED != 0,
+            has_entered: placement.container.is_some()
+                && record.ns_pid != 1
+                && record.ns_pid != id.pid,
             own_unit: creator.and_then(|creator| own_unit(record, creator, placement)),
             is_subreaper: self.known.subreapers.contains(&id),
             created_init: self.creators_of_inits.get(&id).copied(),

@@ -197,6 +197,18 @@ pub fn job_markers(id: ProcessId) -> Vec<String> {
     if owns_pid(id) { markers } else { Vec::new() }
 }
 
+/// Returns the value of a variable in the environment that this process was started with.
+#[must_use]
+pub(crate) fn variable(id: ProcessId, name: &str) -> Option<String> {
+    let (bytes, _) = read_bounded(id.pid, "environ", BYTES_MAX)?;
+    let mut variables = bytes.split(|byte| *byte == 0);
+    let value = variables.find_map(|variable| {
+        let value = variable.strip_prefix(name.as_bytes())?;
+        value.strip_prefix(b"=")
+    })?;
+    owns_pid(id).then(|| String::from_utf8_lossy(value).into_owned())
+}
+
 /// Returns whether a marker is of a job that somebody started, and not of a unit of systemd.
 #[must_use]
 pub fn is_of_job(marker: &str) -> bool {

@@ -43,7 +43,7 @@ pub fn text(report: &Report<'_>, style: Style) -> String {
     let it = report.explanation;
     let mut text = text::process(&it.process);
     if let Some(live) = &it.live {
-        let _ = write!(text, "  {}", command(&live.command, style.full));
+        let _ = write!(text, "  {}", command(&live.command, style));
     }
     text.push('\n');
     let mut line = |word: &str, what: &str| {

@@ -132,7 +132,7 @@ fn one_gpu(text: &mut String, gpu: &Gpu) {
 fn one_holder(text: &mut String, holder: &Holder, orphan: Option<&Orphan>, style: Style) {
     let state = orphan.map(|orphan| mark(orphan.verdict, style));
     let state = state.unwrap_or_else(|| format!("{:<10}", "held"));
-    let command = command(&holder.command, style.full);
+    let command = command(&holder.command, style);
     let held = holding::text(&holder.holding);
     let _ = writeln!(
         text,
@@ -209,6 +209,9 @@ pub(crate) struct ReportJson<'a> {
     trees: Vec<TotalJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
+    /// The orphans whose trees were killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    killed_trees: Option<Vec<Who>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spared: Option<&'a [Spared]>,
     #[serde(flatten)]
@@ -310,6 +313,7 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         strangers: &report.survey.strangers,
         trees: trees.collect(),
         kill: killed.map(|report| KilledJson::new(report, false)),
+        killed_trees: report.ended.map(Ended::roots),
         spared: report.ended.map(|ended| ended.spared.as_slice()),
         known: KnownJson::new(report.snapshot, report.losses, style.clock),
     };

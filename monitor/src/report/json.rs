@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::ProcessId;
+use crate::orphan::Evidence;
 use crate::process::Process;
 use crate::process::json::ExitJson;
 
@@ -68,6 +69,22 @@ impl From<&Process> for ProcessJson {
     }
 }
 
+/// One reason for a verdict, or for a suspicion.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct EvidenceJson {
+    pub(super) kind: &'static str,
+    pub(super) text: String,
+}
+
+impl From<&Evidence> for EvidenceJson {
+    fn from(evidence: &Evidence) -> Self {
+        Self {
+            kind: evidence.word(),
+            text: evidence.to_string(),
+        }
+    }
+}
+
 /// A member or ghost in a list: with its creator, and with its death if it is a ghost.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct MemberJson {
@@ -83,6 +100,12 @@ pub(super) struct MemberJson {
     died: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<ExitJson>,
+    /// Of a kill that is tried: what says that it was to stay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    deliberate: Vec<EvidenceJson>,
+    /// Of a kill that is tried: it is a client of CUDA MPS.
+    #[serde(skip_serializing_if = "is_false")]
+    mps_client: bool,
 }
 
 impl From<&Process> for MemberJson {
@@ -94,6 +117,8 @@ impl From<&Process> for MemberJson {
             elided: process.elided,
             died: None,
             exit: None,
+            deliberate: Vec::new(),
+            mps_client: false,
         }
     }
 }
@@ -115,6 +140,12 @@ fn is_zero(value: &u32) -> bool {
 }
 
 impl MemberJson {
+    /// Says what there is to know before it is killed.
+    pub(super) fn mark(&mut self, deliberate: Vec<EvidenceJson>, mps_client: bool) {
+        self.deliberate = deliberate;
+        self.mps_client = mps_client;
+    }
+
     /// Says when and how it died.
     pub(super) fn set_death(&mut self, died: String, exit: ExitJson) {
         self.died = Some(died);

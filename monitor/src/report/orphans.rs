@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::ended::{Ended, Spared};
 use super::holding::{self, HoldingJson, size};
-use super::json::{ProcessJson, SCHEMA};
+use super::json::{EvidenceJson, ProcessJson, SCHEMA};
 use super::kill::KilledJson;
-use super::out::printable;
+use super::out::{fit, printable};
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
 use super::zombies::{self, ZombieJson};
@@ -52,6 +52,7 @@ pub fn text(report: &OrphansReport<'_>, style: Style) -> String {
     for zombie in report.zombies.unwrap_or_default() {
         text.push_str(&zombies::line(zombie, &forest, style));
     }
+    let mut text = fit(&text, style.columns);
     text.push_str(&counts(report.orphans.is_empty(), report.not_shown));
     text::incomplete(&mut text, style.colour, report.losses);
     text
@@ -138,7 +139,7 @@ fn chain(top: ProcessId, forest: &Forest) -> Vec<String> {
 fn some(text: &mut String, chain: &[String], alike: &[&Orphan], style: Style) {
     let orphan = alike[0];
     let verdict = mark(orphan.verdict, style);
-    let shown = command(&orphan.command, style.full);
+    let shown = command(&orphan.command, style);
     let mut sum = Subtree::default();
     for orphan in alike {
         sum.add(&orphan.subtree);
@@ -238,6 +239,9 @@ pub(crate) struct ReportJson<'a> {
     zombies: Option<Vec<ZombieJson>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
+    /// The orphans whose trees were killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    killed_trees: Option<Vec<Who>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spared: Option<&'a [Spared]>,
     #[serde(flatten)]
@@ -304,21 +308,6 @@ impl<'a> From<&'a Subtree> for SubtreeJson<'a> {
     }
 }
 
-#[derive(Serialize, JsonSchema)]
-struct EvidenceJson {
-    kind: &'static str,
-    text: String,
-}
-
-impl From<&Evidence> for EvidenceJson {
-    fn from(evidence: &Evidence) -> Self {
-        Self {
-            kind: evidence.word(),
-            text: evidence.to_string(),
-        }
-    }
-}
-
 impl<'a> OrphanJson<'a> {
     pub(super) fn new(orphan: &'a Orphan, style: Style) -> Self {
         let ms_since = |at_ns: u64| style.now_ns.saturating_sub(at_ns) / 1_000_000;
@@ -371,6 +360,7 @@ pub fn json(report: &OrphansReport<'_>, style: Style) -> Result<String, serde_js
                 .collect()
         }),
         kill: killed.map(|report| KilledJson::new(report, false)),
+        killed_trees: report.ended.map(Ended::roots),
         spared: report.ended.map(|ended| ended.spared.as_slice()),
         known: KnownJson::new(report.snapshot, report.losses, style.clock),
     };

@@ -138,6 +138,8 @@ pub struct OrphansReport {
     pub kill: Option<KillReport>,
     /// Those that were spared then.
     pub spared: Option<Vec<Spared>>,
+    /// The orphans whose trees were killed.
+    pub killed_trees: Option<Vec<Who>>,
     /// Since when the lineage is known.
     pub since: String,
     /// Whose tracker has answered: `host` or `private`.
