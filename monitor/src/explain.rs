@@ -9,7 +9,7 @@ use lifemon_ebpf::ProcessId;
 use crate::kernel::snapshot::Snapshot;
 use crate::kill::Guard;
 use crate::orphan::{self, Known, Orphan, Subtree};
-use crate::proc::{self, Lock, Socket, Zombie};
+use crate::proc::{self, Commands, Lock, Socket, Zombie};
 use crate::process::{Died, Process, Who};
 use crate::tree::{self, Live};
 
@@ -114,7 +114,9 @@ pub fn of_process(known: &Known<'_>, snapshot: &Snapshot, id: ProcessId) -> Opti
     Some(Explanation {
         process: Process::of_record(id, record),
         died: Died::of_record(record),
-        live: is_live.then(|| tree::look(id)).flatten(),
+        live: is_live
+            .then(|| tree::look(id, &Commands::default()))
+            .flatten(),
         wait_channel: proc::wait_channel(id.pid).filter(|_| proc::is_live(id)),
         zombie: proc::zombie(id.pid).filter(|_| proc::owns_pid(id)),
         lineage: ancestors

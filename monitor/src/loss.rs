@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A reason why an answer is not complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Loss {
@@ -122,6 +123,7 @@ impl Loss {
 
 /// A reason why an answer is not complete, as every answer of lifemon reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Incomplete {
     /// The reason.

@@ -45,10 +45,12 @@ pub(crate) const fn may_be_same_process(one: ProcessId, other: ProcessId) -> boo
 
 /// A process by identity and, when known, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Who {
     /// Its identity.
     #[serde(flatten)]
+    #[cfg_attr(feature = "cli", schemars(with = "crate::process::json::IdSchema"))]
     pub id: ProcessId,
     /// Its `comm`; `None` when nothing is known but the identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,6 +144,7 @@ pub enum Sender {
 
 /// The cause of a death, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Cause {

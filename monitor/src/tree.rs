@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
-use crate::proc::{self, CommandLine, Placement};
+use crate::proc::{self, CommandLine, Commands, Placement};
 use crate::process::{Died, Process};
 
 /// One process or ghost.
@@ -60,9 +60,10 @@ pub fn gather(snapshot: &Snapshot, root: Option<ProcessId>) -> Vec<Entry> {
     let forest = Forest::new(snapshot.records.iter().copied());
     let tops = root.map_or_else(|| forest.tops(), |root| vec![root]);
     let mut entries = Vec::new();
+    let commands = Commands::default();
     for top in tops {
         for (id, depth) in forest.tree_with_depth(top) {
-            entries.extend(entry(&forest, id, depth));
+            entries.extend(entry(&forest, id, depth, &commands));
         }
     }
     entries
@@ -119,24 +120,24 @@ pub(crate) fn keep(entries: &mut Vec<Entry>, is_meant: impl Fn(&Entry) -> bool) 
     }
 }
 
-fn entry(forest: &Forest, id: ProcessId, depth: usize) -> Option<Entry> {
+fn entry(forest: &Forest, id: ProcessId, depth: usize, commands: &Commands) -> Option<Entry> {
     let record = forest.record(&id)?;
     Some(Entry {
         process: Process::of_record(id, record),
         depth,
-        live: forest.is_live(&id).then(|| look(id)).flatten(),
+        live: forest.is_live(&id).then(|| look(id, commands)).flatten(),
         died: Died::of_record(record),
         children: forest.children(&id).len(),
     })
 }
 
 /// Returns what `/proc` adds to a living process.
-pub(crate) fn look(id: ProcessId) -> Option<Live> {
+pub(crate) fn look(id: ProcessId, commands: &Commands) -> Option<Live> {
     let stat = proc::stat(id.pid)?;
     let live = Live {
         state: stat.state,
         parent: stat.parent,
-        command: proc::command_line_of(id.pid)?,
+        command: commands.of(id.pid)?,
         placement: proc::placement_of(id.pid)?,
     };
     proc::owns_pid(id).then_some(live)

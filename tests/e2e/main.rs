@@ -37,6 +37,7 @@ mod kill_on_root_exit;
 mod kill_refused;
 mod kill_survivors;
 mod kill_suspects;
+mod sparing;
 
 // The library.
 mod library;
@@ -58,5 +59,7 @@ mod run_terminal;
 // The program as such.
 mod commands;
 mod honest;
+mod recipes;
 mod refusals;
+mod schemas;
 mod shapes;

@@ -186,7 +186,7 @@ fn a_version_in_a_home_that_a_user_has_got_is_replaced_and_named() {
     host.mounts
         .as_nobody(&["mv", &version, "/sys/fs/bpf/lifemon/v6"]);
     host.mounts
-        .as_nobody(&["ln", "-s", host.victim(), "/sys/fs/bpf/lifemon/v5"]);
+        .as_nobody(&["ln", "-s", host.victim(), "/sys/fs/bpf/lifemon/v4"]);
     host.mounts.as_nobody(&["mkdir", "/sys/fs/bpf/lifemon/v5"]);
     let on = host.track("on");
     assert_eq!(on.removed, ["/sys/fs/bpf/lifemon/v6"], "{on:?}");

@@ -20,6 +20,7 @@ pub mod proc;
 pub mod reports;
 mod sandbox;
 mod scale;
+pub mod schema;
 mod script;
 pub mod story;
 mod stream;

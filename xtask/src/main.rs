@@ -7,6 +7,7 @@ mod ci;
 mod dist;
 mod ebpf;
 mod run;
+mod schema;
 mod setup;
 mod stage;
 mod test;
@@ -45,6 +46,9 @@ enum Task {
     /// Builds the kernel half from source, and writes the object that is committed
     #[command(after_help = "Example:\n  cargo xtask ebpf && git add monitor/ebpf")]
     Ebpf,
+    /// Writes the JSON Schemas of what lifemon prints to docs/schema
+    #[command(after_help = "Example:\n  cargo xtask schema && git add docs/schema")]
+    Schema,
     /// Format, lints, unit tests, and as root the end-to-end tests, here and on other kernels
     #[command(after_help = "Examples:\n  cargo xtask test\n  \
                             cargo xtask test -- orphans\n  \
@@ -87,6 +91,7 @@ fn main() -> ExitCode {
         Task::Build => build::build(),
         Task::Run { args } => run::run(&args),
         Task::Ebpf => ebpf::write(),
+        Task::Schema => schema::write(),
         Task::Test { this_kernel, args } => {
             let kernels = if this_kernel || !args.is_empty() {
                 Kernels::Running

@@ -1,5 +1,6 @@
 //! `lifemon doctor`: prints the checks of [`crate::doctor`], with a remedy for each that fails.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Code, Output};
@@ -7,9 +8,11 @@ use crate::doctor::{self, Check, State};
 use crate::report::json::SCHEMA;
 use crate::report::out::{self, Tone, printable};
 
-#[derive(Serialize)]
-struct Report {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Report {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "doctor"))]
     kind: &'static str,
     ok: bool,
     version: &'static str,

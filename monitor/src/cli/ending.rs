@@ -115,7 +115,13 @@ pub(super) async fn end(
         Some((root, others)) => Some(kill_trees(tracker, *root, others, options).await?),
         None => None,
     };
-    Ok(Ended { report, spared })
+    let tree = |orphan: &&Orphan| (orphan.process.who(), orphan.subtree.processes);
+    let trees = doomed.iter().map(tree).collect();
+    Ok(Ended {
+        report,
+        trees,
+        spared,
+    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::KillOptions;
 use crate::orphan::{self, Known, Orphan};
-use crate::proc;
+use crate::proc::{self, Commands};
 use crate::process::Process;
 use crate::report::ended::{self, Ended};
 use crate::report::gpu::{Ancestor, GpuReport, Holder};
@@ -194,6 +194,7 @@ impl Found {
 
 /// Describes the holders and where they come from; leaves out what has died meanwhile.
 fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
+    let commands = Commands::default();
     let mut found: Vec<Holder> = survey
         .holders
         .iter()
@@ -209,7 +210,7 @@ fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
             Some(Holder {
                 process: Process::of_record(*id, record),
                 holding: holding.clone(),
-                command: proc::command_line(*id)?,
+                command: commands.of(id.pid)?,
                 placement: proc::placement(*id)?,
                 lineage: forest
                     .ancestors(id)

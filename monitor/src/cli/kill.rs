@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::devices::DeviceArgs;
 use super::select::Selectors;
+use super::sparing::{self, Spare};
 use super::target::Target;
 use super::{Code, Interrupts, NoSuchProcess, Output, Usage, parse_duration};
 use crate::ProcessId;
@@ -17,6 +18,7 @@ use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::{Guard, KillOptions, KillReport, ReleaseOptions, Suspects, kill_tree};
 use crate::proc;
 use crate::process::Signal;
+use crate::report::kill::Marks;
 use crate::report::{self, out};
 
 /// Time after which progress is shown.
@@ -46,6 +48,7 @@ Examples:
   sudo lifemon kill 4200 --signal TERM --grace 10s  let it end by itself first
   sudo lifemon kill 4200 --dry-run                  what would die, and why it belongs to it
   sudo lifemon kill --dry-run --port 8000           whose trees hold that port
+  sudo lifemon kill 4200 --spare tmux               all of it but tmux and what runs in it
 
 A tree whose root has died is killed as well, while the tracker is on: name the root as it was.
 Where the tracker is off, or the root is older than it, some may have left the tree unseen: who looks
@@ -70,9 +73,15 @@ pub struct Args {
     /// Say what would die, and kill nothing
     #[arg(long)]
     dry_run: bool,
-    /// Kill also a tree that this command itself was started from
+    /// Kill also a tree that this command itself was started from, and clients of CUDA MPS
     #[arg(long)]
     force: bool,
+    /// Spare this process with everything below it, or whoever matches; repeatable
+    #[arg(long, value_name = "PID|PATTERN")]
+    spare: Vec<Spare>,
+    /// Run this command with a shell before anything is killed; where it fails, nothing is
+    #[arg(long, value_name = "COMMAND", conflicts_with = "dry_run")]
+    before_kill: Option<String>,
     /// End with 0 although there are suspects
     #[arg(long)]
     accept_suspects: bool,
@@ -86,7 +95,7 @@ pub struct Args {
 }
 
 impl Args {
-    fn options(&self, release: Option<ReleaseOptions>) -> KillOptions {
+    fn options(&self, release: Option<ReleaseOptions>, spared: Vec<ProcessId>) -> KillOptions {
         let asks = self.signal.is_some() || self.grace.is_some();
         KillOptions {
             first_signal: asks.then(|| self.signal.unwrap_or(Signal::TERM)),
@@ -94,7 +103,7 @@ impl Args {
                 .grace
                 .unwrap_or(Duration::from_secs(if asks { 10 } else { 0 })),
             timeout: self.timeout,
-            protected: Vec::new(),
+            protected: spared,
             dry_run: self.dry_run,
             force: self.force,
             suspects: match (self.accept_suspects, self.kill_suspects) {
@@ -152,38 +161,56 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let (mut tracker, mut code) = (Some(tracker), Code::Done);
     let is_one = roots.len() == 1;
     let mut reports = Vec::new();
+    let forest = forest(&snapshot);
+    // For all of them before the first is killed.
+    let mut spared = Vec::new();
+    for root in &roots {
+        let some = sparing::spared(&args.spare, *root, &snapshot, &forest)?;
+        if !args.dry_run && !args.force && args.before_kill.is_none() {
+            sparing::check_mps(&sparing::mps_clients(&forest, *root, &some), &forest)?;
+        }
+        spared.push(some);
+    }
     for (index, root) in roots.into_iter().enumerate() {
+        let spared = std::mem::take(&mut spared[index]);
         // It was part of a tree before it, perhaps: then it is dead by now.
         if index > 0 && !proc::is_live(root) && !args.dry_run {
             continue;
         }
-        let tracker = tracker
+        let mut tracker = tracker
             .take()
             .map_or_else(|| Tracker::open_or_load(&load), Ok)?;
         // Between two trees as well: loading a tracker takes a while.
         if interrupts.have_come() {
             anyhow::bail!(INTERRUPTED);
         }
-        match runtime.block_on(kill(tracker, root, args, &mut interrupts)) {
+        let mut marks = Marks::default();
+        if args.dry_run {
+            marks = sparing::marks(&mut tracker, &forest, root, &spared)?;
+        }
+        if let Some(remedy) = &args.before_kill {
+            sparing::before_kill(remedy, root, &forest)?;
+        }
+        match runtime.block_on(kill(tracker, root, spared, args, &mut interrupts)) {
             Ok(mut report) => {
-                let (forest, members) = (forest(&snapshot), report.members.len());
+                let members = report.members.len();
                 report.members.retain(|member| {
                     let record = forest.record(&member.id);
                     !args.selectors.are_given()
                         || record.is_some_and(|record| selection.means(member.id, record))
                 });
-                let not_shown = members - report.members.len();
+                marks.not_shown = members - report.members.len();
                 if !args.dry_run && !report.is_done() {
                     code = Code::No;
                 }
                 if output.is_text() {
                     out::print(&if args.dry_run {
-                        report::kill::would(&report, not_shown)
+                        report::kill::would(&report, &marks)
                     } else {
                         report::kill::done(&report)
                     })?;
                 } else {
-                    reports.push((report, not_shown));
+                    reports.push((report, marks));
                 }
             }
             Err(error) if index > 0 && !proc::is_live(root) => log::info!("{error:#}"),
@@ -200,10 +227,11 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
 async fn kill(
     tracker: Tracker,
     root: ProcessId,
+    spared: Vec<ProcessId>,
     args: &Args,
     interrupts: &mut Interrupts,
 ) -> anyhow::Result<KillReport> {
-    let options = args.options(super::devices::release(&args.gpus.files()?));
+    let options = args.options(super::devices::release(&args.gpus.files()?), spared);
     let killing = kill_tree(tracker, root, &options);
     tokio::pin!(killing);
     let begun = Instant::now();
@@ -221,7 +249,7 @@ fn forest(snapshot: &Snapshot) -> Forest {
 }
 
 /// Prints what came of the trees as one object; nothing where there is none.
-fn print_json(reports: &[(KillReport, usize)], is_one: bool, dry_run: bool) -> anyhow::Result<()> {
+fn print_json(reports: &[(KillReport, Marks)], is_one: bool, dry_run: bool) -> anyhow::Result<()> {
     if !reports.is_empty() {
         out::print(&report::kill::json(reports, is_one, dry_run)?)?;
     }

@@ -14,7 +14,9 @@ mod log;
 mod orphans;
 mod repeat;
 mod run;
+pub mod schema;
 mod select;
+mod sparing;
 mod target;
 mod track;
 mod tree;
@@ -129,6 +131,9 @@ pub struct Cli {
     /// Print nothing: the exit code is the answer
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
+    /// Take each PID as one of the pid namespace of this process, as of a container
+    #[arg(long = "in", global = true, value_name = "PID")]
+    pub inside: Option<u32>,
     /// When to write colours
     #[arg(
         long,
@@ -174,6 +179,8 @@ pub enum Command {
         after_help = "Example:\n  lifemon doctor -o json | jq '.checks[] | select(.state != \"ok\")'"
     )]
     Doctor,
+    /// Print the JSON Schemas of what is printed with `-o json`
+    Schema(schema::Args),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  lifemon completions bash > /etc/bash_completion.d/lifemon")]
     Completions(generate::CompletionsArgs),
@@ -198,6 +205,9 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
             Colour::Never => ColorChoice::Never,
         },
     );
+    if let Some(pid) = cli.inside {
+        target::look_inside(pid)?;
+    }
     let lists = matches!(
         cli.command,
         Command::Tree(_) | Command::Orphans(_) | Command::Gpu(_)
@@ -220,6 +230,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         Command::Doctor => doctor::run(cli.output),
         Command::Completions(args) => generate::completions(args),
+        Command::Schema(args) => schema::run(args),
         Command::Man => generate::man(),
     }
 }

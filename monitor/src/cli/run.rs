@@ -13,6 +13,7 @@ use crate::ProcessId;
 use crate::kernel::Tracker;
 use crate::process::Signal;
 use crate::report;
+use crate::report::out;
 use crate::supervise::{self, RunOptions};
 use crate::sys::signals::{die_of, is_forwarded};
 
@@ -114,7 +115,7 @@ pub(super) fn run(args: &Args) -> Code {
     let _ = std::io::stderr().write_all(text.as_bytes());
     let written = file.map(|mut file| {
         let json = report::run::json(&options, &ended, code)?;
-        file.write_all(json.as_bytes())
+        file.write_all(out::escaped_json(&json).as_bytes())
     });
     if let Err(error) = written.transpose() {
         return cannot_report(args, &error);

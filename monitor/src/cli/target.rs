@@ -2,6 +2,9 @@
 //! process it is, and explains why where there is none.
 
 use std::str::FromStr;
+use std::sync::OnceLock;
+
+use lifemon_ebpf::LIVE;
 
 use crate::ProcessId;
 use crate::forest::Forest;
@@ -18,12 +21,58 @@ use super::NoSuchProcess;
 pub(super) struct Target {
     pid: u32,
     start_ns: Option<u64>,
+    namespace: Namespace,
+}
+
+/// The pid namespace that a pid is of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Namespace {
+    /// That of `--in`, else the initial one.
+    #[default]
+    Default,
+    /// Any but the initial one, if one alone has it.
+    Any,
+    /// The one with this inode, as `lsns -t pid` lists them.
+    Inode(u64),
+}
+
+/// The pid namespace of `--in`, by its inode.
+static INSIDE: OnceLock<u64> = OnceLock::new();
+
+/// Takes pids from now on as those of the pid namespace of this process.
+///
+/// # Errors
+/// [`NoSuchProcess`] where that is none, or may not be looked at.
+pub(super) fn look_inside(pid: u32) -> Result<(), NoSuchProcess> {
+    let inode = proc::pid_namespace(pid).ok_or_else(|| {
+        NoSuchProcess(format!(
+            "--in {pid}: no such process, or it is not visible for you; `ps -e` lists those there are"
+        ))
+    })?;
+    // It is given once, on the command line.
+    let _ = INSIDE.set(inode);
+    Ok(())
 }
 
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((namespace, pid)) = text.split_once(':') {
+            let namespace = match (namespace, namespace.parse()) {
+                ("ns", _) => Namespace::Any,
+                (_, Ok(inode)) => Namespace::Inode(inode),
+                _ => return Err("expected ns:PID, or INODE:PID of a pid namespace".to_owned()),
+            };
+            let inside: Self = pid.parse()?;
+            if inside.start_ns.is_some() {
+                return Err("PID@START_NS names a process in any namespace".to_owned());
+            }
+            return Ok(Self {
+                namespace,
+                ..inside
+            });
+        }
         let (pid, start) = match text.split_once('@') {
             Some((pid, start)) => (pid, Some(start)),
             None => (text, None),
@@ -35,7 +84,11 @@ impl FromStr for Target {
         };
         let start_ns = start.map(str::parse).transpose();
         let start_ns = start_ns.map_err(|_| "expected PID@START_NS, both numbers".to_owned())?;
-        Ok(Self { pid, start_ns })
+        Ok(Self {
+            pid,
+            start_ns,
+            namespace: Namespace::Default,
+        })
     }
 }
 
@@ -73,7 +126,7 @@ impl Target {
         let (ghost, _) = snapshot
             .ghost(self.pid)
             .filter(|(ghost, _)| *ghost != found)?;
-        if self.start_ns.is_some() {
+        if self.start_ns.is_some() || self.inside().is_some() {
             return None;
         }
         let forest = Forest::new(snapshot.records.iter().copied());
@@ -100,7 +153,8 @@ impl Target {
     /// Returns the zombie that is meant: a process that has no living record, is dead, and is not
     /// reaped. Where it was named exactly, its start is exact to a clock tick.
     pub(super) fn zombie(self, snapshot: &Snapshot) -> Option<Zombie> {
-        let zombie = proc::zombie(self.pid).filter(|_| snapshot.live(self.pid).is_none())?;
+        let is_of_host = self.inside().is_none() && snapshot.live(self.pid).is_none();
+        let zombie = proc::zombie(self.pid).filter(|_| is_of_host)?;
         let is_it = |start_ns| proc::owns_pid(ProcessId::new(self.pid, start_ns));
         self.start_ns.is_none_or(is_it).then_some(zombie)
     }
@@ -110,7 +164,59 @@ impl Target {
         self.pid == id.pid && self.start_ns.is_none_or(|start_ns| start_ns == id.start_ns)
     }
 
+    /// Returns in which other pid namespace the pid is: its inode, or any for `None`.
+    fn inside(self) -> Option<Option<u64>> {
+        match (self.namespace, self.start_ns) {
+            (Namespace::Any, _) => Some(INSIDE.get().copied()),
+            (Namespace::Inode(inode), _) => Some(Some(inode)),
+            (Namespace::Default, None) => INSIDE.get().copied().map(Some),
+            (Namespace::Default, Some(_)) => None,
+        }
+    }
+
+    /// Finds the living process that has this pid in another pid namespace.
+    fn find_inside(
+        self,
+        inode: Option<u64>,
+        snapshot: &Snapshot,
+    ) -> Result<ProcessId, NoSuchProcess> {
+        let own = proc::pid_namespace(std::process::id());
+        let is_inside = |id: &ProcessId| {
+            let found = proc::pid_namespace(id.pid).filter(|_| proc::owns_pid(*id));
+            match inode {
+                Some(inode) => found == Some(inode),
+                None => found.is_some() && found != own,
+            }
+        };
+        let records = snapshot.records.iter();
+        let living =
+            records.filter(|(_, record)| record.state == LIVE && record.ns_pid == self.pid);
+        let found: Vec<_> = living.map(|(id, _)| *id).filter(is_inside).collect();
+        let pid = self.pid;
+        match (found.as_slice(), inode) {
+            ([one], _) => Ok(*one),
+            ([], Some(inode)) => Err(NoSuchProcess(format!(
+                "no process {pid} in the pid namespace {inode}; `lsns -t pid` lists the namespaces"
+            ))),
+            ([], None) => Err(NoSuchProcess(format!(
+                "no pid namespace but the initial one has a process {pid}"
+            ))),
+            (many, _) => {
+                let names = many.iter().map(|id| format!("{}@{}", id.pid, id.start_ns));
+                let names: Vec<_> = names.collect();
+                Err(NoSuchProcess(format!(
+                    "several pid namespaces have a process {pid}: {}; name one of them so, or say \
+                     --in",
+                    names.join(", ")
+                )))
+            }
+        }
+    }
+
     fn find_present(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
+        if let Some(inode) = self.inside() {
+            return self.find_inside(inode, snapshot);
+        }
         let live = snapshot.live(self.pid).map(|(id, _)| *id);
         if let Some(start_ns) = self.start_ns {
             let id = ProcessId::new(self.pid, start_ns);
@@ -201,14 +307,16 @@ mod tests {
             "12".parse(),
             Ok(Target {
                 pid: 12,
-                start_ns: None
+                start_ns: None,
+                namespace: Namespace::Default,
             })
         );
         assert_eq!(
             "12@345".parse(),
             Ok(Target {
                 pid: 12,
-                start_ns: Some(345)
+                start_ns: Some(345),
+                namespace: Namespace::Default,
             })
         );
         for wrong in [

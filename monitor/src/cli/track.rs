@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Code, Output, boot, parse_capacity};
@@ -87,9 +88,11 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
 }
 
 /// The JSON that `track on` and `track off` print.
-#[derive(Serialize)]
-struct SwitchedJson {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct SwitchedJson {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "track"))]
     kind: &'static str,
     tracker: &'static str,
     changed: bool,
@@ -222,9 +225,11 @@ fn off(output: Output) -> anyhow::Result<Code> {
 }
 
 /// The state of the tracker.
-#[derive(Serialize)]
-struct StatusJson {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct StatusJson {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "track_status"))]
     kind: &'static str,
     tracker: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -237,7 +242,7 @@ struct StatusJson {
     state: Option<StateJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct StateJson {
     since: String,
     processes: usize,
@@ -254,14 +259,14 @@ struct StateJson {
     cost: Vec<HookCost>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct LostJson {
     records: u64,
     missed_runs: u64,
 }
 
 /// The flight recorder.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct RecorderJson {
     recorded: u64,
     overwritten: u64,

@@ -75,5 +75,6 @@ pub(super) fn style(full: bool) -> Style {
         now_ns: clock::boot_ns(),
         colour: out::wants_colour(),
         full,
+        columns: out::columns().filter(|_| !full),
     }
 }

@@ -6,6 +6,8 @@
 
 pub mod drm;
 pub mod holders;
+#[cfg(feature = "cli")]
+pub mod mps;
 pub mod nvml;
 pub mod release;
 
@@ -68,6 +70,7 @@ pub type Holders = HashMap<ProcessId, Holding>;
 
 /// Memory of one GPU that a driver accounts to one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Memory {
     /// The GPU: its UUID, or its PCI address.
@@ -84,6 +87,7 @@ pub struct Memory {
 
 /// The kind of use of GPU memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Kind {
@@ -97,6 +101,7 @@ pub enum Kind {
 
 /// Memory of a process that has no living record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Stranger {
     /// Its pid as the driver has it.

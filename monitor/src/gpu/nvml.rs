@@ -30,6 +30,7 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Gpu {
     /// Its number.
@@ -57,6 +58,7 @@ pub struct Gpu {
 
 /// Memory of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct GpuProcess {
     /// Its pid in the initial pid namespace.

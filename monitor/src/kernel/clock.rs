@@ -48,11 +48,20 @@ impl WallClock {
     /// offset from UTC.
     #[must_use]
     pub fn local(&self, boot_ns: u64) -> String {
+        self.zoned(boot_ns, "%Y-%m-%d %H:%M:%S.%3f%:z")
+    }
+
+    /// Formats a time as the local time of day, to the microsecond, with the offset from UTC.
+    #[must_use]
+    pub fn local_time(&self, boot_ns: u64) -> String {
+        self.zoned(boot_ns, "%H:%M:%S.%6f%:z")
+    }
+
+    fn zoned(&self, boot_ns: u64, format: &str) -> String {
         let unix = i128::from(self.boot_unix_ns.saturating_add(boot_ns));
-        let zone = jiff::tz::TimeZone::system();
         jiff::Timestamp::from_nanosecond(unix)
-            .map(|time| time.to_zoned(zone))
-            .map(|time| time.strftime("%Y-%m-%d %H:%M:%S.%3f%:z").to_string())
+            .map(|time| time.to_zoned(jiff::tz::TimeZone::system()))
+            .map(|time| time.strftime(format).to_string())
             .unwrap_or_default()
     }
 

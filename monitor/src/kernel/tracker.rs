@@ -59,6 +59,7 @@ impl fmt::Debug for Tracker {
 
 /// The kernel's counts of one hook.
 #[derive(Debug, Clone, serde::Serialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub struct HookCost {
     /// The hook.
     pub hook: &'static str,

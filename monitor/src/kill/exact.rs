@@ -1,7 +1,7 @@
 //! The exact kill: a watched tree of its own, condemned, killed with [`Force`], and followed until
 //! its counter is 0, its members are gone, and their GPU memory is released.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -113,10 +113,7 @@ async fn kill_guarded(
     let (mut session, start) = Session::start_all(tracker, root, others, &watch)?;
     session.ignore_gone();
     let mut killing = Killing::new(session, start, begun);
-    for id in options.protected.iter().copied().chain([guard.own()]) {
-        killing.session.spare(id)?;
-        killing.members.retain(|member| member.id != id);
-    }
+    killing.spare(&options.protected, guard.own())?;
     if options.dry_run {
         return Ok(killing.report(false));
     }
@@ -208,6 +205,37 @@ impl Killing {
             deaths: Deaths::default(),
             rejected: 0,
         }
+    }
+
+    /// Takes these processes out of the tree, with what they have created, and this very process.
+    fn spare(&mut self, protected: &[ProcessId], own: ProcessId) -> Result<(), Error> {
+        self.session.spare(own)?;
+        self.members.retain(|member| member.id != own);
+        if protected.is_empty() {
+            return Ok(());
+        }
+        let mut spared: HashSet<ProcessId> = protected.iter().copied().collect();
+        for id in protected {
+            self.session.spare(*id)?;
+        }
+        // What they created before they were taken out is a member still. Each round finds what
+        // was created by those of the round before; from then on nothing more comes.
+        loop {
+            let mut found = false;
+            for id in self.session.watcher().live_members()? {
+                let record = self.session.watcher().tracker().record(&id)?;
+                if record.is_some_and(|record| spared.contains(&record.creator)) {
+                    self.session.spare(id)?;
+                    spared.insert(id);
+                    found = true;
+                }
+            }
+            if !found {
+                break;
+            }
+        }
+        self.members.retain(|member| !spared.contains(&member.id));
+        Ok(())
     }
 
     fn is_extinct(&self) -> bool {

@@ -28,10 +28,12 @@ use crate::process::{Death, Process, Who, is_same_process, json};
 
 /// The process that an outcome is about, as it can be named when it is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Subject {
     /// Its identity.
     #[serde(flatten)]
+    #[cfg_attr(feature = "cli", schemars(with = "crate::process::json::IdSchema"))]
     pub id: ProcessId,
     /// Its `comm`, at most 15 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,6 +82,7 @@ impl From<&Subject> for Process {
 
 /// A process that died.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Killed {
     /// The process.
@@ -101,6 +104,7 @@ impl Killed {
 
 /// A process that is still alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Survivor {
     /// The process.
@@ -138,6 +142,7 @@ pub struct Suspect {
 
 /// The outcome for the processes of a tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Outcome {
     /// Every process that died.
@@ -227,6 +232,7 @@ impl KillReport {
 
 /// The outcome for the GPU memory of the killed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Release {
     /// Those that held some and have given it back.
@@ -239,22 +245,27 @@ pub struct Release {
 
 /// A dead process whose GPU memory is released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Released {
     /// The process.
     #[serde(flatten)]
+    #[cfg_attr(feature = "cli", schemars(with = "crate::process::json::IdSchema"))]
     pub id: ProcessId,
     /// Since it began to die.
     #[serde(rename = "after_ms", with = "json::ms")]
+    #[cfg_attr(feature = "cli", schemars(with = "f64"))]
     pub after: Duration,
 }
 
 /// A dead process that still holds GPU memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Held {
     /// The process.
     #[serde(flatten)]
+    #[cfg_attr(feature = "cli", schemars(with = "crate::process::json::IdSchema"))]
     pub id: ProcessId,
     /// The state that it is in.
     pub state: String,
@@ -273,6 +284,7 @@ pub(crate) struct Order {
 
 /// The way in which the rest was found and killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Way {

@@ -8,7 +8,7 @@ use lifemon_ebpf::{INFERRED, LIVE, ProcessId, Record};
 use super::verdict::{Ending, Facts, judge};
 use super::{Evidence, Known, Orphan, Subtree, Verdict};
 use crate::forest::Forest;
-use crate::proc::{self, Placement, Stat};
+use crate::proc::{self, Commands, Placement, Stat};
 use crate::process::{Death, Process, Who};
 
 /// The device number of `/dev/null`:
@@ -21,6 +21,7 @@ pub(super) struct Search<'a> {
     /// For each process that has created the first process of a pid namespace, the pid of that.
     creators_of_inits: HashMap<ProcessId, u32>,
     roots: Roots<'a>,
+    commands: Commands,
 }
 
 impl<'a> Search<'a> {
@@ -32,6 +33,7 @@ impl<'a> Search<'a> {
             known,
             creators_of_inits: inits.map(|(id, record)| (record.creator, id.pid)).collect(),
             roots: Roots::new(known.forest),
+            commands: Commands::default(),
         }
     }
 
@@ -72,6 +74,9 @@ impl<'a> Search<'a> {
         let starter = creator.filter(|_| record.elided == 0);
         Facts {
             is_older: record.origin & INFERRED != 0,
+            has_entered: placement.container.is_some()
+                && record.ns_pid != 1
+                && record.ns_pid != id.pid,
             own_unit: creator.and_then(|creator| own_unit(record, creator, placement)),
             is_subreaper: self.known.subreapers.contains(&id),
             created_init: self.creators_of_inits.get(&id).copied(),
@@ -105,7 +110,7 @@ impl<'a> Search<'a> {
             root_alive: false,
             parent: None,
             state: stat.state,
-            command: proc::command_line_of(id.pid)?,
+            command: self.commands.of(id.pid)?,
             placement: proc::placement_of(id.pid)?,
             gpu: self.known.holders.get(&id).cloned().unwrap_or_default(),
             subtree: Subtree::default(),

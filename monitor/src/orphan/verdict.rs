@@ -20,6 +20,7 @@ use crate::process::{Cause, Death, Signal};
 
 /// How an orphan was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Verdict {
@@ -63,6 +64,8 @@ impl Verdict {
 pub enum Evidence {
     /// It runs in a systemd unit or a container that its creator did not run in.
     OwnUnit(String),
+    /// It has entered a container that was there, from outside, and is not its first process.
+    EnteredContainer(String),
     /// Orphans below it are handed to it.
     Subreaper,
     /// It has created the first process of a pid namespace.
@@ -103,6 +106,7 @@ impl Evidence {
     pub const fn word(&self) -> &'static str {
         match self {
             Self::OwnUnit(_) => "own_unit",
+            Self::EnteredContainer(_) => "entered_container",
             Self::Subreaper => "subreaper",
             Self::CreatedInit(_) => "created_init",
             Self::OwnSession => "own_session",
@@ -127,6 +131,9 @@ impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OwnUnit(unit) => write!(f, "runs in {unit}, which is its own"),
+            Self::EnteredContainer(unit) => {
+                write!(f, "was started in the container {unit} from outside (exec)")
+            }
             Self::Subreaper => f.write_str("adopts the orphans below it"),
             Self::CreatedInit(pid) => write!(f, "has created the pid namespace of {pid}"),
             Self::OwnSession => f.write_str("has a session of its own"),
@@ -197,6 +204,8 @@ pub struct Facts {
     pub is_older: bool,
     /// Its systemd unit or container, when its creator was in another control group.
     pub own_unit: Option<String>,
+    /// True if that is a container which has another first process.
+    pub has_entered: bool,
     /// True if orphans below it are handed to it.
     pub is_subreaper: bool,
     /// The first process of a pid namespace that it has created.
@@ -247,7 +256,12 @@ pub fn judge(facts: &Facts) -> (Verdict, Vec<Evidence>) {
 
 /// Returns the evidence that it is there to manage others, whatever became of its starter.
 fn managers(facts: &Facts) -> Vec<Evidence> {
-    let unit = facts.own_unit.clone().map(Evidence::OwnUnit);
+    let of_unit = if facts.has_entered {
+        Evidence::EnteredContainer
+    } else {
+        Evidence::OwnUnit
+    };
+    let unit = facts.own_unit.clone().map(of_unit);
     let subreaper = facts.is_subreaper.then_some(Evidence::Subreaper);
     let init = facts.created_init.map(Evidence::CreatedInit);
     [unit, subreaper, init].into_iter().flatten().collect()

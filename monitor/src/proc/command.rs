@@ -2,6 +2,7 @@
 //! length and in no encoding. Read up to a limit, and only as a description: nothing is identified
 //! or killed by them alone.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -15,6 +16,15 @@ use super::threads::files_of;
 /// Bytes of a command line or an environment that are looked at: the kernel allows more, and a
 /// pattern that people write fits in far less.
 const BYTES_MAX: u64 = 256 * 1024;
+
+/// Bytes of a command line that an answer has.
+const SHOWN_MAX: u64 = 4 * 1024;
+
+/// Bytes of all command lines of an answer together; then [`SHORT_MAX`] of each.
+const ANSWER_MAX: u64 = 16 << 20;
+
+/// Bytes of a command line that an answer has which is long already.
+const SHORT_MAX: u64 = 128;
 
 /// The variable that systemd gives to all processes of one unit: it tells that two belong
 /// together, and not that one is of a job.
@@ -95,6 +105,14 @@ impl CommandLine {
             .collect()
     }
 
+    /// Returns all of it, where it is no UTF-8: the arguments, with a zero byte behind each.
+    #[must_use]
+    pub fn bytes_unless_text(&self) -> Option<&[u8]> {
+        std::str::from_utf8(&self.bytes)
+            .is_err()
+            .then_some(&self.bytes)
+    }
+
     /// Returns the arguments with a space between: what patterns are matched against.
     #[must_use]
     pub fn joined(&self) -> Vec<u8> {
@@ -109,16 +127,48 @@ impl CommandLine {
     }
 }
 
-/// Returns the command line of exactly this process; `None` when it is not there any more.
+/// Returns the command line of exactly this process, all of it that is looked at; `None` when it is not there any more.
 #[must_use]
 pub fn command_line(id: ProcessId) -> Option<CommandLine> {
-    let command = command_line_of(id.pid)?;
+    let command = read_command(id.pid, BYTES_MAX)?;
     owns_pid(id).then_some(command)
 }
 
-/// Returns the command line of whoever has this pid now. The caller checks who that is.
+/// The command lines of one answer, which hostile processes cannot make very long: each is cut, and
+/// cut shorter once all together have come to a limit.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    left: Cell<u64>,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self {
+            left: Cell::new(ANSWER_MAX),
+        }
+    }
+}
+
+impl Commands {
+    /// Returns the command line of whoever has this pid now. The caller checks who that is.
+    pub(crate) fn of(&self, pid: u32) -> Option<CommandLine> {
+        let left = self.left.get();
+        let limit = if left > 0 { SHOWN_MAX } else { SHORT_MAX };
+        let command = read_command(pid, limit)?;
+        let taken = command.bytes.len() as u64;
+        self.left.set(left.saturating_sub(taken));
+        Some(command)
+    }
+}
+
+/// Returns the command line of whoever has this pid now, as long as an answer has it. The caller
+/// checks who that is.
 pub(crate) fn command_line_of(pid: u32) -> Option<CommandLine> {
-    let (mut bytes, truncated) = read_bounded(pid, "cmdline")?;
+    read_command(pid, SHOWN_MAX)
+}
+
+fn read_command(pid: u32, limit: u64) -> Option<CommandLine> {
+    let (mut bytes, truncated) = read_bounded(pid, "cmdline", limit)?;
     // Padding of programs that have set a title.
     while bytes.ends_with(&[0, 0]) {
         bytes.pop();
@@ -130,7 +180,7 @@ pub(crate) fn command_line_of(pid: u32) -> Option<CommandLine> {
 /// is none, or when it may not be looked at.
 #[must_use]
 pub fn job_markers(id: ProcessId) -> Vec<String> {
-    let Some((bytes, _)) = read_bounded(id.pid, "environ") else {
+    let Some((bytes, _)) = read_bounded(id.pid, "environ", BYTES_MAX) else {
         return Vec::new();
     };
     let is_marker = |variable: &&[u8]| {
@@ -147,6 +197,18 @@ pub fn job_markers(id: ProcessId) -> Vec<String> {
     if owns_pid(id) { markers } else { Vec::new() }
 }
 
+/// Returns the value of a variable in the environment that this process was started with.
+#[must_use]
+pub(crate) fn variable(id: ProcessId, name: &str) -> Option<String> {
+    let (bytes, _) = read_bounded(id.pid, "environ", BYTES_MAX)?;
+    let mut variables = bytes.split(|byte| *byte == 0);
+    let value = variables.find_map(|variable| {
+        let value = variable.strip_prefix(name.as_bytes())?;
+        value.strip_prefix(b"=")
+    })?;
+    owns_pid(id).then(|| String::from_utf8_lossy(value).into_owned())
+}
+
 /// Returns whether a marker is of a job that somebody started, and not of a unit of systemd.
 #[must_use]
 pub fn is_of_job(marker: &str) -> bool {
@@ -154,11 +216,11 @@ pub fn is_of_job(marker: &str) -> bool {
 }
 
 /// Reads a file of `/proc/<pid>`; also returns whether there is more of it than is looked at.
-fn read_bounded(pid: u32, name: &str) -> Option<(Vec<u8>, bool)> {
+fn read_bounded(pid: u32, name: &str, limit: u64) -> Option<(Vec<u8>, bool)> {
     let read = |directory: PathBuf| {
         let file = File::open(directory.join(name)).ok()?;
         let mut bytes = Vec::new();
-        file.take(BYTES_MAX + 1).read_to_end(&mut bytes).ok()?;
+        file.take(limit + 1).read_to_end(&mut bytes).ok()?;
         Some(bytes)
     };
     let mut bytes = read(format!("/proc/{pid}").into())?;
@@ -166,8 +228,8 @@ fn read_bounded(pid: u32, name: &str) -> Option<(Vec<u8>, bool)> {
         // Its leader thread has exited, or it has none.
         bytes = read(files_of(pid)).unwrap_or_default();
     }
-    let truncated = bytes.len() as u64 > BYTES_MAX;
-    bytes.truncate(BYTES_MAX as usize);
+    let truncated = bytes.len() as u64 > limit;
+    bytes.truncate(limit as usize);
     Some((bytes, truncated))
 }
 
@@ -221,6 +283,31 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(found.unwrap(), ["SLURM_JOB_ID=77"]);
         assert!(is_of_job("CI_JOB_ID=7") && !is_of_job("INVOCATION_ID=7"));
+    }
+
+    #[test]
+    fn an_answer_has_a_bounded_part_of_all_command_lines() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .args(std::iter::repeat_n("x".repeat(1_000), 20))
+            .spawn()
+            .unwrap();
+        let commands = Commands::default();
+        let first = (0..1_000).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            commands.of(child.id()).filter(|command| command.truncated)
+        });
+        commands.left.set(1);
+        let long = commands.of(child.id()).unwrap();
+        let short = commands.of(child.id()).unwrap();
+        let id = identify(child.id()).unwrap();
+        let whole = command_line(id).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(first.unwrap().bytes.len() as u64, SHOWN_MAX);
+        assert_eq!(long.bytes.len() as u64, SHOWN_MAX);
+        assert_eq!(short.bytes.len() as u64, SHORT_MAX);
+        assert!(short.truncated && whole.bytes.len() > 20_000 && !whole.truncated);
     }
 
     #[test]

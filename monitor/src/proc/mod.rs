@@ -30,7 +30,7 @@ pub use sockets::{Socket, listening};
 pub use status::{name, wait_channel};
 pub use zombies::{Zombie, zombie, zombies};
 
-pub(crate) use command::command_line_of;
+pub(crate) use command::{Commands, command_line_of, variable};
 pub(crate) use family::{children, children_by_parent, own_threads, pids};
 pub(crate) use files::{
     descriptor_device, descriptor_info, device_majors, device_number, input_device, with_pidfd,
@@ -38,7 +38,7 @@ pub(crate) use files::{
 pub(crate) use held::Held;
 pub(crate) use placement::placement_of;
 pub(crate) use shared::Belongings;
-pub(crate) use sockets::sockets_on;
+pub(crate) use sockets::{listens_on, sockets_on};
 pub(crate) use status::{frozen_cgroup, ignores_hangup, switches, tracer};
 
 use std::fs;
@@ -163,6 +163,14 @@ pub fn trouble() -> Option<&'static str> {
     // Process 1 exists as long as any process does.
     let hides = stat(1).is_none();
     hides.then_some("/proc hides the processes of other users")
+}
+
+/// Returns the inode of the pid namespace of the process that has this pid now: `pid:[4026531836]`.
+#[must_use]
+pub fn pid_namespace(pid: u32) -> Option<u64> {
+    let link = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
+    let inode = link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?;
+    inode.parse().ok()
 }
 
 /// Returns the length of a clock tick, in ns.

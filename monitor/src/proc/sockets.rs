@@ -71,6 +71,28 @@ pub fn listening(pids: impl IntoIterator<Item = u32>) -> HashMap<u64, Socket> {
     found
 }
 
+/// Returns whether somebody listens on a socket of this path, in the network namespace of this
+/// process or in ours. The lines of the table end with the path; that is taken as it was bound.
+pub(crate) fn listens_on(pid: u32, path: &str) -> bool {
+    /// `__SO_ACCEPTCON`: it takes connections.
+    const LISTENS: u32 = 1 << 16;
+    let is_it = |line: &str| {
+        // `Num RefCount Protocol Flags Type St Inode Path`.
+        let mut fields = line.splitn(8, ' ').filter(|field| !field.is_empty());
+        let flags = fields
+            .nth(3)
+            .and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        flags.is_some_and(|flags| flags & LISTENS != 0) && line.ends_with(&format!(" {path}"))
+    };
+    [format!("/proc/{pid}/net/unix"), "/proc/net/unix".to_owned()]
+        .iter()
+        .filter_map(|table| File::open(table).ok())
+        .any(|table| {
+            let lines = BufReader::new(table).lines().map_while(Result::ok);
+            lines.into_iter().any(|line| is_it(&line))
+        })
+}
+
 /// Returns the socket in a line of a table, if it is connected to nobody: a TCP socket that
 /// listens (state 0A), any other that is bound (07).
 fn reachable(line: &str, protocol: &'static str) -> Option<(u64, Socket)> {
@@ -149,6 +171,18 @@ mod tests {
         assert_eq!(inode("  sl  local_address rem_address", 0), None);
         let closing = "1: 0100007F:1F90 0100007F:9000 06 0:0 03:0 0 0 0 0 3 0000";
         assert_eq!(inode(closing, 8080), None);
+    }
+
+    #[test]
+    fn a_listener_is_found_by_its_path() {
+        let own = std::process::id();
+        let path = std::env::temp_dir().join(format!("listener-{own}"));
+        let text = path.to_str().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(listens_on(own, text) && !listens_on(own, &text[1..]));
+        drop(listener);
+        assert!(!listens_on(own, text));
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -21,9 +21,46 @@ pub(crate) mod ms {
     }
 }
 
+/// The shape of an identity, whose type is the kernel half's.
+#[cfg(feature = "cli")]
+#[derive(schemars::JsonSchema)]
+#[schemars(rename = "Id")]
+#[expect(dead_code, reason = "only its shape is wanted")]
+pub(crate) struct IdSchema {
+    /// Pid in the initial pid namespace.
+    pid: u32,
+    /// Start of the process, in ns since boot; absent where it is not known.
+    #[schemars(default)]
+    start_ns: u64,
+}
+
+/// Gives types the shape of what they are written as.
+#[cfg(feature = "cli")]
+macro_rules! shaped_as {
+    ($($name:ident: $shape:ty,)+) => { $(
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(from: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                <$shape>::json_schema(from)
+            }
+        }
+    )+ };
+}
+
+#[cfg(feature = "cli")]
+shaped_as! {
+    Death: ExitJson,
+    Sender: SenderJson,
+    Signal: i32,
+}
+
 /// The death of a process. `code` and `signal` are both there, one of them null, so that a script
 /// needs no test for presence.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub(crate) struct ExitJson {
     code: Option<u32>,
     signal: Option<Signal>,
@@ -75,6 +112,7 @@ impl From<ExitJson> for Death {
 
 /// The sender of a signal: a process, or `kernel`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 pub(crate) struct SenderJson {
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     process: Option<Who>,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::kill;
@@ -20,12 +21,14 @@ const NAMED_MAX: usize = 20;
 pub struct Ended {
     /// The report of the kill; `None` if nothing was to be killed.
     pub report: Option<KillReport>,
+    /// The orphans whose trees were killed, each with how many processes were below it.
+    pub trees: Vec<(Who, usize)>,
     /// Orphans that were spared.
     pub spared: Vec<Spared>,
 }
 
 /// An orphan that was spared.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Spared {
     #[serde(flatten)]
     process: Who,
@@ -47,6 +50,11 @@ impl Spared {
 }
 
 impl Ended {
+    /// Returns the orphans whose trees were killed.
+    pub(super) fn roots(&self) -> Vec<Who> {
+        self.trees.iter().map(|(root, _)| root.clone()).collect()
+    }
+
     /// Returns whether everything that was killed is dead and has released what it held.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -57,7 +65,17 @@ impl Ended {
 /// Returns what came of it, in words.
 #[must_use]
 pub fn text(ended: &Ended) -> String {
-    let mut text = ended.report.as_ref().map(kill::done).unwrap_or_default();
+    let mut text = String::new();
+    if ended.trees.len() > 1 {
+        for (root, processes) in &ended.trees {
+            let processes = count(*processes, "process");
+            let _ = writeln!(text, "killed the tree of {}: {processes}", text::who(root));
+        }
+    }
+    text.extend(ended.report.as_ref().map(|report| match ended.trees.len() {
+        0 | 1 => kill::done(report),
+        trees => kill::done_all(report, trees),
+    }));
     let mut kinds: Vec<(&Spared, usize)> = Vec::new();
     for spared in &ended.spared {
         let is_like = |known: &&mut (&Spared, usize)| {

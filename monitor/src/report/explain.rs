@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::holding::{self, HoldingJson, size};
@@ -42,7 +43,7 @@ pub fn text(report: &Report<'_>, style: Style) -> String {
     let it = report.explanation;
     let mut text = text::process(&it.process);
     if let Some(live) = &it.live {
-        let _ = write!(text, "  {}", command(&live.command, style.full));
+        let _ = write!(text, "  {}", command(&live.command, style));
     }
     text.push('\n');
     let mut line = |word: &str, what: &str| {
@@ -172,9 +173,11 @@ fn kill(it: &Explanation) -> String {
     }
 }
 
-#[derive(Serialize)]
-struct ExplainJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ExplainJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "explain"))]
     kind: &'static str,
     process: PresentJson<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,7 +198,7 @@ struct ExplainJson<'a> {
     known: KnownJson,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct PresentJson<'a> {
     #[serde(flatten)]
     member: MemberJson,
@@ -207,7 +210,7 @@ struct PresentJson<'a> {
     wait_channel: Option<&'a str>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct AncestorJson {
     #[serde(flatten)]
     who: Who,
@@ -231,7 +234,7 @@ impl AncestorJson {
 }
 
 /// What some processes hold.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct HoldsJson<'a> {
     processes: usize,
     resident_bytes: u64,
@@ -242,13 +245,13 @@ struct HoldsJson<'a> {
     locks: Vec<LockJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct PortJson {
     protocol: &'static str,
     port: u16,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct LockJson {
     lock: String,
     access: String,
@@ -278,7 +281,7 @@ impl<'a> HoldsJson<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct WaiterJson {
     #[serde(flatten)]
     who: Who,
@@ -297,7 +300,7 @@ impl From<&Waiter> for WaiterJson {
 }
 
 /// What `kill` would do.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct DoomJson<'a> {
     would_die: usize,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ended::{Ended, Spared};
@@ -131,7 +132,7 @@ fn one_gpu(text: &mut String, gpu: &Gpu) {
 fn one_holder(text: &mut String, holder: &Holder, orphan: Option<&Orphan>, style: Style) {
     let state = orphan.map(|orphan| mark(orphan.verdict, style));
     let state = state.unwrap_or_else(|| format!("{:<10}", "held"));
-    let command = command(&holder.command, style.full);
+    let command = command(&holder.command, style);
     let held = holding::text(&holder.holding);
     let _ = writeln!(
         text,
@@ -194,9 +195,11 @@ fn by_tree(holders: &[Holder]) -> Vec<Total> {
     totals.into_values().collect()
 }
 
-#[derive(Serialize)]
-struct ReportJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ReportJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "gpu"))]
     kind: &'static str,
     nvml: NvmlJson<'a>,
     gpus: &'a [Gpu],
@@ -206,13 +209,16 @@ struct ReportJson<'a> {
     trees: Vec<TotalJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
+    /// The orphans whose trees were killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    killed_trees: Option<Vec<Who>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spared: Option<&'a [Spared]>,
     #[serde(flatten)]
     known: KnownJson,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct NvmlJson<'a> {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -238,7 +244,7 @@ impl<'a> From<&'a Answer> for NvmlJson<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct HolderJson<'a> {
     #[serde(flatten)]
     process: ProcessJson,
@@ -252,7 +258,7 @@ struct HolderJson<'a> {
     orphan: Option<OrphanJson<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct AncestorJson {
     #[serde(flatten)]
     who: Who,
@@ -268,7 +274,7 @@ impl From<&Ancestor> for AncestorJson {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct TotalJson {
     root: AncestorJson,
     processes: usize,
@@ -307,6 +313,7 @@ pub fn json(report: &GpuReport<'_>, style: Style) -> Result<String, serde_json::
         strangers: &report.survey.strangers,
         trees: trees.collect(),
         kill: killed.map(|report| KilledJson::new(report, false)),
+        killed_trees: report.ended.map(Ended::roots),
         spared: report.ended.map(|ended| ended.spared.as_slice()),
         known: KnownJson::new(report.snapshot, report.losses, style.clock),
     };

@@ -1,5 +1,6 @@
 //! What a process holds of GPUs, as text and as JSON.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::out::printable;
@@ -36,7 +37,7 @@ pub(super) fn size(bytes: u64) -> String {
 }
 
 /// The GPUs and the GPU memory that a process holds.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct HoldingJson<'a> {
     devices: Vec<String>,
     memory: &'a [Memory],

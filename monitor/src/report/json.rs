@@ -1,9 +1,11 @@
 //! Pieces of the JSON of lifemon, the same in every object. Fields are absent when unknown, never
 //! invented.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::ProcessId;
+use crate::orphan::Evidence;
 use crate::process::Process;
 use crate::process::json::ExitJson;
 
@@ -11,7 +13,7 @@ use crate::process::json::ExitJson;
 pub const SCHEMA: &str = "lifemon/2";
 
 /// Identity alone.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub struct Id {
     pid: u32,
     start_ns: u64,
@@ -26,7 +28,25 @@ impl From<ProcessId> for Id {
     }
 }
 
-#[derive(Serialize)]
+/// Returns bytes in base64 (RFC 4648, with padding).
+pub(super) fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            if digit <= chunk.len() {
+                text.push(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize].into());
+            } else {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+#[derive(Serialize, JsonSchema)]
 pub(super) struct ProcessJson {
     #[serde(flatten)]
     id: Id,
@@ -49,8 +69,24 @@ impl From<&Process> for ProcessJson {
     }
 }
 
+/// One reason for a verdict, or for a suspicion.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct EvidenceJson {
+    pub(super) kind: &'static str,
+    pub(super) text: String,
+}
+
+impl From<&Evidence> for EvidenceJson {
+    fn from(evidence: &Evidence) -> Self {
+        Self {
+            kind: evidence.word(),
+            text: evidence.to_string(),
+        }
+    }
+}
+
 /// A member or ghost in a list: with its creator, and with its death if it is a ghost.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct MemberJson {
     #[serde(flatten)]
     process: ProcessJson,
@@ -64,6 +100,12 @@ pub(super) struct MemberJson {
     died: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit: Option<ExitJson>,
+    /// Of a kill that is tried: what says that it was to stay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    deliberate: Vec<EvidenceJson>,
+    /// Of a kill that is tried: it is a client of CUDA MPS.
+    #[serde(skip_serializing_if = "is_false")]
+    mps_client: bool,
 }
 
 impl From<&Process> for MemberJson {
@@ -75,6 +117,8 @@ impl From<&Process> for MemberJson {
             elided: process.elided,
             died: None,
             exit: None,
+            deliberate: Vec::new(),
+            mps_client: false,
         }
     }
 }
@@ -96,9 +140,34 @@ fn is_zero(value: &u32) -> bool {
 }
 
 impl MemberJson {
+    /// Says what there is to know before it is killed.
+    pub(super) fn mark(&mut self, deliberate: Vec<EvidenceJson>, mps_client: bool) {
+        self.deliberate = deliberate;
+        self.mps_client = mps_client;
+    }
+
     /// Says when and how it died.
     pub(super) fn set_death(&mut self, died: String, exit: ExitJson) {
         self.died = Some(died);
         self.exit = Some(exit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn bytes_in_base64() {
+        for (bytes, text) in [
+            (&b""[..], ""),
+            (b"f", "Zg=="),
+            (b"fo", "Zm8="),
+            (b"foo", "Zm9v"),
+            (b"foob", "Zm9vYg=="),
+            (b"\xff\xfe\xfd", "//79"),
+        ] {
+            assert_eq!(base64(bytes), text);
+        }
     }
 }

@@ -1,30 +1,68 @@
 //! Reports of a kill, as text and as JSON.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::json::{Id, MemberJson, SCHEMA, is_false};
+use super::json::{EvidenceJson, Id, MemberJson, SCHEMA, is_false};
 use super::out::printable;
 use super::text;
+use crate::ProcessId;
 use crate::kill::{KillReport, Outcome, Release, Subject, Suspect};
 use crate::loss::Incomplete;
+use crate::orphan::Evidence;
 use crate::process::{Process, Who};
 use crate::words::count;
+
+/// What is said of the members of a tree beside the report of its kill.
+#[derive(Debug, Clone, Default)]
+pub struct Marks {
+    /// Members that were to stay, by what says so.
+    pub deliberate: HashMap<ProcessId, Vec<Evidence>>,
+    /// Clients of CUDA MPS.
+    pub mps_clients: HashSet<ProcessId>,
+    /// Members that are spared.
+    pub spared: Vec<Who>,
+    /// Members that selectors have left out.
+    pub not_shown: usize,
+}
+
+impl Marks {
+    /// Returns what is said of one member.
+    fn text(&self, id: &ProcessId) -> String {
+        let mut text = String::new();
+        if let Some(evidence) = self.deliberate.get(id) {
+            let evidence: Vec<_> = evidence.iter().map(ToString::to_string).collect();
+            let evidence = printable(&evidence.join(", "));
+            let _ = write!(text, "; looks deliberate: {evidence} (--spare {})", id.pid);
+        }
+        if self.mps_clients.contains(id) {
+            text.push_str("; a client of CUDA MPS (--force or --before-kill)");
+        }
+        text
+    }
+}
 
 /// The report of a kill.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a field of the output"
 )]
-#[derive(Serialize)]
-pub(super) struct KilledJson {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct KilledJson {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "kill"))]
     kind: &'static str,
     tree: Id,
     dry_run: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     members: Vec<MemberJson>,
+    /// Members that are spared.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    spared: Vec<Who>,
     /// Members that selectors have left out.
     #[serde(skip_serializing_if = "is_nothing")]
     not_shown: usize,
@@ -48,19 +86,13 @@ pub(super) struct KilledJson {
 }
 
 /// A process that looks like a former member.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct SuspectJson {
     #[serde(flatten)]
     process: Subject,
     parent: Who,
     evidence: Vec<EvidenceJson>,
     killed: bool,
-}
-
-#[derive(Serialize)]
-struct EvidenceJson {
-    kind: &'static str,
-    text: String,
 }
 
 impl From<&Suspect> for SuspectJson {
@@ -87,9 +119,11 @@ fn is_nothing(number: &usize) -> bool {
 }
 
 /// The reports of several kills.
-#[derive(Serialize)]
-struct KillsJson {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct KillsJson {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "kills"))]
     kind: &'static str,
     dry_run: bool,
     kills: Vec<KilledJson>,
@@ -97,21 +131,28 @@ struct KillsJson {
     complete: bool,
 }
 
-/// Returns the report of each tree, with how many of its members are not shown, as one JSON object
+/// Returns the report of each tree, with what is said of its members, as one JSON object
 /// and a newline: that of the tree, where `is_one` says that one alone was meant.
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
 pub fn json(
-    reports: &[(KillReport, usize)],
+    reports: &[(KillReport, Marks)],
     is_one: bool,
     is_dry_run: bool,
 ) -> Result<String, serde_json::Error> {
     let mut kills: Vec<_> = reports
         .iter()
-        .map(|(report, not_shown)| KilledJson {
-            not_shown: *not_shown,
-            ..KilledJson::new(report, is_dry_run)
+        .map(|(report, marks)| {
+            let mut json = KilledJson::new(report, is_dry_run);
+            json.not_shown = marks.not_shown;
+            json.spared.clone_from(&marks.spared);
+            for (member, process) in json.members.iter_mut().zip(&report.members) {
+                let evidence = marks.deliberate.get(&process.id);
+                let evidence = evidence.into_iter().flatten().map(Into::into);
+                member.mark(evidence.collect(), marks.mps_clients.contains(&process.id));
+            }
+            json
         })
         .collect();
     if is_one && let Some(kill) = kills.pop() {
@@ -119,7 +160,7 @@ pub fn json(
     }
     let json = KillsJson {
         schema: SCHEMA,
-        kind: "kill",
+        kind: "kills",
         dry_run: is_dry_run,
         extinct: kills.iter().all(|kill| kill.extinct),
         complete: kills.iter().all(|kill| kill.complete),
@@ -137,10 +178,11 @@ impl KilledJson {
         };
         Self {
             schema: SCHEMA,
-            kind: "kills",
+            kind: "kill",
             tree: report.root.id.into(),
             dry_run: is_dry_run,
             members: members.iter().map(Into::into).collect(),
+            spared: Vec::new(),
             not_shown: 0,
             outcome: report.outcome.clone(),
             rejected: report.rejected,
@@ -159,10 +201,19 @@ impl KilledJson {
 /// Returns what a kill did, in words.
 #[must_use]
 pub fn done(report: &KillReport) -> String {
+    of_whom(report, &format!("tree of {}", text::process(&report.root)))
+}
+
+/// Returns what the kill of several trees as one did, in words.
+#[must_use]
+pub fn done_all(report: &KillReport, trees: usize) -> String {
+    of_whom(report, &count(trees, "tree"))
+}
+
+fn of_whom(report: &KillReport, whom: &str) -> String {
     let ms = report.elapsed.as_secs_f64() * 1e3;
     let mut text = format!(
-        "tree of {}: {} killed in {ms:.1} ms{}\n",
-        text::process(&report.root),
+        "{whom}: {} killed in {ms:.1} ms{}\n",
         report.outcome.killed.len(),
         match (report.is_proven(), report.extinct) {
             (true, _) => ", none of it is left",
@@ -207,7 +258,8 @@ fn gpu(text: &mut String, release: &Release) {
 
 /// Returns what a kill would do, in words.
 #[must_use]
-pub fn would(report: &KillReport, not_shown: usize) -> String {
+pub fn would(report: &KillReport, marks: &Marks) -> String {
+    let not_shown = marks.not_shown;
     let mut text = format!(
         "the tree of {}: {} would die\n",
         text::process(&report.root),
@@ -216,10 +268,14 @@ pub fn would(report: &KillReport, not_shown: usize) -> String {
     for member in &report.members {
         let _ = writeln!(
             text,
-            "  {}  {}",
+            "  {}  {}{}",
             text::process(member),
-            why(member, &report.root)
+            why(member, &report.root),
+            marks.text(&member.id)
         );
+    }
+    for spared in &marks.spared {
+        let _ = writeln!(text, "  {}  is spared", text::who(spared));
     }
     if not_shown > 0 {
         let _ = writeln!(text, "  and {not_shown} that the selectors do not mean");

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use lifemon_ebpf::{HELD_GPU, LogEntry};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::json::{ProcessJson, SCHEMA};
@@ -127,9 +128,11 @@ pub fn text(report: &Report<'_>, style: Style) -> String {
     text
 }
 
-#[derive(Serialize)]
-struct LogJson {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct LogJson {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "log"))]
     kind: &'static str,
     entries: Vec<EntryJson>,
     recorded: u64,
@@ -142,7 +145,7 @@ struct LogJson {
     known: KnownJson,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EntryJson {
     time: String,
     process: ProcessJson,
@@ -156,7 +159,7 @@ struct EntryJson {
     held_gpu: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct RootJson {
     #[serde(flatten)]
     who: Who,

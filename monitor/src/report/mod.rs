@@ -12,6 +12,7 @@ pub mod log;
 pub mod orphans;
 pub mod out;
 pub mod run;
+pub mod schema;
 pub mod stream;
 pub mod text;
 pub mod tree;

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ended::{Ended, Spared};
 use super::holding::{self, HoldingJson, size};
-use super::json::{ProcessJson, SCHEMA};
+use super::json::{EvidenceJson, ProcessJson, SCHEMA};
 use super::kill::KilledJson;
-use super::out::printable;
+use super::out::{fit, printable};
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, StartJson, Style, command, placed};
 use super::zombies::{self, ZombieJson};
@@ -51,6 +52,7 @@ pub fn text(report: &OrphansReport<'_>, style: Style) -> String {
     for zombie in report.zombies.unwrap_or_default() {
         text.push_str(&zombies::line(zombie, &forest, style));
     }
+    let mut text = fit(&text, style.columns);
     text.push_str(&counts(report.orphans.is_empty(), report.not_shown));
     text::incomplete(&mut text, style.colour, report.losses);
     text
@@ -137,7 +139,7 @@ fn chain(top: ProcessId, forest: &Forest) -> Vec<String> {
 fn some(text: &mut String, chain: &[String], alike: &[&Orphan], style: Style) {
     let orphan = alike[0];
     let verdict = mark(orphan.verdict, style);
-    let shown = command(&orphan.command, style.full);
+    let shown = command(&orphan.command, style);
     let mut sum = Subtree::default();
     for orphan in alike {
         sum.add(&orphan.subtree);
@@ -224,9 +226,11 @@ fn weight(subtree: &Subtree) -> String {
     )
 }
 
-#[derive(Serialize)]
-struct ReportJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ReportJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "orphans"))]
     kind: &'static str,
     orphans: Vec<OrphanJson<'a>>,
     /// By verdict.
@@ -235,6 +239,9 @@ struct ReportJson<'a> {
     zombies: Option<Vec<ZombieJson>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kill: Option<KilledJson>,
+    /// The orphans whose trees were killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    killed_trees: Option<Vec<Who>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     spared: Option<&'a [Spared]>,
     #[serde(flatten)]
@@ -242,7 +249,7 @@ struct ReportJson<'a> {
 }
 
 /// An orphan.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct OrphanJson<'a> {
     #[serde(flatten)]
     process: ProcessJson,
@@ -273,7 +280,7 @@ pub(super) struct OrphanJson<'a> {
     evidence: Vec<EvidenceJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct RootJson {
     #[serde(flatten)]
     who: Who,
@@ -281,7 +288,7 @@ struct RootJson {
 }
 
 /// The orphan and everything below it.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct SubtreeJson<'a> {
     processes: usize,
     resident_bytes: u64,
@@ -297,21 +304,6 @@ impl<'a> From<&'a Subtree> for SubtreeJson<'a> {
             resident_bytes: subtree.resident_bytes,
             cpu_ms: subtree.cpu_ms,
             gpu: HoldingJson::of(&subtree.gpu),
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct EvidenceJson {
-    kind: &'static str,
-    text: String,
-}
-
-impl From<&Evidence> for EvidenceJson {
-    fn from(evidence: &Evidence) -> Self {
-        Self {
-            kind: evidence.word(),
-            text: evidence.to_string(),
         }
     }
 }
@@ -368,6 +360,7 @@ pub fn json(report: &OrphansReport<'_>, style: Style) -> Result<String, serde_js
                 .collect()
         }),
         kill: killed.map(|report| KilledJson::new(report, false)),
+        killed_trees: report.ended.map(Ended::roots),
         spared: report.ended.map(|ended| ended.spared.as_slice()),
         known: KnownJson::new(report.snapshot, report.losses, style.clock),
     };

@@ -119,10 +119,51 @@ pub(crate) fn paint(colour: bool, tone: Tone, text: &str) -> String {
     format!("{begin}{text}{end}")
 }
 
+/// Cuts each line to this many columns, with a mark where something is missing. Colours take none.
+#[must_use]
+pub(crate) fn fit(text: &str, columns: Option<usize>) -> String {
+    let Some(columns) = columns.filter(|columns| *columns > 1) else {
+        return text.to_owned();
+    };
+    let mut fitted = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let length = line.chars().filter(|c| is_printed(*c)).count();
+        let mut left = if length > columns {
+            columns - 1
+        } else {
+            length
+        };
+        let mut is_cut = length <= columns;
+        for c in line.chars() {
+            if !is_printed(c) {
+                fitted.push(c);
+            } else if left > 0 {
+                fitted.push(c);
+                left -= 1;
+            } else if !is_cut {
+                fitted.push('\u{2026}');
+                is_cut = true;
+            }
+        }
+    }
+    fitted
+}
+
+/// Returns whether a character takes a column: the ends of lines and our colours do not.
+fn is_printed(c: char) -> bool {
+    c != '\n' && !PAINT.iter().any(|(mark, _)| *mark == c)
+}
+
 /// Returns whether a character may do something to a terminal, or to the order of a text.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fdd0}'..='\u{fdef}')
+}
+
+/// Returns JSON as it is written into a file: what is unsafe is escaped.
+#[must_use]
+pub fn escaped_json(json: &str) -> Cow<'_, str> {
+    finished(json, None)
 }
 
 /// Returns a text as it is written: what is unsafe is escaped as JSON has it, so that JSON, which
@@ -196,6 +237,19 @@ mod tests {
         assert_eq!(finished(&text, Some(true)), "\x1b[31mx\x1b[0m");
         assert_eq!(finished(&text, Some(false)), "x");
         assert_eq!(paint(false, Tone::Bad, "x"), "x");
+    }
+
+    #[test]
+    fn lines_fit_into_the_columns_and_colours_take_none() {
+        let line = format!("ab{}\nabcdef\n", paint(true, Tone::Bad, "cdef"));
+        let fitted = fit(&line, Some(4));
+        assert_eq!(finished(&fitted, Some(false)), "abc\u{2026}\nabc\u{2026}\n");
+        assert_eq!(
+            finished(&fitted, Some(true)),
+            "ab\x1b[31mc\u{2026}\x1b[0m\nabc\u{2026}\n"
+        );
+        assert_eq!(fit("abcd\n", Some(4)), "abcd\n");
+        assert_eq!(fit(&line, None), line);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::json::SCHEMA;
@@ -18,9 +19,11 @@ use crate::words::count;
 /// Processes that are named in the text.
 const NAMED_MAX: usize = 20;
 
-#[derive(Serialize)]
-struct RunJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct RunJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "run"))]
     kind: &'static str,
     command: CommandJson,
     exit: &'a Death,
@@ -35,12 +38,14 @@ struct RunJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     why_not_ebpf: Option<&'a str>,
     #[serde(rename = "elapsed_ms", with = "process_json::ms")]
+    #[schemars(with = "f64")]
     elapsed: Duration,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct CommandJson {
     #[serde(flatten)]
+    #[schemars(with = "crate::process::json::IdSchema")]
     id: ProcessId,
     words: Vec<String>,
 }

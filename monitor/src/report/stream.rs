@@ -4,6 +4,7 @@
 mod json;
 mod text;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::ProcessId;
@@ -14,11 +15,12 @@ use crate::proc;
 use crate::process::{Process, Who};
 use crate::session::{Start, Update};
 use crate::watch::{Happening, Totals, What};
+pub(crate) use json::Line as LineJson;
 use json::Stream;
 use text::Text;
 
 /// The root of the tree of who has sent a signal.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct SenderRoot {
     /// The process.
     #[serde(flatten)]

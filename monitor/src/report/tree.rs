@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::json::{Id, MemberJson, SCHEMA};
-use super::out::printable;
+use super::json::{Id, MemberJson, SCHEMA, base64};
+use super::out::{fit, printable};
 use super::text::{self, Tone, duration_ms, paint};
 use super::zombies::{self, ZombieJson};
 use crate::ProcessId;
@@ -31,6 +32,8 @@ pub struct Style {
     pub colour: bool,
     /// Every process, and whole command lines.
     pub full: bool,
+    /// Columns of the terminal that it is for; `None` where it is for none.
+    pub columns: Option<usize>,
 }
 
 /// Returns the processes of a list by their exact names, one a line.
@@ -71,6 +74,7 @@ pub fn text(entries: &[Entry], zombies: &[Zombie], snapshot: &Snapshot, style: S
             text.push_str(&zombies::line(zombie, &forest, style));
         }
     }
+    let mut text = fit(&text, style.columns);
     text::incomplete(&mut text, style.colour, &snapshot.losses());
     text
 }
@@ -146,7 +150,7 @@ fn line(entry: &Entry, style: Style) -> String {
         return paint(style.colour, Tone::Faint, &line);
     };
     let mut text = format!("{mark}{who}");
-    let command = command(&live.command, style.full);
+    let command = command(&live.command, style);
     if !command.is_empty() {
         let _ = write!(text, "  {command}");
     }
@@ -184,18 +188,67 @@ pub(super) fn placed(placement: &Placement) -> String {
     text
 }
 
-/// Returns a command line in one line, safe for a terminal; cut unless all is wanted.
-pub(super) fn command(command: &CommandLine, full: bool) -> String {
-    let text = printable(&command.to_strings().join(" "));
+/// Options whose values tell a process from others that run the same program.
+const TELLING: [&str; 8] = [
+    "--model",
+    "--served-model-name",
+    "--port",
+    "--name",
+    "--rank",
+    "--local-rank",
+    "--config",
+    "-m",
+];
+
+/// Puts first what tells a process from others: the program without its directory, then options
+/// that name a model, a port and the like with their values, then the rest.
+fn telling_first(words: &[String]) -> Vec<String> {
+    let Some((program, rest)) = words.split_first() else {
+        return Vec::new();
+    };
+    let name = program.rsplit('/').next().unwrap_or(program);
+    // A title that the process has given itself is no path.
+    let is_path = program.starts_with('/') && !program.contains(' ') && !name.is_empty();
+    let mut first = vec![if is_path { name } else { program }.to_owned()];
+    let mut others = Vec::new();
+    let mut rest = rest.iter();
+    while let Some(word) = rest.next() {
+        if TELLING.contains(&word.as_str()) {
+            first.push(word.clone());
+            first.extend(rest.next().cloned());
+        } else if TELLING.iter().any(|option| {
+            let value = word.strip_prefix(option);
+            value.is_some_and(|value| value.starts_with('='))
+        }) {
+            first.push(word.clone());
+        } else {
+            others.push(word.clone());
+        }
+    }
+    first.append(&mut others);
+    first
+}
+
+/// Returns a command line in one line, safe for a terminal; cut unless all is wanted. On a terminal
+/// what tells it from others comes first.
+pub(super) fn command(command: &CommandLine, style: Style) -> String {
+    let full = style.full;
+    let mut words = command.to_strings();
+    if !full && style.columns.is_some() {
+        words = telling_first(&words);
+    }
+    let text = printable(&words.join(" "));
     if full || text.chars().count() <= COMMAND_CHARS {
         return text;
     }
     text.chars().take(COMMAND_CHARS).collect::<String>() + "\u{2026}"
 }
 
-#[derive(Serialize)]
-struct TreeJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct TreeJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "tree"))]
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     tree: Option<Id>,
@@ -207,7 +260,7 @@ struct TreeJson<'a> {
 }
 
 /// Since when the lineage is known, and what of it is not.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct KnownJson {
     since: String,
     tracker: &'static str,
@@ -231,7 +284,7 @@ impl KnownJson {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EntryJson<'a> {
     #[serde(flatten)]
     member: MemberJson,
@@ -242,7 +295,7 @@ struct EntryJson<'a> {
 }
 
 /// The facts that `/proc` adds.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct LiveJson<'a> {
     state: char,
     parent: u32,
@@ -252,11 +305,15 @@ pub(super) struct LiveJson<'a> {
 }
 
 /// Command line and placement of a process.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct StartJson<'a> {
     command: Vec<String>,
+    /// All of it in base64, with a zero byte behind each word, where it is no UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<String>,
+    /// There is more of the command line.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    command_truncated: bool,
+    truncated: bool,
     cgroup: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<&'a str>,
@@ -268,7 +325,8 @@ impl<'a> StartJson<'a> {
     pub(super) fn new(command: &CommandLine, placement: &'a Placement) -> Self {
         Self {
             command: command.to_strings(),
-            command_truncated: command.truncated,
+            bytes: command.bytes_unless_text().map(base64),
+            truncated: command.truncated,
             cgroup: &placement.cgroup,
             unit: placement.unit.as_deref(),
             container: placement.container.as_deref(),
@@ -361,6 +419,20 @@ mod tests {
         entries[1] = worker(2, "a");
         entries[1].depth = 2;
         assert_eq!(fold(&entries).0, 1);
+    }
+
+    #[test]
+    fn what_tells_a_process_from_others_comes_first() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(
+            telling_first(&words(
+                "/usr/bin/python3 ./serve -v --model m --x y --port=80"
+            )),
+            words("python3 --model m --port=80 ./serve -v --x y")
+        );
+        let title = vec!["nginx: worker process".to_owned()];
+        assert_eq!(telling_first(&title), title);
+        assert_eq!(telling_first(&[]), Vec::<String>::new());
     }
 
     #[test]

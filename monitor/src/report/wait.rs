@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::json::{ProcessJson, SCHEMA};
@@ -39,9 +40,11 @@ impl Waited<'_> {
     }
 }
 
-#[derive(Serialize)]
-struct WaitJson<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct WaitJson<'a> {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "wait"))]
     kind: &'static str,
     until: &'static str,
     holds: bool,

@@ -1,5 +1,6 @@
 //! Zombies, as text and as JSON: how they died, since when, and who does not reap them.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::json::Id;
@@ -12,7 +13,7 @@ use crate::process::json::ExitJson;
 use crate::process::{Death, Process, Who};
 
 /// A zombie, with what the lineage knows of it and of its parent.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct ZombieJson {
     #[serde(flatten)]
     id: Id,

@@ -89,6 +89,9 @@ pub struct KillReport {
     /// Who would be killed, in a dry run.
     #[serde(default)]
     pub members: Vec<Member>,
+    /// Members that are spared.
+    #[serde(default)]
+    pub spared: Vec<Who>,
     /// Members that selectors leave out.
     pub not_shown: Option<usize>,
     /// Who died.

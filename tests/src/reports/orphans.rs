@@ -57,7 +57,9 @@ identified! {
         pub command: Vec<String>,
         /// There is more of the command line.
         #[serde(default)]
-        pub command_truncated: bool,
+        pub truncated: bool,
+        /// All of it in base64, where it is no UTF-8.
+        pub bytes: Option<String>,
         /// Its cgroup.
         pub cgroup: String,
         /// The unit of systemd that it belongs to.
@@ -136,6 +138,8 @@ pub struct OrphansReport {
     pub kill: Option<KillReport>,
     /// Those that were spared then.
     pub spared: Option<Vec<Spared>>,
+    /// The orphans whose trees were killed.
+    pub killed_trees: Option<Vec<Who>>,
     /// Since when the lineage is known.
     pub since: String,
     /// Whose tracker has answered: `host` or `private`.

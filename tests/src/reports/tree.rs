@@ -65,7 +65,9 @@ identified! {
         pub command: Option<Vec<String>>,
         /// There is more of the command line.
         #[serde(default)]
-        pub command_truncated: bool,
+        pub truncated: bool,
+        /// All of it in base64, where it is no UTF-8.
+        pub bytes: Option<String>,
         /// Its cgroup.
         pub cgroup: Option<String>,
         /// The unit of systemd that it belongs to.

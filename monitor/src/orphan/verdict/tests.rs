@@ -22,6 +22,7 @@ fn for_all(mut check: impl FnMut(&Facts)) {
             check(&Facts {
                 is_older: bit(0),
                 own_unit: bit(1).then(|| "a.service".to_owned()),
+                has_entered: false,
                 is_subreaper: bit(2),
                 created_init: bit(3).then_some(77),
                 starter,
@@ -100,6 +101,7 @@ fn a_killed_starter_leaves_nothing_deliberate_that_does_not_manage_others() {
             is_older: false,
             starter: Ending::Killed,
             own_unit: None,
+            has_entered: false,
             is_subreaper: false,
             created_init: None,
             ..facts.clone()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{SenderRoot, Summary, word};
@@ -15,7 +16,7 @@ use crate::report::json::{Id, MemberJson, ProcessJson, SCHEMA, is_false};
 use crate::session::{Ghost, Start};
 use crate::watch::{Happening, What};
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct SignalJson {
     signal: Signal,
     signal_name: String,
@@ -29,9 +30,11 @@ struct SignalJson {
 }
 
 /// One line of a stream.
-#[derive(Serialize, Default)]
-struct Line {
+#[derive(Serialize, Default, JsonSchema)]
+pub(crate) struct Line {
+    #[schemars(extend("const" = SCHEMA))]
     schema: &'static str,
+    #[schemars(extend("const" = "event"))]
     kind: &'static str,
     event: &'static str,
     seq: u64,
@@ -84,7 +87,7 @@ struct Line {
     incomplete: Vec<Incomplete>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct SummaryJson {
     seen: u64,
     exits: BTreeMap<&'static str, u64>,

@@ -33,14 +33,11 @@ impl Text {
         paint(self.colour, tone, text)
     }
 
-    /// Returns the time of day in UTC with microseconds.
+    /// Returns the local time of day with microseconds and the offset from UTC.
     fn time(self, at_ns: Option<u64>) -> String {
-        let time = at_ns.map(|at| self.clock.rfc3339(at));
-        let time = time
-            .as_deref()
-            .and_then(|time| time.get(11..26))
-            .unwrap_or("  time unknown ");
-        self.paint(Tone::Faint, time)
+        let time = at_ns.map(|at| self.clock.local_time(at));
+        let time = time.unwrap_or_else(|| "     time unknown    ".to_owned());
+        self.paint(Tone::Faint, &time)
     }
 
     /// Writes the snapshot: the tree with its ghosts.
@@ -52,10 +49,9 @@ impl Text {
             start.members.len(),
             start.ghosts.len(),
         );
-        let since = self.clock.rfc3339(start.since_ns);
-        let since = since.get(..19).unwrap_or(&since);
+        let since = self.clock.local(start.since_ns);
         let _ = if is_pinned {
-            writeln!(text, "lineage known since {since}Z (host tracker)")
+            writeln!(text, "lineage known since {since} (host tracker)")
         } else {
             writeln!(
                 text,
@@ -117,8 +113,8 @@ impl Text {
     }
 
     fn ghost(self, of: &Process, died: &Died) -> String {
-        let at = self.clock.rfc3339(died.at_ns);
-        let at = at.get(11..19).unwrap_or_default();
+        let at = self.clock.local_time(died.at_ns);
+        let at = at.get(..8).unwrap_or_default();
         let how = text::how(&died.death);
         let line = format!("\u{2020} {}  {how} at {at}", text::process(of));
         self.paint(Tone::Faint, &line)

@@ -1,0 +1,157 @@
+//! What a kill spares and what it asks for: members by pid and by pattern, those that look
+//! deliberate, clients of CUDA MPS; and processes by their pids in a pid namespace.
+
+use lifemon_tests::left_behind::{ask, kill_and_wait};
+use lifemon_tests::reports::{KillReport, find};
+use lifemon_tests::{Lifemon, Sandbox, Script, actor, needs, proc};
+use serde_json::Value;
+
+/// Three workers, one of which is another program with a child of its own.
+const TREE: &str = r"
+sleep 1001 & echo one $!
+bash -c 'sleep 1002 & echo below $!; exec -a keeper sleep 1003' & echo keeper $!
+sleep 1004 & echo two $!
+sleep 0.5
+echo ready
+wait
+";
+
+#[test]
+fn what_is_spared_stays_with_what_is_below_it() {
+    needs!(bash, host_tracker);
+    let sandbox = Sandbox::new();
+    let script = Script::start(&sandbox, "bash", TREE);
+    let root = script.own().pid.to_string();
+    let two = script.process("two");
+    let spare = ["--spare", "keeper", "--spare", &two.pid.to_string()];
+    let words = [&[root.as_str(), "--accept-suspects"][..], &spare].concat();
+    let dry: Value = ask("kill", &[&words[..], &["--dry-run"]].concat()).success();
+    assert_eq!(dry["members"].as_array().unwrap().len(), 2, "{dry}");
+    assert_eq!(dry["spared"].as_array().unwrap().len(), 3, "{dry}");
+    let report: KillReport = ask("kill", &words).success();
+    assert!(report.extinct, "{report:?}");
+    for (name, is_alive) in [
+        ("one", false),
+        ("keeper", true),
+        ("below", true),
+        ("two", true),
+    ] {
+        let process = script.process(name);
+        assert_eq!(proc::is_running(process.pid), is_alive, "{name}");
+        assert_eq!(find(&report.killed, process).is_some(), !is_alive, "{name}");
+    }
+    let output = ask("kill", &[&root, "--spare", "("]);
+    assert_eq!(output.code, Some(2), "{output:?}");
+}
+
+#[test]
+fn a_dry_run_marks_what_looks_deliberate() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "daemonise", "classic");
+    actor.step();
+    let pid = actor.pid().to_string();
+    let dry: Value = ask("kill", &["--dry-run", &pid]).success();
+    let members = dry["members"].as_array().unwrap();
+    let marked: Vec<_> = members
+        .iter()
+        .filter(|one| one["deliberate"].is_array())
+        .collect();
+    assert!(!marked.is_empty(), "{dry}");
+    let text = Lifemon::find().run(["kill", "--dry-run", &pid]);
+    assert!(text.stdout.contains("looks deliberate"), "{text:?}");
+}
+
+/// A control daemon in `DIRECTORY`, and a process that names it.
+const MPS: &str = r#"
+import os, socket, time
+server = socket.socket(socket.AF_UNIX)
+server.bind("DIRECTORY/control"); server.listen()
+pid = os.fork()
+if pid == 0:
+    os.execvpe("sleep", ["sleep", "1000"], dict(os.environ, CUDA_MPS_PIPE_DIRECTORY="DIRECTORY"))
+while b"sleep" not in open(f"/proc/{pid}/cmdline", "rb").read(): time.sleep(0.01)
+print(f"client {pid}")
+print("ready", flush=True)
+time.sleep(1000)
+"#;
+
+#[test]
+fn clients_of_mps_are_not_killed_unasked() {
+    needs!(python, host_tracker);
+    let sandbox = Sandbox::new();
+    let directory = sandbox.directory().to_str().unwrap();
+    let script = Script::start(&sandbox, "python3", &MPS.replace("DIRECTORY", directory));
+    let client = script.process("client");
+    let pid = client.pid.to_string();
+    let dry: Value = ask("kill", &["--dry-run", &pid]).success();
+    assert_eq!(dry["members"][0]["mps_client"], true, "{dry}");
+    let refused = ask("kill", &[&pid]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    for word in ["MPS", "--force", "--before-kill", &pid] {
+        assert!(refused.stderr.contains(word), "{word}: {refused:?}");
+    }
+    let failed = ask("kill", &[&pid, "--before-kill", "exit 7"]);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    assert!(proc::is_running(client.pid));
+    let told = sandbox.directory().join("told");
+    let remedy = format!("echo $LIFEMON_ROOT $LIFEMON_PIDS > {}", told.display());
+    let report: KillReport = ask("kill", &[&pid, "--before-kill", &remedy]).success();
+    assert_eq!(report.killed.len(), 1, "{report:?}");
+    let told = std::fs::read_to_string(told).unwrap();
+    assert!(
+        told.ends_with(&format!(" {pid}\n")) && told.contains('@'),
+        "{told}"
+    );
+    // What is no client is killed as ever.
+    let other: KillReport = ask("kill", &[&script.own().pid.to_string()]).success();
+    assert!(other.extinct, "{other:?}");
+}
+
+#[test]
+fn a_pid_in_a_namespace_names_its_process() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "pid-namespace");
+    actor.step();
+    let init = actor.child("ns-init");
+    let inside = init.pid.to_string();
+    let it: Value = ask("explain", &["1", "--in", &inside]).success();
+    assert_eq!(it["process"]["pid"], init.pid, "{it}");
+    let link = std::fs::read_link(format!("/proc/{inside}/ns/pid")).unwrap();
+    let inode: String = link
+        .to_str()
+        .unwrap()
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
+    let it: Value = ask("explain", &[&format!("{inode}:1")]).success();
+    assert_eq!(it["process"]["pid"], init.pid, "{it}");
+    let it: Value = ask("explain", &["ns:1", "--in", &inside]).success();
+    assert_eq!(it["process"]["pid"], init.pid, "{it}");
+    for words in [
+        &["explain", "77777", "--in", &inside][..],
+        &["explain", "1", "--in", "4194304"],
+    ] {
+        let output = Lifemon::find().run(words);
+        assert_eq!(output.code, Some(4), "{output:?}");
+    }
+}
+
+#[test]
+fn each_tree_that_was_killed_is_named() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "serve", 2, "init");
+    actor.step();
+    let (server, workers) = (actor.child("server"), actor.children("worker"));
+    kill_and_wait(server);
+    let tree = server.pid.to_string();
+    let output = Lifemon::find().run(["orphans", "--tree", &tree, "--kill"]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    for worker in &workers {
+        let line = format!("killed the tree of {}", worker.pid);
+        assert!(output.stdout.contains(&line), "{output:?}");
+    }
+    assert!(output.stdout.contains("2 trees: 2 killed"), "{output:?}");
+}
