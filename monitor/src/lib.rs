@@ -67,6 +67,10 @@ mod supervise;
 #[cfg(feature = "cli")]
 mod report;
 
+#[cfg(feature = "agent")]
+#[doc(hidden)]
+pub mod agent;
+
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;

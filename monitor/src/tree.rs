@@ -2,7 +2,7 @@
 //! living: what `lifemon tree` shows. A process that has died since the snapshot is shown as its
 //! record has it.
 
-use lifemon_ebpf::ProcessId;
+use lifemon_ebpf::{ProcessId, Record};
 use serde::{Deserialize, Serialize};
 
 use crate::forest::Forest;
@@ -55,15 +55,29 @@ impl Entry {
 /// Returns the tree of `root`, or the whole host, in the order of creation.
 #[must_use]
 pub fn gather(snapshot: &Snapshot, root: Option<ProcessId>) -> Vec<Entry> {
+    gather_where(snapshot, root, |_, _| true).0
+}
+
+/// Returns those of them that `shows` picks, and how many others there are: what is not shown is
+/// not looked at.
+#[must_use]
+pub fn gather_where(
+    snapshot: &Snapshot,
+    root: Option<ProcessId>,
+    shows: impl Fn(&ProcessId, &Record) -> bool,
+) -> (Vec<Entry>, usize) {
     let forest = Forest::new(snapshot.records.iter().copied());
     let tops = root.map_or_else(|| forest.tops(), |root| vec![root]);
-    let mut entries = Vec::new();
+    let (mut entries, mut others) = (Vec::new(), 0);
     for top in tops {
         for (id, depth) in forest.tree_with_depth(top) {
-            entries.extend(entry(&forest, id, depth));
+            match forest.record(&id) {
+                Some(record) if shows(&id, record) => entries.extend(entry(&forest, id, depth)),
+                _ => others += 1,
+            }
         }
     }
-    entries
+    (entries, others)
 }
 
 fn entry(forest: &Forest, id: ProcessId, depth: usize) -> Option<Entry> {

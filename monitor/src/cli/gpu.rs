@@ -10,14 +10,13 @@ use super::tree::style;
 use super::{Code, Output, parse_duration};
 use crate::forest::Forest;
 use crate::gpu::nvml::{self, Server};
-use crate::gpu::{self, Survey, holders};
+use crate::gpu::{self, holders};
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::KillOptions;
 use crate::orphan::{self, Known};
 use crate::proc;
-use crate::process::Process;
 use crate::report::ended;
-use crate::report::gpu::{Ancestor, GpuReport, Holder};
+use crate::report::gpu::GpuReport;
 use crate::report::{self, out};
 
 /// Arguments of `gpu`.
@@ -101,7 +100,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     };
     let orphans = orphan::with_gpus(&known);
     let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
-    let holders = describe(&forest, &survey);
+    let holders = report::gpu::describe(&forest, &survey);
     let losses = [snapshot.losses(), survey.losses()].concat();
     let options = KillOptions {
         timeout: args.timeout,
@@ -143,38 +142,6 @@ fn print(report: &GpuReport<'_>, output: Output, full: bool) -> anyhow::Result<(
     };
     out::print(&text)?;
     Ok(())
-}
-
-/// Describes the holders and where they come from; leaves out what has died meanwhile.
-fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
-    let mut found: Vec<Holder> = survey
-        .holders
-        .iter()
-        .filter_map(|(id, holding)| {
-            let record = forest.record(id)?;
-            let ancestor = |id| {
-                let record = forest.record(&id)?;
-                Some(Ancestor {
-                    who: Process::of_record(id, record).who(),
-                    alive: forest.is_live(&id),
-                })
-            };
-            Some(Holder {
-                process: Process::of_record(*id, record),
-                holding: holding.clone(),
-                command: proc::command_line(*id)?,
-                placement: proc::placement(*id)?,
-                lineage: forest
-                    .ancestors(id)
-                    .into_iter()
-                    .filter_map(ancestor)
-                    .collect(),
-                root: ancestor(orphan::root_of(forest, *id))?,
-            })
-        })
-        .collect();
-    found.sort_by_key(|holder| holder.process.id);
-    found
 }
 
 /// Answers for the process that started this one, until its questions end.

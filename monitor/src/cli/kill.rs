@@ -91,6 +91,7 @@ impl Args {
                 _ => Suspects::Report,
             },
             release,
+            envoy: None,
         }
     }
 }

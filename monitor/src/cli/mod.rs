@@ -1,6 +1,8 @@
 //! The command line, one file for each command: arguments, help and exit codes. No decision about
 //! processes is made here.
 
+#[cfg(feature = "agent")]
+mod agent;
 mod attach;
 mod boot;
 mod devices;
@@ -131,6 +133,17 @@ pub enum Command {
     /// Print the manual page
     #[command(after_help = "Example:\n  lifemon man | man -l -")]
     Man,
+    /// Run the node agent: answers and kills for everybody, with their own rights
+    #[cfg(feature = "agent")]
+    Agent(agent::Args),
+    /// Parse what callers of the agent write
+    #[cfg(feature = "agent")]
+    #[command(name = crate::agent::front::COMMAND, hide = true)]
+    AgentFront(agent::FrontArgs),
+    /// Send signals for a caller of the agent
+    #[cfg(feature = "agent")]
+    #[command(name = crate::agent::deputy::COMMAND, hide = true)]
+    AgentDeputy(agent::DeputyArgs),
     /// Ask NVIDIA's library for the process that started this one
     #[command(name = crate::gpu::nvml::COMMAND, hide = true, after_help = "Example:\n  echo ask | lifemon nvml-server")]
     NvmlServer,
@@ -150,6 +163,12 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
         Command::Run(args) => Ok(run::run(args)),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
+        #[cfg(feature = "agent")]
+        Command::Agent(args) => agent::run(args),
+        #[cfg(feature = "agent")]
+        Command::AgentFront(args) => agent::front(args),
+        #[cfg(feature = "agent")]
+        Command::AgentDeputy(args) => agent::deputy(args),
         Command::Doctor => doctor::run(cli.output),
         Command::Completions(args) => generate::completions(args),
         Command::Man => generate::man(),

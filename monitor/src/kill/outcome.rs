@@ -180,6 +180,8 @@ pub struct KillReport {
     /// Signals that were held back because the process had died since the members were read: its
     /// pid was free by then, or somebody else's.
     pub rejected: u64,
+    /// Members that were left out, because whoever has asked for the kill may not end them.
+    pub others: usize,
     /// True if none of the tree can run again: its live counter is 0.
     pub extinct: bool,
     /// The losses that make the answer incomplete.

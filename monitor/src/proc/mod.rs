@@ -13,6 +13,8 @@ mod liveness;
 mod mounts;
 mod placement;
 mod shared;
+#[cfg(feature = "agent")]
+mod standing;
 mod status;
 mod threads;
 
@@ -28,6 +30,10 @@ pub(crate) use family::{children, children_by_parent, own_threads, pids};
 pub(crate) use files::{descriptor_device, descriptor_info, device_number, input_device};
 pub(crate) use placement::placement_of;
 pub(crate) use shared::Belongings;
+#[cfg(feature = "agent")]
+pub(crate) use standing::{
+    ContainerGroup, Namespaces, container_group, credentials, namespaces, pid_of_pidfd,
+};
 pub(crate) use status::{frozen_cgroup, ignores_hangup, switches, tracer};
 
 use std::fs;

@@ -27,6 +27,9 @@ pub(super) struct KilledJson {
     #[serde(flatten)]
     outcome: Outcome,
     rejected: u64,
+    /// Members that whoever has asked may not end: they live on.
+    #[serde(skip_serializing_if = "is_none_left_out")]
+    others: usize,
     /// The root is older than tracking: what it had lost to others before is not known.
     #[serde(skip_serializing_if = "is_false")]
     inferred: bool,
@@ -96,6 +99,7 @@ impl KilledJson {
             members: members.iter().map(Into::into).collect(),
             outcome: report.outcome.clone(),
             rejected: report.rejected,
+            others: report.others,
             inferred: report.root.inferred,
             extinct: report.extinct,
             complete: report.losses.is_empty(),
@@ -106,6 +110,14 @@ impl KilledJson {
             gpu: report.release.clone(),
         }
     }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
+fn is_none_left_out(others: &usize) -> bool {
+    *others == 0
 }
 
 /// Returns what a kill did, in words.
@@ -122,6 +134,13 @@ pub fn done(report: &KillReport) -> String {
             (false, false) => "",
         },
     );
+    if report.others > 0 {
+        let others = count(report.others, "process");
+        let _ = writeln!(
+            text,
+            "left out, because they are not yours to end: {others}"
+        );
+    }
     for survivor in &report.outcome.survivors {
         let process = text::process(&Process::from(&survivor.process));
         let reason = printable(survivor.reason.as_deref().unwrap_or_default());
