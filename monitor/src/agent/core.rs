@@ -89,6 +89,7 @@ impl Core {
         epoch: String,
         tracker: Tracker,
         state: PathBuf,
+        front: PathBuf,
     ) -> io::Result<Arc<Self>> {
         let core = Arc::new(Self {
             host,
@@ -97,7 +98,7 @@ impl Core {
             connections: Mutex::default(),
             next_connection: AtomicU64::new(1),
             answering: Semaphore::new(ANSWERS_MAX),
-            fronts: Fronts::default(),
+            fronts: Fronts::of_program(front),
             limits: Arc::default(),
             handles: Handles::default(),
             kills: Kills::open(&state)?,

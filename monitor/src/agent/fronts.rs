@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,6 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use crate::proc::OWN_PROGRAM;
 use crate::sys::child::BeforeExec;
 
 use super::call::{Answer, Kind, Message, Part};
@@ -31,8 +31,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 const BODY_MAX: u32 = 0;
 
 /// The fronts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fronts {
+    /// What is started as the front.
+    program: PathBuf,
     generations: AtomicU64,
     /// For the operator, and for all others.
     now: [Mutex<Option<Arc<Front>>>; 2],
@@ -59,6 +61,15 @@ struct Flow {
 }
 
 impl Fronts {
+    /// Prepares to start this program.
+    pub(super) fn of_program(program: PathBuf) -> Self {
+        Self {
+            program,
+            generations: AtomicU64::new(0),
+            now: Default::default(),
+        }
+    }
+
     /// Starts them.
     ///
     /// # Errors
@@ -95,7 +106,7 @@ impl Fronts {
             None,
         )?;
         let numbers = [its_calls.as_raw_fd(), its_connections.as_raw_fd()];
-        let mut command = Command::new(OWN_PROGRAM);
+        let mut command = Command::new(&self.program);
         command
             .arg(front::COMMAND)
             .args(numbers.map(|number| number.to_string()))

@@ -112,9 +112,6 @@ impl Kills {
             return core.kills().answer(&known, request.wait).await;
         }
         let order = Order::read(&request)?;
-        if !request.dry_run {
-            core.limits().count_kill(&account, Instant::now())?;
-        }
         let taken = core.limits().take(Good::Work, &account)?;
         let (caller, process) = (Arc::clone(peer), request.process.clone());
         let (root, lineage, envoy) = core
@@ -129,6 +126,10 @@ impl Kills {
                 Ok((root, lineage, envoy))
             })
             .await?;
+        // What was refused is none.
+        if !request.dry_run {
+            core.limits().count_kill(&account, Instant::now())?;
+        }
         let kill = Kill {
             id: token::new(),
             order: 0,

@@ -62,6 +62,8 @@ pub(crate) const SOCKET: &str = "lifemon.sock";
 pub(crate) struct Options {
     /// The directory of the sockets and the state.
     pub(crate) runtime_dir: PathBuf,
+    /// The program that is started as the front.
+    pub(crate) front: PathBuf,
     /// The group whose members see everything.
     pub(crate) readers: String,
     /// The group whose members may end everything.
@@ -91,7 +93,7 @@ async fn serve(options: &Options, place: &Place, tracker: Tracker) -> anyhow::Re
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let host = peer::Host::look(&options.readers, &options.killers)?;
-    let core = Core::start(host, epoch(), tracker, place.state())?;
+    let core = Core::start(host, epoch(), tracker, place.state(), options.front.clone())?;
     let (main, handles) = (place.listen(SOCKET)?, place.listen("handle.sock")?);
     log::info!("listening on {}", place.path(SOCKET).display());
     place.say_ready();

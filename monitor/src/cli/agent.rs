@@ -19,6 +19,9 @@ pub struct Args {
     /// Directory of the sockets and the state
     #[arg(long, value_name = "DIRECTORY", default_value = agent::RUNTIME_DIR, hide = true)]
     runtime_dir: PathBuf,
+    /// Program to start as the front
+    #[arg(long, value_name = "PROGRAM", default_value = crate::proc::OWN_PROGRAM, hide = true)]
+    front: PathBuf,
     /// Group whose members see everything
     #[arg(long, value_name = "GROUP", default_value = "lifemon-read")]
     read_group: String,
@@ -30,6 +33,7 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<Code> {
     agent::run(&Options {
         runtime_dir: args.runtime_dir.clone(),
+        front: args.front.clone(),
         readers: args.read_group.clone(),
         killers: args.kill_group.clone(),
     })?;
