@@ -54,6 +54,7 @@ pub mod watch;
 
 mod session;
 
+mod client;
 pub mod doctor;
 mod gpu;
 mod kill;

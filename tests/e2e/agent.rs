@@ -5,6 +5,7 @@ mod guards;
 mod kills;
 mod malformed;
 mod rights;
+mod servers;
 mod streams;
 
 use lifemon_tests::agent::{Agent, Caller, Sleeper};

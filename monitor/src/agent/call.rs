@@ -50,6 +50,8 @@ pub(super) enum Call {
     KillState {
         /// Its id.
         id: String,
+        /// The form of the answer.
+        form: Form,
     },
     /// Makes a guard.
     Guard {

@@ -388,7 +388,7 @@ impl Core {
                 .await
             }
             Call::Kill { request, key } => Kills::kill(self, &peer, request, key).await,
-            Call::KillState { id } => self.kills.state(&peer, &id),
+            Call::KillState { id, form } => self.kills.state(&peer, &id, form),
             Call::Guard { request } => Guards::make(self, connection, request).await,
             Call::Guards => Ok(self.guards.list(&peer)),
             Call::TakeUp { id } => Guards::take_up(self, connection, &id),

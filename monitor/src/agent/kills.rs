@@ -18,7 +18,7 @@ use crate::proc;
 use crate::process::Signal;
 use crate::{KillReport, ProcessId, report};
 
-use super::call::{Answer, KillRequest};
+use super::call::{Answer, Form, KillRequest};
 use super::core::{Core, lock};
 use super::deputy::Deputy;
 use super::limits::Good;
@@ -61,6 +61,9 @@ struct Kill {
     /// The report, as `lifemon kill -o json` prints it, or a problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
+    /// The report in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
 }
 
 /// All kills.
@@ -138,6 +141,7 @@ impl Kills {
             key: key.map(|key| (key, fingerprint)),
             root,
             result: None,
+            text: None,
         };
         let id = kill.id.clone();
         // Written before the first signal: whoever finds it running knows that it may have begun.
@@ -171,13 +175,17 @@ impl Kills {
     }
 
     /// Answers what became of a kill.
-    pub(super) fn state(&self, peer: &Peer, id: &str) -> Result<Answer, Problem> {
+    pub(super) fn state(&self, peer: &Peer, id: &str, form: Form) -> Result<Answer, Problem> {
         let kills = lock(&self.kills);
         let entry = kills.get(id);
         let entry =
             entry.filter(|entry| entry.kill.account == peer.account() || peer.is_operator());
         let missing = || Problem::new(Code::NoSuchKill, format!("no kill {id} of yours"));
-        Ok(entry.ok_or_else(missing)?.kill.answer())
+        let kill = &entry.ok_or_else(missing)?.kill;
+        match &kill.text {
+            Some(text) if form.is_text => Ok(Answer::text(text.clone())),
+            _ => Ok(kill.answer()),
+        }
     }
 
     /// Returns the kill that a key was used for.
@@ -254,6 +262,14 @@ impl Kills {
                 }
                 let json = report::kill::json(&report, is_dry_run).unwrap_or_default();
                 let value = serde_json::from_str(&json).unwrap_or(Value::Null);
+                let text = if is_dry_run {
+                    report::kill::would(&report)
+                } else {
+                    report::kill::done(&report)
+                };
+                if let Some(entry) = lock(&self.kills).get_mut(id) {
+                    entry.kill.text = Some(text);
+                }
                 let fields = json!({"id": id, "killed": report.outcome.killed.len(),
                     "survivors": report.outcome.survivors.len(), "others": report.others,
                     "extinct": report.extinct, "dry_run": is_dry_run});

@@ -64,6 +64,21 @@ pub struct Args {
     gpus: DeviceArgs,
 }
 
+#[cfg(feature = "agent")]
+impl Args {
+    /// Returns the request to the agent that stands for this command; `None` where it has options
+    /// that the agent does not know.
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        let is_plain = !self.kill_orphans && !self.gpus.are_chosen();
+        let path = if self.full {
+            "/v1/gpu?full=true"
+        } else {
+            "/v1/gpu"
+        };
+        is_plain.then(|| vec![super::asked::Request::get(path)])
+    }
+}
+
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     if args.kill_orphans {
         crate::sys::priority::go_first();

@@ -96,6 +96,34 @@ impl Args {
     }
 }
 
+#[cfg(feature = "agent")]
+impl Args {
+    /// Returns the requests to the agent that stand for this command; `None` where it has options
+    /// that the agent does not know.
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        let is_plain =
+            !self.force && !self.accept_suspects && !self.kill_suspects && !self.gpus.are_chosen();
+        if !is_plain {
+            return None;
+        }
+        let ms = |time: Duration| format!("{}ms", time.as_millis());
+        let options = [
+            (
+                "signal",
+                self.signal.map(|signal| signal.number().to_string()),
+            ),
+            ("grace", self.grace.map(ms)),
+            ("timeout", Some(ms(self.timeout))),
+        ];
+        let request = |target: &Target| {
+            let process = target.for_agent()?;
+            let body = super::asked::kill_body(&process, &options, self.dry_run);
+            Some(super::asked::Request::post("/v1/kills", body))
+        };
+        self.targets.iter().map(request).collect()
+    }
+}
+
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     // Before anything that takes time: who starts from here on was not meant.
     let begun_ns = clock::boot_ns();

@@ -3,6 +3,8 @@
 
 #[cfg(feature = "agent")]
 mod agent;
+#[cfg(feature = "agent")]
+mod asked;
 mod attach;
 mod boot;
 mod devices;
@@ -100,6 +102,14 @@ pub struct Cli {
     /// Say more; twice: also what the kernel half does
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+    /// Ask the node agent, also where this user could look without it
+    #[cfg(feature = "agent")]
+    #[arg(long, global = true, conflicts_with = "local")]
+    pub agent: bool,
+    /// Never ask the node agent
+    #[cfg(feature = "agent")]
+    #[arg(long, global = true)]
+    pub local: bool,
     /// Command to run
     #[command(subcommand)]
     pub command: Command,
@@ -154,6 +164,10 @@ pub enum Command {
 /// # Errors
 /// Whatever the command fails with; [`fail`] turns it into a message and an exit code.
 pub fn run(cli: &Cli) -> anyhow::Result<Code> {
+    #[cfg(feature = "agent")]
+    if let Some(code) = asked::answer(cli)? {
+        return Ok(code);
+    }
     match &cli.command {
         Command::Attach(args) => attach::run(args, cli.output, cli.verbose),
         Command::Tree(args) => tree::run(args, cli.output, cli.verbose),
@@ -249,6 +263,10 @@ fn code_of(error: &anyhow::Error) -> u8 {
     }
     if error.downcast_ref::<Usage>().is_some() {
         return 2;
+    }
+    #[cfg(feature = "agent")]
+    if error.downcast_ref::<asked::NoAgent>().is_some() {
+        return 3;
     }
     if let Some(error) = error.downcast_ref::<kernel::Error>() {
         return code_of_kernel(error);

@@ -97,6 +97,29 @@ impl Args {
         selects || self.tree.is_some() || self.user.is_some()
     }
 
+    /// Returns the request to the agent that stands for this command; `None` where it has options
+    /// that the agent does not know.
+    #[cfg(feature = "agent")]
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        let is_plain = self.patterns.is_empty()
+            && self.user.is_none()
+            && self.verdict.is_empty()
+            && !self.check
+            && !self.kill
+            && !self.gpus.are_chosen();
+        if !is_plain {
+            return None;
+        }
+        let mut path = format!("/v1/orphans?all={}&gpu={}", self.all, self.gpu);
+        if let Some(tree) = self.tree {
+            path = format!("{path}&tree={}", tree.for_agent()?);
+        }
+        if self.full {
+            path.push_str("&full=true");
+        }
+        Some(vec![super::asked::Request::get(path)])
+    }
+
     /// Returns whether orphans of this kind are shown.
     fn shows(&self, verdict: Verdict) -> bool {
         if self.verdict.is_empty() {

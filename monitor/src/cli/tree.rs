@@ -26,6 +26,19 @@ pub struct Args {
     full: bool,
 }
 
+#[cfg(feature = "agent")]
+impl Args {
+    /// Returns the request to the agent that stands for this command.
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        let path = match self.target {
+            Some(target) => format!("/v1/tree/{}", target.for_agent()?),
+            None => "/v1/tree".to_owned(),
+        };
+        let full = if self.full { "?full=true" } else { "" };
+        Some(vec![super::asked::Request::get(path + full)])
+    }
+}
+
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     let tracker = Tracker::open_or_load(&LoadOptions {
         debug: verbose >= 2,

@@ -282,6 +282,8 @@ pub enum Way {
     Ebpf,
     /// By parents, because all of it ends up below a subreaper of ours.
     Subreaper,
+    /// As [`Way::Subreaper`], and the node agent guards the tree.
+    Agent,
 }
 
 impl Way {
@@ -291,6 +293,7 @@ impl Way {
         match self {
             Self::Ebpf => "ebpf",
             Self::Subreaper => "subreaper",
+            Self::Agent => "agent",
         }
     }
 }

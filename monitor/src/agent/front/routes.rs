@@ -284,12 +284,18 @@ async fn kill(caller: Caller, headers: HeaderMap, bytes: Bytes) -> Answered {
 
 /// What became of a kill.
 #[utoipa::path(get, path = "/kills/{id}",
-    params(("id" = String, Path, description = "as the kill's answer has it")),
+    params(("id" = String, Path, description = "as the kill's answer has it"), FormQuery),
     responses((status = 200, description = "`state` is running, done, failed or interrupted"),
         (status = 404, body = Problem)))]
-async fn kill_state(caller: Caller, Path(id): Path<String>) -> Answered {
+async fn kill_state(
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answered {
+    let form = query::<FormQuery>(&uri)?.form(&headers);
     let id = key(id)?;
-    Ok(caller.ask(Call::KillState { id }).await)
+    Ok(caller.ask(Call::KillState { id, form }).await)
 }
 
 /// Guards trees of the caller's: when the owner dies, or the caller disconnects, they end.
