@@ -1,7 +1,7 @@
 //! The example server and its workers, over HTTP: deaths are known at once, and nothing is left of
 //! the workers however the server ends.
 
-pub(crate) pub(crate) mod server;
+pub(crate) mod server;
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -33,7 +33,15 @@ fn kill_both(sandbox: &Sandbox) {
         .flat_map(|name| named(sandbox, name))
         .filter_map(Pidfd::open)
         .collect();
-    assert!(both.len() >= 2, "{:?}", sandbox.pids().iter().map(|pid| name(*pid)).collect::<Vec<_>>());
+    assert!(
+        both.len() >= 2,
+        "{:?}",
+        sandbox
+            .pids()
+            .iter()
+            .map(|pid| name(*pid))
+            .collect::<Vec<_>>()
+    );
     // Nobody sees the other's end before its own.
     for process in &both {
         process
@@ -86,9 +94,17 @@ fn a_server_in_a_container_leaves_nothing() {
     let place = Sandbox::new();
     let agent = Agent::start(&place, &[]);
     let before = [
-        "unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "sh", "-c",
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "sh",
+        "-c",
         // Its init lives on, so that the namespace does not end with the server.
-        "\"$@\" & wait; exec sleep 600", "sh",
+        "\"$@\" & wait; exec sleep 600",
+        "sh",
     ];
     let server = Server::start_beside(&sandbox, &agent.socket(), &before);
     server.wait_for_way("agent");
