@@ -4,6 +4,8 @@
 //! have asked, and nothing else.
 
 mod connection;
+#[cfg(test)]
+mod fuzz;
 mod link;
 mod pace;
 pub(super) mod routes;

@@ -125,3 +125,55 @@ fn epoch() -> String {
     let word = token::new();
     format!("{}-{start_ns:x}-{}", &boot[..boot.len().min(8)], &word[..8])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The description that is kept beside the code.
+    const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+
+    #[test]
+    fn the_description_of_the_api_is_that_of_the_code() {
+        let made = openapi();
+        if std::env::var_os("LIFEMON_WRITE_OPENAPI").is_some() {
+            std::fs::write(KEPT, &made).unwrap();
+        }
+        let kept = std::fs::read_to_string(KEPT).unwrap_or_default();
+        assert!(
+            kept == made,
+            "docs/openapi.json is not of this code: run the tests of lifemon once with \
+             LIFEMON_WRITE_OPENAPI=1, and commit what that writes"
+        );
+    }
+
+    #[test]
+    fn every_call_of_the_design_is_described() {
+        let described: serde_json::Value = serde_json::from_str(&openapi()).unwrap();
+        for (path, method) in [
+            ("/v1/tree", "get"),
+            ("/v1/tree/{process}", "get"),
+            ("/v1/orphans", "get"),
+            ("/v1/gpu", "get"),
+            ("/v1/health/{process}", "get"),
+            ("/v1/info", "get"),
+            ("/v1/kills", "post"),
+            ("/v1/kills/{id}", "get"),
+            ("/v1/guards", "post"),
+            ("/v1/guards", "get"),
+            ("/v1/guards/{id}", "put"),
+            ("/v1/guards/{id}", "delete"),
+            ("/v1/wait", "post"),
+            ("/v1/watches", "post"),
+            ("/v1/watches/{id}", "delete"),
+            ("/v1/events", "get"),
+            ("/livez", "get"),
+            ("/readyz", "get"),
+        ] {
+            assert!(
+                described["paths"][path][method].is_object(),
+                "{method} {path}"
+            );
+        }
+    }
+}
