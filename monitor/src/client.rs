@@ -150,7 +150,7 @@ mod tests {
         let mut client = Client(BufReader::new(own));
         its.write_all(
             b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 404 No\r\ncontent-length: \
-              23\r\nx: y\r\n\r\n{\"code\":\"a\",\"detail\":\"\"}HTTP/1.1 200 OK\r\n\r\n",
+              24\r\nx: y\r\n\r\n{\"code\":\"a\",\"detail\":\"\"}HTTP/1.1 200 OK\r\n\r\n",
         )
         .unwrap();
         drop(its);

@@ -389,7 +389,15 @@ impl Core {
             }
             Call::Kill { request, key } => Kills::kill(self, &peer, request, key).await,
             Call::KillState { id, form } => self.kills.state(&peer, &id, form),
-            Call::Guard { request } => Guards::make(self, connection, request).await,
+            Call::Guard { request } => {
+                // In a task of its own: a caller that goes meanwhile does not leave half a guard.
+                let (core, connection) = (Arc::clone(self), Arc::clone(connection));
+                let making =
+                    tokio::spawn(async move { Guards::make(&core, &connection, request).await });
+                making
+                    .await
+                    .unwrap_or_else(|error| Err(Problem::new(Code::Internal, error.to_string())))
+            }
             Call::Guards => Ok(self.guards.list(&peer)),
             Call::TakeUp { id } => Guards::take_up(self, connection, &id),
             Call::Release { id } => Guards::release(self, &peer, &id),

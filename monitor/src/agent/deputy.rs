@@ -30,7 +30,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// A deputy at work. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Deputy {
-    socket: Mutex<UnixStream>,
+    /// `None` once it has not answered in time: what it says later would be of another signal.
+    socket: Mutex<Option<UnixStream>>,
     child: Child,
     scope: Scope,
 }
@@ -61,22 +62,28 @@ impl Deputy {
         own.set_read_timeout(Some(ANSWER))?;
         own.set_write_timeout(Some(ANSWER))?;
         let deputy = Self {
-            socket: Mutex::new(own),
+            socket: Mutex::new(Some(own)),
             child,
             scope,
         };
         // It says when it is what it is to be.
-        deputy.answer(&mut deputy.lock())?;
+        deputy.talk(|_| Ok(()))?;
         Ok(deputy)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, UnixStream> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn answer(&self, socket: &mut UnixStream) -> io::Result<()> {
+    /// Says something to it, and waits for its answer.
+    fn talk(&self, say: impl FnOnce(&UnixStream) -> io::Result<()>) -> io::Result<()> {
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = || io::Error::other("the process that sends your signals does not answer");
         let mut errno = [0; 4];
-        socket.read_exact(&mut errno)?;
+        let open = socket.as_mut().ok_or_else(gone)?;
+        if say(open)
+            .and_then(|()| open.read_exact(&mut errno))
+            .is_err()
+        {
+            *socket = None;
+            return Err(gone());
+        }
         match i32::from_le_bytes(errno) {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
@@ -89,10 +96,8 @@ impl Envoy for Deputy {
         if !self.scope.bounds(id.pid) {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        let mut socket = self.lock();
         let signal = u64::from(signal.cast_unsigned());
-        wire::send_descriptor(socket.as_fd(), signal, pidfd.as_fd())?;
-        self.answer(&mut socket)
+        self.talk(|socket| wire::send_descriptor(socket, signal, pidfd.as_fd()))
     }
 
     fn uid(&self) -> Option<u32> {

@@ -38,6 +38,9 @@ use super::view::View;
 const TREES_MAX: usize = 4;
 /// The longest wait between SIGTERM and the kill.
 const GRACE_MAX: Duration = Duration::from_secs(300);
+/// Tries to end a tree after the first one has failed: slots and memory come again.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of the ring that the watch of a guard must have: nobody reads it.
 const RING_BYTES: u32 = 4_096;
 

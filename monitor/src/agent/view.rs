@@ -61,6 +61,9 @@ impl<'a> View<'a> {
 
     /// Returns whether the caller sees a process by its identity.
     pub(super) fn shows_id(&self, id: &ProcessId) -> bool {
+        if self.is_all() {
+            return true;
+        }
         let record = self.snapshot.records.iter().find(|(known, _)| known == id);
         record.is_some_and(|(id, record)| self.shows(id, record))
     }

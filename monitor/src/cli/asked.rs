@@ -8,7 +8,12 @@ use serde_json::{Value, json};
 use super::{Cli, Code, Command, NoSuchProcess, Output, Usage};
 use crate::client::{Answer, Client, socket};
 use crate::kernel::preflight;
+use crate::proc;
 use crate::report::out;
+
+/// The inode of the initial pid namespace:
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/linux/proc_ns.h?h=v6.12.118#n45>.
+const HOST_PIDS: u64 = 0xEFFF_FFFC;
 
 /// It was the agent that had to answer, and cannot: exit code 3.
 #[derive(Debug, thiserror::Error)]
@@ -155,14 +160,19 @@ fn refusal(answer: &Answer) -> anyhow::Error {
     }
 }
 
-/// Returns a target as the agent takes it: exact, of a pid that is this user's to look at.
+/// Returns a target as the agent takes it. A pid alone is made exact here, as long as it is the
+/// host's: between this look and the agent's it can become another process's.
 pub(super) fn named(pid: u32, start_ns: Option<u64>) -> Option<String> {
-    // In a pid namespace the number means a process of that.
-    match start_ns {
-        Some(start_ns) => Some(format!("{pid}@{start_ns}")),
-        None if crate::proc::is_ours() => Some(format!("ns:{pid}")),
-        None => None,
+    let exact = |id: crate::ProcessId| format!("{}@{}", id.pid, id.start_ns);
+    if let Some(start_ns) = start_ns {
+        return Some(exact(crate::ProcessId::new(pid, start_ns)));
     }
+    if !proc::is_ours() {
+        return None;
+    }
+    let is_host = proc::namespaces(std::process::id()).is_some_and(|own| own.pid == HOST_PIDS);
+    let found = proc::identify(pid).filter(|_| is_host).map(exact);
+    Some(found.unwrap_or_else(|| format!("ns:{pid}")))
 }
 
 /// Returns the body of a kill.
