@@ -348,7 +348,7 @@ fn end(core: &Arc<Core>, guard: &Guard) -> Vec<Value> {
     let envoy: Option<Arc<dyn Envoy>> = if guard.ends.is_all() {
         None
     } else {
-        match Deputy::start(guard.ends.clone(), guard.uid, guard.gid) {
+        match try_again(|| Deputy::start(guard.ends.clone(), guard.uid, guard.gid)) {
             Ok(deputy) => Some(Arc::new(deputy)),
             Err(error) => return vec![json!({"error": error.to_string()})],
         }
@@ -379,15 +379,26 @@ fn end(core: &Arc<Core>, guard: &Guard) -> Vec<Value> {
         (None, None) => {}
     }
     groups.extend(dead.iter().skip(1).map(|(ghost, _)| (*ghost, &[][..])));
-    let end = |(root, others): (ProcessId, &[ProcessId])| match kills::execute_all(
-        root, others, &options,
-    ) {
+    let end = |(root, others): (ProcessId, &[ProcessId])| match try_again(|| {
+        kills::execute_all(root, others, &options)
+    }) {
         Ok(report) => json!({"tree": text(root), "killed": report.outcome.killed.len(),
                 "survivors": report.outcome.survivors.len(), "others": report.others,
                 "extinct": report.extinct}),
         Err(error) => json!({"tree": text(root), "error": error.to_string()}),
     };
     groups.into_iter().map(end).collect()
+}
+
+/// Tries something until it is done: for as long as that may help.
+fn try_again<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    for _ in 0..TRIES {
+        if let Ok(done) = attempt() {
+            return Ok(done);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    attempt()
 }
 
 /// Returns whether a process lives; `None` where nothing is known of it.
