@@ -169,6 +169,24 @@ impl Record {
     }
 }
 
+/// The condemnation of a whole tree.
+pub const CONDEMNED: u64 = 1;
+
+/// Returns the condemnation of those members of a tree whose real user is `uid`, at the time when
+/// they pass the closer.
+#[must_use]
+#[inline(always)]
+pub const fn condemned_by(uid: u32) -> u64 {
+    uid as u64 + 2
+}
+
+/// Returns whether a condemnation is meant for a process with this real user id.
+#[must_use]
+#[inline(always)]
+pub const fn is_meant(condemned: u64, uid: u32) -> bool {
+    condemned == CONDEMNED || condemned == condemned_by(uid)
+}
+
 /// Returns whether a status, as `wait(2)` gives it, is that of a death by a signal other than
 /// SIGHUP, or with a code other than 0.
 #[must_use]
@@ -226,7 +244,8 @@ pub struct Tree {
     pub execs: u64,
     /// Members that died (host slot: all processes).
     pub exits: u64,
-    /// 1 once the tree is condemned: what is a member, and what a member creates, shall die.
+    /// Other than 0 once the tree is condemned: what is a member, and what a member creates, shall
+    /// die. [`CONDEMNED`], or [`condemned_by`] where only the members of one user shall.
     pub condemned: u64,
     /// Events that found the ring full.
     pub lost_events: u64,

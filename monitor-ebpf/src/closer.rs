@@ -8,6 +8,8 @@
 //! about to be killed. Only the child of a fork that had begun by then gets to run, up to its first
 //! system call. What never calls the kernel is met by the killing passes.
 //!
+//! Where a tree is condemned in the name of a user, the members of others are let through.
+//!
 //! One of two programs is attached: from Linux 7.0 on [`closer_guarded`], which the kernel runs
 //! with preemption off, for the reason that [`crate::exit`] gives.
 //!
@@ -26,6 +28,8 @@ use aya_ebpf::{
     macros::{raw_tracepoint, tracepoint},
     programs::{RawTracePointContext, TracePointContext},
 };
+
+use lifemon_ebpf::is_meant;
 
 use crate::{maps::host, members, task::Task};
 
@@ -52,7 +56,13 @@ fn close() {
     if layers == 0 {
         return;
     }
-    if members::condemned(&Task::current().process(), layers).is_some() {
+    let task = Task::current();
+    let Some(tree) = members::condemned(&task.process(), layers) else {
+        return;
+    };
+    // The credentials are those of this moment: a member can have executed a program of another
+    // user since it was condemned.
+    if is_meant(tree.condemned.read(), task.uid()) {
         // SAFETY: the helper has no preconditions. A signal that is pending already does no harm.
         unsafe { bpf_send_signal(SIGKILL) };
     }

@@ -54,6 +54,7 @@ pub mod watch;
 
 mod session;
 
+mod client;
 pub mod doctor;
 #[cfg(feature = "cli")]
 mod explain;
@@ -68,6 +69,10 @@ mod supervise;
 
 #[cfg(feature = "cli")]
 mod report;
+
+#[cfg(feature = "agent")]
+#[doc(hidden)]
+pub mod agent;
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -2,14 +2,14 @@
 //! living: what `lifemon tree` shows. A process that has died since the snapshot is shown as its
 //! record has it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use lifemon_ebpf::ProcessId;
+use lifemon_ebpf::{ProcessId, Record};
 use serde::{Deserialize, Serialize};
 
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
-use crate::proc::{self, CommandLine, Commands, Placement};
+use crate::proc::{self, CommandLine, Commands, Placement, Zombie};
 use crate::process::{Died, Process};
 
 /// One process or ghost.
@@ -57,16 +57,42 @@ impl Entry {
 /// Returns the tree of `root`, or the whole host, in the order of creation.
 #[must_use]
 pub fn gather(snapshot: &Snapshot, root: Option<ProcessId>) -> Vec<Entry> {
+    gather_where(snapshot, root, |_, _| true).0
+}
+
+/// Returns those of them that `shows` picks, and how many others there are: what is not shown is
+/// not looked at.
+#[must_use]
+pub fn gather_where(
+    snapshot: &Snapshot,
+    root: Option<ProcessId>,
+    shows: impl Fn(&ProcessId, &Record) -> bool,
+) -> (Vec<Entry>, usize) {
     let forest = Forest::new(snapshot.records.iter().copied());
     let tops = root.map_or_else(|| forest.tops(), |root| vec![root]);
-    let mut entries = Vec::new();
+    let (mut entries, mut others) = (Vec::new(), 0);
     let commands = Commands::default();
     for top in tops {
         for (id, depth) in forest.tree_with_depth(top) {
-            entries.extend(entry(&forest, id, depth, &commands));
+            match forest.record(&id) {
+                Some(record) if shows(&id, record) => {
+                    entries.extend(entry(&forest, id, depth, &commands));
+                }
+                _ => others += 1,
+            }
         }
     }
-    entries
+    (entries, others)
+}
+
+/// Returns the zombies of the living in a list, or `all` of the host.
+#[must_use]
+pub fn zombies_of(entries: &[Entry], all: bool) -> Vec<Zombie> {
+    let living = entries.iter().filter(|entry| entry.died.is_none());
+    let parents: HashSet<u32> = living.map(|entry| entry.process.id.pid).collect();
+    let mut zombies = proc::zombies();
+    zombies.retain(|zombie| all || parents.contains(&zombie.parent));
+    zombies
 }
 
 /// Keeps the entries that are meant, and the dead that stand above one. Whoever stands below

@@ -56,6 +56,9 @@ mod run_signals;
 mod run_supervised;
 mod run_terminal;
 
+// The node agent.
+mod agent;
+
 // The program as such.
 mod commands;
 mod honest;

@@ -2,6 +2,7 @@
 //! beside it. It knows lifemon only as a program; what the tests claim is in `e2e/`.
 
 mod actor;
+pub mod agent;
 pub mod bpf;
 mod cgroup;
 pub mod closer;

@@ -18,10 +18,9 @@ use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::KillOptions;
 use crate::orphan::{self, Known, Orphan};
-use crate::proc::{self, Commands};
-use crate::process::Process;
+use crate::proc;
 use crate::report::ended::{self, Ended};
-use crate::report::gpu::{Ancestor, GpuReport, Holder};
+use crate::report::gpu::{GpuReport, Holder, describe};
 use crate::report::{self, out};
 
 /// Arguments of `gpu`.
@@ -71,6 +70,24 @@ pub struct Args {
     gpus: DeviceArgs,
     #[command(flatten)]
     selectors: Selectors,
+}
+
+#[cfg(feature = "agent")]
+impl Args {
+    /// Returns the request to the agent that stands for this command; `None` where it has options
+    /// that the agent does not know.
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        let is_plain = !self.kill_orphans
+            && !self.watch.is_given()
+            && !self.selectors.are_given()
+            && !self.gpus.are_chosen();
+        let path = if self.full {
+            "/v1/gpu?full=true"
+        } else {
+            "/v1/gpu"
+        };
+        is_plain.then(|| vec![super::asked::Request::get(path)])
+    }
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
@@ -190,39 +207,6 @@ impl Found {
         out::print(&text)?;
         Ok(())
     }
-}
-
-/// Describes the holders and where they come from; leaves out what has died meanwhile.
-fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
-    let commands = Commands::default();
-    let mut found: Vec<Holder> = survey
-        .holders
-        .iter()
-        .filter_map(|(id, holding)| {
-            let record = forest.record(id)?;
-            let ancestor = |id| {
-                let record = forest.record(&id)?;
-                Some(Ancestor {
-                    who: Process::of_record(id, record).who(),
-                    alive: forest.is_live(&id),
-                })
-            };
-            Some(Holder {
-                process: Process::of_record(*id, record),
-                holding: holding.clone(),
-                command: commands.of(id.pid)?,
-                placement: proc::placement(*id)?,
-                lineage: forest
-                    .ancestors(id)
-                    .into_iter()
-                    .filter_map(ancestor)
-                    .collect(),
-                root: ancestor(orphan::root_of(forest, *id))?,
-            })
-        })
-        .collect();
-    found.sort_by_key(|holder| holder.process.id);
-    found
 }
 
 /// Answers for the process that started this one, until its questions end.

@@ -112,7 +112,41 @@ impl Args {
                 _ => Suspects::Report,
             },
             release,
+            envoy: None,
         }
+    }
+}
+
+#[cfg(feature = "agent")]
+impl Args {
+    /// Returns the requests to the agent that stand for this command; `None` where it has options
+    /// that the agent does not know.
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        let is_plain = !self.force
+            && !self.accept_suspects
+            && !self.kill_suspects
+            && self.spare.is_empty()
+            && self.before_kill.is_none()
+            && !self.selectors.are_given()
+            && !self.gpus.are_chosen();
+        if !is_plain {
+            return None;
+        }
+        let ms = |time: Duration| format!("{}ms", time.as_millis());
+        let options = [
+            (
+                "signal",
+                self.signal.map(|signal| signal.number().to_string()),
+            ),
+            ("grace", self.grace.map(ms)),
+            ("timeout", Some(ms(self.timeout))),
+        ];
+        let request = |target: &Target| {
+            let process = target.for_agent()?;
+            let body = super::asked::kill_body(&process, &options, self.dry_run);
+            Some(super::asked::Request::post("/v1/kills", body))
+        };
+        self.targets.iter().map(request).collect()
     }
 }
 

@@ -1,6 +1,10 @@
 //! The command line, one file for each command: arguments, help and exit codes. No decision about
 //! processes is made here.
 
+#[cfg(feature = "agent")]
+mod agent;
+#[cfg(feature = "agent")]
+mod asked;
 mod attach;
 mod boot;
 mod devices;
@@ -146,6 +150,14 @@ pub struct Cli {
     /// Say more; twice: also what the kernel half does
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
+    /// Ask the node agent, also where this user could look without it
+    #[cfg(feature = "agent")]
+    #[arg(long, global = true, conflicts_with = "local")]
+    pub agent: bool,
+    /// Never ask the node agent
+    #[cfg(feature = "agent")]
+    #[arg(long, global = true)]
+    pub local: bool,
     /// Command to run
     #[command(subcommand)]
     pub command: Command,
@@ -187,6 +199,17 @@ pub enum Command {
     /// Print the manual page
     #[command(after_help = "Example:\n  lifemon man | man -l -")]
     Man,
+    /// Run the node agent: answers and kills for everybody, with their own rights
+    #[cfg(feature = "agent")]
+    Agent(agent::Args),
+    /// Parse what callers of the agent write
+    #[cfg(feature = "agent")]
+    #[command(name = crate::agent::front::COMMAND, hide = true)]
+    AgentFront(agent::FrontArgs),
+    /// Send signals for a caller of the agent
+    #[cfg(feature = "agent")]
+    #[command(name = crate::agent::deputy::COMMAND, hide = true)]
+    AgentDeputy(agent::DeputyArgs),
     /// Ask NVIDIA's library for the process that started this one
     #[command(name = crate::gpu::nvml::COMMAND, hide = true, after_help = "Example:\n  echo ask | lifemon nvml-server")]
     NvmlServer,
@@ -216,6 +239,10 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         let lists = "-o name and -o wide are for lists: tree, orphans, gpu";
         return Err(Usage(lists.to_owned()).into());
     }
+    #[cfg(feature = "agent")]
+    if let Some(code) = asked::answer(cli)? {
+        return Ok(code);
+    }
     match &cli.command {
         Command::Attach(args) => attach::run(args, cli.output, cli.verbose),
         Command::Tree(args) => tree::run(args, cli.output, cli.verbose),
@@ -228,6 +255,12 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Wait(args) => wait::run(args, cli.output, cli.verbose),
         Command::Run(args) => Ok(run::run(args)),
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
+        #[cfg(feature = "agent")]
+        Command::Agent(args) => agent::run(args),
+        #[cfg(feature = "agent")]
+        Command::AgentFront(args) => agent::front(args),
+        #[cfg(feature = "agent")]
+        Command::AgentDeputy(args) => agent::deputy(args),
         Command::Doctor => doctor::run(cli.output),
         Command::Completions(args) => generate::completions(args),
         Command::Schema(args) => schema::run(args),
@@ -309,6 +342,10 @@ fn code_of(error: &anyhow::Error) -> u8 {
     }
     if error.downcast_ref::<Usage>().is_some() {
         return 2;
+    }
+    #[cfg(feature = "agent")]
+    if error.downcast_ref::<asked::NoAgent>().is_some() {
+        return 3;
     }
     if let Some(error) = error.downcast_ref::<kernel::Error>() {
         return code_of_kernel(error);

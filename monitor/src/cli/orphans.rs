@@ -99,6 +99,30 @@ impl Args {
         self.selectors.are_given() || self.gpus.are_chosen() || self.tree.is_some()
     }
 
+    /// Returns the request to the agent that stands for this command; `None` where it has options
+    /// that the agent does not know.
+    #[cfg(feature = "agent")]
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        let is_plain = !self.selectors.are_given()
+            && !self.watch.is_given()
+            && !self.zombies
+            && self.verdict.is_empty()
+            && !self.check
+            && !self.kill
+            && !self.gpus.are_chosen();
+        if !is_plain {
+            return None;
+        }
+        let mut path = format!("/v1/orphans?all={}&gpu={}", self.all, self.gpu);
+        if let Some(tree) = self.tree {
+            path = format!("{path}&tree={}", tree.for_agent()?);
+        }
+        if self.full {
+            path.push_str("&full=true");
+        }
+        Some(vec![super::asked::Request::get(path)])
+    }
+
     /// Returns whether orphans of this kind are shown.
     fn shows(&self, verdict: Verdict) -> bool {
         if self.verdict.is_empty() {

@@ -93,6 +93,15 @@ impl FromStr for Target {
 }
 
 impl Target {
+    /// Returns its name for the agent; `None` where that cannot mean the same.
+    #[cfg(feature = "agent")]
+    pub(super) fn for_agent(self) -> Option<String> {
+        match self.namespace {
+            Namespace::Default => super::asked::named(self.pid, self.start_ns),
+            Namespace::Any | Namespace::Inode(_) => None,
+        }
+    }
+
     /// Finds the process in a snapshot: alive, or a ghost when it was named exactly or nothing else
     /// has its pid. A pid alone that is a living process and was a ghost's with living descendants
     /// names neither.

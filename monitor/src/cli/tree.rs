@@ -1,16 +1,13 @@
 //! `lifemon tree`: shows the lineage as it is now, ghosts included.
 
-use std::collections::HashSet;
-
 use super::select::Selectors;
 use super::target::Target;
 use super::{Code, Output};
 use crate::kernel::clock::{self, WallClock};
 use crate::kernel::{LoadOptions, Tracker};
-use crate::proc::{self, Zombie};
 use crate::report::tree::Style;
 use crate::report::{self, out};
-use crate::tree::{self, Entry};
+use crate::tree;
 
 /// Arguments of `tree`.
 #[derive(Debug, clap::Args)]
@@ -33,6 +30,23 @@ pub struct Args {
     selectors: Selectors,
 }
 
+#[cfg(feature = "agent")]
+impl Args {
+    /// Returns the request to the agent that stands for this command; `None` where it has options
+    /// that the agent does not know.
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        if self.selectors.are_given() {
+            return None;
+        }
+        let path = match self.target {
+            Some(target) => format!("/v1/tree/{}", target.for_agent()?),
+            None => "/v1/tree".to_owned(),
+        };
+        let full = if self.full { "?full=true" } else { "" };
+        Some(vec![super::asked::Request::get(path + full)])
+    }
+}
+
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     let selection = args.selectors.prepare()?;
     let tracker = Tracker::open_or_load(&LoadOptions {
@@ -45,7 +59,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .map(|target| target.find_shown(&snapshot))
         .transpose()?;
     let entries = selection.entries(&snapshot, tree::gather(&snapshot, root));
-    let zombies = zombies(&entries, root.is_none() && !args.selectors.are_given());
+    let zombies = tree::zombies_of(&entries, root.is_none() && !args.selectors.are_given());
     let style = style(args.full || output == Output::Wide);
     let text = match output {
         Output::Text | Output::Wide => report::tree::text(&entries, &zombies, &snapshot, style),
@@ -57,15 +71,6 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     };
     out::print(&text)?;
     Ok(Code::Done)
-}
-
-/// Returns the zombies that a process among these does not reap, or all of them.
-fn zombies(entries: &[Entry], all: bool) -> Vec<Zombie> {
-    let living = entries.iter().filter(|entry| entry.died.is_none());
-    let parents: HashSet<u32> = living.map(|entry| entry.process.id.pid).collect();
-    let mut zombies = proc::zombies();
-    zombies.retain(|zombie| all || parents.contains(&zombie.parent));
-    zombies
 }
 
 /// Returns the style for standard output as it is now.

@@ -329,8 +329,10 @@ impl Slots {
     }
 
     /// Condemns the tree of a slot.
-    pub(super) fn condemn(&self, slot: u32) {
-        self.tree(slot).condemned.store(1, Ordering::SeqCst);
+    pub(super) fn condemn(&self, slot: u32, condemnation: u64) {
+        self.tree(slot)
+            .condemned
+            .store(condemnation, Ordering::SeqCst);
         self.refresh_layers();
     }
 

@@ -275,14 +275,14 @@ impl Watcher {
         self.tracker.slots.spare(self.slot, &key)
     }
 
-    /// Condemns the tree: once the closer is attached, no member returns to user code, and what a
+    /// Condemns the tree, with a condemnation as the kernel half has it: once the closer is attached, no member returns to user code, and what a
     /// member has created dies before its first instruction. Undone when this is dropped.
     ///
     /// # Errors
     /// When the lock cannot be taken.
-    pub fn condemn(&self) -> Result<(), Error> {
+    pub fn condemn(&self, condemnation: u64) -> Result<(), Error> {
         let _lock = self.tracker.lock(Patience::FULL)?;
-        self.tracker.slots.condemn(self.slot);
+        self.tracker.slots.condemn(self.slot, condemnation);
         Ok(())
     }
 

@@ -4,11 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
 use tokio::time::{Instant, timeout_at};
 
+use super::envoy::Envoy;
 use super::force::{Ended, Force};
 use super::options::{KillOptions, ReleaseOptions};
 use super::outcome::{Held, KillReport, Killed, Outcome, Release, Released};
@@ -114,16 +116,22 @@ async fn kill_guarded(
     session.ignore_gone();
     let mut killing = Killing::new(session, start, begun);
     killing.spare(&options.protected, guard.own())?;
+    if let Some(envoy) = options.envoy.as_deref() {
+        killing.leave_out(envoy)?;
+    }
     if options.dry_run {
         return Ok(killing.report(false));
     }
     // The driver is asked beside the killing, never before it.
     let releases = options.release.as_ref().map(follow_releases);
     if let Some(signal) = first_signal {
-        killing.ask(signal, options.grace).await?;
+        killing
+            .ask(signal, options.grace, options.envoy.as_deref())
+            .await?;
     }
     let deadline = Instant::now() + options.timeout;
-    let extinct = killing.is_extinct() || killing.kill(deadline).await?;
+    let envoy = options.envoy.clone();
+    let extinct = killing.is_extinct() || killing.kill(deadline, envoy).await?;
     killing.elapsed = begun.elapsed();
     if extinct {
         killing
@@ -189,6 +197,8 @@ struct Killing {
     deaths: Deaths,
     /// Signals of the first kind that were held back.
     rejected: u64,
+    /// Members that were left out because whoever has asked may not end them.
+    others: usize,
 }
 
 impl Killing {
@@ -204,6 +214,7 @@ impl Killing {
             force: Ended::default(),
             deaths: Deaths::default(),
             rejected: 0,
+            others: 0,
         }
     }
 
@@ -242,15 +253,29 @@ impl Killing {
         self.session.watcher().counters().live == 0
     }
 
+    /// Leaves out of the tree whom the envoy may not end, and what those create from now on.
+    fn leave_out(&mut self, envoy: &dyn Envoy) -> Result<(), Error> {
+        for id in self.session.watcher().live_members()? {
+            let tracker = self.session.watcher().tracker();
+            if matches!(strike(tracker, id, None, Some(envoy))?, Strike::Foreign) {
+                self.session.spare(id)?;
+                self.members.retain(|member| member.id != id);
+                self.others += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// Asks every member to end, and waits for the grace or the end of all.
     async fn ask(
         &mut self,
         signal: nix::sys::signal::Signal,
         grace: Duration,
+        envoy: Option<&dyn Envoy>,
     ) -> Result<(), Error> {
         let until = Instant::now() + grace;
         for id in self.session.watcher().live_members()? {
-            let strike = strike(self.session.watcher().tracker(), id, signal)?;
+            let strike = strike(self.session.watcher().tracker(), id, Some(signal), envoy)?;
             self.rejected += u64::from(matches!(strike, Strike::Stale));
         }
         while !self.is_extinct() && Instant::now() < until {
@@ -260,8 +285,12 @@ impl Killing {
     }
 
     /// Kills until none can run, or until the deadline; returns whether the tree is extinct.
-    async fn kill(&mut self, deadline: Instant) -> Result<bool, Error> {
-        let mut force = Force::begin(self.session.watcher_mut())?;
+    async fn kill(
+        &mut self,
+        deadline: Instant,
+        envoy: Option<Arc<dyn Envoy>>,
+    ) -> Result<bool, Error> {
+        let mut force = Force::begin_by(self.session.watcher_mut(), envoy)?;
         let deaths = &mut self.deaths;
         let extinct = force
             .drive(&mut self.session, deadline, |update| deaths.note(update))
@@ -323,6 +352,7 @@ impl Killing {
                 killed: self.deaths.killed(),
             },
             rejected: self.rejected + self.force.rejected,
+            others: self.others + self.force.spared,
             extinct: watcher.counters().live == 0,
             losses: self.session.standing_losses().to_vec(),
             suspects: Vec::new(),

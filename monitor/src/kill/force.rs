@@ -4,13 +4,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use lifemon_ebpf::ProcessId;
+use lifemon_ebpf::{CONDEMNED, ProcessId, condemned_by};
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::envoy::Envoy;
 use super::outcome::Survivor;
 use super::strike::{Strike, strike};
 use super::survivor;
@@ -40,6 +42,12 @@ pub(crate) struct Force {
     already_dying: Vec<ProcessId>,
     denied: HashMap<ProcessId, String>,
     rejected: u64,
+    /// Who sends the signals, if not this process.
+    envoy: Option<Arc<dyn Envoy>>,
+    /// Members that the envoy may not end, to be left out of the tree.
+    foreign: Vec<ProcessId>,
+    /// How many were left out.
+    spared: usize,
     /// Forks of the tree before the last pass read the members.
     forks: Option<u64>,
     pause: Duration,
@@ -58,22 +66,50 @@ impl Force {
     /// # Errors
     /// When the tree cannot be condemned. Needs a tokio runtime.
     pub(crate) fn begin(watcher: &mut Watcher) -> Result<Self, Error> {
+        Self::begin_by(watcher, None)
+    }
+
+    /// Does the same in the name of whoever the envoy is of.
+    ///
+    /// # Errors
+    /// As [`Force::begin`].
+    pub(crate) fn begin_by(
+        watcher: &mut Watcher,
+        envoy: Option<Arc<dyn Envoy>>,
+    ) -> Result<Self, Error> {
         let priority = RealTime::begin();
-        watcher.condemn()?;
-        let mut closer = watcher.closer()?;
+        let attaching = match &envoy {
+            None => {
+                watcher.condemn(CONDEMNED)?;
+                Some(watcher.closer()?)
+            }
+            Some(envoy) => match envoy.uid() {
+                Some(uid) => {
+                    watcher.condemn(condemned_by(uid))?;
+                    Some(watcher.closer()?)
+                }
+                // Whom the closer met would not be asked for.
+                None => None,
+            },
+        };
         let live = usize::try_from(watcher.counters().live).unwrap_or(usize::MAX);
         make_room(live.saturating_add(OTHER_DESCRIPTORS));
-        let attach = move || closer.attach().map(|()| closer);
+        let attaching = attaching.map(|mut closer| {
+            tokio::task::spawn_blocking(move || closer.attach().map(|()| closer))
+        });
         Ok(Self {
             done: HashSet::new(),
             struck: Some(HashMap::new()),
             already_dying: Vec::new(),
             denied: HashMap::new(),
             rejected: 0,
+            envoy,
+            foreign: Vec::new(),
+            spared: 0,
             forks: None,
             pause: PAUSE_MIN,
             due: Instant::now(),
-            attaching: Some(tokio::task::spawn_blocking(attach)),
+            attaching,
             closer: None,
             is_unreported: false,
             _priority: priority,
@@ -114,6 +150,13 @@ impl Force {
     pub(crate) async fn next(&mut self, session: &mut Session) -> Result<Vec<Update>, Error> {
         while !is_extinct(session) {
             let due = self.advance(session.watcher()).await?;
+            if !self.foreign.is_empty() {
+                for id in std::mem::take(&mut self.foreign) {
+                    session.spare(id)?;
+                    self.spared += 1;
+                }
+                continue;
+            }
             if self.is_unreported {
                 sleep_until(due).await;
             } else if let Ok(updates) = timeout_at(due, session.next()).await {
@@ -175,11 +218,16 @@ impl Force {
                 self.doubt(id);
                 continue;
             }
-            let mut outcome = strike(watcher.tracker(), id, Signal::SIGKILL)?;
+            let envoy = self.envoy.clone();
+            let strike = |id| {
+                let kill = Some(Signal::SIGKILL);
+                strike(watcher.tracker(), id, kill, envoy.as_deref())
+            };
+            let mut outcome = strike(id)?;
             if matches!(outcome, Strike::NoRoom) {
                 // They are opened again, one by one, when it is time to wait for them.
                 self.struck = self.struck.take().map(|_| HashMap::new());
-                outcome = strike(watcher.tracker(), id, Signal::SIGKILL)?;
+                outcome = strike(id)?;
             }
             found |= self.note(id, outcome);
         }
@@ -211,6 +259,7 @@ impl Force {
                 self.already_dying.push(id);
             }
             Strike::Dying => self.already_dying.push(id),
+            Strike::Foreign => self.foreign.push(id),
             Strike::NoRoom => {
                 let why = "no descriptor is left to signal it: raise the limit of open files";
                 return self.denied.insert(id, why.to_owned()).is_none();
@@ -229,6 +278,7 @@ impl Force {
             already_dying: self.already_dying,
             denied: self.denied,
             rejected: self.rejected,
+            spared: self.spared,
         }
     }
 }
@@ -261,6 +311,8 @@ pub(super) struct Ended {
     /// The reasons why members could not be signalled.
     denied: HashMap<ProcessId, String>,
     pub(super) rejected: u64,
+    /// Members that were left out because the envoy may not end them.
+    pub(super) spared: usize,
 }
 
 impl Ended {

@@ -10,6 +10,8 @@
 //! - What is below this very process (`ending`): nobody kills its own tree, so a child does it
 //!   with eBPF (`child`), and this process the rest, or all of it where there are no privileges.
 //!
+//! A kill in the name of a user (`envoy`) sends its signals with the rights of that user.
+//!
 //! `refuse` says whom lifemon does not kill, `survivor` why somebody is still alive, `suspects` who
 //! may have left the tree before anybody looked, [`outcome`] what is ordered and what came of it.
 //!
@@ -29,6 +31,7 @@ mod below;
 mod census;
 mod child;
 pub(crate) mod ending;
+pub(crate) mod envoy;
 mod exact;
 mod force;
 mod options;

@@ -1,10 +1,12 @@
 //! How a tree is killed: what the caller may choose.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
 
+use super::envoy::Envoy;
 use super::suspects::Suspects;
 use crate::process::Signal;
 
@@ -33,6 +35,8 @@ pub struct KillOptions {
     pub(crate) force: bool,
     pub(crate) suspects: Suspects,
     pub(crate) release: Option<ReleaseOptions>,
+    /// Who sends the signals; `None` for this process, with its own rights.
+    pub(crate) envoy: Option<Arc<dyn Envoy>>,
 }
 
 /// Options of the wait for the release of GPU memory.
@@ -55,6 +59,7 @@ impl Default for KillOptions {
             force: false,
             suspects: Suspects::Report,
             release: None,
+            envoy: None,
         }
     }
 }

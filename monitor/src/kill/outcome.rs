@@ -185,6 +185,8 @@ pub struct KillReport {
     /// Signals that were held back because the process had died since the members were read: its
     /// pid was free by then, or somebody else's.
     pub rejected: u64,
+    /// Members that were left out, because whoever has asked for the kill may not end them.
+    pub others: usize,
     /// True if none of the tree can run again: its live counter is 0.
     pub extinct: bool,
     /// The losses that make the answer incomplete.
@@ -292,6 +294,8 @@ pub enum Way {
     Ebpf,
     /// By parents, because all of it ends up below a subreaper of ours.
     Subreaper,
+    /// As [`Way::Subreaper`], and the node agent guards the tree.
+    Agent,
 }
 
 impl Way {
@@ -301,6 +305,7 @@ impl Way {
         match self {
             Self::Ebpf => "ebpf",
             Self::Subreaper => "subreaper",
+            Self::Agent => "agent",
         }
     }
 }

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use lifemon_ebpf::{LIVE, ProcessId};
 use nix::sys::signal::Signal;
 
+use super::envoy::Envoy;
 use super::survivor;
 use crate::kernel::{Error, Tracker};
 use crate::sys::pidfd;
@@ -24,14 +25,22 @@ pub(super) enum Strike {
     Stale,
     /// The process is dying: the signal had nobody to go to.
     Dying,
+    /// Whoever has asked for the kill may not end it.
+    Foreign,
     /// No descriptor is left to open.
     NoRoom,
     /// It may not be sent.
     Denied(String),
 }
 
-/// Sends `signal` to `id`, which was a living member a moment ago, or to nobody.
-pub(super) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result<Strike, Error> {
+/// Sends `signal` to `id`, which was a living member a moment ago, or to nobody. `None` only asks
+/// whether one may be sent. `envoy` sends it, if there is one.
+pub(super) fn strike(
+    tracker: &Tracker,
+    id: ProcessId,
+    signal: Option<Signal>,
+    envoy: Option<&dyn Envoy>,
+) -> Result<Strike, Error> {
     let opened = match pidfd::open(id.pid) {
         Ok(opened) => opened,
         Err(error) => {
@@ -46,8 +55,16 @@ pub(super) fn strike(tracker: &Tracker, id: ProcessId, signal: Signal) -> Result
     if !is_live(tracker, id)? {
         return Ok(Strike::Stale);
     }
-    match pidfd::send_signal(&opened, signal as i32) {
+    let number = signal.map_or(0, |signal| signal as i32);
+    let sent = match envoy {
+        Some(envoy) => envoy.send(id, &opened, number),
+        None => pidfd::send_signal(&opened, number),
+    };
+    match sent {
         Ok(()) => Ok(Strike::Sent(opened)),
+        Err(error) if envoy.is_some() && error.raw_os_error() == Some(libc::EPERM) => {
+            Ok(Strike::Foreign)
+        }
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Strike::Dying),
         Err(error) => Ok(Strike::Denied(survivor::denied(&error))),
     }

@@ -23,11 +23,13 @@
 //! | `safe_recv(conn)` | [`Connection::safe_recv`]; [`Connection::recv`] with typed errors |
 //!
 //! What is known of workers comes from eBPF with privileges ([`Way::Ebpf`]), otherwise from the
-//! guardian, their parent ([`Way::Subreaper`]). A third way would be one more source in the
-//! monitor.
+//! guardian, their parent. Where a node agent runs, it guards what is below the guardian
+//! ([`Way::Agent`]): should server and guardian both be killed, it ends what the workers have left.
+//! Without one the guardian is alone ([`Way::Subreaper`]).
 
 mod connection;
 mod fatal;
+mod guarded;
 mod health;
 mod lifespan;
 mod monitor;
@@ -224,7 +226,7 @@ impl ProcessManager {
     #[must_use]
     pub fn health_status(&self) -> HealthStatus {
         let mut health = self.shared.health();
-        let is_walked = health.way == Way::Subreaper;
+        let is_walked = health.way != Way::Ebpf;
         if !is_walked && !self.options.devices.exist() {
             return health;
         }

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::START_TIMEOUT;
+use super::guarded::Guarded;
 use super::options::Options;
 use super::orphans::Survivors;
 use super::signals::{Signals, end_process};
@@ -56,6 +57,9 @@ pub(super) struct Monitor {
     frames: Frames,
     session: Option<Session>,
     loading: Option<JoinHandle<Result<Tracker, kernel::Error>>>,
+    /// The guard of the node agent, where the tracker cannot be used.
+    guarded: Option<Guarded>,
+    guarding: Option<JoinHandle<Option<Guarded>>>,
     kills: Vec<AskedKill>,
     /// Interval of the regular looks, in addition to events.
     interval: Duration,
@@ -104,6 +108,8 @@ impl Monitor {
                 frames: Frames::default(),
                 session: None,
                 loading: None,
+                guarded: None,
+                guarding: None,
                 kills: Vec::new(),
                 interval: period,
                 is_alone: false,
@@ -148,7 +154,11 @@ impl Monitor {
                 },
                 ask = self.asks.recv(), if !self.is_dropped => self.take_ask(ask).await,
                 loaded = loaded(&mut self.loading) => self.begin_session(loaded),
-                _ = tick.tick() => self.look(),
+                guarded = guarded(&mut self.guarding) => self.take_guard(guarded),
+                _ = tick.tick() => {
+                    self.look();
+                    self.keep_guard();
+                }
             }
         }
         self.close().await;
@@ -276,7 +286,32 @@ impl Monitor {
             Err(error) => {
                 let why = Incomplete::because(Loss::NoTracker, error.to_string());
                 self.shared.lock().incomplete = vec![why];
+                let pid = self.guardian.pid();
+                let begin = move || Guarded::begin(pid).inspect_err(no_guard).ok();
+                self.guarding = Some(tokio::task::spawn_blocking(begin));
             }
+        }
+    }
+
+    fn take_guard(&mut self, guarded: Option<Guarded>) {
+        self.guarding = None;
+        let is_guarded = guarded.is_some();
+        self.guarded = guarded;
+        if self.session.is_none() {
+            let way = if is_guarded {
+                Way::Agent
+            } else {
+                Way::Subreaper
+            };
+            self.shared.lock().way = way;
+        }
+    }
+
+    /// Takes the guard up again, should the agent have been restarted.
+    fn keep_guard(&mut self) {
+        if let Some(guarded) = self.guarded.take_if(|guarded| !guarded.is_connected()) {
+            let take_up = move || guarded.take_up();
+            self.guarding = Some(tokio::task::spawn_blocking(take_up));
         }
     }
 
@@ -375,9 +410,18 @@ impl Monitor {
             let report = Report::Fact("the guardian is gone");
             self.shared.bury(worker, now, report);
         }
+        if let Some(guarding) = self.guarding.take() {
+            self.guarded = guarding.await.unwrap_or_default();
+        }
+        let guarded = self.guarded.take();
         if self.shared.lock().rest.is_some() {
+            if let Some(guarded) = guarded {
+                guarded.release();
+            }
             return self.shared.end();
         }
+        // From here on the agent ends what the workers have left.
+        drop(guarded);
         self.shared.lock().incomplete = vec![Loss::GuardianDead.into()];
         if let Some(session) = &mut self.session {
             match kill_watched(session, RESCUE_TIMEOUT).await {
@@ -396,6 +440,17 @@ impl Monitor {
 async fn next(session: &mut Option<Session>) -> Result<Vec<Update>, kernel::Error> {
     match session {
         Some(session) => session.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn no_guard(error: &io::Error) {
+    log::debug!("the node agent does not guard the workers: {error}");
+}
+
+async fn guarded(guarding: &mut Option<JoinHandle<Option<Guarded>>>) -> Option<Guarded> {
+    match guarding {
+        Some(guarding) => guarding.await.unwrap_or_default(),
         None => std::future::pending().await,
     }
 }

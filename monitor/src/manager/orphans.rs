@@ -257,6 +257,7 @@ mod tests {
             root: process(77),
             members: Vec::new(),
             outcome,
+            others: 0,
             rejected: 0,
             extinct: false,
             losses: Vec::new(),

@@ -16,6 +16,8 @@ mod mounts;
 mod placement;
 mod shared;
 mod sockets;
+#[cfg(feature = "agent")]
+mod standing;
 mod status;
 mod threads;
 mod zombies;
@@ -39,6 +41,10 @@ pub(crate) use held::Held;
 pub(crate) use placement::placement_of;
 pub(crate) use shared::Belongings;
 pub(crate) use sockets::{listens_on, sockets_on};
+#[cfg(feature = "agent")]
+pub(crate) use standing::{
+    ContainerGroup, Namespaces, container_group, credentials, namespaces, pid_of_pidfd,
+};
 pub(crate) use status::{frozen_cgroup, ignores_hangup, switches, tracer};
 
 use std::fs;

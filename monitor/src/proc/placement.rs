@@ -67,7 +67,7 @@ fn parse(text: &str) -> Placement {
 
 /// Returns the first part of a path that has a container's id: `docker-ID.scope`,
 /// `cri-containerd-ID.scope`, or the id alone.
-fn container_in(path: &str) -> Option<String> {
+pub(super) fn container_in(path: &str) -> Option<String> {
     path.split('/').find_map(|part| {
         let part = part.strip_suffix(".scope").unwrap_or(part);
         let id = part.rsplit(['-', ':']).next()?;

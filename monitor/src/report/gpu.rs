@@ -16,12 +16,13 @@ use super::out::printable;
 use super::text::{self, Tone, paint};
 use super::tree::{KnownJson, StartJson, Style, command};
 use crate::ProcessId;
+use crate::forest::Forest;
 use crate::gpu::nvml::{Answer, Gpu};
 use crate::gpu::{Holding, Stranger, Survey};
 use crate::kernel::snapshot::Snapshot;
 use crate::loss::Loss;
-use crate::orphan::Orphan;
-use crate::proc::{CommandLine, Placement};
+use crate::orphan::{self, Orphan};
+use crate::proc::{self, CommandLine, Commands, Placement};
 use crate::process::{Process, Who};
 use crate::words::count;
 
@@ -66,6 +67,40 @@ pub struct GpuReport<'a> {
     pub snapshot: &'a Snapshot,
     /// The losses.
     pub losses: &'a [Loss],
+}
+
+/// Describes the holders and where they come from; leaves out what has died meanwhile.
+#[must_use]
+pub fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
+    let commands = Commands::default();
+    let mut found: Vec<Holder> = survey
+        .holders
+        .iter()
+        .filter_map(|(id, holding)| {
+            let record = forest.record(id)?;
+            let ancestor = |id| {
+                let record = forest.record(&id)?;
+                Some(Ancestor {
+                    who: Process::of_record(id, record).who(),
+                    alive: forest.is_live(&id),
+                })
+            };
+            Some(Holder {
+                process: Process::of_record(*id, record),
+                holding: holding.clone(),
+                command: commands.of(id.pid)?,
+                placement: proc::placement(*id)?,
+                lineage: forest
+                    .ancestors(id)
+                    .into_iter()
+                    .filter_map(ancestor)
+                    .collect(),
+                root: ancestor(orphan::root_of(forest, *id))?,
+            })
+        })
+        .collect();
+    found.sort_by_key(|holder| holder.process.id);
+    found
 }
 
 /// Returns the report as text.

@@ -69,6 +69,9 @@ pub(crate) struct KilledJson {
     #[serde(flatten)]
     outcome: Outcome,
     rejected: u64,
+    /// Members that whoever has asked may not end: they live on.
+    #[serde(skip_serializing_if = "is_none_left_out")]
+    others: usize,
     /// The root is older than tracking: what it had lost to others before is not known.
     #[serde(skip_serializing_if = "is_false")]
     inferred: bool,
@@ -186,6 +189,7 @@ impl KilledJson {
             not_shown: 0,
             outcome: report.outcome.clone(),
             rejected: report.rejected,
+            others: report.others,
             inferred: report.root.inferred,
             extinct: report.extinct,
             complete: report.losses.is_empty(),
@@ -196,6 +200,14 @@ impl KilledJson {
             gpu: report.release.clone(),
         }
     }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
+fn is_none_left_out(others: &usize) -> bool {
+    *others == 0
 }
 
 /// Returns what a kill did, in words.
@@ -221,6 +233,13 @@ fn of_whom(report: &KillReport, whom: &str) -> String {
             (false, false) => "",
         },
     );
+    if report.others > 0 {
+        let others = count(report.others, "process");
+        let _ = writeln!(
+            text,
+            "left out, because they are not yours to end: {others}"
+        );
+    }
     for survivor in &report.outcome.survivors {
         let process = text::process(&Process::from(&survivor.process));
         let reason = printable(survivor.reason.as_deref().unwrap_or_default());

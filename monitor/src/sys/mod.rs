@@ -13,9 +13,13 @@ pub(crate) mod child;
 pub(crate) mod descriptor;
 pub(crate) mod inherited;
 pub(crate) mod limits;
+#[cfg(feature = "agent")]
+pub(crate) mod peer;
 pub(crate) mod pidfd;
 pub(crate) mod poll;
 pub(crate) mod priority;
+#[cfg(feature = "agent")]
+pub(crate) mod privilege;
 pub(crate) mod signals;
 pub(crate) mod terminal;
 

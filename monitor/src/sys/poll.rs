@@ -44,6 +44,14 @@ pub(crate) unsafe trait OwnsDescriptor: AsRawFd {}
 // SAFETY: it owns one descriptor, and closes it when it is dropped.
 unsafe impl OwnsDescriptor for OwnedFd {}
 
+/// Registers a socket with the tokio runtime, to wait until it is closed on both sides: what comes
+/// on it wakes nobody.
+#[cfg(feature = "agent")]
+pub(crate) fn closable(inner: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: it owns one descriptor, and closes it when it is dropped.
+    unsafe { AsyncFd::register_with_interest(inner, Interest::PRIORITY) }.map_err(io::Error::from)
+}
+
 /// Registers `inner` with the tokio runtime, to wait until it is readable.
 pub(crate) fn readable<T: OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: an `OwnsDescriptor` keeps its descriptor open and always returns that one.

@@ -68,6 +68,23 @@ impl Server {
         server
     }
 
+    /// Does the same, beside an agent with this socket; with these words before the program.
+    #[track_caller]
+    pub(crate) fn start_beside(sandbox: &Sandbox, agent: &Path, before: &[&str]) -> Self {
+        let program = copy(sandbox, Path::new(env!("CARGO_BIN_EXE_server")), "server");
+        let (first, rest) = match before.split_first() {
+            Some((first, rest)) => (*first, [rest, &[&program]].concat()),
+            None => (program.as_str(), Vec::new()),
+        };
+        let change = |command: &mut Command| {
+            command.env("LIFEMON_AGENT", agent);
+            as_nobody(command);
+        };
+        let mut server = Self::run(sandbox, Path::new(first), &rest, &[], change);
+        server.wait_until_started();
+        server
+    }
+
     #[track_caller]
     fn run(
         sandbox: &Sandbox,

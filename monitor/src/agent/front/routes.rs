@@ -1,0 +1,388 @@
+//! The routes: a path and a body become a call. The description of the API is made of the same
+//! lines ([`openapi`]).
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, Path, Query};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::super::call::{
+    Call, EventsQuery, Form, GuardRequest, KillRequest, Kind, OrphansQuery, WaitRequest,
+    WatchRequest,
+};
+use super::super::naming::Name;
+use super::super::problem::{Code, Problem};
+use super::connection::Connection;
+
+/// Levels of brackets in JSON at most.
+const DEPTH_MAX: usize = 32;
+/// Characters of an id, or of a key, at most.
+const KEY_CHARS_MAX: usize = 128;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "lifemon agent",
+        description = "The node agent of lifemon, over a Unix socket. A process is named `self`, \
+            `PID@START_NS`, `ns:PID` or `handle:TOKEN`. Who the caller is, the kernel says. \
+            Errors are problem documents (RFC 9457) with a stable `code`.",
+        license(name = "MIT OR Apache-2.0"),
+    ),
+    components(schemas(Problem))
+)]
+struct Description;
+
+type Answered = Result<Response<Body>, Problem>;
+type Caller = Extension<Connection>;
+
+fn all() -> OpenApiRouter {
+    let versioned = OpenApiRouter::new()
+        .routes(routes!(whole_tree))
+        .routes(routes!(tree))
+        .routes(routes!(orphans))
+        .routes(routes!(gpu))
+        .routes(routes!(health))
+        .routes(routes!(info))
+        .routes(routes!(kill))
+        .routes(routes!(kill_state))
+        .routes(routes!(guard, guards))
+        .routes(routes!(take_up, release))
+        .routes(routes!(wait))
+        .routes(routes!(watch, watches))
+        .routes(routes!(unwatch))
+        .routes(routes!(events));
+    OpenApiRouter::with_openapi(Description::openapi())
+        .nest("/v1", versioned)
+        .routes(routes!(livez))
+        .routes(routes!(readyz))
+}
+
+/// Returns the description of the API, as JSON.
+pub(crate) fn openapi() -> String {
+    let (_, description) = all().split_for_parts();
+    description.to_pretty_json().unwrap_or_default() + "\n"
+}
+
+/// Returns the routes.
+pub(super) fn router() -> Router {
+    let (router, description) = all().split_for_parts();
+    let description = Bytes::from(description.to_pretty_json().unwrap_or_default() + "\n");
+    let describe = move || {
+        let body = Body::from(description.clone());
+        async move { respond(200, Kind::Json, body) }
+    };
+    router
+        .route("/v1/openapi.json", get(describe.clone()))
+        .route("/openapi.json", get(describe))
+        .route("/v1/livez", get(livez))
+        .route("/v1/readyz", get(readyz))
+        .fallback(async |uri: Uri| {
+            Problem::new(Code::NotFound, format!("nothing is at {}", uri.path()))
+        })
+        .method_not_allowed_fallback(async || {
+            Problem::new(Code::MethodNotAllowed, "see /v1/openapi.json")
+        })
+}
+
+/// Makes a response.
+pub(super) fn respond(status: u16, kind: Kind, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let value = HeaderValue::from_static(kind.media_type());
+    response.headers_mut().insert(header::CONTENT_TYPE, value);
+    response
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response<Body> {
+        respond(self.status, Kind::Problem, Body::from(self.to_json()))
+    }
+}
+
+/// Reads the query of a request.
+fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    let read = Query::try_from_uri(uri).map(|Query(query)| query);
+    read.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))
+}
+
+/// Reads a body.
+pub(crate) fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    if depth(bytes) > DEPTH_MAX {
+        let detail = format!("at most {DEPTH_MAX} levels of brackets");
+        return Err(Problem::new(Code::JsonTooDeep, detail));
+    }
+    serde_json::from_slice(bytes)
+        .map_err(|error| Problem::new(Code::InvalidJson, error.to_string()))
+}
+
+/// Returns how deep brackets are nested; those in strings do not count.
+fn depth(bytes: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let mut is_string = false;
+    let mut bytes = bytes.iter();
+    while let Some(byte) = bytes.next() {
+        match (is_string, byte) {
+            (true, b'\\') => {
+                bytes.next();
+            }
+            (_, b'"') => is_string = !is_string,
+            (false, b'[' | b'{') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b']' | b'}') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn name(text: &str) -> Result<Name, Problem> {
+    let read = text.parse();
+    read.map_err(|why: String| Problem::new(Code::InvalidRequest, why))
+}
+
+fn key(text: String) -> Result<String, Problem> {
+    let is_key = (1..=KEY_CHARS_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic());
+    is_key.then_some(text).ok_or_else(|| {
+        let detail = format!("at most {KEY_CHARS_MAX} printable characters without spaces");
+        Problem::new(Code::InvalidRequest, detail)
+    })
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct FormQuery {
+    /// Whole command lines, where the answer is text.
+    #[serde(default)]
+    full: bool,
+    /// Colours, where the answer is text.
+    #[serde(default)]
+    colour: bool,
+}
+
+impl FormQuery {
+    fn form(&self, headers: &HeaderMap) -> Form {
+        let accepted = headers.get(header::ACCEPT);
+        Form {
+            is_text: accepted.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain")),
+            colour: self.colour,
+            full: self.full,
+        }
+    }
+}
+
+/// The lineage of everything that the caller may see.
+#[utoipa::path(get, path = "/tree", params(FormQuery),
+    responses((status = 200, description = "as `lifemon tree -o json` prints it")))]
+async fn whole_tree(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
+    let form = query::<FormQuery>(&uri)?.form(&headers);
+    let process = None;
+    Ok(caller.ask(Call::Tree { process, form }).await)
+}
+
+/// The lineage of a tree. Members that the caller may not see are counted in `others`.
+#[utoipa::path(get, path = "/tree/{process}",
+    params(("process" = String, Path, description = "the root, dead or alive"), FormQuery),
+    responses((status = 200, description = "as `lifemon tree -o json PID` prints it"),
+        (status = 403, body = Problem), (status = 404, body = Problem)))]
+async fn tree(
+    caller: Caller,
+    Path(process): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answered {
+    let form = query::<FormQuery>(&uri)?.form(&headers);
+    let process = Some(name(&process)?);
+    Ok(caller.ask(Call::Tree { process, form }).await)
+}
+
+/// What was left behind, of what the caller may see.
+#[utoipa::path(get, path = "/orphans", params(OrphansQuery, FormQuery),
+    responses((status = 200, description = "as `lifemon orphans -o json` prints it"),
+        (status = 400, body = Problem)))]
+async fn orphans(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
+    // Fields of one are unknown to the other.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Both {
+        tree: Option<Name>,
+        #[serde(default)]
+        all: bool,
+        #[serde(default)]
+        gpu: bool,
+        #[serde(default)]
+        full: bool,
+        #[serde(default)]
+        colour: bool,
+    }
+    let both: Both = query(&uri)?;
+    let (full, colour) = (both.full, both.colour);
+    let form = FormQuery { full, colour }.form(&headers);
+    let query = OrphansQuery {
+        tree: both.tree,
+        all: both.all,
+        gpu: both.gpu,
+    };
+    Ok(caller.ask(Call::Orphans { query, form }).await)
+}
+
+/// Who holds GPUs, of what the caller may see.
+#[utoipa::path(get, path = "/gpu", params(FormQuery),
+    responses((status = 200, description = "as `lifemon gpu -o json` prints it")))]
+async fn gpu(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
+    let form = query::<FormQuery>(&uri)?.form(&headers);
+    Ok(caller.ask(Call::Gpu { form }).await)
+}
+
+/// Whether a process lives and its tree has no leaked orphans.
+#[utoipa::path(get, path = "/health/{process}",
+    params(("process" = String, Path, description = "the process")),
+    responses((status = 200, description = "it is well"),
+        (status = 503, description = "it is not: `causes` says why"),
+        (status = 404, body = Problem)))]
+async fn health(caller: Caller, Path(process): Path<String>) -> Answered {
+    let process = name(&process)?;
+    Ok(caller.ask(Call::Health { process }).await)
+}
+
+/// What the agent is, who the caller is, and what it may.
+#[utoipa::path(get, path = "/info", responses((status = 200, description = "an object")))]
+async fn info(caller: Caller) -> Answered {
+    Ok(caller.ask(Call::Info).await)
+}
+
+/// Ends a tree with the rights of the caller.
+#[utoipa::path(post, path = "/kills", request_body = KillRequest,
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "a repetition with the same key ends nothing again")),
+    responses((status = 200, description = "as `lifemon kill -o json` prints it, with its `id`"),
+        (status = 202, description = "it is under way: `wait` was false"),
+        (status = 403, body = Problem), (status = 404, body = Problem),
+        (status = 409, body = Problem), (status = 429, body = Problem)))]
+async fn kill(caller: Caller, headers: HeaderMap, bytes: Bytes) -> Answered {
+    let key = match headers.get("idempotency-key") {
+        Some(value) => {
+            let text = value.to_str().unwrap_or_default();
+            Some(key(text.to_owned())?)
+        }
+        None => None,
+    };
+    let request = body(&bytes)?;
+    Ok(caller.ask(Call::Kill { request, key }).await)
+}
+
+/// What became of a kill.
+#[utoipa::path(get, path = "/kills/{id}",
+    params(("id" = String, Path, description = "as the kill's answer has it"), FormQuery),
+    responses((status = 200, description = "`state` is running, done, failed or interrupted"),
+        (status = 404, body = Problem)))]
+async fn kill_state(
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answered {
+    let form = query::<FormQuery>(&uri)?.form(&headers);
+    let id = key(id)?;
+    Ok(caller.ask(Call::KillState { id, form }).await)
+}
+
+/// Guards trees of the caller's: when the owner dies, or the caller disconnects, they end.
+#[utoipa::path(post, path = "/guards", request_body = GuardRequest,
+    responses((status = 201, description = "the guard, with its `id`"),
+        (status = 403, body = Problem), (status = 404, body = Problem),
+        (status = 429, body = Problem)))]
+async fn guard(caller: Caller, bytes: Bytes) -> Answered {
+    let request = body(&bytes)?;
+    Ok(caller.ask(Call::Guard { request }).await)
+}
+
+/// The guards of the caller's user.
+#[utoipa::path(get, path = "/guards", responses((status = 200, description = "a list")))]
+async fn guards(caller: Caller) -> Answered {
+    Ok(caller.ask(Call::Guards).await)
+}
+
+/// Takes a guard up on this connection, after the agent was restarted: from now on its end fires it.
+#[utoipa::path(put, path = "/guards/{id}",
+    params(("id" = String, Path, description = "as the guard's answer has it")),
+    responses((status = 200, description = "the guard"), (status = 404, body = Problem)))]
+async fn take_up(caller: Caller, Path(id): Path<String>) -> Answered {
+    let id = key(id)?;
+    Ok(caller.ask(Call::TakeUp { id }).await)
+}
+
+/// Ends a guard; its trees live on.
+#[utoipa::path(delete, path = "/guards/{id}",
+    params(("id" = String, Path, description = "as the guard's answer has it")),
+    responses((status = 200, description = "it guards no more"), (status = 404, body = Problem)))]
+async fn release(caller: Caller, Path(id): Path<String>) -> Answered {
+    let id = key(id)?;
+    Ok(caller.ask(Call::Release { id }).await)
+}
+
+/// Waits until a condition holds.
+#[utoipa::path(post, path = "/wait", request_body = WaitRequest,
+    responses((status = 200, description = "`holds` says whether it does, or the time was over"),
+        (status = 403, body = Problem), (status = 404, body = Problem)))]
+async fn wait(caller: Caller, bytes: Bytes) -> Answered {
+    let request = body(&bytes)?;
+    Ok(caller.ask(Call::Wait { request }).await)
+}
+
+/// Watches a tree: its events are kept for `/events`.
+#[utoipa::path(post, path = "/watches", request_body = WatchRequest,
+    responses((status = 201, description = "the watch, with its `id`"),
+        (status = 404, body = Problem), (status = 429, body = Problem)))]
+async fn watch(caller: Caller, bytes: Bytes) -> Answered {
+    let request = body(&bytes)?;
+    Ok(caller.ask(Call::Watch { request }).await)
+}
+
+/// The watches of the caller's user.
+#[utoipa::path(get, path = "/watches", responses((status = 200, description = "a list")))]
+async fn watches(caller: Caller) -> Answered {
+    Ok(caller.ask(Call::Watches).await)
+}
+
+/// Ends a watch.
+#[utoipa::path(delete, path = "/watches/{id}",
+    params(("id" = String, Path, description = "as the watch's answer has it")),
+    responses((status = 200, description = "it watches no more"), (status = 404, body = Problem)))]
+async fn unwatch(caller: Caller, Path(id): Path<String>) -> Answered {
+    let id = key(id)?;
+    Ok(caller.ask(Call::Unwatch { id }).await)
+}
+
+/// Streams the events of the caller's watches, one object a line. `id` is `EPOCH:SEQ`.
+#[utoipa::path(get, path = "/events", params(EventsQuery),
+    responses((status = 200, description = "lines, until the caller goes",
+        content_type = "application/x-ndjson"), (status = 429, body = Problem)))]
+async fn events(caller: Caller, uri: Uri) -> Answered {
+    let query = query(&uri)?;
+    Ok(caller.ask(Call::Events { query }).await)
+}
+
+/// Says that the agent lives.
+#[utoipa::path(get, path = "/livez", responses((status = 200, description = "it lives")))]
+async fn livez() -> Response<Body> {
+    respond(200, Kind::Json, Body::from("{\"live\":true}\n"))
+}
+
+/// Says whether the agent can answer: its tracker is on.
+#[utoipa::path(get, path = "/readyz", responses((status = 200, description = "it can"),
+    (status = 503, body = Problem)))]
+async fn readyz(caller: Caller) -> Answered {
+    Ok(caller.ask(Call::Ready).await)
+}

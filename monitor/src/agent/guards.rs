@@ -1,0 +1,494 @@
+//! Guards: when an owner dies, or the connection that made the guard is closed by the caller, the
+//! trees end. They are kept on disk: a new agent takes them over, and one whose owner has died
+//! meanwhile fires once the lineage says so. The agent's own end is no disconnect.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lifemon_ebpf::LIVE;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::AbortHandle;
+
+use crate::kernel::snapshot::Snapshot;
+use crate::kernel::{Tracker, WatchOptions, Watcher};
+use crate::kill::KillOptions;
+use crate::kill::envoy::Envoy;
+use crate::process::Signal;
+use crate::sys::pidfd;
+use crate::{ProcessId, proc};
+
+use super::call::{Answer, GuardRequest};
+use super::core::{Connection, Core, lock};
+use super::deputy::Deputy;
+use super::kills;
+use super::limits::{Good, Taken};
+use super::peer::{Peer, Scope};
+use super::problem::{Code, Problem};
+use super::state::Store;
+use super::time::parse_duration;
+use super::token;
+use super::view::View;
+
+/// Trees of one guard at most.
+const TREES_MAX: usize = 4;
+/// The longest wait between SIGTERM and the kill.
+const GRACE_MAX: Duration = Duration::from_secs(300);
+/// Tries to end a tree after the first one has failed: slots and memory come again.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(500);
+/// Bytes of the ring that the watch of a guard must have: nobody reads it.
+const RING_BYTES: u32 = 4_096;
+
+/// A guard as it is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Guard {
+    id: String,
+    /// The boot that the identities are of.
+    boot: String,
+    account: String,
+    uid: u32,
+    gid: u32,
+    /// What its caller may end; everything by the agent's own power.
+    ends: Scope,
+    owner: ProcessId,
+    trees: Vec<ProcessId>,
+    grace_ms: Option<u64>,
+    on_disconnect: bool,
+    /// The reason why it fires, once it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fires: Option<Cause>,
+}
+
+/// The reason why a guard fires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Cause {
+    OwnerDied,
+    Disconnected,
+}
+
+struct Entry {
+    guard: Guard,
+    /// The connection whose end fires it.
+    connection: Option<u64>,
+    /// Waits for the owner's end.
+    waiting: Option<AbortHandle>,
+    /// Keeps the roots' ghosts, so that their trees are found.
+    watcher: Option<Watcher>,
+    _taken: Vec<Taken>,
+}
+
+/// All guards.
+pub(super) struct Guards {
+    store: Store,
+    guards: Mutex<HashMap<String, Entry>>,
+}
+
+impl Guards {
+    /// Opens what is kept.
+    pub(super) fn open(state: &Path) -> io::Result<Self> {
+        Ok(Self {
+            store: Store::open(state, "guards")?,
+            guards: Mutex::default(),
+        })
+    }
+
+    /// Takes over the guards of the agent before.
+    pub(super) fn adopt(core: &Arc<Core>) {
+        for guard in core.guards().store.read_all::<Guard>() {
+            if guard.boot != boot() {
+                core.guards().store.remove(&guard.id);
+                continue;
+            }
+            let taken = guard.trees.iter();
+            let taken = taken.filter_map(|_| core.limits().take(Good::Tree, &guard.account).ok());
+            let taken = taken.collect();
+            core.audit()
+                .write("guard_adopted", None, json!({"id": guard.id}));
+            let (id, owner) = (guard.id.clone(), guard.owner);
+            let watcher = watch(&guard.trees).ok().flatten();
+            let entry = Entry {
+                connection: None,
+                waiting: None,
+                watcher,
+                _taken: taken,
+                guard,
+            };
+            let fires = entry.guard.fires;
+            lock(&core.guards().guards).insert(id.clone(), entry);
+            match (fires, open_owner(core, owner)) {
+                (Some(cause), _) => Self::fire(core, &id, cause),
+                (None, Ok(Some(pidfd))) => Self::wait_for(core, &id, pidfd),
+                // Its ghost, or that nothing is left of it, says that it is dead.
+                (None, Ok(None)) => Self::fire(core, &id, Cause::OwnerDied),
+                (None, Err(problem)) => {
+                    log::warn!("guard {id}: {}; it stays", problem.detail);
+                }
+            }
+        }
+    }
+
+    /// Makes a guard for a caller, on its connection.
+    pub(super) async fn make(
+        core: &Arc<Core>,
+        connection: &Arc<Connection>,
+        request: GuardRequest,
+    ) -> Result<Answer, Problem> {
+        let peer = Arc::clone(&connection.peer);
+        let wrong = |detail: String| Problem::new(Code::InvalidRequest, detail);
+        if request.trees.is_empty() || request.trees.len() > TREES_MAX {
+            return Err(wrong(format!("trees: from 1 to {TREES_MAX}")));
+        }
+        let grace = request.grace.as_deref().map(parse_duration);
+        let grace = grace
+            .transpose()
+            .map_err(|why| wrong(format!("grace: {why}")))?;
+        if grace.is_some_and(|grace| grace > GRACE_MAX) {
+            return Err(wrong(format!("grace: at most {} s", GRACE_MAX.as_secs())));
+        }
+        let account = peer.account();
+        let mut taken = Vec::new();
+        for _ in &request.trees {
+            taken.push(core.limits().take(Good::Tree, &account)?);
+        }
+        let caller = Arc::clone(&peer);
+        let (id, pidfd, answer) = core
+            .at_work(&peer, move |core| {
+                let snapshot = core.snapshot()?;
+                let view = View::new(&snapshot, &caller);
+                let find = |name| view.find(name, core.handles());
+                let owner = find(&request.owner)?;
+                let pidfd = open_owner(core, owner)?.ok_or_else(|| {
+                    Problem::new(Code::NoSuchProcess, "the owner is dead already")
+                })?;
+                let envoy = kills::envoy(&caller)?;
+                let trees = request.trees.iter().map(|name| {
+                    let root = find(name)?;
+                    kills::check(&view, root, envoy.as_deref())?;
+                    Ok(root)
+                });
+                let trees = trees.collect::<Result<Vec<_>, Problem>>()?;
+                let watcher = watch(&trees)?;
+                let guard = Guard {
+                    id: token::new(),
+                    boot: boot(),
+                    account,
+                    uid: caller.uid,
+                    gid: caller.gid,
+                    ends: caller.scope(caller.rights.ends),
+                    owner,
+                    trees,
+                    grace_ms: grace.map(|grace| grace.as_millis().try_into().unwrap_or(u64::MAX)),
+                    on_disconnect: request.on_disconnect,
+                    fires: None,
+                };
+                let id = guard.id.clone();
+                core.guards().store.write(&id, &guard).map_err(|error| {
+                    let detail = format!("the guard cannot be kept: {error}; nothing is guarded");
+                    Problem::new(Code::Unavailable, detail)
+                })?;
+                let fields = json!({"id": id, "owner": text(owner),
+                    "trees": guard.trees.iter().map(|id| text(*id)).collect::<Vec<_>>()});
+                core.audit().write("guard", Some(&caller), fields);
+                let entry = Entry {
+                    guard,
+                    connection: None,
+                    waiting: None,
+                    watcher,
+                    _taken: taken,
+                };
+                let answer = entry.json();
+                lock(&core.guards().guards).insert(id.clone(), entry);
+                Ok((id, pidfd, answer))
+            })
+            .await?;
+        Self::wait_for(core, &id, pidfd);
+        Self::hang_on(core, connection, &id);
+        let mut answer = answer;
+        answer["connected"] = true.into();
+        Ok(Answer::object(201, &answer))
+    }
+
+    /// Lets a guard hang on a connection.
+    fn hang_on(core: &Arc<Core>, connection: &Arc<Connection>, id: &str) {
+        if let Some(entry) = lock(&core.guards().guards).get_mut(id) {
+            entry.connection = Some(connection.number);
+        }
+        // It may have ended before it was noted here.
+        if !core.is_open(connection.number) {
+            Self::disconnected(core, connection.number, true);
+        }
+    }
+
+    /// Takes a guard up on another connection.
+    pub(super) fn take_up(
+        core: &Arc<Core>,
+        connection: &Arc<Connection>,
+        id: &str,
+    ) -> Result<Answer, Problem> {
+        let answer = {
+            let mut guards = lock(&core.guards().guards);
+            let entry = own(&mut guards, &connection.peer, id)?;
+            entry.connection = Some(connection.number);
+            entry.json()
+        };
+        Self::hang_on(core, connection, id);
+        Ok(Answer::object(200, &answer))
+    }
+
+    /// Ends a guard; its trees live on.
+    pub(super) fn release(core: &Arc<Core>, peer: &Peer, id: &str) -> Result<Answer, Problem> {
+        let removed = {
+            let mut guards = lock(&core.guards().guards);
+            let entry = own(&mut guards, peer, id)?;
+            if entry.guard.fires.is_some() {
+                let detail = format!("guard {id} has fired");
+                return Err(Problem::new(Code::NoSuchGuard, detail));
+            }
+            core.guards().store.remove(id);
+            guards.remove(id)
+        };
+        core.audit()
+            .write("guard_released", Some(peer), json!({"id": id}));
+        if let Some(mut entry) = removed {
+            entry.stop();
+            // Giving its slot back waits for a lock.
+            tokio::task::spawn_blocking(move || drop(entry));
+        }
+        Ok(Answer::object(200, &json!({"id": id, "state": "released"})))
+    }
+
+    /// Lists the guards of a caller's account.
+    pub(super) fn list(&self, peer: &Peer) -> Answer {
+        let guards = lock(&self.guards);
+        let own = guards.values();
+        let own = own.filter(|entry| entry.guard.account == peer.account() || peer.is_operator());
+        let own: Vec<_> = own.map(Entry::json).collect();
+        Answer::object(200, &json!({"guards": own}))
+    }
+
+    /// Fires the guards that hang on a connection which its caller has closed; where the agent has
+    /// ended it, they stay, and wait for the owner's death or another connection.
+    pub(super) fn disconnected(core: &Arc<Core>, connection: u64, by_caller: bool) {
+        let mut fired = Vec::new();
+        for (id, entry) in lock(&core.guards().guards).iter_mut() {
+            if entry.connection == Some(connection) {
+                entry.connection = None;
+                if by_caller && entry.guard.on_disconnect {
+                    fired.push(id.clone());
+                }
+            }
+        }
+        for id in fired {
+            Self::fire(core, &id, Cause::Disconnected);
+        }
+    }
+
+    /// Waits for the owner's end, in a task of its own.
+    fn wait_for(core: &Arc<Core>, id: &str, pidfd: OwnedFd) {
+        let (core_, of) = (Arc::clone(core), id.to_owned());
+        let waiting = tokio::spawn(async move {
+            if pidfd::wait_until_gone(pidfd).await {
+                Self::fire(&core_, &of, Cause::OwnerDied);
+            } else {
+                log::warn!("guard {of}: its owner cannot be waited for");
+            }
+        });
+        if let Some(entry) = lock(&core.guards().guards).get_mut(id) {
+            entry.waiting = Some(waiting.abort_handle());
+        }
+    }
+
+    /// Ends the trees of a guard, on a thread of its own.
+    fn fire(core: &Arc<Core>, id: &str, cause: Cause) {
+        let guard = {
+            let mut guards = lock(&core.guards().guards);
+            let Some(entry) = guards.get_mut(id) else {
+                return;
+            };
+            if entry.guard.fires.is_some() && entry.waiting.is_some() {
+                return;
+            }
+            entry.guard.fires = Some(cause);
+            entry.connection = None;
+            entry.guard.clone()
+        };
+        // Before the first signal. Where it fails, the next agent decides again, and as before.
+        if let Err(error) = core.guards().store.write(id, &guard) {
+            log::warn!("guard {id}: that it fires cannot be noted: {error}");
+        }
+        core.audit()
+            .write("guard_fires", None, json!({"id": id, "cause": cause}));
+        let (core_, of) = (Arc::clone(core), id.to_owned());
+        let run = move || {
+            let done = end(&core_, &guard);
+            core_
+                .audit()
+                .write("guard_done", None, json!({"id": of, "trees": done}));
+            let removed = lock(&core_.guards().guards).remove(&of);
+            core_.guards().store.remove(&of);
+            drop(removed);
+        };
+        if let Err(error) = std::thread::Builder::new()
+            .name("guard".to_owned())
+            .spawn(run)
+        {
+            log::warn!("guard {id} cannot fire now: {error}");
+        }
+    }
+}
+
+/// Ends the trees of a guard; returns what came of it.
+fn end(core: &Arc<Core>, guard: &Guard) -> Vec<Value> {
+    let envoy: Option<Arc<dyn Envoy>> = if guard.ends.is_all() {
+        None
+    } else {
+        match try_again(|| Deputy::start(guard.ends.clone(), guard.uid, guard.gid)) {
+            Ok(deputy) => Some(Arc::new(deputy)),
+            Err(error) => return vec![json!({"error": error.to_string()})],
+        }
+    };
+    let grace = guard.grace_ms.map(Duration::from_millis);
+    let options = KillOptions {
+        first_signal: grace.map(|_| Signal::TERM),
+        grace: grace.unwrap_or_default(),
+        protected: kills::protected(core),
+        envoy,
+        ..KillOptions::default()
+    };
+    let snapshot = match core.snapshot() {
+        Ok(snapshot) => snapshot,
+        Err(problem) => return vec![json!({"error": problem.detail})],
+    };
+    let (living, dead): (Vec<_>, Vec<_>) = guard
+        .trees
+        .iter()
+        .filter_map(|id| state(&snapshot, *id).map(|is_live| (*id, is_live)))
+        .partition(|(_, is_live)| *is_live);
+    let living: Vec<_> = living.into_iter().map(|(id, _)| id).collect();
+    // The trees of the dead one by one: only one root of a kill may be a ghost.
+    let mut groups: Vec<(ProcessId, &[ProcessId])> = Vec::new();
+    match (dead.first(), living.split_first()) {
+        (Some((ghost, _)), _) => groups.push((*ghost, &living)),
+        (None, Some((first, rest))) => groups.push((*first, rest)),
+        (None, None) => {}
+    }
+    groups.extend(dead.iter().skip(1).map(|(ghost, _)| (*ghost, &[][..])));
+    let end = |(root, others): (ProcessId, &[ProcessId])| match try_again(|| {
+        kills::execute_all(root, others, &options)
+    }) {
+        Ok(report) => json!({"tree": text(root), "killed": report.outcome.killed.len(),
+                "survivors": report.outcome.survivors.len(), "others": report.others,
+                "extinct": report.extinct}),
+        Err(error) => json!({"tree": text(root), "error": error.to_string()}),
+    };
+    groups.into_iter().map(end).collect()
+}
+
+/// Tries something until it is done: for as long as that may help.
+fn try_again<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    for _ in 0..TRIES {
+        if let Ok(done) = attempt() {
+            return Ok(done);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    attempt()
+}
+
+/// Returns whether a process lives; `None` where nothing is known of it.
+fn state(snapshot: &Snapshot, id: ProcessId) -> Option<bool> {
+    let record = snapshot.records.iter().find(|(known, _)| *known == id);
+    record.map(|(_, record)| record.state == LIVE)
+}
+
+/// Opens a descriptor of an owner; `None` where it is dead.
+fn open_owner(core: &Core, owner: ProcessId) -> Result<Option<OwnedFd>, Problem> {
+    let is_live = |core: &Core| {
+        let snapshot = core.snapshot()?;
+        Ok::<_, Problem>(state(&snapshot, owner) == Some(true))
+    };
+    if !is_live(core)? {
+        return Ok(None);
+    }
+    let pidfd = match pidfd::open(owner.pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(Problem::new(Code::Unavailable, error.to_string())),
+    };
+    // The record is still live: the descriptor is that of the owner.
+    Ok(is_live(core)?.then_some(pidfd))
+}
+
+/// Watches trees as one, so that the ghost of the first root stays; `None` where no slot is left,
+/// or the root has gone: the lineage keeps ghosts by itself, but for long rows of them.
+fn watch(trees: &[ProcessId]) -> Result<Option<Watcher>, Problem> {
+    let Some((root, others)) = trees.split_first() else {
+        return Ok(None);
+    };
+    let Some(tracker) = Tracker::open()? else {
+        return Ok(None);
+    };
+    let options = WatchOptions {
+        ring_bytes: RING_BYTES,
+        ..WatchOptions::default()
+    };
+    let others: Vec<_> = others
+        .iter()
+        .copied()
+        .filter(|id| proc::is_live(*id))
+        .collect();
+    match tracker.watch(*root, &others, &options) {
+        Ok(watcher) => Ok(Some(watcher)),
+        Err(crate::Error::NoProcess(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn own<'a>(
+    guards: &'a mut HashMap<String, Entry>,
+    peer: &Peer,
+    id: &str,
+) -> Result<&'a mut Entry, Problem> {
+    let entry = guards.get_mut(id);
+    let entry = entry.filter(|entry| entry.guard.account == peer.account() || peer.is_operator());
+    entry.ok_or_else(|| Problem::new(Code::NoSuchGuard, format!("no guard {id} of yours")))
+}
+
+impl Entry {
+    fn json(&self) -> Value {
+        let id = |id: &ProcessId| json!({"pid": id.pid, "start_ns": id.start_ns});
+        let guard = &self.guard;
+        json!({
+            "id": guard.id,
+            "owner": id(&guard.owner),
+            "trees": guard.trees.iter().map(id).collect::<Vec<_>>(),
+            "grace_ms": guard.grace_ms,
+            "on_disconnect": guard.on_disconnect,
+            "connected": self.connection.is_some(),
+            "state": if guard.fires.is_some() { "firing" } else { "armed" },
+        })
+    }
+
+    fn stop(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            waiting.abort();
+        }
+        drop(self.watcher.take());
+    }
+}
+
+fn text(id: ProcessId) -> String {
+    format!("{}@{}", id.pid, id.start_ns)
+}
+
+/// Returns the id of this boot: identities of another are not of this one.
+pub(super) fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}

@@ -1,0 +1,11 @@
+//! Words that nobody guesses: ids of kills and guards, tokens of handles.
+
+use rustix::rand::{GetRandomFlags, getrandom};
+
+/// Returns 128 random bits in hexadecimal.
+pub(super) fn new() -> String {
+    let mut bytes = [0_u8; 16];
+    // So few bytes come whole, or the kernel is not ready: then it waits.
+    let _ = getrandom(&mut bytes, GetRandomFlags::empty());
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,57 @@
+//! Giving up privileges for good, in a process that has one thread.
+
+use std::fs;
+use std::io;
+
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+
+/// Becomes this user and group, without other groups and without any capability, now and after
+/// whatever program is executed. Nobody but root can look into this process from here on.
+///
+/// # Errors
+/// When a step fails, or the kernel does not confirm the result.
+pub(crate) fn give_up(uid: u32, gid: u32) -> io::Result<()> {
+    for capability in CapabilitySet::all().iter() {
+        // Those that this kernel does not have.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setgroups(&[])?;
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    let _ = clear_ambient_capability_set();
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none)?;
+    set_no_new_privs(true)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    confirm(uid.as_raw())
+}
+
+/// Checks by the kernel's own word that nothing is left.
+fn confirm(uid: u32) -> io::Result<()> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let field = |name: &str| {
+        let mut lines = status.lines();
+        lines.find_map(|line| line.strip_prefix(name).map(str::trim))
+    };
+    let is_nothing = |name| field(name).is_some_and(|set| set.bytes().all(|digit| digit == b'0'));
+    let has_none = ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"]
+        .into_iter()
+        .all(is_nothing);
+    let uid = uid.to_string();
+    let is_user = field("Uid:").is_some_and(|ids| ids.split_whitespace().all(|id| id == uid));
+    if has_none && is_user {
+        Ok(())
+    } else {
+        Err(io::Error::other("the kernel has left privileges"))
+    }
+}
