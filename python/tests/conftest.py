@@ -72,7 +72,14 @@ def ended(pid: int) -> bool:
 class Server:
     """A program of tests/programs in a process of its own; ended, with all below it, at last."""
 
-    def __init__(self, directory: Path, words: list[str], prefix: list[str], **env: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        words: list[str],
+        prefix: list[str],
+        python: str = sys.executable,
+        **env: str,
+    ) -> None:
         self.directory = directory
         program = Path(__file__).parent / "programs" / words[0]
         path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
@@ -80,7 +87,7 @@ class Server:
         self.log = directory / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, str(program), *words[1:]],
+                [*prefix, python, str(program), *words[1:]],
                 env=environment,
                 stdout=log,
                 stderr=log,

@@ -60,38 +60,42 @@ class Workers:
     def is_alive(self, process: Any) -> bool:
         """Returns whether a worker lives. `refresh` has been called before."""
         worker = self._known.get(id(process))
-        if worker is None or worker.id is None:
-            worker = self.adopt(process)
+        if worker is None or (worker.id is None and not worker.is_dead):
+            worker = self.adopt([process])[0]
         if worker.is_dead:
             return False
         return worker.pidfd is not None or _is_alive(process)
 
-    def adopt(self, process: Any) -> _Worker:
-        """Begins to watch a worker, once it is started."""
+    def adopt(self, processes: Sequence[Any]) -> list[_Worker]:
+        """Begins to watch workers, those of them that are started and were not watched before."""
         with self._lock:
-            worker = self._known.setdefault(id(process), _Worker(process))
-            pid = getattr(process, "pid", None)
-            if worker.id is not None or worker.is_dead or not self.is_ours or not _is_ours(pid):
-                return worker
-            worker.id = _proc.identify(pid)
-            if worker.id is None:
-                return worker
-            worker.pidfd = _proc.open_pidfd(worker.id)
-            if worker.pidfd is None or self._epoll is None:
-                return worker
-            self._by_pidfd[worker.pidfd] = worker
-            self._epoll.register(worker.pidfd, select.EPOLLIN)
-            if _is_alive(process):
-                self._take_into_care(worker.id)
-            return worker
+            workers = [self._known.setdefault(id(one), _Worker(one)) for one in processes]
+            fresh = [worker for worker in workers if self._begin(worker)]
+            if fresh:
+                self._take_into_care([worker.id for worker in fresh if worker.id is not None])
+            return workers
 
-    def _take_into_care(self, worker: ProcessId) -> None:
+    def _begin(self, worker: _Worker) -> bool:
+        """Opens the process of a worker; returns whether it is a new one that lives."""
+        pid = getattr(worker.process, "pid", None)
+        if worker.id is not None or worker.is_dead or not self.is_ours or not _is_ours(pid):
+            return False
+        process = _proc.identify(pid)
+        pidfd = _proc.open_pidfd(process) if process is not None else None
+        if pidfd is None or self._epoll is None:
+            return False
+        worker.id, worker.pidfd = process, pidfd
+        self._by_pidfd[pidfd] = worker
+        self._epoll.register(pidfd, select.EPOLLIN)
+        return _is_alive(worker.process)
+
+    def _take_into_care(self, workers: list[ProcessId]) -> None:
         if self.way is None:
             self.way = choose(subreaper=self._subreaper)
             news = self.way.fileno()
             if news is not None and self._epoll is not None:
                 self._epoll.register(news, select.EPOLLIN)
-        self.way.watch(worker)
+        self.way.watch(workers)
 
     def refresh(self) -> None:
         """Takes note of every death that has happened by now: one system call where none has."""
@@ -111,6 +115,15 @@ class Workers:
         elif self.way is not None and descriptor == self.way.fileno():
             for death in self.way.read():
                 self._note(death)
+            if self.way.fileno() is None:
+                self._replace_way()
+
+    def _replace_way(self) -> None:
+        """Goes on without the helper, which is dead: by snapshots of what is left."""
+        from lifemon._ways import helper, snapshots
+
+        self.way = snapshots.Snapshots(subreaper=self._subreaper, because=helper.DEAD)
+        self.way.watch(self.living())
 
     def _bury(self, worker: _Worker) -> None:
         """Takes note of the end of a process, and reaps it: it is one of ours, and known."""
@@ -169,7 +182,7 @@ class Workers:
 
     def signal(self, process: Any, number: int) -> None:
         """Sends a signal to a worker: through its pidfd, so that no other process is hit."""
-        worker = self.adopt(process)
+        (worker,) = self.adopt([process])
         try:
             if worker.pidfd is not None:
                 signal.pidfd_send_signal(worker.pidfd, number)

@@ -158,10 +158,10 @@ class ProcessManager:
         self.kill_timeout = kill_timeout
         self.policy: Policy = policy
         self._signals = 0
+        self._is_stopping = False
         self._shutdown_task: asyncio.Task[None] | None = None
         self._workers = Workers(subreaper=subreaper)
-        for process in processes:
-            self._workers.adopt(process)
+        self._workers.adopt(processes)
 
     @property
     def way(self) -> str | None:
@@ -271,6 +271,7 @@ class ProcessManager:
         """Takes the steps of a shutdown, and yields how long each may take."""
         if not self._workers.is_ours:
             return
+        self._is_stopping = True
         for process, connection in self._pairs():
             if process is None or self._workers.is_alive(process):
                 _send_shutdown(connection)
@@ -318,7 +319,8 @@ class ProcessManager:
 
     def _has_ended(self) -> bool:
         dead, workers = len(self._dead()), len(self.processes)
-        if not self._workers.is_ours or not workers:
+        # Workers of a server that was asked to stop are meant to end.
+        if self._is_stopping or not self._workers.is_ours or not workers:
             return False
         return dead == workers if self.policy == "all" else dead > 0
 
@@ -374,12 +376,16 @@ class ProcessManager:
                 self._shutdown_workers()
                 _go_on(before, number, frame)
                 return
-            task = loop.create_task(self.shutdown())
-            self._shutdown_task = task
+
+            def begin() -> None:
+                task = self._shutdown_task = loop.create_task(self.shutdown())
+                if not callable(before):
+                    task.add_done_callback(lambda _: _go_on(before, number, None))
+
+            # A loop that sleeps is interrupted by a signal, and woken by this alone.
+            loop.call_soon_threadsafe(begin)
             if callable(before):
                 before(number, frame)
-            else:
-                task.add_done_callback(lambda _: _go_on(before, number, None))
 
         return handle
 

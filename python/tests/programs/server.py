@@ -24,7 +24,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     method, count, kind, how = sys.argv[1:5]
     processes, connections = start_workers(method, int(count), kind)
-    options: dict[str, Any] = {"shutdown_timeout": 1.0, "kill_timeout": 1.0}
+    limit_s = 60.0 if "slow" in how else 1.0
+    options: dict[str, Any] = {"shutdown_timeout": limit_s, "kill_timeout": limit_s}
     manager = ProcessManager(
         processes, connections, policy="any" if "any" in how else "all", **options
     )

@@ -54,8 +54,8 @@ class Way(Protocol):
         """Returns a descriptor that is readable when `read` has something."""
         ...
 
-    def watch(self, worker: ProcessId) -> None:
-        """Takes a worker, with all below it, into its care."""
+    def watch(self, workers: list[ProcessId]) -> None:
+        """Takes workers, with all below them, into its care."""
         ...
 
     def read(self) -> list[Death]:

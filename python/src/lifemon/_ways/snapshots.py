@@ -18,10 +18,19 @@ _MEMBERS_MAX = 65_536
 """Processes that are remembered. More are not, and the answer says so."""
 
 
+_BECAUSE: Json = {
+    "reason": "snapshots",
+    "advice": "workers are watched by snapshots of /proc: what lost its parent between two of them "
+    "was not seen. Install the wheel with the lifemon binary, or start the server with "
+    "`lifemon run -- ...`",
+}
+
+
 class Snapshots:
     """The processes of the trees, as far as snapshots have seen them."""
 
-    def __init__(self, *, subreaper: bool) -> None:
+    def __init__(self, *, subreaper: bool, because: Json | None = None) -> None:
+        self._because = because or _BECAUSE
         self._workers: set[ProcessId] = set()
         self._creators: dict[ProcessId, ProcessId] = {}
         self._is_full = False
@@ -33,12 +42,7 @@ class Snapshots:
 
     @property
     def incomplete(self) -> list[Json]:
-        advice = (
-            "workers are watched by snapshots of /proc: what lost its parent between two of them "
-            "was not seen. Install the wheel with the lifemon binary, or start the server with "
-            "`lifemon run -- ...`"
-        )
-        reasons: list[Json] = [{"reason": "snapshots", "advice": advice}]
+        reasons = [self._because]
         if self._is_full:
             reasons.append({"reason": "members_full", "advice": f"more than {_MEMBERS_MAX}"})
         return reasons
@@ -46,8 +50,8 @@ class Snapshots:
     def fileno(self) -> int | None:
         return None
 
-    def watch(self, worker: ProcessId) -> None:
-        self._workers.add(worker)
+    def watch(self, workers: list[ProcessId]) -> None:
+        self._workers.update(workers)
         self.look()
 
     def read(self) -> list[Death]:
