@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.util
 import os
@@ -50,6 +51,19 @@ def ours() -> None:
     """Skips what only lifemon promises, where the original is under test."""
     if ORIGINAL:
         pytest.skip("an addition of lifemon")
+
+
+@pytest.fixture(autouse=True)
+def private_tracker() -> Iterator[None]:
+    """Keeps the tests of lifemon itself from switching the tracker of the host meanwhile."""
+    try:
+        directory = os.open("/sys/fs/cgroup", os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    fcntl.flock(directory, fcntl.LOCK_SH)
+    yield
+    os.close(directory)
 
 
 def wait_until(what: str, is_so: Callable[[], Any], limit_s: float = 20.0) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import logging
 import os
 import signal
@@ -169,7 +170,7 @@ def test_every_field_of_the_golden_shapes_is_known(kind: type, name: str) -> Non
 def is_known(kind: Any, parts: list[str]) -> bool:
     """Returns whether a path of fields leads through the dataclasses, or into free JSON."""
     for part in parts:
-        if part == "schema":
+        if part in _model._ABOUT:
             return True
         hints = _model._hints(kind)
         if part not in hints:
@@ -185,6 +186,40 @@ def is_known(kind: Any, parts: list[str]) -> bool:
         if not hasattr(kind, "__dataclass_fields__"):
             continue
     return True
+
+
+def fields_missing(schema: Any, defs: dict[str, Any], kind: Any, path: str) -> list[str]:
+    """Returns the fields of a JSON Schema that the dataclasses do not have."""
+    if "$ref" in schema:
+        schema = defs[schema["$ref"].rpartition("/")[2]]
+    parts = [part for word in ("anyOf", "oneOf", "allOf") for part in schema.get(word, [])]
+    found = [one for part in parts for one in fields_missing(part, defs, kind, path)]
+    arguments = [one for one in getattr(kind, "__args__", ()) if one is not type(None)]
+    if arguments and getattr(kind, "__origin__", None) is not dict:
+        kind = arguments[0]
+    if "items" in schema:
+        return found + fields_missing(schema["items"], defs, kind, path + "[]")
+    if not hasattr(kind, "__dataclass_fields__"):
+        return found
+    hints = _model._hints(kind)
+    for name, inner in schema.get("properties", {}).items():
+        if name in hints:
+            found += fields_missing(inner, defs, hints[name], f"{path}.{name}")
+        elif name not in _model._ABOUT:
+            found.append(f"{path}.{name} is not in {kind.__name__}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, {"attach": "event"}.get(name, name)) for kind, name in shapes() if "_" not in name],
+)
+def test_every_field_of_the_schemas_is_known(kind: type, name: str) -> None:
+    file = SOURCE.parent.parent / "docs" / "schema" / f"{name}.json"
+    if not file.exists():
+        pytest.skip("there are no schemas here")
+    schema = json.loads(file.read_text())
+    assert fields_missing(schema, schema.get("$defs", {}), kind, name) == []
 
 
 @needs_helper

@@ -45,7 +45,8 @@ WAYS = [
 def all_end(server: Server, roles: dict[str, int]) -> None:
     for role, count in roles.items():
         for pid in server.pids(role, count):
-            wait_until(f"the end of {role} {pid}", lambda pid=pid: ended(pid))
+            what = f"the end of {role} {pid}: {server.text()}"
+            wait_until(what, lambda pid=pid: ended(pid))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -245,17 +245,29 @@ impl Helper {
                         });
                     }
                 }
-                Update::End => {
-                    let session = self.sessions.swap_remove(index);
-                    if session.watch().living() > 0 {
-                        let why = "the tracker was switched off";
-                        self.why_not_ebpf.get_or_insert_with(|| why.to_owned());
-                        let living: Vec<_> = self.workers.clone();
-                        self.seen.watch(&living);
-                    }
-                    return;
-                }
+                Update::End => return self.go_on_after(index),
                 Update::Lost { .. } | Update::Extinct => {}
+            }
+        }
+    }
+
+    /// Goes on when a session has ended: with another one, where somebody is left. The tracker was
+    /// switched off then, or its maps could not be read.
+    fn go_on_after(&mut self, index: usize) {
+        let session = self.sessions.swap_remove(index);
+        let members = session.watcher().live_members().unwrap_or_default();
+        let left: Vec<_> = members.into_iter().filter(|id| proc::is_live(*id)).collect();
+        drop(session);
+        if left.is_empty() {
+            return;
+        }
+        // What was created, and has lost its parent, between the two is missed.
+        self.misses_history = true;
+        match begin(&left) {
+            Ok((session, _)) => self.sessions.push(session),
+            Err(error) => {
+                self.why_not_ebpf = Some(error.to_string());
+                self.seen.watch(&left);
             }
         }
     }
@@ -270,7 +282,12 @@ impl Helper {
                     killed.extend(members.into_iter().filter(|id| !is_left(id)));
                     left.extend(survivors);
                 }
-                Err(error) => self.why_not_ebpf = Some(error.to_string()),
+                Err(error) => {
+                    log::warn!("killing without eBPF: {error}");
+                    let (more, survivors) = seen::kill(&members);
+                    killed.extend(more);
+                    left.extend(survivors);
+                }
             }
         }
         (killed, left)

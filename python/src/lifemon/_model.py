@@ -15,6 +15,9 @@ from lifemon._errors import AnswerError
 
 SCHEMA = "lifemon/2"
 
+_ABOUT = {"schema", "kind"}
+"""Fields that say what an object is."""
+
 _T = TypeVar("_T")
 
 
@@ -56,6 +59,7 @@ class Exit:
     signal_name: str | None = None
     core_dumped: bool = False
     sender: Sender | None = None
+    parent_death: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ class TreeProcess(Member):
     reparented: bool = False
     command: list[str] = field(default_factory=list[str])
     command_truncated: bool = False
+    truncated: bool = False
+    bytes: str | None = None
     cgroup: str | None = None
     unit: str | None = None
     container: str | None = None
@@ -155,6 +161,8 @@ class Orphan(Process):
     state: str | None = None
     command: list[str] = field(default_factory=list[str])
     command_truncated: bool = False
+    truncated: bool = False
+    bytes: str | None = None
     cgroup: str | None = None
     unit: str | None = None
     container: str | None = None
@@ -194,6 +202,26 @@ class Suspect(Process):
     evidence: list[Evidence] = field(default_factory=list[Evidence])
     command: list[str] = field(default_factory=list[str])
     parent: Who | None = None
+    killed: bool = False
+
+
+@dataclass(frozen=True)
+class Zombie(Process):
+    """A dead process whose parent does not reap it."""
+
+    exit: Exit | None = None
+    died: str | None = None
+    dead_ms: int | None = None
+    parent: Who | None = None
+    parent_state: str | None = None
+
+
+@dataclass(frozen=True)
+class Spared(Who):
+    """An orphan that was not killed, and why."""
+
+    verdict: str = "inferred"
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,6 +236,7 @@ class KillReport:
     survivors: list[Survivor] = field(default_factory=list[Survivor])
     suspects: list[Suspect] = field(default_factory=list[Suspect])
     rejected: int = 0
+    not_shown: int = 0
     inferred: bool = False
     extinct: bool = False
     complete: bool = False
@@ -223,6 +252,7 @@ class TreeReport(_Known):
 
     tree: Id | None = None
     processes: list[TreeProcess] = field(default_factory=list[TreeProcess])
+    zombies: list[Zombie] = field(default_factory=list[Zombie])
 
 
 @dataclass(frozen=True)
@@ -231,6 +261,9 @@ class OrphanReport(_Known):
 
     orphans: list[Orphan] = field(default_factory=list[Orphan])
     not_shown: dict[str, int] = field(default_factory=dict[str, int])
+    zombies: list[Zombie] = field(default_factory=list[Zombie])
+    kill: KillReport | None = None
+    spared: list[Spared] = field(default_factory=list[Spared])
 
 
 @dataclass(frozen=True)
@@ -242,6 +275,8 @@ class GpuHolder(Process):
     memory_bytes: int | None = None
     command: list[str] = field(default_factory=list[str])
     command_truncated: bool = False
+    truncated: bool = False
+    bytes: str | None = None
     cgroup: str | None = None
     unit: str | None = None
     container: str | None = None
@@ -259,6 +294,8 @@ class GpuReport(_Known):
     holders: list[GpuHolder] = field(default_factory=list[GpuHolder])
     strangers: list[Memory] = field(default_factory=list[Memory])
     trees: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    kill: KillReport | None = None
+    spared: list[Spared] = field(default_factory=list[Spared])
 
 
 @dataclass(frozen=True)
@@ -268,6 +305,8 @@ class SignalSent:
     signal: int
     signal_name: str | None = None
     sender: Sender | None = None
+    sender_root: Who | None = None
+    parent_death: bool = False
 
 
 @dataclass(frozen=True)
@@ -330,7 +369,7 @@ def decode(kind: type[_T], value: Any, unknown: list[str] | None = None) -> _T:
             name: _decode(hints[name], one, unknown) for name, one in given.items() if name in hints
         }
         if unknown is not None:
-            strange = set(given) - set(hints) - {"schema"}
+            strange = set(given) - set(hints) - _ABOUT
             unknown.extend(f"{kind.__name__}.{name}" for name in sorted(strange))
         return kind(**fields)
     except TypeError as error:
@@ -347,6 +386,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _decode(hint: Any, value: Any, unknown: list[str] | None) -> Any:
     origin = typing.get_origin(hint)
+    if value is None and origin is list:
+        return []
     if origin in (Union, types.UnionType):
         if value is None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,7 @@ state: dict[str, Any] = {}
 
 async def lifespan(receive: Any, send: Any) -> None:
     await receive()
+    logging.basicConfig(level=logging.INFO)
     processes, connections = start_workers("spawn", 2, os.environ.get("KIND", ""))
     limit_s = float(os.environ.get("LIMIT_S", "1"))
     manager = ProcessManager(

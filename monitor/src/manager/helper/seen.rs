@@ -98,7 +98,7 @@ fn children(parent: ProcessId) -> impl Iterator<Item = ProcessId> {
 
 /// Kills these and all below them. First all of it is stopped, so that what has a parent keeps it,
 /// and none is missed.
-fn kill(roots: &[ProcessId]) -> (Vec<ProcessId>, Vec<Survivor>) {
+pub(super) fn kill(roots: &[ProcessId]) -> (Vec<ProcessId>, Vec<Survivor>) {
     let mut stopped: Vec<ProcessId> = Vec::new();
     let mut queue = roots.to_vec();
     for _ in 0..ROUNDS_MAX {

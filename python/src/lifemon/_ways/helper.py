@@ -193,7 +193,7 @@ def start(*, use_ebpf: bool) -> Helper | None:
         words += [] if use_ebpf else ["--without-ebpf"]
         # A session of its own: what is sent to the job at the terminal is not for it.
         process = subprocess.Popen(
-            words, stdin=its, stdout=subprocess.DEVNULL, start_new_session=True
+            words, stdin=its.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
         )
     except (BinaryNotFoundError, OSError) as error:
         logger.info("Without the helper of lifemon: %s", error)
