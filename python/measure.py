@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import statistics
@@ -129,6 +130,9 @@ def cost(workers: int) -> tuple[float, float]:
 
     ours = each(manager.check_workers_alive)
     original = each(lambda: [i for i, p in enumerate(processes) if not p.is_alive()])
+    for process in processes:
+        process.kill()
+        process.join()
     manager._shutdown_workers()  # pyright: ignore[reportPrivateUsage]
     return ours, original
 
@@ -169,6 +173,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
+    logging.disable()
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     report: dict[str, Any] = {"python": sys.version.split()[0], "trials": trials}
     for size_mib in (1, 512):

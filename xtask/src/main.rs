@@ -102,7 +102,11 @@ fn main() -> ExitCode {
             } else {
                 Kernels::All
             };
-            let pythons = if pythons { Pythons::All } else { Pythons::First };
+            let pythons = if pythons {
+                Pythons::All
+            } else {
+                Pythons::First
+            };
             test::test(&args, kernels, pythons)
         }
         Task::Ci => ci::ci(),

@@ -39,7 +39,10 @@ pub(crate) fn test(lifemon: &Path, counts: &mut Counts) -> Result<()> {
 /// the original.
 pub(crate) fn test_others(lifemon: &Path, counts: &mut Counts) -> Result<()> {
     let found = pythons();
-    ensure!(!found.is_empty(), "no Python from 3.10 on is found on PATH or in ~/.pyenv");
+    ensure!(
+        !found.is_empty(),
+        "no Python from 3.10 on is found on PATH or in ~/.pyenv"
+    );
     let wanted: Vec<_> = [PYTEST].into_iter().chain(SERVERS).collect();
     let mut failed = Vec::new();
     for (minor, python) in found {
@@ -71,7 +74,13 @@ fn environment(python: &Path, directory: &str, wanted: &[&str]) -> Result<PathBu
     venv.args(["-m", "venv", "--clear", directory]);
     said(venv).context("install the package python3-venv, or another Python")?;
     let mut pip = Command::new(&ours);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
     pip.args(wanted);
     said(pip)?;
     fs::write(stamp, list)?;
@@ -95,7 +104,9 @@ fn pytest(python: &Path, lifemon: &Path, counts: &mut Counts) -> Result<()> {
     ];
     let mut command = as_root(Path::new("timeout"), &variables)?;
     command.args(["--foreground", "--kill-after=10", LIMIT]);
-    command.arg(python).args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]);
+    command
+        .arg(python)
+        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]);
     command.current_dir(&root);
     counted(&mut command, counts)
 }
@@ -124,7 +135,9 @@ fn original(counts: &mut Counts) -> Result<()> {
     let mut command = as_root(Path::new("unshare"), &variables)?;
     command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "timeout"]);
     command.args(["--foreground", "--kill-after=10", LIMIT]);
-    command.arg(python).args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
+    command
+        .arg(python)
+        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
     command.arg("tests/test_contract.py").current_dir(&root);
     counted(&mut command, counts)
 }
@@ -160,7 +173,10 @@ fn of_pyenv(minor: u32) -> Vec<PathBuf> {
         let name = path.file_name().and_then(OsStr::to_str);
         name.is_some_and(|name| name.starts_with(&begin))
     };
-    paths.filter(is_it).map(|path| path.join("bin/python")).collect()
+    paths
+        .filter(is_it)
+        .map(|path| path.join("bin/python"))
+        .collect()
 }
 
 /// Runs pytest, shows what it says, and adds up what its last line counts.

@@ -82,11 +82,7 @@ pub(crate) fn all(
 }
 
 /// Runs all that needs no other machine.
-fn on_this_kernel(
-    stages: &mut Stages,
-    args: &[OsString],
-    pythons: Pythons,
-) -> Result<ForTests> {
+fn on_this_kernel(stages: &mut Stages, args: &[OsString], pythons: Pythons) -> Result<ForTests> {
     stages.stage("format", |_| run_cargo("fmt --all --check"))?;
     stages.stage("lints", |_| {
         // In the profile of the build after it: what both run is compiled once.
@@ -109,10 +105,14 @@ fn on_this_kernel(
         end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)
     })?;
     if args.is_empty() {
-        stages.stage("Python package", |counts| python::test(&built.lifemon, counts))?;
+        stages.stage("Python package", |counts| {
+            python::test(&built.lifemon, counts)
+        })?;
     }
     if pythons == Pythons::All {
-        stages.stage("other Pythons", |counts| python::test_others(&built.lifemon, counts))?;
+        stages.stage("other Pythons", |counts| {
+            python::test_others(&built.lifemon, counts)
+        })?;
     }
     if args.is_empty() {
         stages.stage("archive and wheel", |_| dist::dist(&["--quick".into()]))?;

@@ -7,6 +7,7 @@
 //! takes. Server and helper speak in frames of JSON over one socket, which is the helper's standard
 //! input. A server that closes it without letting go first is taken for dead.
 
+mod message;
 mod seen;
 
 use std::collections::VecDeque;
@@ -18,7 +19,6 @@ use std::os::unix::process::parent_id;
 use std::task::Poll;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::time::interval;
 
 use super::orphans::Survivors;
@@ -28,9 +28,8 @@ use crate::kernel::{self, LoadOptions, Tracker, WatchOptions};
 use crate::kill::{Survivor, kill_on_a_thread, kill_watched};
 use crate::loss::{Incomplete, Loss};
 use crate::proc;
-use crate::process::{Death, Who};
 use crate::session::{Session, Update};
-use crate::supervise::frame::{Frames, MessageError};
+use crate::supervise::frame::Frames;
 use crate::supervise::message::encode;
 use crate::sys::child::{leave_directory, set_name};
 use crate::sys::limits::raise_descriptor_limit;
@@ -38,6 +37,7 @@ use crate::sys::pidfd;
 use crate::sys::signals::Signals;
 use crate::watch::What;
 use crate::words::count;
+use message::{Notice, Received, Request, State, receive};
 use seen::Seen;
 
 /// Longest time to go on killing.
@@ -48,53 +48,6 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Trees that are watched apart from each other: each takes a slot of the kernel half.
 const SESSIONS_MAX: usize = 16;
-
-/// A request of the server.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Request {
-    /// To take these workers, with all below them, into care.
-    Watch(Vec<ProcessId>),
-    /// To kill one process of the trees with all below it.
-    Kill(ProcessId),
-    /// To kill everything of all trees.
-    End,
-    /// To let go of the trees, and to exit.
-    Release,
-}
-
-/// A notice of the helper.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Notice {
-    /// The trees as they are known now. The answer to a request to watch, and after each change.
-    State(State),
-    /// A worker is dead.
-    Died {
-        #[serde(flatten)]
-        id: ProcessId,
-        cause: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        exit: Option<Death>,
-        since: String,
-    },
-    /// The outcome of a kill.
-    Ended {
-        killed: Vec<ProcessId>,
-        survivors: Vec<Survivor>,
-    },
-}
-
-/// What is known of all trees.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
-struct State {
-    /// True if every tree is watched with eBPF.
-    ebpf: bool,
-    /// Living processes whose creator is dead.
-    orphans: Vec<Who>,
-    /// Reasons why something can be missed.
-    incomplete: Vec<Incomplete>,
-}
 
 struct Helper {
     use_ebpf: bool,
@@ -188,18 +141,24 @@ impl Helper {
             (0, true) => Ok(()),
             (killed, true) => {
                 let killed = count(killed, "process");
-                writeln!(out, "lifemon: the server is dead: {killed} of its workers' trees killed")
+                writeln!(
+                    out,
+                    "lifemon: the server is dead: {killed} of its workers' trees killed"
+                )
             }
             (_, false) => {
                 let left = Survivors(&left);
-                writeln!(out, "lifemon: the server is dead, and these are left: {left}")
+                writeln!(
+                    out,
+                    "lifemon: the server is dead, and these are left: {left}"
+                )
             }
         };
     }
 
     async fn take_request(&mut self, request: Request) {
         let (killed, survivors) = match request {
-            Request::Watch(workers) => return self.watch(workers),
+            Request::Watch(workers) => return self.watch(&workers),
             Request::Kill(id) => self.kill(id).await,
             Request::End => self.end().await,
             Request::Release => return,
@@ -207,11 +166,11 @@ impl Helper {
         self.tell(&Notice::Ended { killed, survivors });
     }
 
-    fn watch(&mut self, workers: Vec<ProcessId>) {
-        self.workers.extend(&workers);
+    fn watch(&mut self, workers: &[ProcessId]) {
+        self.workers.extend(workers);
         self.told = None;
         if self.use_ebpf && self.sessions.len() < SESSIONS_MAX {
-            match begin(&workers) {
+            match begin(workers) {
                 Ok((session, roots)) => {
                     self.workers.extend(roots);
                     self.misses_history |= has_reaped(&session);
@@ -221,7 +180,7 @@ impl Helper {
                 Err(error) => self.why_not_ebpf = Some(error.to_string()),
             }
         }
-        self.seen.watch(&workers);
+        self.seen.watch(workers);
     }
 
     fn take_updates(&mut self, (index, updates): (usize, Result<Vec<Update>, kernel::Error>)) {
@@ -256,7 +215,10 @@ impl Helper {
     fn go_on_after(&mut self, index: usize) {
         let session = self.sessions.swap_remove(index);
         let members = session.watcher().live_members().unwrap_or_default();
-        let left: Vec<_> = members.into_iter().filter(|id| proc::is_live(*id)).collect();
+        let left: Vec<_> = members
+            .into_iter()
+            .filter(|id| proc::is_live(*id))
+            .collect();
         drop(session);
         if left.is_empty() {
             return;
@@ -278,7 +240,8 @@ impl Helper {
             let members = session.watcher().live_members().unwrap_or_default();
             match kill_watched(session, KILL_TIMEOUT).await {
                 Ok(survivors) => {
-                    let is_left = |id: &ProcessId| survivors.iter().any(|one| one.process.id == *id);
+                    let is_left =
+                        |id: &ProcessId| survivors.iter().any(|one| one.process.id == *id);
                     killed.extend(members.into_iter().filter(|id| !is_left(id)));
                     left.extend(survivors);
                 }
@@ -300,7 +263,10 @@ impl Helper {
             return match kill_on_a_thread(id).await {
                 Ok(report) => {
                     let killed = report.outcome.killed.iter();
-                    (killed.map(|killed| killed.process.id).collect(), report.outcome.survivors)
+                    (
+                        killed.map(|killed| killed.process.id).collect(),
+                        report.outcome.survivors,
+                    )
                 }
                 Err(error) => {
                     log::warn!("{} was not killed: {error}", id.pid);
@@ -370,43 +336,12 @@ impl Helper {
     }
 }
 
-/// What came from the server.
-enum Received {
-    Nothing,
-    Closed,
-    Requests(Vec<Request>),
-}
-
-fn receive(socket: &tokio::net::UnixStream, frames: &mut Frames) -> io::Result<Received> {
-    let mut bytes = [0; 4096];
-    match socket.try_read(&mut bytes) {
-        Ok(0) => return Ok(Received::Closed),
-        Ok(read) => frames.push(&bytes[..read]),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::Nothing),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::Closed),
-        Err(error) => return Err(error),
-    }
-    let mut requests = Vec::new();
-    for message in frames.messages() {
-        match message {
-            Ok(request) => requests.push(request),
-            Err(MessageError::Frame(_)) => return Ok(Received::Closed),
-            Err(error) => log::warn!("the server: {error}"),
-        }
-    }
-    Ok(Received::Requests(requests))
-}
-
 /// Waits until the server is gone; for ever where that cannot be waited for.
 async fn wait_for_end(owner: Option<OwnedFd>) {
-    match owner {
-        // The server was dead before it could be watched.
-        None => {}
-        Some(owner) => {
-            if !pidfd::wait_until_gone(owner).await {
-                std::future::pending::<()>().await;
-            }
-        }
+    // Without a descriptor the server was dead before it could be watched.
+    let Some(owner) = owner else { return };
+    if !pidfd::wait_until_gone(owner).await {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -386,8 +386,6 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _decode(hint: Any, value: Any, unknown: list[str] | None) -> Any:
     origin = typing.get_origin(hint)
-    if value is None and origin is list:
-        return []
     if origin in (Union, types.UnionType):
         if value is None:
             return None
@@ -395,7 +393,7 @@ def _decode(hint: Any, value: Any, unknown: list[str] | None) -> Any:
         origin = typing.get_origin(hint)
     if origin is list:
         (inner,) = typing.get_args(hint)
-        return [_decode(inner, one, unknown) for one in value]
+        return [_decode(inner, one, unknown) for one in value or ()]
     if dataclasses.is_dataclass(hint):
         return decode(typing.cast("type[Any]", hint), value, unknown)
     return value

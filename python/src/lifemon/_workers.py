@@ -180,6 +180,10 @@ class Workers:
         known = list(self._known.values())
         return [worker.id for worker in known if worker.id is not None and not worker.is_dead]
 
+    def has_dying(self) -> bool:
+        """Returns whether a worker is dead, and is not gone yet."""
+        return any(worker.is_dead for worker in list(self._by_pidfd.values()))
+
     def signal(self, process: Any, number: int) -> None:
         """Sends a signal to a worker: through its pidfd, so that no other process is hit."""
         (worker,) = self.adopt([process])

@@ -241,7 +241,7 @@ class ProcessManager:
         """
         for limit_s in self._shutdown_steps():
             deadline = time.monotonic() + limit_s
-            while self._living() and time.monotonic() < deadline:
+            while self._is_waiting() and time.monotonic() < deadline:
                 left_s = min(deadline - time.monotonic(), self._step_s())
                 await self._workers.change(max(left_s, 0))
 
@@ -264,7 +264,7 @@ class ProcessManager:
         """Does what `shutdown` does, and blocks. For callers of the module that this replaces."""
         for limit_s in self._shutdown_steps():
             deadline = time.monotonic() + limit_s
-            while self._living() and time.monotonic() < deadline:
+            while self._is_waiting() and time.monotonic() < deadline:
                 self._workers.wait(min(deadline - time.monotonic(), self._step_s()))
 
     def _shutdown_steps(self) -> Iterator[float]:
@@ -316,6 +316,10 @@ class ProcessManager:
         self._workers.refresh()
         is_alive = self._workers.is_alive
         return [(index, one) for index, one in enumerate(self.processes) if is_alive(one)]
+
+    def _is_waiting(self) -> bool:
+        """Returns whether a worker lives, or is dying and cannot be reaped yet."""
+        return bool(self._living()) or self._workers.has_dying()
 
     def _has_ended(self) -> bool:
         dead, workers = len(self._dead()), len(self.processes)

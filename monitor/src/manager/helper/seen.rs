@@ -53,9 +53,10 @@ impl Seen {
 
     /// Returns living members whose creator is dead.
     pub(super) fn orphans(&self) -> Vec<Who> {
-        let orphans = self.creators.iter().filter(|(id, creator)| {
-            proc::is_live(**id) && !proc::is_live(**creator)
-        });
+        let orphans = self
+            .creators
+            .iter()
+            .filter(|(id, creator)| proc::is_live(**id) && !proc::is_live(**creator));
         let mut orphans: Vec<_> = orphans
             .map(|(id, _)| Who {
                 id: *id,
