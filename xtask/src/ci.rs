@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::stage::Stages;
-use crate::test::{self, Kernels};
+use crate::test::{self, Kernels, Pythons};
 use lifemon_tools::command::{output, run_lines};
 use lifemon_tools::privilege::as_root;
 
@@ -24,7 +24,7 @@ pub(crate) fn ci() -> Result<()> {
 
 fn all(stages: &mut Stages) -> Result<()> {
     let before = untracked()?;
-    test::all(stages, &[], Kernels::Running)?;
+    test::all(stages, &[], Kernels::Running, Pythons::First)?;
     stages.stage("nothing left behind", |_| {
         no_new_files(&before, &untracked()?)?;
         no_pins()

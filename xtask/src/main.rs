@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod dist;
 mod ebpf;
+mod python;
 mod run;
 mod schema;
 mod setup;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use lifemon_vmtest as vmtest;
 
-use test::Kernels;
+use test::{Kernels, Pythons};
 
 /// Set-up, build, run and test of lifemon.
 #[derive(Parser)]
@@ -57,6 +58,10 @@ enum Task {
         /// Only on the running kernel: not in emulated machines, which takes minutes
         #[arg(long)]
         this_kernel: bool,
+        /// Also the Python package with every Python from 3.10 on that is found here, with real
+        /// servers, and its contract over the module that it replaces
+        #[arg(long)]
+        pythons: bool,
         /// A part of the names of tests (of a module too, as `kill::`), or an option of libtest.
         /// Then only on the running kernel as well
         #[arg(last = true)]
@@ -92,13 +97,22 @@ fn main() -> ExitCode {
         Task::Run { args } => run::run(&args),
         Task::Ebpf => ebpf::write(),
         Task::Schema => schema::write(),
-        Task::Test { this_kernel, args } => {
+        Task::Test {
+            this_kernel,
+            pythons,
+            args,
+        } => {
             let kernels = if this_kernel || !args.is_empty() {
                 Kernels::Running
             } else {
                 Kernels::All
             };
-            test::test(&args, kernels)
+            let pythons = if pythons {
+                Pythons::All
+            } else {
+                Pythons::First
+            };
+            test::test(&args, kernels, pythons)
         }
         Task::Ci => ci::ci(),
         Task::Vmtest(options) => setup::for_a_build().and_then(|()| vmtest::vmtest(&options)),

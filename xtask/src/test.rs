@@ -12,6 +12,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::dist;
 use crate::ebpf::{self, Source};
+use crate::python;
 use crate::setup::{self, Report};
 use crate::stage::Stages;
 use lifemon_tools::cargo::{Executable, ForTests, for_tests};
@@ -39,26 +40,40 @@ pub(crate) enum Kernels {
     All,
 }
 
+/// Which Pythons the tests of the Python package run with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pythons {
+    /// The one that is first on `PATH`.
+    First,
+    /// Each that is found.
+    All,
+}
+
 /// Runs all stages; `args` choose tests, or say how they are run.
-pub(crate) fn test(args: &[OsString], kernels: Kernels) -> Result<()> {
+pub(crate) fn test(args: &[OsString], kernels: Kernels, pythons: Pythons) -> Result<()> {
     let mut stages = Stages::default();
-    let result = all(&mut stages, args, kernels);
+    let result = all(&mut stages, args, kernels, pythons);
     stages.close();
     result
 }
 
 /// Runs the stages of a test run, without the closing lines.
-pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> Result<()> {
+pub(crate) fn all(
+    stages: &mut Stages,
+    args: &[OsString],
+    kernels: Kernels,
+    pythons: Pythons,
+) -> Result<()> {
     stages.stage("set-up", |_| setup::setup(Report::Everything))?;
     if kernels == Kernels::Running {
-        on_this_kernel(stages, args)?;
+        on_this_kernel(stages, args, pythons)?;
         println!("left out, as asked: the tests on other kernels");
         return Ok(());
     }
     thread::scope(|scope| {
         // The network is slow, and the processors have enough to do meanwhile.
         let fetched = scope.spawn(vmtest::fetch);
-        let built = on_this_kernel(stages, args)?;
+        let built = on_this_kernel(stages, args, pythons)?;
         stages.stage("other kernels", |counts| {
             let fetched = fetched.join().unwrap_or_else(|panic| resume_unwind(panic));
             vmtest::stage(fetched, built, counts)
@@ -67,7 +82,7 @@ pub(crate) fn all(stages: &mut Stages, args: &[OsString], kernels: Kernels) -> R
 }
 
 /// Runs all that needs no other machine.
-fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
+fn on_this_kernel(stages: &mut Stages, args: &[OsString], pythons: Pythons) -> Result<ForTests> {
     stages.stage("format", |_| run_cargo("fmt --all --check"))?;
     stages.stage("lints", |_| {
         // In the profile of the build after it: what both run is compiled once.
@@ -89,6 +104,16 @@ fn on_this_kernel(stages: &mut Stages, args: &[OsString]) -> Result<ForTests> {
     stages.stage("end-to-end tests", |counts| {
         end_to_end_tests(&built.end_to_end, &built.lifemon, args, counts)
     })?;
+    if args.is_empty() {
+        stages.stage("Python package", |counts| {
+            python::test(&built.lifemon, counts)
+        })?;
+    }
+    if pythons == Pythons::All {
+        stages.stage("other Pythons", |counts| {
+            python::test_others(&built.lifemon, counts)
+        })?;
+    }
     if args.is_empty() {
         stages.stage("archive and wheel", |_| dist::dist(&["--quick".into()]))?;
     }

@@ -13,6 +13,7 @@ mod ending;
 mod explain;
 mod generate;
 mod gpu;
+mod helper;
 mod kill;
 mod log;
 mod orphans;
@@ -213,6 +214,9 @@ pub enum Command {
     /// Ask NVIDIA's library for the process that started this one
     #[command(name = crate::gpu::nvml::COMMAND, hide = true, after_help = "Example:\n  echo ask | lifemon nvml-server")]
     NvmlServer,
+    /// Guard the trees of the workers of the server that started this one
+    #[command(hide = true)]
+    Helper(helper::Args),
 }
 
 /// Runs the command that the user typed.
@@ -249,6 +253,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Orphans(args) => orphans::run(args, cli.output, cli.verbose),
         Command::Gpu(args) => gpu::run(args, cli.output, cli.verbose),
         Command::NvmlServer => gpu::serve(),
+        Command::Helper(args) => helper::run(args),
         Command::Kill(args) => kill::run(args, cli.output, cli.verbose),
         Command::Explain(args) => explain::run(args, cli.output, cli.verbose),
         Command::Log(args) => log::run(args, cli.output),

@@ -31,6 +31,7 @@ mod connection;
 mod fatal;
 mod guarded;
 mod health;
+mod helper;
 mod lifespan;
 mod monitor;
 mod options;
@@ -62,6 +63,8 @@ pub use crate::supervise::run_if_asked;
 pub use connection::{Connection, ConnectionError, FRAME_BYTES_MAX, SEND_TIMEOUT, WORKER_FD};
 pub use fatal::{FatalRules, is_fatal_worker_error};
 pub use health::{DeadWorker, GpuHolder, Health, HealthStatus, WorkersDied};
+#[doc(hidden)]
+pub use helper::serve_helper;
 pub use lifespan::Lifespan;
 pub use options::{Options, Policy, WorkerCommand};
 pub use orphans::{Cleaned, Scope, TreeKillError};

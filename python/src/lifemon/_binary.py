@@ -17,10 +17,15 @@ class BinaryNotFoundError(FileNotFoundError):
 
 
 def find_binary() -> Path:
-    """Returns the path of the binary.
+    """Returns the path of the binary: that in `LIFEMON_BIN`, otherwise where pip installs it.
 
     Raises BinaryNotFoundError, with the remedy, when there is none.
     """
+    named = os.environ.get("LIFEMON_BIN")
+    if named:
+        if os.access(named, os.X_OK):
+            return Path(named)
+        raise BinaryNotFoundError(f"LIFEMON_BIN names no program that can be run: {named}")
     directories = list(dict.fromkeys(_directories()))
     for directory in directories:
         binary = directory / _NAME
