@@ -97,6 +97,10 @@ pub(super) const DELIBERATE: &[Way] = &[
         "a database that a test runner started properly, and the runner is killed",
         "exec fork:0 session exec null",
     ),
+    with_killed_root(
+        "gunicorn --daemon below a killed runner",
+        "exec fork:0 session fork:0 null",
+    ),
 ];
 
 pub(super) const LEFT: &[Way] = &[
@@ -151,6 +155,14 @@ pub(super) const LEAKED: &[Way] = &[
     with_killed_root(
         "the helper of a killed browser, forked twice",
         "exec fork:0 exec",
+    ),
+    way(
+        "the crash handler of a killed browser: forked twice, in a session",
+        "exec fork:KILL session fork:0 exec null",
+    ),
+    way(
+        "the monitor of the crash handler of a killed browser",
+        "exec fork:KILL session fork:0 exec fork:live session fork:0 exec",
     ),
     with_killed_root("nohup below a killed root", "exec fork:0 hup exec"),
 ];

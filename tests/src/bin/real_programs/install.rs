@@ -107,7 +107,8 @@ fn unpack(package: &str) -> Result<()> {
 fn packages_in(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).context("cannot look for packages")?;
     let paths = entries.flatten().map(|entry| entry.path());
-    Ok(paths.filter(|path| path.is_file()).collect())
+    let is_package = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "deb");
+    Ok(paths.filter(is_package).collect())
 }
 
 fn from_pypi(packages: &str) -> Result<()> {
@@ -184,7 +185,10 @@ pub(crate) fn libraries() -> OsString {
         let entries = fs::read_dir(root.join(parent)).into_iter().flatten();
         let paths = entries.flatten().map(|entry| entry.path());
         let is_triplet = |path: &PathBuf| path.to_string_lossy().ends_with("-linux-gnu");
-        directories.extend(paths.filter(is_triplet));
+        for triplet in paths.filter(is_triplet) {
+            directories.push(triplet.join("pulseaudio"));
+            directories.push(triplet);
+        }
     }
     std::env::join_paths(directories).unwrap_or_default()
 }

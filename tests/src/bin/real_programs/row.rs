@@ -44,16 +44,16 @@ pub(crate) enum Outcome {
 
 /// Does one row.
 pub(crate) fn attempt(row: &Row, installed: &Installed) -> Outcome {
-    if let Some(why) = installed.failure(row.source) {
-        return Outcome::NotTried(format!("not installed: {why}"));
-    }
     let path = install::path();
     let missing = row.programs.split_whitespace().find(|program| {
         let mut places = std::env::split_paths(&path);
         !places.any(|place| place.join(program).is_file())
     });
     if let Some(program) = missing {
-        return Outcome::NotTried(format!("there is no {program}"));
+        let why = installed.failure(row.source);
+        let why = why.map(|why| format!(", and it was not installed: {why}"));
+        let why = why.unwrap_or_default();
+        return Outcome::NotTried(format!("there is no {program}{why}"));
     }
     // For this row alone: other tests of the host get their turn between two.
     let tracker = HostTracker::on(&[]);

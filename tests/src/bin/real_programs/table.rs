@@ -166,8 +166,8 @@ ssh-keygen -q -t ed25519 -N '' -f key
 cp /etc/passwd passwd; grep -q ^sshd: passwd || echo 'sshd:x:990:65534::/run/sshd:/bin/false' >>passwd
 unshare --mount bash -c '
   mount -t tmpfs none /run; mkdir -m 755 /run/sshd; mount --bind passwd /etc/passwd
-  exec $(command -v sshd) -f /dev/null -h $DIR/key -o Port=0 -o ListenAddress=127.0.0.1:52022 \
-    -o PidFile=$DIR/pid'
+  exec $(command -v sshd) -f /dev/null -h $DIR/key -o PidFile=$DIR/pid \
+    -o ListenAddress=127.0.0.1:$((20000 + RANDOM % 10000))'
 "#,
     ),
     row(
@@ -223,6 +223,7 @@ conmon -c box -u box -n box -r $DIR/runtime -b $DIR/bundle -p $DIR/pid -l k8s-fi
         "containerd-shim",
         r#"
 mkdir bundle; echo '{"ociVersion":"1.0.2"}' >bundle/config.json
+mkfifo bundle/log; cat bundle/log & # As containerd reads it.
 unshare --mount bash -c '
   mount -t tmpfs none /run; cd bundle
   exec containerd-shim-runc-v2 -namespace box -id box -address $DIR/socket \
