@@ -170,9 +170,21 @@ pub(super) const LEAKED: &[Way] = &[
 /// Does the steps and the ends of a way; the chain of its processes.
 #[track_caller]
 pub(super) fn chain(sandbox: &Sandbox, steps: &str) -> Option<(Actor, Vec<Process>)> {
-    let words = ["leave"].into_iter().chain(steps.split(' '));
-    let words: Vec<_> = words.map(str::to_owned).collect();
-    let mut actor = Actor::spawn(Path::new(env!("CARGO_BIN_EXE_actor")), sandbox, &words);
+    chain_of_job(sandbox, &[], steps)
+}
+
+/// Does the same with these environment variables, and no others.
+#[track_caller]
+pub(super) fn chain_of_job(
+    sandbox: &Sandbox,
+    variables: &[&str],
+    steps: &str,
+) -> Option<(Actor, Vec<Process>)> {
+    let program = ["-i"].into_iter().chain(variables.iter().copied());
+    let words = program.chain([env!("CARGO_BIN_EXE_actor"), "leave"]);
+    let words = words.chain(steps.split(' ')).map(str::to_owned);
+    let words: Vec<_> = words.collect();
+    let mut actor = Actor::spawn(Path::new("env"), sandbox, &words);
     actor.step();
     if let Some(why) = actor.skipped() {
         eprintln!("{steps}: {why}");
