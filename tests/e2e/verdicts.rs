@@ -1,6 +1,8 @@
 //! How orphans were left: the ways in which people start what stays and what leaks, re-enacted step
 //! by step, each with the verdict, with what `--check` answers, and with who is killed.
 
+mod evidence;
+mod question;
 mod ways;
 
 use lifemon_tests::left_behind::{ask, checked_orphans, orphans, tree};

@@ -7,6 +7,7 @@ mod ci;
 mod dist;
 mod ebpf;
 mod python;
+mod real_programs;
 mod run;
 mod schema;
 mod setup;
@@ -53,7 +54,8 @@ enum Task {
     /// Format, lints, unit tests, and as root the end-to-end tests, here and on other kernels
     #[command(after_help = "Examples:\n  cargo xtask test\n  \
                             cargo xtask test -- orphans\n  \
-                            cargo xtask test --this-kernel")]
+                            cargo xtask test --this-kernel\n  \
+                            cargo xtask test --real-programs -- postgres")]
     Test {
         /// Only on the running kernel: not in emulated machines, which takes minutes
         #[arg(long)]
@@ -62,6 +64,10 @@ enum Task {
         /// servers, and its contract over the module that it replaces
         #[arg(long)]
         pythons: bool,
+        /// Nothing but the verdicts on what real programs leave behind: those of Debian, PyPI and
+        /// npm, which are fetched first (300 MB). ARGS are parts of the names of its rows
+        #[arg(long, conflicts_with = "this_kernel")]
+        real_programs: bool,
         /// A part of the names of tests (of a module too, as `kill::`), or an option of libtest.
         /// Then only on the running kernel as well
         #[arg(last = true)]
@@ -98,9 +104,15 @@ fn main() -> ExitCode {
         Task::Ebpf => ebpf::write(),
         Task::Schema => schema::write(),
         Task::Test {
+            real_programs: true,
+            args,
+            ..
+        } => real_programs::run(&args),
+        Task::Test {
             this_kernel,
             pythons,
             args,
+            ..
         } => {
             let kernels = if this_kernel || !args.is_empty() {
                 Kernels::Running

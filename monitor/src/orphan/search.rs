@@ -15,6 +15,11 @@ use crate::process::{Death, Process, Who};
 /// <https://www.kernel.org/doc/html/v6.12/admin-guide/devices.html>.
 const NULL_DEVICE: (u32, u32) = (1, 3);
 
+/// Helpers of helpers that are looked at, and forks without an exec above one: more than any
+/// program makes, and an end.
+const HELPERS: usize = 8;
+const FORKS: usize = 64;
+
 /// A search under way.
 pub(super) struct Search<'a> {
     pub(super) known: &'a Known<'a>,
@@ -80,7 +85,7 @@ impl<'a> Search<'a> {
             own_unit: creator.and_then(|creator| own_unit(record, creator, placement)),
             is_subreaper: self.known.subreapers.contains(&id),
             created_init: self.creators_of_inits.get(&id).copied(),
-            starter: starter.map(ending).unwrap_or_default(),
+            starter: end_of_starter(self.known.forest, record, stat.session),
             elided_badly: record.elided_badly != 0,
             root: self
                 .known
@@ -142,6 +147,57 @@ fn ending(record: &Record) -> Ending {
     }
 }
 
+/// Returns how the starter of a process with this record ended, which is in this session now.
+///
+/// A starter that was forked to make the session, and never called exec, is a part of the program
+/// that it was forked from: where that was killed, so was the starter. A browser starts its helper
+/// so; a program that was started to start another one has called exec, and stands for itself. Such
+/// a helper may start one of its own in the same way, and live.
+fn end_of_starter(forest: &Forest, record: &Record, session: u32) -> Ending {
+    let Some(starter) = forest
+        .record(&record.creator)
+        .filter(|_| record.elided == 0)
+    else {
+        return Ending::Unknown;
+    };
+    let (mut at, mut session) = (record.creator, session);
+    for _ in 0..HELPERS {
+        let is_part = forest.record(&at).is_some_and(|part| {
+            part.exec_ns == 0 && session == at.pid && part.session != at.pid && part.elided == 0
+        });
+        let Some(program) = is_part.then(|| program_of(forest, at)).flatten() else {
+            break;
+        };
+        if program.state != LIVE {
+            if ending(program) == Ending::Killed {
+                return Ending::Killed;
+            }
+            break;
+        }
+        if program.elided != 0 {
+            break;
+        }
+        (at, session) = (program.creator, program.session);
+    }
+    ending(starter)
+}
+
+/// Returns the nearest process above this one, or itself, that has called exec; `None` where that
+/// is not known.
+fn program_of(forest: &Forest, id: ProcessId) -> Option<&Record> {
+    let mut record = forest.record(&id)?;
+    for _ in 0..FORKS {
+        if record.exec_ns != 0 {
+            return Some(record);
+        }
+        if record.elided != 0 {
+            return None;
+        }
+        record = forest.record(&record.creator)?;
+    }
+    None
+}
+
 /// Returns whether a process is in a session that its starter made after the starter's last exec:
 /// the starter's record has the session of that time.
 fn made_session(stat: &Stat, id: ProcessId, starter: &Record) -> bool {
@@ -197,4 +253,73 @@ impl<'a> Roots<'a> {
 #[must_use]
 pub fn root_of(forest: &Forest, id: ProcessId) -> ProcessId {
     Roots::new(forest).root_of(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use lifemon_ebpf::DEAD;
+
+    use super::*;
+
+    fn id(pid: u32) -> ProcessId {
+        ProcessId::new(pid, u64::from(pid))
+    }
+
+    /// A record with these: creator, status of its death, time of its last exec, session.
+    fn record(creator: u32, status: Option<u32>, exec_ns: u64, session: u32) -> Record {
+        Record {
+            creator: id(creator),
+            state: if status.is_some() { DEAD } else { LIVE },
+            status: status.unwrap_or_default(),
+            exec_ns,
+            session,
+            ..Record::default()
+        }
+    }
+
+    /// 2 is a program that dies with `status`; 3 is forked from it, makes a session and exits; 4 is
+    /// its helper, and has one of its own, 6, by 5 that does as 3 did.
+    fn helpers(status: Option<u32>, exec_ns: u64) -> Forest {
+        Forest::new([
+            (id(2), record(1, status, 20, 1)),
+            (id(3), record(2, Some(0), exec_ns, 1)),
+            (id(4), record(3, None, 40, 3)),
+            (id(5), record(4, Some(0), 0, 3)),
+            (id(6), record(5, None, 60, 5)),
+        ])
+    }
+
+    fn end(forest: &Forest, pid: u32, session: u32) -> Ending {
+        end_of_starter(forest, forest.record(&id(pid)).unwrap(), session)
+    }
+
+    #[test]
+    fn who_makes_a_session_for_a_helper_is_a_part_of_the_program_that_was_killed() {
+        let killed = helpers(Some(9), 0);
+        assert_eq!(end(&killed, 4, 3), Ending::Killed);
+        assert_eq!(end(&killed, 6, 5), Ending::Killed);
+        // It has not made the session that the helper is in.
+        assert_eq!(end(&killed, 4, 1), Ending::Well);
+        // The starter is a program of its own.
+        assert_eq!(end(&helpers(Some(9), 30), 4, 3), Ending::Well);
+        for status in [None, Some(0), Some(1 << 8)] {
+            let exited = helpers(status, 0);
+            assert_eq!(end(&exited, 4, 3), Ending::Well);
+            assert_eq!(end(&exited, 6, 5), Ending::Well);
+        }
+    }
+
+    #[test]
+    fn what_is_not_kept_makes_no_starter_of_the_killed() {
+        let mut part = record(2, Some(0), 0, 1);
+        part.elided = 1;
+        let mut helper = record(3, None, 40, 3);
+        let of = |part, helper| {
+            let program = record(1, Some(9), 20, 1);
+            Forest::new([(id(2), program), (id(3), part), (id(4), helper)])
+        };
+        assert_eq!(end(&of(part, helper), 4, 3), Ending::Well);
+        helper.elided = 1;
+        assert_eq!(end(&of(part, helper), 4, 3), Ending::Unknown);
+    }
 }

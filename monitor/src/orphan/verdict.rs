@@ -9,7 +9,8 @@
 //!   its job none; the double fork of daemon(3) does.
 //! - *The starter* is the creator. Where dead creators between the two are not kept, the starter is
 //!   not known: it has neither exited by itself nor been killed, and only that one of those died
-//!   badly is left of them.
+//!   badly is left of them. A starter that was forked to make the session, and never called exec,
+//!   is a part of its program: if that was killed, so was the starter.
 //! - The hang-up of a terminal (SIGHUP) is no bad death.
 
 use std::fmt;

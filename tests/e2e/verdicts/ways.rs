@@ -97,6 +97,10 @@ pub(super) const DELIBERATE: &[Way] = &[
         "a database that a test runner started properly, and the runner is killed",
         "exec fork:0 session exec null",
     ),
+    with_killed_root(
+        "gunicorn --daemon below a killed runner",
+        "exec fork:0 session fork:0 null",
+    ),
 ];
 
 pub(super) const LEFT: &[Way] = &[
@@ -152,15 +156,35 @@ pub(super) const LEAKED: &[Way] = &[
         "the helper of a killed browser, forked twice",
         "exec fork:0 exec",
     ),
+    way(
+        "the crash handler of a killed browser: forked twice, in a session",
+        "exec fork:KILL session fork:0 exec null",
+    ),
+    way(
+        "the monitor of the crash handler of a killed browser",
+        "exec fork:KILL session fork:0 exec fork:live session fork:0 exec",
+    ),
     with_killed_root("nohup below a killed root", "exec fork:0 hup exec"),
 ];
 
 /// Does the steps and the ends of a way; the chain of its processes.
 #[track_caller]
 pub(super) fn chain(sandbox: &Sandbox, steps: &str) -> Option<(Actor, Vec<Process>)> {
-    let words = ["leave"].into_iter().chain(steps.split(' '));
-    let words: Vec<_> = words.map(str::to_owned).collect();
-    let mut actor = Actor::spawn(Path::new(env!("CARGO_BIN_EXE_actor")), sandbox, &words);
+    chain_of_job(sandbox, &[], steps)
+}
+
+/// Does the same with these environment variables, and no others.
+#[track_caller]
+pub(super) fn chain_of_job(
+    sandbox: &Sandbox,
+    variables: &[&str],
+    steps: &str,
+) -> Option<(Actor, Vec<Process>)> {
+    let program = ["-i"].into_iter().chain(variables.iter().copied());
+    let words = program.chain([env!("CARGO_BIN_EXE_actor"), "leave"]);
+    let words = words.chain(steps.split(' ')).map(str::to_owned);
+    let words: Vec<_> = words.collect();
+    let mut actor = Actor::spawn(Path::new("env"), sandbox, &words);
     actor.step();
     if let Some(why) = actor.skipped() {
         eprintln!("{steps}: {why}");

@@ -5,7 +5,7 @@
 //! `fork:END` creates the next, which goes on with the steps; who called it ends with the exit code
 //! END once everything below is in place, or stays when END is no number. `exec` runs this program
 //! again, `session` is setsid(2), `null` is input from /dev/null, `hup` ignores SIGHUP, `subreaper`
-//! adopts orphans, `namespace` makes the next one the first of a pid namespace, `name:NAME` is a
+//! adopts orphans, `join:DIRECTORY` goes to that control group, `namespace` makes the next one the first of a pid namespace, `name:NAME` is a
 //! new name, `open:FILE` an open file that exec leaves open, and with `leaderless` the thread that
 //! leads the last process exits while another goes on.
 
@@ -113,6 +113,7 @@ fn go_on(mut steps: &[String], pipes: &Pipes) -> i32 {
             "leaderless" => return leaderless(pipes),
             other => match other.split_once(':') {
                 Some(("name", name)) => _ = CString::new(name).map(|name| set_name(&name)),
+                Some(("join", group)) => join(group),
                 Some(("open", path)) => open_for_ever(&[path.to_owned()]),
                 Some(("fork", end)) => {
                     let child = spawn(|| start(steps, pipes));
@@ -124,6 +125,12 @@ fn go_on(mut steps: &[String], pipes: &Pipes) -> i32 {
     }
     say_in_place(pipes);
     stay()
+}
+
+fn join(group: &str) {
+    if let Err(error) = std::fs::write(format!("{group}/cgroup.procs"), "0") {
+        fail(&format!("{group}: {error}"));
+    }
 }
 
 fn say_in_place(pipes: &Pipes) {
