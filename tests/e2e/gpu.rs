@@ -175,6 +175,23 @@ fn a_driver_that_fails_is_said() {
 }
 
 #[test]
+fn the_librarys_process_has_no_capability() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    let _: GpuReport = with_driver(&double, &["gpu"]).success();
+    let status = double.loaded_by();
+    for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        let line = status.lines().find_map(|line| line.strip_prefix(set));
+        assert_eq!(
+            line.map(str::trim),
+            Some("0000000000000000"),
+            "{set} {status}"
+        );
+    }
+}
+
+#[test]
 fn a_driver_that_hangs_is_not_suffered() {
     needs!(host_tracker);
     let sandbox = Sandbox::new();

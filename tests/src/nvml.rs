@@ -49,6 +49,12 @@ impl NvmlDouble {
         fs::rename(new, &self.answers).expect("in the same directory");
     }
 
+    /// Returns what `/proc/PID/status` was of the process that has loaded it last.
+    #[must_use]
+    pub fn loaded_by(&self) -> String {
+        fs::read_to_string(self.answers.with_extension("status")).unwrap_or_default()
+    }
+
     /// Makes lifemon find it.
     pub fn offer_to(&self, command: &mut Command) {
         command.env("LD_LIBRARY_PATH", &self.directory);

@@ -20,6 +20,7 @@
 )]
 
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::path::Path;
 use std::time::Duration;
 
 const SUCCESS: c_int = 0;
@@ -110,8 +111,12 @@ unsafe fn list(kind: &str, count: *mut c_uint, infos: *mut ProcessInfo) -> c_int
     SUCCESS
 }
 
+/// Writes what the kernel says of the process that has loaded it beside the answers.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInit_v2() -> c_int {
+    let path = std::env::var_os("NVML_DOUBLE").unwrap_or_default();
+    let status = std::fs::read("/proc/self/status").unwrap_or_default();
+    let _ = std::fs::write(Path::new(&path).with_extension("status"), status);
     code("init")
 }
 

@@ -22,6 +22,7 @@ use crate::proc;
 use crate::report::ended::{self, Ended};
 use crate::report::gpu::{GpuReport, Holder, describe};
 use crate::report::{self, out};
+use crate::sys::capabilities::drop_capabilities;
 
 /// Arguments of `gpu`.
 #[derive(Debug, clap::Args)]
@@ -209,8 +210,10 @@ impl Found {
     }
 }
 
-/// Answers for the process that started this one, until its questions end.
+/// Answers for the process that started this one, until its questions end. What the driver's
+/// library does in this process needs no capability.
 pub(super) fn serve() -> anyhow::Result<Code> {
+    drop_capabilities()?;
     nvml::serve(std::io::stdin().lock(), std::io::stdout().lock())?;
     Ok(Code::Done)
 }

@@ -9,6 +9,8 @@
 //! What `rustix` or `nix` offer as a safe call is taken from there. What is left to `libc` needs
 //! signal numbers that those refuse: libc keeps 32 and 33 for itself, and they are forwarded too.
 
+#[cfg(feature = "cli")]
+pub(crate) mod capabilities;
 pub(crate) mod child;
 pub(crate) mod descriptor;
 pub(crate) mod inherited;

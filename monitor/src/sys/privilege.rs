@@ -5,10 +5,8 @@ use std::io;
 
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-};
+
+use super::capabilities::{drop_capabilities, empty_bounding_set};
 
 /// Becomes this user and group, without other groups and without any capability, now and after
 /// whatever program is executed. Nobody but root can look into this process from here on.
@@ -16,22 +14,12 @@ use rustix::thread::{
 /// # Errors
 /// When a step fails, or the kernel does not confirm the result.
 pub(crate) fn give_up(uid: u32, gid: u32) -> io::Result<()> {
-    for capability in CapabilitySet::all().iter() {
-        // Those that this kernel does not have.
-        let _ = remove_capability_from_bounding_set(capability);
-    }
+    empty_bounding_set();
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setgroups(&[])?;
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
-    let _ = clear_ambient_capability_set();
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, none)?;
-    set_no_new_privs(true)?;
+    drop_capabilities()?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     confirm(uid.as_raw())
 }
