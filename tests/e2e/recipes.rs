@@ -39,14 +39,21 @@ fn each_recipe_works() {
             .replace(NAMED, &server.pid.to_string())
             // It would go on until the workers have died.
             .replace(" -o json |", " -o json $WATCHES |");
-        let watches = if recipe.contains("attach") { "--for 200ms" } else { "" };
+        let watches = if recipe.contains("attach") {
+            "--for 200ms"
+        } else {
+            ""
+        };
         let output = Command::new("bash")
             .args(["-c", &format!("set -o pipefail; {line}")])
             .env("WATCHES", watches)
             .output()
             .expect("bash");
         let err = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && err.is_empty(), "{recipe}: {output:?}");
+        assert!(
+            output.status.success() && err.is_empty(),
+            "{recipe}: {output:?}"
+        );
         let finds = ["orphans[]", ".entries[]", "verdict:", "select(.alive"];
         if finds.iter().any(|word| recipe.contains(word)) && !recipe.contains("gpu") {
             assert!(!output.stdout.is_empty(), "{recipe}: {output:?}");

@@ -62,14 +62,14 @@ fn a_dry_run_marks_what_looks_deliberate() {
     assert!(text.stdout.contains("looks deliberate"), "{text:?}");
 }
 
-/// A control daemon in `DIRECTORY`, and a process that names it.
+/// A control daemon in `HERE`, and a process that names it.
 const MPS: &str = r#"
 import os, socket, time
 server = socket.socket(socket.AF_UNIX)
-server.bind("DIRECTORY/control"); server.listen()
+server.bind("HERE/control"); server.listen()
 pid = os.fork()
 if pid == 0:
-    os.execvpe("sleep", ["sleep", "1000"], dict(os.environ, CUDA_MPS_PIPE_DIRECTORY="DIRECTORY"))
+    os.execvpe("sleep", ["sleep", "1000"], dict(os.environ, CUDA_MPS_PIPE_DIRECTORY="HERE"))
 while b"sleep" not in open(f"/proc/{pid}/cmdline", "rb").read(): time.sleep(0.01)
 print(f"client {pid}")
 print("ready", flush=True)
@@ -81,7 +81,7 @@ fn clients_of_mps_are_not_killed_unasked() {
     needs!(python, host_tracker);
     let sandbox = Sandbox::new();
     let directory = sandbox.directory().to_str().unwrap();
-    let script = Script::start(&sandbox, "python3", &MPS.replace("DIRECTORY", directory));
+    let script = Script::start(&sandbox, "python3", &MPS.replace("HERE", directory));
     let client = script.process("client");
     let pid = client.pid.to_string();
     let dry: Value = ask("kill", &["--dry-run", &pid]).success();
