@@ -139,6 +139,51 @@ fn a_pid_in_a_namespace_names_its_process() {
 }
 
 #[test]
+fn a_run_keeps_who_matches_and_ends_the_rest() {
+    needs!(bash, no_tracker);
+    let text = "sleep 1001 & echo one $!; \
+                bash -c 'sleep 1002 & echo below $!; exec -a keeper sleep 1003' & echo keeper $!; \
+                sleep 0.5; exit 3";
+    for as_nobody in [false, true] {
+        let sandbox = Sandbox::new();
+        let mut lifemon = Lifemon::find().inside(&sandbox).command([
+            "run",
+            "--grace",
+            "1s",
+            "--keep-orphans=^keeper",
+            "--",
+            "bash",
+            "-c",
+            text,
+        ]);
+        if as_nobody {
+            // Without eBPF the rest is found below a subreaper.
+            handicap(&mut lifemon);
+        }
+        let output = Lifemon::find()
+            .start(lifemon)
+            .finish(lifemon_tests::DEADLINE);
+        assert_eq!(output.code, Some(3), "{output:?}");
+        let pid = |name: &str| -> i32 {
+            let mut lines = output.stdout.lines();
+            let line = lines
+                .find_map(|line| line.strip_prefix(name))
+                .expect("a pid");
+            line.trim().parse().unwrap()
+        };
+        assert!(!proc::is_running(pid("one ")), "{output:?}");
+        assert!(proc::is_running(pid("keeper ")), "{output:?}");
+        assert!(output.stderr.contains("kept"), "{output:?}");
+    }
+}
+
+/// Takes the privileges away that eBPF needs.
+fn handicap(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    command.uid(65_534);
+}
+
+#[test]
 fn each_tree_that_was_killed_is_named() {
     needs!(host_tracker);
     let sandbox = Sandbox::new();

@@ -31,6 +31,7 @@ mod child;
 pub(crate) mod ending;
 mod exact;
 mod force;
+mod keep;
 mod options;
 pub mod outcome;
 mod refuse;
