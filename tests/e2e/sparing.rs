@@ -1,6 +1,7 @@
 //! What a kill spares and what it asks for: members by pid and by pattern, those that look
 //! deliberate, clients of CUDA MPS; and processes by their pids in a pid namespace.
 
+use lifemon_tests::handicap::{as_nobody, readable_copy};
 use lifemon_tests::left_behind::{ask, kill_and_wait};
 use lifemon_tests::reports::{KillReport, find};
 use lifemon_tests::{Lifemon, Sandbox, Script, actor, needs, proc};
@@ -144,9 +145,10 @@ fn a_run_keeps_who_matches_and_ends_the_rest() {
     let text = "sleep 1001 & echo one $!; \
                 bash -c 'sleep 1002 & echo below $!; exec -a keeper sleep 1003' & echo keeper $!; \
                 sleep 0.5; exit 3";
-    for as_nobody in [false, true] {
+    for is_nobody in [false, true] {
         let sandbox = Sandbox::new();
-        let mut lifemon = Lifemon::find().inside(&sandbox).command([
+        let program = Lifemon::at(readable_copy(&sandbox)).inside(&sandbox);
+        let mut lifemon = program.command([
             "run",
             "--grace",
             "1s",
@@ -156,9 +158,9 @@ fn a_run_keeps_who_matches_and_ends_the_rest() {
             "-c",
             text,
         ]);
-        if as_nobody {
+        if is_nobody {
             // Without eBPF the rest is found below a subreaper.
-            handicap(&mut lifemon);
+            as_nobody(&mut lifemon);
         }
         let output = Lifemon::find()
             .start(lifemon)
@@ -175,12 +177,6 @@ fn a_run_keeps_who_matches_and_ends_the_rest() {
         assert!(proc::is_running(pid("keeper ")), "{output:?}");
         assert!(output.stderr.contains("kept"), "{output:?}");
     }
-}
-
-/// Takes the privileges away that eBPF needs.
-fn handicap(command: &mut std::process::Command) {
-    use std::os::unix::process::CommandExt as _;
-    command.uid(65_534);
 }
 
 #[test]
