@@ -79,7 +79,7 @@ fn place(uid: u32, recorder: &RecorderView) -> u32 {
         // This position comes once, so nobody else is here for this user.
         match recorder::further_shard(recorder.growths.next()) {
             Some(shard) => {
-                shards.exchange(shards.read() | shard << (8 * had & 63));
+                shards.exchange(shards.read() | shard << ((8 * had) & 63));
                 count.exchange(had + 1);
             }
             None => {

@@ -64,7 +64,7 @@ pub const fn index(position: u64, shards: u64, count: u64) -> u32 {
         Some(at) => at,
         None => 0,
     };
-    let shard = shards >> (8 * (at / SIZE) & 63) & 0xff;
+    let shard = (shards >> ((8 * (at / SIZE)) & 63)) & 0xff;
     (shard * SIZE + at % SIZE) as u32
 }
 

@@ -1,6 +1,7 @@
 //! What a kill spares and what it asks for: members by pid and by pattern, those that look
 //! deliberate, clients of CUDA MPS; and processes by their pids in a pid namespace.
 
+use lifemon_tests::handicap::{as_nobody, readable_copy};
 use lifemon_tests::left_behind::{ask, kill_and_wait};
 use lifemon_tests::reports::{KillReport, find};
 use lifemon_tests::{Lifemon, Sandbox, Script, actor, needs, proc};
@@ -62,14 +63,14 @@ fn a_dry_run_marks_what_looks_deliberate() {
     assert!(text.stdout.contains("looks deliberate"), "{text:?}");
 }
 
-/// A control daemon in `DIRECTORY`, and a process that names it.
+/// A control daemon in `HERE`, and a process that names it.
 const MPS: &str = r#"
 import os, socket, time
 server = socket.socket(socket.AF_UNIX)
-server.bind("DIRECTORY/control"); server.listen()
+server.bind("HERE/control"); server.listen()
 pid = os.fork()
 if pid == 0:
-    os.execvpe("sleep", ["sleep", "1000"], dict(os.environ, CUDA_MPS_PIPE_DIRECTORY="DIRECTORY"))
+    os.execvpe("sleep", ["sleep", "1000"], dict(os.environ, CUDA_MPS_PIPE_DIRECTORY="HERE"))
 while b"sleep" not in open(f"/proc/{pid}/cmdline", "rb").read(): time.sleep(0.01)
 print(f"client {pid}")
 print("ready", flush=True)
@@ -81,7 +82,7 @@ fn clients_of_mps_are_not_killed_unasked() {
     needs!(python, host_tracker);
     let sandbox = Sandbox::new();
     let directory = sandbox.directory().to_str().unwrap();
-    let script = Script::start(&sandbox, "python3", &MPS.replace("DIRECTORY", directory));
+    let script = Script::start(&sandbox, "python3", &MPS.replace("HERE", directory));
     let client = script.process("client");
     let pid = client.pid.to_string();
     let dry: Value = ask("kill", &["--dry-run", &pid]).success();
@@ -135,6 +136,46 @@ fn a_pid_in_a_namespace_names_its_process() {
     ] {
         let output = Lifemon::find().run(words);
         assert_eq!(output.code, Some(4), "{output:?}");
+    }
+}
+
+#[test]
+fn a_run_keeps_who_matches_and_ends_the_rest() {
+    needs!(bash, no_tracker);
+    let text = "sleep 1001 & echo one $!; \
+                bash -c 'sleep 1002 & echo below $!; exec -a keeper sleep 1003' & echo keeper $!; \
+                sleep 0.5; exit 3";
+    for is_nobody in [false, true] {
+        let sandbox = Sandbox::new();
+        let program = Lifemon::at(readable_copy(&sandbox)).inside(&sandbox);
+        let mut lifemon = program.command([
+            "run",
+            "--grace",
+            "1s",
+            "--keep-orphans=^keeper",
+            "--",
+            "bash",
+            "-c",
+            text,
+        ]);
+        if is_nobody {
+            // Without eBPF the rest is found below a subreaper.
+            as_nobody(&mut lifemon);
+        }
+        let output = Lifemon::find()
+            .start(lifemon)
+            .finish(lifemon_tests::DEADLINE);
+        assert_eq!(output.code, Some(3), "{output:?}");
+        let pid = |name: &str| -> i32 {
+            let mut lines = output.stdout.lines();
+            let line = lines
+                .find_map(|line| line.strip_prefix(name))
+                .expect("a pid");
+            line.trim().parse().unwrap()
+        };
+        assert!(!proc::is_running(pid("one ")), "{output:?}");
+        assert!(proc::is_running(pid("keeper ")), "{output:?}");
+        assert!(output.stderr.contains("kept"), "{output:?}");
     }
 }
 

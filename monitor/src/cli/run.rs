@@ -24,6 +24,7 @@ Examples:
   lifemon run -- ./serve.sh                    what it leaves behind is killed
   lifemon run --grace 2s -- pytest -n 8        after two seconds to end by itself
   lifemon run --json report.json -- make       with a report of what was left
+  lifemon run --keep-orphans=tmux -- ./start   all of that but tmux, and what runs in it
   lifemon run --rewrite TERM=QUIT -- nginx     asked to end, it gets SIGQUIT
 
 The command runs in the process group of lifemon, as it would alone; a signal to lifemon alone is
@@ -39,9 +40,11 @@ pub struct Args {
     /// Sent first to what is left behind
     #[arg(long, value_name = "SIGNAL", default_value = "TERM", value_parser = parse_signal)]
     signal: Signal,
-    /// Leave the processes that are left behind alive, and only report them
-    #[arg(long)]
-    keep_orphans: bool,
+    /// Leave the processes that are left behind alive, and only report them; with =PATTERN, those
+    /// whose name or command line matches, with what is below them
+    #[arg(long, value_name = "PATTERN", num_args = 0..=1, require_equals = true,
+        default_missing_value = "", value_parser = parse_pattern)]
+    keep_orphans: Option<String>,
     /// Write a report to this file when the command has ended
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -70,6 +73,16 @@ pub struct Args {
     words: Vec<OsString>,
 }
 
+/// Checks a regular expression.
+fn parse_pattern(text: &str) -> Result<String, String> {
+    let wrong = |error: regex::Error| {
+        let error = error.to_string();
+        error.lines().last().unwrap_or_default().to_owned()
+    };
+    regex::bytes::Regex::new(text).map_err(wrong)?;
+    Ok(text.to_owned())
+}
+
 /// Exit code of what lifemon itself could not do, usage errors included.
 pub(super) const FAILED: u8 = 125;
 
@@ -80,7 +93,11 @@ pub(super) fn run(args: &Args) -> Code {
         words: args.words.clone(),
         signal: args.signal,
         grace: args.grace,
-        keep_orphans: args.keep_orphans,
+        keep_orphans: args.keep_orphans.as_deref() == Some(""),
+        keep_matching: args
+            .keep_orphans
+            .clone()
+            .filter(|pattern| !pattern.is_empty()),
         is_group: args.group,
         rewrites: args.rewrite.clone(),
         parent_death_signal: args.parent_death_signal,

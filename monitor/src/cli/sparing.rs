@@ -47,7 +47,8 @@ impl FromStr for Spare {
     }
 }
 
-/// Returns the living members of the tree of `root` that are to be spared.
+/// Returns the living members of the tree of `root` that are to be spared. A pattern never means the
+/// root itself, which was named to be killed.
 ///
 /// # Errors
 /// [`NoSuchProcess`] where one that was named by its pid is not there.
@@ -65,7 +66,7 @@ pub(super) fn spared(
                 forest
                     .living(root)
                     .into_iter()
-                    .filter(|id| matches(pattern, *id, forest)),
+                    .filter(|id| *id != root && matches(pattern, *id, forest)),
             ),
         }
     }

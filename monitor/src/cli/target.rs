@@ -135,7 +135,7 @@ impl Target {
         let (ghost, _) = snapshot
             .ghost(self.pid)
             .filter(|(ghost, _)| *ghost != found)?;
-        if self.start_ns.is_some() || self.inside().is_some() {
+        if self.start_ns.is_some() || self.within() != Namespace::Default {
             return None;
         }
         let forest = Forest::new(snapshot.records.iter().copied());
@@ -162,7 +162,7 @@ impl Target {
     /// Returns the zombie that is meant: a process that has no living record, is dead, and is not
     /// reaped. Where it was named exactly, its start is exact to a clock tick.
     pub(super) fn zombie(self, snapshot: &Snapshot) -> Option<Zombie> {
-        let is_of_host = self.inside().is_none() && snapshot.live(self.pid).is_none();
+        let is_of_host = self.within() == Namespace::Default && snapshot.live(self.pid).is_none();
         let zombie = proc::zombie(self.pid).filter(|_| is_of_host)?;
         let is_it = |start_ns| proc::owns_pid(ProcessId::new(self.pid, start_ns));
         self.start_ns.is_none_or(is_it).then_some(zombie)
@@ -173,13 +173,13 @@ impl Target {
         self.pid == id.pid && self.start_ns.is_none_or(|start_ns| start_ns == id.start_ns)
     }
 
-    /// Returns in which other pid namespace the pid is: its inode, or any for `None`.
-    fn inside(self) -> Option<Option<u64>> {
+    /// Returns in which pid namespace the pid is, with what `--in` says.
+    fn within(self) -> Namespace {
+        let inside = INSIDE.get().copied().map(Namespace::Inode);
         match (self.namespace, self.start_ns) {
-            (Namespace::Any, _) => Some(INSIDE.get().copied()),
-            (Namespace::Inode(inode), _) => Some(Some(inode)),
-            (Namespace::Default, None) => INSIDE.get().copied().map(Some),
-            (Namespace::Default, Some(_)) => None,
+            (Namespace::Inode(inode), _) => Namespace::Inode(inode),
+            (Namespace::Default, Some(_)) => Namespace::Default,
+            (own, _) => inside.unwrap_or(own),
         }
     }
 
@@ -223,8 +223,10 @@ impl Target {
     }
 
     fn find_present(self, snapshot: &Snapshot) -> Result<ProcessId, NoSuchProcess> {
-        if let Some(inode) = self.inside() {
-            return self.find_inside(inode, snapshot);
+        match self.within() {
+            Namespace::Default => {}
+            Namespace::Any => return self.find_inside(None, snapshot),
+            Namespace::Inode(inode) => return self.find_inside(Some(inode), snapshot),
         }
         let live = snapshot.live(self.pid).map(|(id, _)| *id);
         if let Some(start_ns) = self.start_ns {

@@ -156,9 +156,12 @@ impl Waiting {
         let mut seen = HashSet::new();
         let tops: Vec<_> = ids
             .iter()
-            .flat_map(|id| match forest.is_live(id) {
-                true => vec![*id],
-                false => forest.living(*id),
+            .flat_map(|id| {
+                if forest.is_live(id) {
+                    vec![*id]
+                } else {
+                    forest.living(*id)
+                }
             })
             .filter(|id| seen.insert(*id))
             .collect();

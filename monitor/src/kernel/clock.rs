@@ -57,7 +57,7 @@ impl WallClock {
         self.zoned(boot_ns, "%H:%M:%S.%6f%:z")
     }
 
-    fn zoned(&self, boot_ns: u64, format: &str) -> String {
+    fn zoned(self, boot_ns: u64, format: &str) -> String {
         let unix = i128::from(self.boot_unix_ns.saturating_add(boot_ns));
         jiff::Timestamp::from_nanosecond(unix)
             .map(|time| time.to_zoned(jiff::tz::TimeZone::system()))

@@ -96,8 +96,8 @@ impl Recorder {
             .iter()
             .filter(|(_, share)| share.position > share.count * shard)
             .map(|(uid, _)| Some(*uid));
-        let shared = (read(&state.shared) > shard).then_some(None);
-        for user in full.chain(shared) {
+        let later = (read(&state.shared) > shard).then_some(None);
+        for user in full.chain(later) {
             let is_of = |entry: &&LogEntry| match user {
                 Some(uid) => entry.uid == uid,
                 None => !log.users.contains(&entry.uid),

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
+use super::keep::Keep;
 use super::outcome::{Killed, Outcome, Subject, Survivor};
 use super::survivor;
 use super::walk::{self, Descendant, Reaped};
@@ -56,6 +57,8 @@ pub(super) struct Below {
     /// The signals that were sent, by process.
     struck: HashSet<(ProcessId, i32)>,
     dead: Vec<Killed>,
+    /// Those who are left alone, with what is below them.
+    pub(super) keep: Keep,
 }
 
 impl Below {
@@ -65,6 +68,9 @@ impl Below {
         let mut members = HashSet::new();
         for descendant in walk::of_this_process(self.except) {
             let id = descendant.id;
+            if self.keep.keeps(&descendant) {
+                continue;
+            }
             if let Scope::Tree(root) = scope {
                 // Parents come before their children.
                 let parent = proc::parent(id);

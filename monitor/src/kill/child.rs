@@ -60,7 +60,7 @@ pub(super) struct Killer {
 
 impl Killer {
     /// Starts killing everything below this process, which must have one thread only.
-    pub(super) fn start(order: Order) -> io::Result<Self> {
+    pub(super) fn start(order: &Order, kept: Vec<crate::ProcessId>) -> io::Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
         let root = std::process::id();
         if let Some(pid) = child::fork()? {
@@ -76,7 +76,7 @@ impl Killer {
         child::set_name(c"lifemon-killer");
         // A parent that is gone needs no report.
         let begin = || drop(pipe.write_all(&[BEGUN]));
-        let message = match kill_below(root, order, begin) {
+        let message = match kill_below(root, order, kept, begin) {
             Ok(report) => Message::Killed(report),
             Err(error) => Message::Failed(error.to_string()),
         };
@@ -135,7 +135,12 @@ fn parse(text: &[u8]) -> Result<Report, String> {
 
 /// Kills what is below `root`, the parent of this process; `begin` is called before the first
 /// signal, when all that takes long before is done.
-fn kill_below(root: u32, order: Order, begin: impl FnOnce()) -> Result<Report, KillError> {
+fn kill_below(
+    root: u32,
+    order: &Order,
+    kept: Vec<crate::ProcessId>,
+    begin: impl FnOnce(),
+) -> Result<Report, KillError> {
     go_first();
     let is_parent = |root: crate::ProcessId| parent_id() == root.pid;
     let report = kill_blocking(root, is_parent, |root| {
@@ -144,7 +149,7 @@ fn kill_below(root: u32, order: Order, begin: impl FnOnce()) -> Result<Report, K
             first_signal: order.signal.and_then(Signal::new),
             grace: order.grace,
             timeout: TIMEOUT,
-            protected: vec![root],
+            protected: kept.into_iter().chain([root]).collect(),
             // It is an ancestor of this process, and protected.
             force: true,
             ..KillOptions::default()

@@ -5,11 +5,13 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::below::{Below, Pass, Scope};
-use super::census;
+use super::census::{self, Census};
 use super::child::{Killer, Report, TIMEOUT};
+use super::keep::Keep;
 use super::outcome::{Order, Outcome, Rest, Subject, Survivor, Way};
 use super::survivor;
 use super::walk::{self, Descendant, Reaped};
+use crate::ProcessId;
 use crate::kernel::preflight;
 use crate::loss::{Incomplete, Loss};
 use crate::proc;
@@ -61,25 +63,28 @@ pub(crate) struct Ending {
 impl Ending {
     /// Starts an ending. This process must have one thread only.
     pub(crate) fn begin(order: Order) -> Self {
+        let keep = Keep::new(order.keep_matching.as_deref());
         let mut ending = Self {
-            order,
             begun: Instant::now(),
             asked: Instant::now(),
             killing_since: None,
             stage: Stage::Killing,
             hurried: order.signal.is_none(),
+            order,
             found_new: false,
             report: None,
             is_report_lost: false,
             why_not_ebpf: None,
             below: Below::default(),
         };
-        if order.keep || !has_children() {
+        ending.below.keep = keep;
+        if ending.order.keep || ending.is_over() {
             return ending;
         }
+        let kept = ending.exact_kept();
         let killer = preflight::check()
             .map_err(|refusal| refusal.to_string())
-            .and_then(|()| Killer::start(order).map_err(|error| error.to_string()));
+            .and_then(|()| Killer::start(&ending.order, kept).map_err(|error| error.to_string()));
         match killer {
             Ok(killer) => {
                 ending.below.except = Some(killer.pid);
@@ -173,13 +178,48 @@ impl Ending {
             Stage::Reported => self.stage = Stage::Killing,
             Stage::Grace | Stage::Killing => {}
         }
-        if !has_children() {
-            return Some(self.rest(Vec::new(), None));
+        if self.is_over() {
+            let kept = self.census().1;
+            return Some(self.rest(kept, None));
         }
         if matches!(self.stage, Stage::Killing) {
             return self.kill();
         }
         None
+    }
+
+    /// Returns whether nobody is left but those who are kept.
+    fn is_over(&mut self) -> bool {
+        if !has_children() {
+            return true;
+        }
+        self.below.keep.is_given() && {
+            let (census, _) = self.census();
+            census.members.is_empty() && census.doubt.is_none()
+        }
+    }
+
+    /// Lists everybody who is left: those who are to end, and those who are kept.
+    fn census(&mut self) -> (Census, Vec<Survivor>) {
+        let mut census = census::take(self.below.except);
+        let mut kept = Vec::new();
+        census.members.retain(|left| {
+            let is_kept = self.below.keep.keeps(left);
+            if is_kept {
+                kept.push(Survivor::new(Subject::new(left.id, left.name()), None));
+            }
+            !is_kept
+        });
+        (census, kept)
+    }
+
+    /// Returns those who are kept, with the starts that a tracker knows where it can.
+    fn exact_kept(&mut self) -> Vec<ProcessId> {
+        if !self.below.keep.is_given() {
+            return Vec::new();
+        }
+        drop(self.census());
+        self.below.keep.found().collect()
     }
 
     /// Kills what can be killed while the killer gets ready for the rest: without a grace there is
@@ -220,7 +260,7 @@ impl Ending {
         if !pass.is_denied() && !is_late {
             return None;
         }
-        let census = census::take(self.below.except);
+        let (census, kept) = self.census();
         let is_denied = |left: &Descendant| pass.denied.contains_key(&left.id);
         // Whom the walk has missed the next one kills, and what is dead and not reaped yet is no
         // survivor.
@@ -236,7 +276,8 @@ impl Ending {
             let reason = denied.unwrap_or_else(|| survivor::reason(left.id));
             Survivor::new(Subject::new(left.id, left.name()), Some(reason))
         });
-        Some(self.rest(survivors.collect(), census.doubt))
+        let survivors = survivors.chain(kept).collect();
+        Some(self.rest(survivors, census.doubt))
     }
 
     /// Lists everything that is left, untouched.

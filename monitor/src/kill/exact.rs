@@ -225,8 +225,11 @@ impl Killing {
         if protected.is_empty() {
             return Ok(());
         }
-        let mut spared: HashSet<ProcessId> = protected.iter().copied().collect();
-        for id in protected {
+        // Some are known from `/proc`, to a clock tick.
+        let members = self.session.watcher().live_members()?.into_iter();
+        let is_meant = |id: &ProcessId| protected.iter().any(|one| is_same_process(*one, *id));
+        let mut spared: HashSet<ProcessId> = members.filter(is_meant).collect();
+        for id in &spared {
             self.session.spare(*id)?;
         }
         // What they created before they were taken out is a member still. Each round finds what

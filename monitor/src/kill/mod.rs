@@ -34,6 +34,7 @@ pub(crate) mod ending;
 pub(crate) mod envoy;
 mod exact;
 mod force;
+mod keep;
 mod options;
 pub mod outcome;
 mod refuse;

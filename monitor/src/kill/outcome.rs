@@ -274,7 +274,7 @@ pub struct Held {
 }
 
 /// An order to end everything below a process.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
     /// Sent first, to let it end by itself.
     pub(crate) signal: Option<i32>,
@@ -282,6 +282,9 @@ pub(crate) struct Order {
     pub(crate) grace: Duration,
     /// Leave it alive.
     pub(crate) keep: bool,
+    /// Leave those alive whose name or command line matches, and what is below them.
+    #[serde(default)]
+    pub(crate) keep_matching: Option<String>,
 }
 
 /// The way in which the rest was found and killed.

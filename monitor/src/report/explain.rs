@@ -11,7 +11,7 @@ use super::orphans::OrphanJson;
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
 use super::tree::{KnownJson, LiveJson, Style, command, live_json, placed};
-use super::zombies::{self, ZombieJson};
+use super::zombies::{self, Lineage, ZombieJson};
 use crate::explain::{Ancestor, Explanation, Holds, Waiter};
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
@@ -52,7 +52,7 @@ pub fn text(report: &Report<'_>, style: Style) -> String {
     };
     line("is", &state(it, style));
     if let Some(zombie) = &it.zombie {
-        let told = zombies::line(zombie, report.forest, style);
+        let told = zombies::line(zombie, &Lineage::new(report.forest), style);
         line("", told.trim());
     }
     let creators = it.lineage.iter().take(CREATORS_SHOWN);
@@ -155,8 +155,8 @@ fn held(sum: &Subtree, holds: &Holds) -> String {
     if !gpu.is_empty() {
         parts.push(gpu.trim().to_owned());
     }
-    let ports = holds.sockets.iter();
-    parts.extend(ports.map(|socket| format!("{} port {}", socket.protocol, socket.port)));
+    let reachable = holds.sockets.iter();
+    parts.extend(reachable.map(|socket| format!("{} port {}", socket.protocol, socket.port)));
     for lock in &holds.locks {
         let path = lock.path.as_ref().map(|path| path.display().to_string());
         let path = path.unwrap_or_else(|| "a file that is not open".to_owned());
@@ -337,7 +337,7 @@ pub fn json(report: &Report<'_>, style: Style) -> Result<String, serde_json::Err
                 .map(|live| live_json(live, is_reparented(live.parent))),
             wait_channel: it.wait_channel.as_deref(),
         },
-        zombie: zombie.map(|zombie| ZombieJson::new(zombie, report.forest, style)),
+        zombie: zombie.map(|zombie| ZombieJson::new(zombie, &Lineage::new(report.forest), style)),
         lineage: it
             .lineage
             .iter()

@@ -12,7 +12,7 @@ use super::holding::{self, HoldingJson, size};
 use super::json::{ProcessJson, SCHEMA};
 use super::kill::KilledJson;
 use super::orphans::{OrphanJson, mark};
-use super::out::printable;
+use super::out::{fit, printable};
 use super::text::{self, Tone, paint};
 use super::tree::{KnownJson, StartJson, Style, command};
 use crate::ProcessId;
@@ -139,6 +139,7 @@ pub fn text(report: &GpuReport<'_>, style: Style) -> String {
         );
     }
     totals(&mut text, report.holders);
+    let mut text = fit(&text, style.columns);
     text::incomplete(&mut text, style.colour, report.losses);
     text
 }

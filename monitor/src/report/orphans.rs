@@ -49,8 +49,9 @@ pub fn text(report: &OrphansReport<'_>, style: Style) -> String {
     for (chain, alike) in groups(report.orphans, &forest, style) {
         some(&mut text, &chain, &alike, style);
     }
+    let lineage = zombies::Lineage::new(&forest);
     for zombie in report.zombies.unwrap_or_default() {
-        text.push_str(&zombies::line(zombie, &forest, style));
+        text.push_str(&zombies::line(zombie, &lineage, style));
     }
     let mut text = fit(&text, style.columns);
     text.push_str(&counts(report.orphans.is_empty(), report.not_shown));
@@ -354,9 +355,10 @@ pub fn json(report: &OrphansReport<'_>, style: Style) -> Result<String, serde_js
             .collect(),
         zombies: report.zombies.map(|zombies| {
             let forest = Forest::new(report.snapshot.records.iter().copied());
+            let lineage = zombies::Lineage::new(&forest);
             let zombies = zombies.iter();
             zombies
-                .map(|zombie| ZombieJson::new(zombie, &forest, style))
+                .map(|zombie| ZombieJson::new(zombie, &lineage, style))
                 .collect()
         }),
         kill: killed.map(|report| KilledJson::new(report, false)),

@@ -69,7 +69,7 @@ pub fn json(options: &RunOptions, ended: &Ended, code: u8) -> Result<String, ser
         way: rest.way,
         killed: &rest.killed,
         survivors: &rest.survivors,
-        kept: options.keep_orphans,
+        kept: options.keep_orphans || options.keep_matching.is_some(),
         complete: rest.complete,
         incomplete: &rest.incomplete,
         why_not_ebpf: rest.why_not_ebpf.as_deref(),
@@ -99,18 +99,24 @@ pub fn text(options: &RunOptions, ended: &Ended) -> String {
             list(killed.map(|killed| (&killed.process, how(killed)))),
         );
     }
-    if !rest.survivors.is_empty() {
-        let what = if options.keep_orphans {
-            "left behind, kept"
-        } else {
-            "left behind and still alive"
-        };
-        let left = rest.survivors.iter();
+    let keeps = options.keep_orphans || options.keep_matching.is_some();
+    let (kept, left): (Vec<&Survivor>, Vec<_>) = rest
+        .survivors
+        .iter()
+        .partition(|left| keeps && left.reason.is_none());
+    for (survivors, what) in [
+        (kept, "left behind, kept"),
+        (left, "left behind and still alive"),
+    ] {
+        if survivors.is_empty() {
+            continue;
+        }
+        let all = survivors.iter();
         let _ = writeln!(
             text,
             "lifemon: {} {what} ({way}): {}",
-            count(rest.survivors.len(), "process"),
-            list(left.map(|left| (&left.process, left.reason.clone()))),
+            count(survivors.len(), "process"),
+            list(all.map(|left| (&left.process, left.reason.clone()))),
         );
     }
     let has_succeeded = ended.death.code() == Some(0);

@@ -70,8 +70,9 @@ pub fn text(entries: &[Entry], zombies: &[Zombie], snapshot: &Snapshot, style: S
     }
     if !zombies.is_empty() {
         let forest = Forest::new(snapshot.records.iter().copied());
+        let lineage = zombies::Lineage::new(&forest);
         for zombie in zombies {
-            text.push_str(&zombies::line(zombie, &forest, style));
+            text.push_str(&zombies::line(zombie, &lineage, style));
         }
     }
     let mut text = fit(&text, style.columns);
@@ -347,7 +348,8 @@ pub fn json(
 ) -> Result<String, serde_json::Error> {
     let processes = entries.iter().map(|entry| entry_json(entry, style));
     let forest = Forest::new(snapshot.records.iter().copied());
-    let zombie = |zombie| ZombieJson::new(zombie, &forest, style);
+    let lineage = zombies::Lineage::new(&forest);
+    let zombie = |zombie| ZombieJson::new(zombie, &lineage, style);
     let json = TreeJson {
         schema: SCHEMA,
         kind: "tree",

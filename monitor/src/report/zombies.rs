@@ -1,5 +1,7 @@
 //! Zombies, as text and as JSON: how they died, since when, and who does not reap them.
 
+use std::collections::HashMap;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -7,6 +9,7 @@ use super::json::Id;
 use super::out::printable;
 use super::text::{self, duration_ms};
 use super::tree::Style;
+use crate::ProcessId;
 use crate::forest::Forest;
 use crate::proc::{self, Zombie};
 use crate::process::json::ExitJson;
@@ -43,13 +46,30 @@ struct Facts {
     parent_state: Option<char>,
 }
 
+/// The lineage, with its dead by their pids.
+pub(super) struct Lineage<'a> {
+    forest: &'a Forest,
+    dead: HashMap<u32, Vec<ProcessId>>,
+}
+
+impl<'a> Lineage<'a> {
+    /// Turns the lineage around.
+    pub(super) fn new(forest: &'a Forest) -> Self {
+        let mut dead: HashMap<_, Vec<_>> = HashMap::new();
+        for (id, _) in forest.records().filter(|(id, _)| forest.is_dead(id)) {
+            dead.entry(id.pid).or_default().push(*id);
+        }
+        Self { forest, dead }
+    }
+}
+
 /// Looks into the lineage, which has the exact time and the sender where something that the zombie
 /// created is alive.
-fn facts(zombie: &Zombie, forest: &Forest, now_ns: u64) -> Facts {
-    let dead_of_pid = |(id, _): &(&crate::ProcessId, _)| {
-        id.pid == zombie.id.pid && forest.is_dead(id) && proc::owns_pid(**id)
-    };
-    let ghost = forest.records().find(dead_of_pid).map(|(_, ghost)| ghost);
+fn facts(zombie: &Zombie, lineage: &Lineage<'_>, now_ns: u64) -> Facts {
+    let forest = lineage.forest;
+    let dead = lineage.dead.get(&zombie.id.pid).into_iter().flatten();
+    let ghost = dead.copied().find(|id| proc::owns_pid(*id));
+    let ghost = ghost.and_then(|id| forest.record(&id));
     let parent = forest.live(zombie.parent);
     Facts {
         death: ghost.map(Death::of_record).or_else(|| {
@@ -65,8 +85,8 @@ fn facts(zombie: &Zombie, forest: &Forest, now_ns: u64) -> Facts {
 }
 
 impl ZombieJson {
-    pub(super) fn new(zombie: &Zombie, forest: &Forest, style: Style) -> Self {
-        let facts = facts(zombie, forest, style.now_ns);
+    pub(super) fn new(zombie: &Zombie, lineage: &Lineage<'_>, style: Style) -> Self {
+        let facts = facts(zombie, lineage, style.now_ns);
         let died = facts.dead_ns.map(|ns| style.now_ns.saturating_sub(ns));
         Self {
             id: zombie.id.into(),
@@ -82,8 +102,8 @@ impl ZombieJson {
 }
 
 /// Returns a line about a zombie.
-pub(super) fn line(zombie: &Zombie, forest: &Forest, style: Style) -> String {
-    let facts = facts(zombie, forest, style.now_ns);
+pub(super) fn line(zombie: &Zombie, lineage: &Lineage<'_>, style: Style) -> String {
+    let facts = facts(zombie, lineage, style.now_ns);
     let name = zombie.name.as_deref().map(printable).unwrap_or_default();
     let how = facts.death.as_ref().map(text::how);
     let how = how.unwrap_or_else(|| "how it died is not known".to_owned());

@@ -22,6 +22,7 @@ pub struct RunOptions {
     pub(crate) grace: Duration,
     /// Leave it alive.
     pub(crate) keep_orphans: bool,
+    pub(crate) keep_matching: Option<String>,
     /// Run the command in a process group of its own, and send what comes to all of that.
     pub(crate) is_group: bool,
     /// Signals that are handed on as others, or not at all; with any of them the command has a
@@ -42,6 +43,7 @@ impl RunOptions {
             signal: Signal::TERM,
             grace: GRACE,
             keep_orphans: false,
+            keep_matching: None,
             is_group: false,
             rewrites: Vec::new(),
             parent_death_signal: None,

@@ -208,6 +208,7 @@ impl Owner<'_> {
             signal: Some(self.options.signal.number()),
             grace: self.options.grace,
             keep: self.options.keep_orphans,
+            keep_matching: self.options.keep_matching.clone(),
         };
         self.send(&Request::End(order));
     }
@@ -222,6 +223,7 @@ impl Owner<'_> {
             raise_descriptor_limit();
             let mut ending = Ending::begin(Order {
                 keep: self.options.keep_orphans,
+                keep_matching: self.options.keep_matching.clone(),
                 ..Order::default()
             });
             ending.hurry();

@@ -274,7 +274,7 @@ impl Guarding {
                 }
                 Request::Start => {}
                 Request::End(order) => {
-                    self.tell_of_daemons(order);
+                    self.tell_of_daemons(&order);
                     self.ending.get_or_insert_with(|| Ending::begin(order));
                 }
                 Request::Hurry => {
@@ -290,7 +290,7 @@ impl Guarding {
     }
 
     /// Reports what is left in a session of its own, before it is ended.
-    fn tell_of_daemons(&mut self, order: Order) {
+    fn tell_of_daemons(&mut self, order: &Order) {
         let Some(alone) = self.alone.as_ref().filter(|_| !order.keep) else {
             return;
         };

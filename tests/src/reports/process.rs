@@ -49,6 +49,12 @@ identified! {
         pub died: Option<String>,
         /// How it died.
         pub exit: Option<Exit>,
+        /// What says that it was to stay, in a dry run.
+        #[serde(default)]
+        pub deliberate: Vec<Value>,
+        /// A client of CUDA MPS, in a dry run.
+        #[serde(default)]
+        pub mps_client: bool,
     }
 }
 
