@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lifemon_tests::agent::{Agent, Caller, Sleeper, pids};
-use lifemon_tests::{DEADLINE, Sandbox, needs, proc, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, Sandbox, needs, proc, wait_until};
 use serde_json::json;
 
 use super::callers;
@@ -188,5 +188,52 @@ fn waiting_ends_with_the_process_or_the_time() {
         let body = json!({"process": short.name(), "until": until, "timeout": "20s"});
         let waited = user.post(&agent, "/v1/wait", &body).expect(200);
         assert_eq!(waited["holds"], true, "{waited}");
+    }
+}
+
+#[test]
+fn a_user_who_takes_all_there_is_does_not_stop_roots_kill() {
+    callers!();
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let mut sleepers = Vec::new();
+    let mut waiting = Vec::new();
+    for uid in USER..USER + 8 {
+        let user = Caller::user(uid, &[]);
+        let sleeper = Sleeper::start(&sandbox, &user);
+        let body = json!({"process": sleeper.name()});
+        // As many trees, all on one root, so that each takes a layer; and as much work.
+        for _ in 0..4 {
+            let watched = user.post(&agent, "/v1/watches", &body);
+            assert!(matches!(watched.status, 201 | 429), "{watched:?}");
+        }
+        let socket = agent.socket().display().to_string();
+        for _ in 0..3 {
+            let body = json!({"process": sleeper.name(), "until": "gone", "timeout": "60s"});
+            let words = [
+                "curl",
+                "-s",
+                "--unix-socket",
+                &socket,
+                "-d",
+                &body.to_string(),
+                "http://lifemon/v1/wait",
+            ];
+            let mut command = user.command(&words);
+            command.stdout(std::process::Stdio::null());
+            waiting.push(command.spawn().expect("curl runs"));
+        }
+        sleepers.push(sleeper);
+    }
+    for sleeper in &sleepers {
+        let killed = Lifemon::find().run(["kill", "-o", "json", &sleeper.name()]);
+        assert_eq!(killed.code, Some(0), "{killed:?}");
+    }
+    let more = Sleeper::start(&sandbox, &Caller::root());
+    let body = json!({"process": more.name()});
+    Caller::root().post(&agent, "/v1/kills", &body).expect(200);
+    for mut child in waiting {
+        child.wait().expect("its wait ends with the process");
     }
 }

@@ -35,6 +35,13 @@ impl Listener {
         Self { child, lines }
     }
 
+    /// Reads the next line.
+    #[track_caller]
+    fn until_any(&mut self) -> Value {
+        let line = self.lines.next().expect("a line").expect("text");
+        serde_json::from_str(&line).expect("JSON")
+    }
+
     /// Reads until this event comes; returns all up to it.
     #[track_caller]
     fn until(&mut self, event: &str) -> Vec<Value> {
@@ -120,4 +127,44 @@ fn four_trees_and_four_streams() {
         .for_each(|stream| drop(stream.until("ready")));
     user.get(&agent, "/v1/events").problem(429, "limit_reached");
     drop(streams);
+}
+
+#[test]
+fn who_reads_slowly_gets_lost_and_a_snapshot_and_delays_nobody() {
+    callers!();
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let user = Caller::user(USER, &[]);
+    // Far more events than may be under way to one reader.
+    let script = "sleep 2; i=0; while [ $i -lt 6000 ]; do : & i=$((i+1)); done; wait; \
+        sh -c 'exit 7'; exec sleep 600";
+    let tree = Sleeper::run(&sandbox, &user, &["sh", "-c", script], "sh");
+    let body = json!({"process": tree.name()});
+    user.post(&agent, "/v1/watches", &body).expect(201);
+    let mut slow = Listener::start(&agent, &user, "");
+    let mut quick = Listener::start(&agent, &user, "");
+    slow.until("ready");
+    quick.until("ready");
+    // The quick one sees the end of the storm while the slow one reads nothing.
+    let is_last = |line: &Value| line["exit"]["code"] == 7;
+    let mut forks = 0;
+    loop {
+        let line = quick.until_any();
+        forks += usize::from(line["event"] == "fork");
+        assert_ne!(line["reason"], "slow_reader", "{line}");
+        if is_last(&line) {
+            break;
+        }
+    }
+    assert!(forks >= 6_000, "{forks}");
+    // What has not found room is said, and what is the case now.
+    let lost = loop {
+        let line = slow.until_any();
+        if line["event"] == "lost" {
+            break line;
+        }
+    };
+    assert_eq!(lost["reason"], "slow_reader", "{lost}");
+    assert_eq!(slow.until_any()["event"], "attached");
 }

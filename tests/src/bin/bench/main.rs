@@ -1,6 +1,7 @@
 //! The benchmark of lifemon: prints its figures, decides nothing. Every comparison is interleaved
 //! in one run, and every figure comes with its count. Run it with `cargo xtask bench`.
 
+mod agent;
 mod death;
 mod fork_loop;
 mod kill;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             kill_bombs::measure();
             walk::measure();
             serve::measure();
+            agent::measure();
         }
         ["ready"] => ready::measure(),
         ["death"] => death::measure(),
@@ -39,9 +41,10 @@ fn main() -> ExitCode {
         ["kill-bombs"] => kill_bombs::measure(),
         ["walk"] => walk::measure(),
         ["serve"] => serve::measure(),
+        ["agent"] => agent::measure(),
         _ => {
             eprintln!(
-                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | serve]"
+                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | serve | agent]"
             );
             return ExitCode::from(2);
         }
