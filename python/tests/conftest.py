@@ -54,19 +54,16 @@ def ours() -> None:
 
 
 @pytest.fixture(autouse=True)
-def private_tracker(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def private_tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keeps the tests of lifemon itself from switching the tracker of the host meanwhile, and an
-    agent of the host out. A test that is marked `alone` keeps all others from running."""
-    is_alone = request.node.get_closest_marker("alone") is not None
+    agent of the host out."""
     monkeypatch.setenv("LIFEMON_AGENT", "/no/agent")
     try:
         directory = os.open("/sys/fs/cgroup", os.O_RDONLY)
     except OSError:
         yield
         return
-    fcntl.flock(directory, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+    fcntl.flock(directory, fcntl.LOCK_SH)
     yield
     os.close(directory)
 

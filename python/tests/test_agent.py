@@ -27,17 +27,22 @@ def has_agent() -> bool:
 
 
 pytestmark = [
-    pytest.mark.alone,
     needs_root,
     pytest.mark.skipif(not has_agent(), reason="this lifemon has no agent"),
 ]
 
 AGENT = """
 mount -t tmpfs tmpfs /run && mount -t bpf bpf /sys/fs/bpf || exit 77
-"$1" agent 2>/dev/null & agent=$!
+"$1" agent </dev/null >/dev/null 2>&1 & agent=$!
 for i in $(seq 100); do [ -S /run/lifemon/lifemon.sock ] && break; sleep 0.1; done
 shift
 "$@"; code=$?
+for i in $(seq 100); do
+    left=
+    for file in "$PIDS"/*.*; do kill -0 "${file##*.}" 2>/dev/null && left=1; done
+    [ "$left" ] || break
+    sleep 0.1
+done
 kill $agent; wait $agent
 exit $code
 """
