@@ -54,8 +54,10 @@ def ours() -> None:
 
 
 @pytest.fixture(autouse=True)
-def private_tracker() -> Iterator[None]:
-    """Keeps the tests of lifemon itself from switching the tracker of the host meanwhile."""
+def private_tracker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keeps the tests of lifemon itself from switching the tracker of the host meanwhile, and an
+    agent of the host out."""
+    monkeypatch.setenv("LIFEMON_AGENT", "/no/agent")
     try:
         directory = os.open("/sys/fs/cgroup", os.O_RDONLY)
     except OSError:

@@ -42,15 +42,14 @@ class Guard:
         return self._way is not None and not self._way.incomplete
 
     def __enter__(self) -> Guard:
-        way = choose(subreaper=False)
-        if way.fileno() is None:
+        way = choose(self._ids, subreaper=False)
+        if not way.survives:
             way.close()
             raise CannotRunHereError(
                 "there is no helper that would survive this process",
                 "pip install lifemon, on Linux with glibc, or start this with `lifemon run -- ...`",
             )
         self._way = way
-        way.watch(self._ids)
         return self
 
     def __exit__(

@@ -90,12 +90,13 @@ class Workers:
         return _is_alive(worker.process)
 
     def _take_into_care(self, workers: list[ProcessId]) -> None:
-        if self.way is None:
-            self.way = choose(subreaper=self._subreaper)
-            news = self.way.fileno()
-            if news is not None and self._epoll is not None:
-                self._epoll.register(news, select.EPOLLIN)
-        self.way.watch(workers)
+        if self.way is not None:
+            self.way.watch(workers)
+            return
+        self.way = choose(workers, subreaper=self._subreaper)
+        news = self.way.fileno()
+        if news is not None and self._epoll is not None:
+            self._epoll.register(news, select.EPOLLIN)
 
     def refresh(self) -> None:
         """Takes note of every death that has happened by now: one system call where none has."""

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lifemon import _proc
-from lifemon._errors import LifemonError, WorkersDiedError
+from lifemon._errors import CannotRunHereError, LifemonError, WorkersDiedError
 from lifemon._workers import Workers, orphans_of_all
 
 if TYPE_CHECKING:
@@ -461,6 +461,8 @@ def _cleanup_by_tracker(wanted: list[tuple[str, re.Pattern[str]]]) -> None:
                 root = f"{orphan.pid}@{orphan.start_ns}"
                 if _commands.kill_tree(root, check=False).killed:
                     logger.info("Killed orphan process %s (%s)", orphan.pid, pattern)
+    except CannotRunHereError as error:
+        logger.debug("The tracker is not for this user: %s", error)
     except LifemonError as error:
         logger.warning("Orphans that the tracker knows of were not cleaned up: %s", error)
 

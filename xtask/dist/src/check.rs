@@ -57,9 +57,34 @@ pub(crate) fn quick() -> Result<()> {
     pip.arg(wheel::find(plan, processor)?);
     run(pip)?;
     Root(None).try_lifemon(&[text(&python)?, "-m", "lifemon"])?;
+    module(&python)?;
     without_binary(&python)?;
     fs::remove_dir_all(tried)?;
     Ok(())
+}
+
+/// A server in Python that uses the module, and the binary beside it.
+const SERVER: &str = "
+import multiprocessing, time, lifemon
+from lifemon.process_cleanup import ProcessManager
+worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+worker.start()
+manager = ProcessManager([worker], [])
+assert manager.way in ('agent', 'helper', 'helper-snapshots'), manager.way
+worker.kill()
+worker.join()
+assert manager.get_health_status()['dead_workers'] == [0]
+assert lifemon.run(['true']).returncode == 0
+";
+
+/// Tries Python's module as it was installed.
+fn module(python: &Path) -> Result<()> {
+    let mut server = Command::new(python);
+    server.args(["-c", SERVER]);
+    for variable in ["LIFEMON_BIN", "LIFEMON_WAY", "PYTHONPATH"] {
+        server.env_remove(variable);
+    }
+    run(server)
 }
 
 /// Checks that Python's module says in one line what to do where the binary is missing.

@@ -1,13 +1,15 @@
 """The ways to know the trees of a server's workers, and to end them. The best one is chosen.
 
 1. `agent`: the node agent guards the trees; exact, survives the server, needs no privileges.
-2. `run`: `lifemon run` guards its whole command, and so this server.
-3. `helper`: the binary beside the server; exact with eBPF, otherwise `helper-snapshots`.
-4. `snapshots`: this process looks into /proc by itself, where there is no binary.
+2. `helper`: the binary beside the server; exact with eBPF, otherwise `helper-snapshots`.
+3. `snapshots`: this process looks into /proc by itself, where there is no binary.
+
+`lifemon run` will be one more, before the helper, once it lends its command a socket.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,6 +17,8 @@ from typing import Any, Protocol
 from lifemon._proc import ProcessId
 
 Json = dict[str, Any]
+
+logger = logging.getLogger("lifemon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,11 @@ class Way(Protocol):
     @property
     def name(self) -> str:
         """Returns the word for it."""
+        ...
+
+    @property
+    def survives(self) -> bool:
+        """Returns whether the trees are ended when this process is killed."""
         ...
 
     @property
@@ -87,17 +96,38 @@ class Way(Protocol):
         ...
 
 
-def choose(*, subreaper: bool) -> Way:
-    """Returns the best way that works here.
+def choose(workers: list[ProcessId], *, subreaper: bool) -> Way:
+    """Takes workers into the care of the best way that works here.
 
     `LIFEMON_WAY` may name one, for tests and where one is not wanted.
     """
-    from lifemon._ways import agent, helper, snapshots
+    from lifemon._ways import helper, snapshots
 
     wanted = os.environ.get("LIFEMON_WAY")
     found: Way | None = None
     if wanted in (None, "agent"):
-        found = agent.connect()
+        found = _agent(workers)
     if found is None and wanted in (None, "helper", "helper-snapshots"):
         found = helper.start(use_ebpf=wanted != "helper-snapshots")
-    return found or snapshots.Snapshots(subreaper=subreaper)
+        if found is not None:
+            found.watch(workers)
+    if found is None:
+        found = snapshots.Snapshots(subreaper=subreaper)
+        found.watch(workers)
+    return found
+
+
+def _agent(workers: list[ProcessId]) -> Way | None:
+    """Asks the agent, which may refuse: it guards a few trees for each user."""
+    from lifemon._ways import agent
+
+    found = agent.connect()
+    if found is None:
+        return None
+    try:
+        found.watch(workers)
+    except agent.AgentError as error:
+        logger.warning("Not guarded by the agent of lifemon: %s", error)
+        found.close()
+        return None
+    return found

@@ -61,6 +61,10 @@ class Helper:
         return "helper" if self._state.get("ebpf") else "helper-snapshots"
 
     @property
+    def survives(self) -> bool:
+        return self._channel is not None
+
+    @property
     def incomplete(self) -> list[Json]:
         found: list[Json] = list(self._state.get("incomplete", []))
         return found if self._channel is not None else [*found, DEAD]

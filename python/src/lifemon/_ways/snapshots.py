@@ -41,6 +41,10 @@ class Snapshots:
         return "snapshots"
 
     @property
+    def survives(self) -> bool:
+        return False
+
+    @property
     def incomplete(self) -> list[Json]:
         reasons = [self._because]
         if self._is_full:
