@@ -5,6 +5,7 @@ mod death;
 mod fork_loop;
 mod kill;
 mod kill_bombs;
+mod orphans;
 mod ready;
 mod serve;
 mod stats;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             kill::measure();
             kill_bombs::measure();
             walk::measure();
+            orphans::measure();
             serve::measure();
         }
         ["ready"] => ready::measure(),
@@ -38,10 +40,11 @@ fn main() -> ExitCode {
         ["kill"] => kill::measure(),
         ["kill-bombs"] => kill_bombs::measure(),
         ["walk"] => walk::measure(),
+        ["orphans"] => orphans::measure(),
         ["serve"] => serve::measure(),
         _ => {
             eprintln!(
-                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | serve]"
+                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | orphans | serve]"
             );
             return ExitCode::from(2);
         }
