@@ -3,11 +3,11 @@
 use std::future::Future;
 
 use lifemon::{
-    Event, KillOptions, ProcessId, Watch, What, gpu_holders, kill_tree, kill_tree_blocking,
-    orphans, tree,
+    Event, KillError, KillOptions, KillRefusal, ProcessId, Watch, What, gpu_holders, kill_tree,
+    kill_tree_blocking, orphans, tree,
 };
 use lifemon_tests::killing::assert_nobody;
-use lifemon_tests::{DEADLINE, Sandbox, actor, needs};
+use lifemon_tests::{DEADLINE, Sandbox, actor, needs, proc};
 
 fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -101,4 +101,25 @@ fn a_process_that_does_not_exist_is_an_error_and_holders_are_listed_without_a_dr
     }
     let report = run(gpu_holders(&lifemon::GpuQuery::new())).expect("a report");
     assert!(report.gpus.is_empty(), "{report:?}");
+}
+
+#[test]
+fn a_pid_that_means_two_processes_is_refused_and_an_identity_is_not() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "heir", "orphan");
+    actor.step();
+    let orphan = actor.child("orphan");
+    actor.step();
+    let heir = actor.child("heir");
+    assert_eq!(heir.pid, actor.child("first").pid);
+    let error = kill_tree_blocking(pid(heir), &KillOptions::new()).expect_err("two");
+    let KillError::Refused(KillRefusal::Ambiguous { now, ghost }) = error else {
+        panic!("{error}");
+    };
+    assert_eq!((now.pid, ghost.pid), (pid(heir), pid(heir)));
+    assert!(proc::is_running(heir.pid) && proc::is_running(orphan.pid));
+    let killed = kill_tree_blocking(ghost, &KillOptions::new()).expect("a report");
+    assert!(killed.is_done(), "{killed:?}");
+    assert!(proc::is_running(heir.pid) && !proc::is_running(orphan.pid));
 }

@@ -201,6 +201,22 @@ fn what_cannot_be_meant_is_125() {
 }
 
 #[test]
+fn what_was_typed_does_nothing_to_a_terminal_when_it_is_wrong() {
+    let odd = "/no\x1b[31mwhere\nlifemon: all is well";
+    let reports = ["--json", odd, "--", "true"];
+    for words in [
+        &["--", odd][..],
+        &["--chdir", odd, "--", "true"],
+        &reports[..],
+    ] {
+        let output = Lifemon::find().run([&["run"], words].concat());
+        assert!(matches!(output.code, Some(125..=127)), "{output:?}");
+        assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
+        assert!(!output.stderr.contains('\x1b'), "{output:?}");
+    }
+}
+
+#[test]
 fn a_daemon_that_is_cleaned_up_comes_with_a_hint() {
     needs!(private_tracker);
     for rights in Rights::BOTH {

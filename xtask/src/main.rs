@@ -64,7 +64,7 @@ enum Task {
         /// servers, and its contract over the module that it replaces
         #[arg(long)]
         pythons: bool,
-        /// Nothing but the verdicts on what real programs leave behind: those of Debian, PyPI and
+        /// Nothing but the verdicts on what real programs leave behind: those of Debian, `PyPI` and
         /// npm, which are fetched first (300 MB). ARGS are parts of the names of its rows
         #[arg(long, conflicts_with = "this_kernel")]
         real_programs: bool,

@@ -5,14 +5,15 @@
 //! or `--left`, and what is *deliberate* or *inferred* needs `--force`. Without a selector a person
 //! is asked, and a script needs `--yes`.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 
 use super::Usage;
 use crate::kernel::Tracker;
 use crate::kill::{Guard, KillOptions, KillReport, kill_trees};
 use crate::orphan::{Orphan, Verdict};
 use crate::proc;
-use crate::report::ended::{Ended, Spared};
+use crate::report::ended::{self, Ended, Spared};
+use crate::report::out;
 
 /// What the caller has agreed to.
 #[derive(Debug, Clone, Copy)]
@@ -68,9 +69,7 @@ impl Question {
         if self == Self::None || plan.is_empty() {
             return Ok(true);
         }
-        let mut err = std::io::stderr().lock();
-        write!(err, "{}", crate::report::ended::plan(plan))?;
-        err.flush()?;
+        out::tell_text(&ended::plan(plan))?;
         let mut answer = String::new();
         std::io::stdin().lock().read_line(&mut answer)?;
         Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))

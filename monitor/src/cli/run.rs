@@ -12,8 +12,7 @@ use super::{Code, parse_duration};
 use crate::ProcessId;
 use crate::kernel::Tracker;
 use crate::process::Signal;
-use crate::report;
-use crate::report::out;
+use crate::report::{self, out};
 use crate::supervise::{self, RunOptions};
 use crate::sys::signals::{die_of, is_forwarded};
 
@@ -129,7 +128,7 @@ pub(super) fn run(args: &Args) -> Code {
     let code = if is_remapped { 0 } else { code };
     // Standard error may be closed; then nobody can read the message.
     let text = report::run::text(&options, &ended);
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = out::tell_text(&text);
     let written = file.map(|mut file| {
         let json = report::run::json(&options, &ended, code)?;
         file.write_all(out::escaped_json(&json).as_bytes())
@@ -173,7 +172,7 @@ fn cannot_report(args: &Args, error: &io::Error) -> Code {
 
 /// Prints what went wrong; returns this exit code.
 fn fail(error: &dyn Display, code: u8) -> Code {
-    let _ = writeln!(std::io::stderr(), "lifemon: {error}");
+    out::tell(&format!("lifemon: {error}"));
     Code::Command(code)
 }
 

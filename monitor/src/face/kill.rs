@@ -5,7 +5,7 @@ use std::io;
 use tokio::sync::oneshot;
 
 use super::Root;
-use crate::kernel::{LoadOptions, Tracker};
+use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::{self, KillError, KillOptions, KillReport};
 use crate::sys::limits::raise_descriptor_limit;
 
@@ -17,7 +17,9 @@ use crate::sys::limits::raise_descriptor_limit;
 /// runtime.
 ///
 /// Dropping the future gives everything back: nothing stays condemned, and nothing stays attached.
-/// Signals that were sent stay sent. The root may be dead: then its descendants are killed.
+/// Signals that were sent stay sent. The root may be dead: then its descendants are killed. A root
+/// that is named by its pid alone is refused where it is younger than the call, and where that pid
+/// was also that of a dead process with living descendants.
 ///
 /// ```no_run
 /// use lifemon::{KillError, KillOptions, kill_tree};
@@ -38,13 +40,14 @@ pub async fn kill_tree(
     root: impl Into<Root>,
     options: &KillOptions,
 ) -> Result<KillReport, KillError> {
+    let begun_ns = clock::boot_ns();
     let (root, options) = (root.into(), options.clone());
     // Dropped with this future: the kill gives up then.
     let (_wanted, unwanted) = oneshot::channel::<()>();
     let killing = tokio::task::spawn_blocking(move || {
         run(async {
             tokio::select! {
-                done = kill(root, &options) => done,
+                done = kill(root, begun_ns, &options) => done,
                 _ = unwanted => Err(KillError::NotPrepared(io::ErrorKind::Interrupted.into())),
             }
         })
@@ -82,8 +85,8 @@ pub fn kill_tree_blocking(
     root: impl Into<Root>,
     options: &KillOptions,
 ) -> Result<KillReport, KillError> {
-    let root = root.into();
-    run(kill(root, options))
+    let begun_ns = clock::boot_ns();
+    run(kill(root.into(), begun_ns, options))
 }
 
 /// Runs a kill on this thread.
@@ -96,8 +99,8 @@ fn run(kill: impl Future<Output = Result<KillReport, KillError>>) -> Result<Kill
     runtime.block_on(kill)
 }
 
-async fn kill(root: Root, options: &KillOptions) -> Result<KillReport, KillError> {
+async fn kill(root: Root, begun_ns: u64, options: &KillOptions) -> Result<KillReport, KillError> {
     let tracker = Tracker::open_or_load(&LoadOptions::default())?;
-    let root = root.find(&tracker.snapshot()?)?;
+    let root = root.find_to_kill(&tracker.snapshot()?, begun_ns)?;
     kill::kill_tree(tracker, root, options).await
 }

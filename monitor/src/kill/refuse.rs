@@ -30,6 +30,24 @@ pub enum KillRefusal {
         the same, but never lifemon itself"
     )]
     Ancestor(u32),
+    /// A pid alone that has been given to another process since the kill was asked for.
+    #[error(
+        "process {} is gone; its pid is that of a process by now that is younger than this call; \
+         {}@{} names that one", .0.pid, .0.pid, .0.start_ns
+    )]
+    Younger(ProcessId),
+    /// A pid alone that is a living process, and was that of a dead one that has left others.
+    #[error(
+        "pid {} is {}@{} now, and was {}@{}, which is dead and has living processes below; name one \
+         of them by its identity",
+        .now.pid, .now.pid, .now.start_ns, .ghost.pid, .ghost.start_ns
+    )]
+    Ambiguous {
+        /// The process that has the pid.
+        now: ProcessId,
+        /// The one that had it.
+        ghost: ProcessId,
+    },
 }
 
 /// Knows this process and what it was started from.

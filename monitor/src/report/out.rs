@@ -91,6 +91,17 @@ pub fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{}", printable(line));
 }
 
+/// Writes text of several lines to standard error, or one that an answer follows; what somebody has
+/// forgotten to make safe is made so.
+///
+/// # Errors
+/// When standard error cannot be written.
+pub fn tell_text(text: &str) -> io::Result<()> {
+    let mut err = io::stderr().lock();
+    err.write_all(finished(text, None).as_bytes())?;
+    err.flush()
+}
+
 /// The colours of the text, as noncharacters: no host's text has them after [`printable`], and
 /// nothing else can become an escape sequence. Each is followed by its end.
 const PAINT: [(char, &str); 5] = [

@@ -25,7 +25,7 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
     Ok(())
 }
 
-/// Without CAP_SETPCAP it stays as it is, and what is executed has no more than is permitted.
+/// Without `CAP_SETPCAP` it stays as it is, and what is executed has no more than is permitted.
 pub(super) fn empty_bounding_set() {
     for capability in CapabilitySet::all().iter() {
         // Those that this kernel does not have.

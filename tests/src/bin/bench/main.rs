@@ -6,6 +6,7 @@ mod death;
 mod fork_loop;
 mod kill;
 mod kill_bombs;
+mod orphans;
 mod ready;
 mod serve;
 mod stats;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
             kill::measure();
             kill_bombs::measure();
             walk::measure();
+            orphans::measure();
             serve::measure();
             agent::measure();
         }
@@ -40,11 +42,12 @@ fn main() -> ExitCode {
         ["kill"] => kill::measure(),
         ["kill-bombs"] => kill_bombs::measure(),
         ["walk"] => walk::measure(),
+        ["orphans"] => orphans::measure(),
         ["serve"] => serve::measure(),
         ["agent"] => agent::measure(),
         _ => {
             eprintln!(
-                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | serve | agent]"
+                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | orphans | serve | agent]"
             );
             return ExitCode::from(2);
         }

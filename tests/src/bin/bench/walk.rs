@@ -28,13 +28,13 @@ print((time.perf_counter() - start) * 1000, count)
 ";
 
 /// A tree in a sandbox.
-struct Server {
+pub(super) struct Server {
     root: Child,
     _sandbox: Sandbox,
 }
 
 impl Server {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let sandbox = Sandbox::new();
         let own = std::env::current_exe().expect("the path of this program");
         let mut command = Command::new(own);
@@ -54,7 +54,7 @@ impl Server {
     }
 
     /// Leaves its workers behind.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let _ = self.root.kill();
         let _ = self.root.wait();
     }
