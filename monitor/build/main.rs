@@ -33,7 +33,7 @@ fn build() -> Result<()> {
     let root = manifest_dir
         .parent()
         .context("monitor/ has no parent directory")?;
-    record_commit(root);
+    record_commit(root, &manifest_dir);
     embed_kernel_half(root, &manifest_dir)
 }
 
@@ -136,8 +136,9 @@ fn pick_toolchain() -> Result<toolchain::Toolchain> {
 }
 
 /// Sets `LIFEMON_COMMIT` for the crate. `-dirty` is as of the last time this script ran.
-fn record_commit(root: &Path) {
-    let commit = commit(root).unwrap_or_else(|| "unknown".to_owned());
+fn record_commit(root: &Path, manifest_dir: &Path) {
+    let commit = commit(root).or_else(|| packaged_commit(manifest_dir));
+    let commit = commit.unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=LIFEMON_COMMIT={commit}");
 }
 
@@ -151,6 +152,14 @@ fn commit(root: &Path) -> Option<String> {
     let changes = git(root, &["status", "--porcelain", "--untracked-files=no"])?;
     let dirty = if changes.is_empty() { "" } else { "-dirty" };
     Some(format!("{short}{dirty}"))
+}
+
+/// Returns the commit that a package was made from, as cargo has written it into the package.
+fn packaged_commit(manifest_dir: &Path) -> Option<String> {
+    let info = fs::read_to_string(manifest_dir.join(".cargo_vcs_info.json")).ok()?;
+    let (_, after) = info.split_once("\"sha1\"")?;
+    let full = after.split('"').nth(1)?;
+    full.get(..12).map(str::to_owned)
 }
 
 /// Runs this script again when HEAD moves: to another branch, or with its branch. git names the
