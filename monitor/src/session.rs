@@ -209,6 +209,11 @@ impl Session {
         &self.standing
     }
 
+    /// Returns whether no more updates will come but [`Update::End`], at once and each time.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended && self.ready.is_empty()
+    }
+
     /// Waits for the next updates, at least one. Safe to drop and call again.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{alive, assert_killed, assert_nobody, checked, kill, words};
+use lifemon_tests::reports::KillReport;
 use lifemon_tests::{
     Actor, DEADLINE, HostTracker, Lifemon, Running, Sandbox, Toll, actor, closer, needs, proc,
     scaled, wait_until, with_either_tracker,
@@ -64,6 +65,34 @@ fn wait_for_grace(running: &Running) {
 }
 
 with_either_tracker!(ctrl_c_while_it_waits);
+
+#[test]
+fn a_tracker_that_is_switched_off_meanwhile_stops_no_kill() {
+    let tracker = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let actor = tree(&sandbox);
+    let target = actor.pid().to_string();
+    let lifemon = Lifemon::find();
+    let words = [
+        "kill", &target, "-o", "json", "--signal", "WINCH", "--grace", "6s",
+    ];
+    let running = lifemon.start(lifemon.command(words));
+    wait_for_grace(&running);
+    tracker.switch_off();
+    // It still sleeps, and does not turn in a circle at the priority that it has.
+    wait_for_grace(&running);
+    let output = running.finish(DEADLINE);
+    let report: KillReport = output.report();
+    let reasons: Vec<_> = report.incomplete.iter().map(|it| &*it.reason).collect();
+    assert!(reasons.contains(&"switched_off"), "{report:?}");
+    assert_eq!(
+        (output.code, report.survivors.len()),
+        (Some(1), 0),
+        "{output:?}"
+    );
+    // Who was created by members since is not known, and that is said.
+    finish(&sandbox, &actor);
+}
 
 /// A tree of which some are asleep, some busy, and some come and go.
 fn tree(sandbox: &Sandbox) -> Actor {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lifemon_ebpf::ProcessId;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::envoy::Envoy;
-use super::force::{Ended, Force};
+use super::force::{Ended, Force, is_any_alive};
 use super::options::{KillOptions, ReleaseOptions};
 use super::outcome::{Held, KillReport, Killed, Outcome, Release, Released};
 use super::refuse::{Guard, KillRefusal};
@@ -25,6 +25,9 @@ use crate::process::{Death, Process, Signal, Who, is_same_process};
 use crate::session::{Session, Start, Update};
 use crate::sys::pidfd;
 use crate::watch::What;
+
+/// Pause between two looks at who lives, where nothing tells of deaths.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The time to wait for the killed to be gone, once none of them can run any more. Memory of very
 /// large processes takes its time; the kill is proven before.
@@ -282,7 +285,15 @@ impl Killing {
             self.rejected += u64::from(matches!(strike, Strike::Stale));
         }
         while !self.is_extinct() && Instant::now() < until {
-            self.follow(until).await?;
+            if !self.session.is_over() {
+                self.follow(until).await?;
+                continue;
+            }
+            // The tracker was switched off: nothing tells of deaths any more.
+            if !is_any_alive(self.session.watcher())? {
+                break;
+            }
+            sleep_until(until.min(Instant::now() + LOOK)).await;
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use super::outcome::Survivor;
 use super::strike::{Strike, strike};
 use super::survivor;
 use crate::kernel::{Closer, Error, Watcher};
+use crate::proc;
 use crate::process::Process;
 use crate::session::{Session, Update};
 use crate::sys::descriptor::make_room;
@@ -78,19 +79,17 @@ impl Force {
         envoy: Option<Arc<dyn Envoy>>,
     ) -> Result<Self, Error> {
         let priority = RealTime::begin();
-        let attaching = match &envoy {
-            None => {
-                watcher.condemn(CONDEMNED)?;
-                Some(watcher.closer()?)
+        let condemnation = match &envoy {
+            None => Some(CONDEMNED),
+            // Without a user: whom the closer met would not be asked for.
+            Some(envoy) => envoy.uid().map(condemned_by),
+        };
+        let attaching = match condemnation {
+            Some(condemnation) => {
+                watcher.condemn(condemnation)?;
+                closer(watcher)?
             }
-            Some(envoy) => match envoy.uid() {
-                Some(uid) => {
-                    watcher.condemn(condemned_by(uid))?;
-                    Some(watcher.closer()?)
-                }
-                // Whom the closer met would not be asked for.
-                None => None,
-            },
+            None => None,
         };
         let live = usize::try_from(watcher.counters().live).unwrap_or(usize::MAX);
         make_room(live.saturating_add(OTHER_DESCRIPTORS));
@@ -134,6 +133,9 @@ impl Force {
         mut on_update: impl FnMut(Update),
     ) -> Result<bool, Error> {
         while !is_extinct(session) && Instant::now() < until {
+            if session.is_over() && !is_any_alive(session.watcher())? {
+                break;
+            }
             let Ok(updates) = timeout_at(until, self.next(session)).await else {
                 break;
             };
@@ -148,6 +150,7 @@ impl Force {
     /// # Errors
     /// When a map cannot be read.
     pub(crate) async fn next(&mut self, session: &mut Session) -> Result<Vec<Update>, Error> {
+        self.is_unreported |= session.is_over();
         while !is_extinct(session) {
             let due = self.advance(session.watcher()).await?;
             if !self.foreign.is_empty() {
@@ -329,6 +332,28 @@ impl Ended {
                 Some(denied.unwrap_or_else(|| survivor::reason(id))),
             )
         };
-        Ok(watcher.live_members()?.into_iter().map(survivor).collect())
+        let mut members = watcher.live_members()?;
+        if watcher.is_cut_off() {
+            // Nobody counts the dead any more.
+            members.retain(|id| proc::is_live(*id));
+        }
+        Ok(members.into_iter().map(survivor).collect())
     }
+}
+
+/// Returns the closer; `None` where the tracker was switched off meanwhile: the passes go on alone.
+fn closer(watcher: &mut Watcher) -> Result<Option<Closer>, Error> {
+    match watcher.closer() {
+        Ok(closer) => Ok(Some(closer)),
+        Err(_) if watcher.is_cut_off() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns whether any member lives, by `/proc`: for whoever hears of no more deaths.
+///
+/// # Errors
+/// When the members cannot be read.
+pub(super) fn is_any_alive(watcher: &Watcher) -> Result<bool, Error> {
+    Ok(watcher.live_members()?.into_iter().any(proc::is_live))
 }
