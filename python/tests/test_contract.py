@@ -593,8 +593,8 @@ def test_a_pid_is_an_int(module: ModuleType) -> None:
         module.kill_process_tree(str(2**22 + 1))
 
 
-def test_a_pid_is_no_group(ours: None, module: ModuleType) -> None:
-    for wrong in (0, -1):
+def test_a_pid_is_no_group_and_nobody_above(ours: None, module: ModuleType) -> None:
+    for wrong in (0, -1, 1, os.getppid()):
         with pytest.raises(ValueError):
             module.kill_process_tree(wrong)
 

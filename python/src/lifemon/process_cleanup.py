@@ -59,13 +59,15 @@ def kill_process_tree(pid: int) -> None:
     """Kills a process and all its descendants.
 
     A process that does not exist, or that this user may not signal, is no error. Raises TypeError
-    for anything but an int, and ValueError for a number that is no pid: the kernel takes 0 and
-    negative ones for whole groups.
+    for anything but an int, and ValueError for a number that is no pid (the kernel takes 0 and
+    negative ones for whole groups) and for a process that this one stands below.
     """
     if not isinstance(pid, int):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a pid is an int, not {type(pid).__name__}")
     if pid <= 0:
         raise ValueError(f"{pid} is not the pid of a process")
+    if pid != os.getpid() and pid in _own_lineage():
+        raise ValueError(f"process {pid} is one that this process stands below: kill that by itself")
     root = _proc.identify(pid)
     if root is None:
         return
