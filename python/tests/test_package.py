@@ -87,7 +87,7 @@ def test_exit_codes_are_exceptions_with_the_remedy(
     monkeypatch.setenv("LIFEMON_BIN", str(program))
     with pytest.raises(kind, match="it did not work: do this") as raised:
         lifemon.orphans()
-    assert getattr(raised.value, "remedy") == "do this"
+    assert raised.value.remedy == "do this"  # pyright: ignore
 
 
 def test_an_answer_of_another_schema_is_refused(
@@ -325,7 +325,7 @@ with lifemon.Guard(child):
     assert owner.stdout is not None
     child = int(owner.stdout.readline())
     assert owner.stdout.readline() == "ready\n"
-    below = [pid for pid in [child, *_proc.children(child)]]
+    below = [child, *_proc.children(child)]
     owner.kill()
     owner.wait()
     for pid in below:

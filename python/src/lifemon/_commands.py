@@ -211,7 +211,7 @@ def run(
 def _communicate(
     words: list[str], timeout: float | None, options: dict[str, Any]
 ) -> tuple[int, Any, Any]:
-    """Runs it to its end. Where that does not come in time, lifemon ends the tree, and then itself."""
+    """Runs it to its end; where that does not come in time, its guardian ends the whole tree."""
     given = options.pop("input", None)
     if options.pop("capture_output", False):
         options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -3,7 +3,7 @@
     from lifemon.process_cleanup import ProcessManager, is_fatal_worker_error, safe_recv
 
 The caller starts its workers with `multiprocessing` and talks to them by itself, as before. Deaths
-are known at once, from the kernel; what is ended are the trees of the workers, by lineage, and never
+are known at once, from the kernel. What is ended are the trees of the workers, by lineage, and not
 whoever has the same name. No thread is started, and nothing happens at import.
 """
 
@@ -67,7 +67,7 @@ def kill_process_tree(pid: int) -> None:
     if pid <= 0:
         raise ValueError(f"{pid} is not the pid of a process")
     if pid != os.getpid() and pid in _own_lineage():
-        raise ValueError(f"process {pid} is one that this process stands below: kill that by itself")
+        raise ValueError(f"this process stands below {pid}: that is not killed from here")
     root = _proc.identify(pid)
     if root is None:
         return

@@ -1,5 +1,5 @@
-"""The way by the node agent: it guards the trees, with the rights of this user, also in a container.
-The death of this process ends them, whatever becomes of the agent meanwhile.
+"""The way by the node agent, which guards the trees with the rights of this user, in containers
+too. The death of this process ends them, whatever becomes of the agent meanwhile.
 
 It speaks HTTP over a Unix socket; `LIFEMON_AGENT` names another one.
 """
@@ -23,6 +23,9 @@ _SOCKET = "/run/lifemon/lifemon.sock"
 
 _TIMEOUT_S = 40.0
 """How long an answer may take: that to a kill comes when it is done."""
+
+
+_REASON = "asked for by the Python package"
 
 
 class AgentError(LifemonError):
@@ -135,7 +138,7 @@ class Agent:
         if os.getpid() != self._owner:
             return  # The copy that a fork has made.
         try:
-            report = self.ask("POST", "/v1/kills", {"process": name, "reason": "lifemon for Python"})
+            report = self.ask("POST", "/v1/kills", {"process": name, "reason": _REASON})
         except AgentError as error:
             if error.code != "no_such_process":
                 pid = int(name.partition("@")[0])
@@ -169,6 +172,9 @@ class Agent:
         """Sends a request and returns the answer. A connection that was closed is made again."""
         text = json.dumps(body) if body is not None else None
         headers = {"Content-Type": "application/json"} if text else {}
+        if path == "/v1/kills":
+            # Asked again, it is the same kill.
+            headers["Idempotency-Key"] = os.urandom(16).hex()
         for is_last in (False, True):
             try:
                 self._connection.request(method, path, text, headers)
@@ -177,9 +183,9 @@ class Agent:
                 break
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
-                # A kill that was under way is not asked for twice.
-                if is_last or method == "POST":
-                    raise AgentError(f"the agent does not answer: {error}", "unavailable") from error
+                if is_last:
+                    what = f"the agent does not answer: {error}"
+                    raise AgentError(what, "unavailable") from error
         else:
             raise AssertionError
         found: Json = json.loads(content) if content else {}

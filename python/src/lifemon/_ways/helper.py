@@ -1,5 +1,5 @@
-"""The way by the own helper: the bundled binary as a process beside the server. It watches the trees
-with eBPF where it may, and by snapshots otherwise, and ends them when this process is dead.
+"""The way by the own helper: the bundled binary as a process beside the server. It watches the
+trees with eBPF where it may, by snapshots otherwise, and ends them when this process is dead.
 
 Both sides speak in frames: four bytes of length, big-endian, then so many bytes of JSON.
 """
