@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import threading
 from typing import Any
 
 from lifemon._errors import LifemonError
@@ -55,6 +56,7 @@ class Agent:
     def __init__(self, path: str) -> None:
         self._connection = _Connection(path)
         self._owner = os.getpid()
+        self._lock = threading.Lock()
         self._guards: list[str] = []
         self._roots: list[str] = []
         self._hosts: dict[ProcessId, str] = {}
@@ -170,6 +172,10 @@ class Agent:
 
     def ask(self, method: str, path: str, body: Any = None) -> Json:
         """Sends a request and returns the answer. A connection that was closed is made again."""
+        with self._lock:
+            return self._ask(method, path, body)
+
+    def _ask(self, method: str, path: str, body: Any) -> Json:
         text = json.dumps(body) if body is not None else None
         headers = {"Content-Type": "application/json"} if text else {}
         if path == "/v1/kills":

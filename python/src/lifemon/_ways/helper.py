@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import subprocess
+import threading
 import time
 import weakref
 from typing import Any
@@ -51,6 +52,7 @@ class Helper:
         self._ended: Json | None = None
         self._deaths: list[Death] = []
         self._owner = os.getpid()
+        self._lock = threading.RLock()
         # Whoever drops a manager has not ended its workers. At the exit of the interpreter nothing
         # is released: then the helper does its work.
         self._release = weakref.finalize(self, _release, process, channel, os.getpid())
@@ -139,7 +141,11 @@ class Helper:
                 self._receive()
 
     def _receive(self) -> None:
-        """Reads what is there, and takes note of it."""
+        """Reads what is there, and takes note of it. Several threads may ask for the health."""
+        with self._lock:
+            self._receive_alone()
+
+    def _receive_alone(self) -> None:
         while self._channel is not None:
             try:
                 data = self._channel.recv(1 << 16, socket.MSG_DONTWAIT)
