@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 from conftest import ORIGINAL, ended, wait_until
@@ -193,6 +194,17 @@ def test_doubles_of_processes_are_believed(module: ModuleType) -> None:
     assert manager.get_health_status() == {"status": "ok"}
     double.alive = False
     assert manager.get_health_status()["status"] == "unhealthy"
+
+
+def test_doubles_are_shut_down_as_processes_are(module: ModuleType) -> None:
+    process, connection = mock.MagicMock(), mock.MagicMock()
+    process.is_alive.return_value = True
+    begun = time.monotonic()
+    module.ProcessManager([process], [connection])._shutdown_workers()
+    connection.send.assert_called_once_with({"type": "shutdown"})
+    process.terminate.assert_called_once_with()
+    process.kill.assert_called_once_with()
+    assert time.monotonic() - begun < 5, "their join does not wait"
 
 
 def test_a_worker_that_somebody_else_has_reaped_is_dead(
@@ -613,9 +625,11 @@ def test_a_pid_is_an_int(module: ModuleType) -> None:
 
 
 def test_a_pid_is_no_group_and_nobody_above(ours: None, module: ModuleType) -> None:
-    for wrong in (0, -1, 1, os.getppid()):
+    for wrong in (0, -1):
         with pytest.raises(ValueError):
             module.kill_process_tree(wrong)
+    for above in (1, os.getppid()):
+        assert module.kill_process_tree(above) is None and not ended(above)
 
 
 # What the documentation of the original promises, and it never had
