@@ -70,7 +70,10 @@ assert manager.get_health_status()["lifemon"]["orphans"] == []
 manager._shutdown_workers()
 """
 
-USERS = {"root": [], "nobody": ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]}
+USERS = {
+    "root": [],
+    "nobody": ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"],
+}
 
 
 @pytest.fixture

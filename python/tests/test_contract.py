@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 from conftest import ORIGINAL, ended, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
 
-from parts import start_workers  # noqa: E402  # the programs are no package
+from parts import start_workers
 
 METHODS = ["fork", "spawn", "forkserver"]
 MESSAGE = "vLLM worker(s) [0] died. Restart the server to recover."
@@ -134,9 +135,7 @@ def test_a_dead_worker_is_an_error_and_unhealthy(
         process.join()
 
 
-def test_all_dead_workers_are_listed(
-    module: ModuleType, two: tuple[list[Any], list[Any]]
-) -> None:
+def test_all_dead_workers_are_listed(module: ModuleType, two: tuple[list[Any], list[Any]]) -> None:
     manager = module.ProcessManager(*two)
     for process in two[0]:
         kill(process)
@@ -197,6 +196,17 @@ def test_doubles_of_processes_are_believed(module: ModuleType) -> None:
     assert manager.get_health_status()["status"] == "unhealthy"
 
 
+def test_doubles_are_shut_down_as_processes_are(module: ModuleType) -> None:
+    process, connection = mock.MagicMock(), mock.MagicMock()
+    process.is_alive.return_value = True
+    begun = time.monotonic()
+    module.ProcessManager([process], [connection])._shutdown_workers()
+    connection.send.assert_called_once_with({"type": "shutdown"})
+    process.terminate.assert_called_once_with()
+    process.kill.assert_called_once_with()
+    assert time.monotonic() - begun < 5, "their join does not wait"
+
+
 def test_a_worker_that_somebody_else_has_reaped_is_dead(
     ours: None, module: ModuleType, two: tuple[list[Any], list[Any]]
 ) -> None:
@@ -206,6 +216,33 @@ def test_a_worker_that_somebody_else_has_reaped_is_dead(
     assert two[0][0].is_alive(), "what the original asks does not know"
     with pytest.raises(RuntimeError):
         manager.check_workers_alive()
+
+
+def test_a_worker_is_dead_also_where_sigchld_is_ignored(
+    ours: None, module: ModuleType, two: tuple[list[Any], list[Any]]
+) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        manager = module.ProcessManager(*two)
+        kill(two[0][1])
+        wait_until("the death", lambda: manager.get_health_status().get("dead_workers") == [1])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def test_the_manager_leaves_sigchld_and_other_children_alone(
+    module: ModuleType, two: tuple[list[Any], list[Any]]
+) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)]
+    child = subprocess.Popen(["false"])
+    manager = module.ProcessManager(*two)
+    manager.check_workers_alive()
+    wait_until("its end", lambda: ended(child.pid))
+    manager.get_health_status()
+    assert child.wait() == 1, "nobody else has reaped it"
+    after = [signal.getsignal(one) for one in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)]
+    assert before == after
 
 
 def test_threads_may_ask_at_the_same_time(
@@ -392,9 +429,7 @@ def test_workers_that_ignore_everything_are_killed(
 ) -> None:
     processes, connections = start_workers("fork", 2, "deaf")
     told(pids, "worker", 2)
-    manager = module.ProcessManager(
-        processes, connections, shutdown_timeout=0.3, kill_timeout=0.3
-    )
+    manager = module.ProcessManager(processes, connections, shutdown_timeout=0.3, kill_timeout=0.3)
     with caplog.at_level(logging.INFO):
         begun = time.monotonic()
         manager._shutdown_workers()
@@ -406,14 +441,10 @@ def test_workers_that_ignore_everything_are_killed(
         assert took < 1.1, "all at the same time, under one deadline"
 
 
-def test_the_shutdown_can_be_awaited(
-    ours: None, module: ModuleType, pids: Path
-) -> None:
+def test_the_shutdown_can_be_awaited(ours: None, module: ModuleType, pids: Path) -> None:
     processes, connections = start_workers("fork", 2, "deaf")
     told(pids, "worker", 2)
-    manager = module.ProcessManager(
-        processes, connections, shutdown_timeout=0.2, kill_timeout=0.2
-    )
+    manager = module.ProcessManager(processes, connections, shutdown_timeout=0.2, kill_timeout=0.2)
     ticks = 0
 
     async def tick() -> None:
@@ -442,9 +473,7 @@ def test_a_worker_that_does_not_read_does_not_hang_the_shutdown(
         while True:
             os.write(connections[0].fileno(), b"x" * 4096)
     os.set_blocking(connections[0].fileno(), True)
-    manager = module.ProcessManager(
-        processes, connections, shutdown_timeout=0.1, kill_timeout=0.1
-    )
+    manager = module.ProcessManager(processes, connections, shutdown_timeout=0.1, kill_timeout=0.1)
     manager._shutdown_workers()
     assert processes[0].exitcode == -9
 
@@ -456,7 +485,9 @@ def test_what_workers_leave_ends_with_the_shutdown_and_nobody_else(
     processes, connections = start_workers("fork", 1, "engine")
     (engine,) = told(pids, "engine", 1)
     stranger = subprocess.Popen(["sleep", "600"], executable="/bin/sleep")
-    namesake = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "VLLM::EngineCore"])
+    namesake = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)", "VLLM::EngineCore"]
+    )
     try:
         manager = module.ProcessManager(processes, connections)
         manager._shutdown_workers()
@@ -503,7 +534,9 @@ def test_a_dead_workers_orphan_is_cleaned_up_by_its_pattern(
 
 def test_a_namesake_is_not_cleaned_up(ours: None, module: ModuleType) -> None:
     """The original kills it."""
-    namesake = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "VLLM::EngineCore"])
+    namesake = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)", "VLLM::EngineCore"]
+    )
     try:
         module.cleanup_orphan_processes("VLLM::EngineCore", "")
         assert namesake.poll() is None
@@ -557,9 +590,7 @@ def test_receiving_from_a_worker(module: ModuleType) -> None:
         module.safe_recv(ours)
 
 
-def test_receiving_in_an_executor(
-    module: ModuleType, two: tuple[list[Any], list[Any]]
-) -> None:
+def test_receiving_in_an_executor(module: ModuleType, two: tuple[list[Any], list[Any]]) -> None:
     async def main() -> list[Any]:
         loop = asyncio.get_running_loop()
         for connection in two[1]:
@@ -593,10 +624,12 @@ def test_a_pid_is_an_int(module: ModuleType) -> None:
         module.kill_process_tree(str(2**22 + 1))
 
 
-def test_a_pid_is_no_group(ours: None, module: ModuleType) -> None:
+def test_a_pid_is_no_group_and_nobody_above(ours: None, module: ModuleType) -> None:
     for wrong in (0, -1):
         with pytest.raises(ValueError):
             module.kill_process_tree(wrong)
+    for above in (1, os.getppid()):
+        assert module.kill_process_tree(above) is None and not ended(above)
 
 
 # What the documentation of the original promises, and it never had

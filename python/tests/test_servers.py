@@ -137,9 +137,7 @@ def test_a_server_of_an_ordinary_user(serve: Serve, tmp_path: Path) -> None:
     binary = subprocess.run([*nobody, "test", "-x", str(find_binary())])
     if not pythons or binary.returncode:
         pytest.skip("another user cannot read this checkout")
-    server = serve(
-        "server.py", "fork", "2", "engine", "plain", prefix=nobody, python=pythons[0]
-    )
+    server = serve("server.py", "fork", "2", "engine", "plain", prefix=nobody, python=pythons[0])
     server.pids("server")
     server.pids("engine", 2)
     assert "way helper-snapshots" in server.text(), server.text()

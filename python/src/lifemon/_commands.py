@@ -8,7 +8,6 @@ import os
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -154,22 +153,20 @@ async def watch(pid: Target) -> AsyncIterator[_model.Event]:
         watcher.stderr.close()
 
 
-@dataclass(frozen=True)
-class CompletedRun:
-    """A command that has ended, and what it had left behind."""
+class CompletedRun(subprocess.CompletedProcess[Any]):
+    """A command that has ended, and in `left` what it had left behind."""
 
-    args: list[str]
-    returncode: int
-    stdout: Any
-    stderr: Any
-    left: _model.RunReport | None
-
-    def check_returncode(self) -> None:
-        """Raises subprocess.CalledProcessError unless the command ended with 0."""
-        if self.returncode:
-            raise subprocess.CalledProcessError(
-                self.returncode, self.args, self.stdout, self.stderr
-            )
+    def __init__(
+        self,
+        args: list[str],
+        returncode: int,
+        stdout: Any = None,
+        stderr: Any = None,
+        left: _model.RunReport | None = None,
+    ) -> None:
+        super().__init__(args, returncode, stdout, stderr)
+        self.left = left
+        """What it had left, and what became of that; None where lifemon was killed."""
 
 
 def run(
@@ -211,7 +208,7 @@ def run(
 def _communicate(
     words: list[str], timeout: float | None, options: dict[str, Any]
 ) -> tuple[int, Any, Any]:
-    """Runs it to its end. Where that does not come in time, lifemon ends the tree, and then itself."""
+    """Runs it to its end; where that does not come in time, its guardian ends the whole tree."""
     given = options.pop("input", None)
     if options.pop("capture_output", False):
         options.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Reads /proc, and signals processes by identity, never by a bare pid. Knows nothing of managers."""
+"""Reads /proc, and signals processes by identity, never by a bare pid. Knows no managers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def is_same(one: ProcessId, other: ProcessId) -> bool:
 def is_live(process: ProcessId) -> bool:
     """Returns whether exactly this process can still run."""
     found = stat(process.pid)
-    return bool(found and found.is_live and is_same(process, ProcessId(process.pid, found.start_ns)))
+    is_it = found is not None and is_same(process, ProcessId(process.pid, found.start_ns))
+    return is_it and found is not None and found.is_live
 
 
 def children(pid: int) -> list[int]:

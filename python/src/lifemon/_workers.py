@@ -181,9 +181,14 @@ class Workers:
         known = list(self._known.values())
         return [worker.id for worker in known if worker.id is not None and not worker.is_dead]
 
-    def has_dying(self) -> bool:
-        """Returns whether a worker is dead, and is not gone yet."""
-        return any(worker.is_dead for worker in list(self._by_pidfd.values()))
+    def has_living(self) -> bool:
+        """Returns whether a worker that is watched is not gone yet: it lives, or is dying."""
+        return bool(self._by_pidfd)
+
+    def is_watched(self, process: Any) -> bool:
+        """Returns whether the end of a worker is an event."""
+        worker = self._known.get(id(process))
+        return worker is not None and worker.pidfd is not None
 
     def signal(self, process: Any, number: int) -> None:
         """Sends a signal to a worker: through its pidfd, so that no other process is hit."""

@@ -3,7 +3,7 @@
     from lifemon.process_cleanup import ProcessManager, is_fatal_worker_error, safe_recv
 
 The caller starts its workers with `multiprocessing` and talks to them by itself, as before. Deaths
-are known at once, from the kernel; what is ended are the trees of the workers, by lineage, and never
+are known at once, from the kernel. What is ended are the trees of the workers, by lineage, and not
 whoever has the same name. No thread is started, and nothing happens at import.
 """
 
@@ -58,14 +58,17 @@ _GONE_TIMEOUT_S = 5.0
 def kill_process_tree(pid: int) -> None:
     """Kills a process and all its descendants.
 
-    A process that does not exist, or that this user may not signal, is no error. Raises TypeError
-    for anything but an int, and ValueError for a number that is no pid: the kernel takes 0 and
-    negative ones for whole groups.
+    A process that does not exist, or that this user may not signal, is no error, nor is one that
+    this process stands below, which is left alone. Raises TypeError for anything but an int, and
+    ValueError for a number that is no pid: the kernel takes 0 and negative ones for whole groups.
     """
     if not isinstance(pid, int):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a pid is an int, not {type(pid).__name__}")
     if pid <= 0:
         raise ValueError(f"{pid} is not the pid of a process")
+    if pid != os.getpid() and pid in _own_lineage():
+        logger.warning("Process %d is not killed from here: this one stands below it", pid)
+        return
     root = _proc.identify(pid)
     if root is None:
         return
@@ -264,17 +267,21 @@ class ProcessManager:
         """Does what `shutdown` does, and blocks. For callers of the module that this replaces."""
         for limit_s in self._shutdown_steps():
             deadline = time.monotonic() + limit_s
-            while self._is_waiting() and time.monotonic() < deadline:
-                self._workers.wait(min(deadline - time.monotonic(), self._step_s()))
+            while self._workers.has_living() and time.monotonic() < deadline:
+                self._workers.wait(deadline - time.monotonic())
+                self._workers.refresh()
+            # Those whose process is not to be seen here are asked as the original asks all.
+            for _, process in self._living():
+                if not self._workers.is_watched(process):
+                    process.join(timeout=max(deadline - time.monotonic(), 0))
 
     def _shutdown_steps(self) -> Iterator[float]:
         """Takes the steps of a shutdown, and yields how long each may take."""
         if not self._workers.is_ours:
             return
         self._is_stopping = True
-        for process, connection in self._pairs():
-            if process is None or self._workers.is_alive(process):
-                _send_shutdown(connection)
+        for connection in self.connections:
+            _send_shutdown(connection)
         yield self.shutdown_timeout
         for index, process in self._living():
             logger.warning(
@@ -301,12 +308,6 @@ class ProcessManager:
         for left in ended.survivors:
             logger.warning("Process %s is left: %s", left.get("pid"), left.get("reason"))
 
-    def _pairs(self) -> list[tuple[Any, Connection]]:
-        """Returns each connection with its process; None where there is none for it."""
-        processes: list[Any] = list(self.processes)
-        processes += [None] * (len(self.connections) - len(processes))
-        return list(zip(processes, self.connections, strict=False))
-
     def _dead(self) -> list[int]:
         self._workers.refresh()
         is_alive = self._workers.is_alive
@@ -319,7 +320,7 @@ class ProcessManager:
 
     def _is_waiting(self) -> bool:
         """Returns whether a worker lives, or is dying and cannot be reaped yet."""
-        return bool(self._living()) or self._workers.has_dying()
+        return bool(self._living()) or self._workers.has_living()
 
     def _has_ended(self) -> bool:
         dead, workers = len(self._dead()), len(self.processes)

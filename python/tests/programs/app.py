@@ -20,9 +20,7 @@ async def lifespan(receive: Any, send: Any) -> None:
     logging.basicConfig(level=logging.INFO)
     processes, connections = start_workers("spawn", 2, os.environ.get("KIND", ""))
     limit_s = float(os.environ.get("LIMIT_S", "1"))
-    manager = ProcessManager(
-        processes, connections, shutdown_timeout=limit_s, kill_timeout=limit_s
-    )
+    manager = ProcessManager(processes, connections, shutdown_timeout=limit_s, kill_timeout=limit_s)
     manager.register_cleanup()
     if os.environ.get("SIGNALS"):
         manager.register_signal_handlers()

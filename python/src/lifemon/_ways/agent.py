@@ -1,5 +1,5 @@
-"""The way by the node agent: it guards the trees, with the rights of this user, also in a container.
-The death of this process ends them, whatever becomes of the agent meanwhile.
+"""The way by the node agent, which guards the trees with the rights of this user, in containers
+too. The death of this process ends them, whatever becomes of the agent meanwhile.
 
 It speaks HTTP over a Unix socket; `LIFEMON_AGENT` names another one.
 """
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import threading
 from typing import Any
 
 from lifemon._errors import LifemonError
@@ -23,6 +24,9 @@ _SOCKET = "/run/lifemon/lifemon.sock"
 
 _TIMEOUT_S = 40.0
 """How long an answer may take: that to a kill comes when it is done."""
+
+
+_REASON = "asked for by the Python package"
 
 
 class AgentError(LifemonError):
@@ -52,6 +56,7 @@ class Agent:
     def __init__(self, path: str) -> None:
         self._connection = _Connection(path)
         self._owner = os.getpid()
+        self._lock = threading.Lock()
         self._guards: list[str] = []
         self._roots: list[str] = []
         self._hosts: dict[ProcessId, str] = {}
@@ -135,7 +140,7 @@ class Agent:
         if os.getpid() != self._owner:
             return  # The copy that a fork has made.
         try:
-            report = self.ask("POST", "/v1/kills", {"process": name, "reason": "lifemon for Python"})
+            report = self.ask("POST", "/v1/kills", {"process": name, "reason": _REASON})
         except AgentError as error:
             if error.code != "no_such_process":
                 pid = int(name.partition("@")[0])
@@ -167,8 +172,15 @@ class Agent:
 
     def ask(self, method: str, path: str, body: Any = None) -> Json:
         """Sends a request and returns the answer. A connection that was closed is made again."""
+        with self._lock:
+            return self._ask(method, path, body)
+
+    def _ask(self, method: str, path: str, body: Any) -> Json:
         text = json.dumps(body) if body is not None else None
         headers = {"Content-Type": "application/json"} if text else {}
+        if path == "/v1/kills":
+            # Asked again, it is the same kill.
+            headers["Idempotency-Key"] = os.urandom(16).hex()
         for is_last in (False, True):
             try:
                 self._connection.request(method, path, text, headers)
@@ -177,9 +189,9 @@ class Agent:
                 break
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
-                # A kill that was under way is not asked for twice.
-                if is_last or method == "POST":
-                    raise AgentError(f"the agent does not answer: {error}", "unavailable") from error
+                if is_last:
+                    what = f"the agent does not answer: {error}"
+                    raise AgentError(what, "unavailable") from error
         else:
             raise AssertionError
         found: Json = json.loads(content) if content else {}

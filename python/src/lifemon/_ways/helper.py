@@ -1,5 +1,5 @@
-"""The way by the own helper: the bundled binary as a process beside the server. It watches the trees
-with eBPF where it may, and by snapshots otherwise, and ends them when this process is dead.
+"""The way by the own helper: the bundled binary as a process beside the server. It watches the
+trees with eBPF where it may, by snapshots otherwise, and ends them when this process is dead.
 
 Both sides speak in frames: four bytes of length, big-endian, then so many bytes of JSON.
 """
@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import subprocess
+import threading
 import time
 import weakref
 from typing import Any
@@ -51,6 +52,7 @@ class Helper:
         self._ended: Json | None = None
         self._deaths: list[Death] = []
         self._owner = os.getpid()
+        self._lock = threading.RLock()
         # Whoever drops a manager has not ended its workers. At the exit of the interpreter nothing
         # is released: then the helper does its work.
         self._release = weakref.finalize(self, _release, process, channel, os.getpid())
@@ -139,7 +141,11 @@ class Helper:
                 self._receive()
 
     def _receive(self) -> None:
-        """Reads what is there, and takes note of it."""
+        """Reads what is there, and takes note of it. Several threads may ask for the health."""
+        with self._lock:
+            self._receive_alone()
+
+    def _receive_alone(self) -> None:
         while self._channel is not None:
             try:
                 data = self._channel.recv(1 << 16, socket.MSG_DONTWAIT)
