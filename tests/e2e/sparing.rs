@@ -71,7 +71,7 @@ server.bind("HERE/control"); server.listen()
 pid = os.fork()
 if pid == 0:
     os.execvpe("sleep", ["sleep", "1000"], dict(os.environ, CUDA_MPS_PIPE_DIRECTORY="HERE"))
-while b"sleep" not in open(f"/proc/{pid}/cmdline", "rb").read(): time.sleep(0.01)
+while open(f"/proc/{pid}/comm").read() != "sleep\n": time.sleep(0.01)
 print(f"client {pid}")
 print("ready", flush=True)
 time.sleep(1000)

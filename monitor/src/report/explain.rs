@@ -334,7 +334,7 @@ pub fn json(report: &Report<'_>, style: Style) -> Result<String, serde_json::Err
             live: it
                 .live
                 .as_ref()
-                .map(|live| live_json(live, is_reparented(live.parent))),
+                .map(|live| live_json(live, is_reparented(live.parent), report.forest)),
             wait_channel: it.wait_channel.as_deref(),
         },
         zombie: zombie.map(|zombie| ZombieJson::new(zombie, &Lineage::new(report.forest), style)),

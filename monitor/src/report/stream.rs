@@ -184,10 +184,16 @@ impl Printer {
     }
 }
 
-/// Returns the parent that `/proc` shows for an orphan, which is the new one: its creator is gone.
-fn parent_of_orphan(happening: &Happening) -> Option<u32> {
+/// Returns the parent that `/proc` shows for an orphan, its start to a clock tick, which is the new one: its creator is gone.
+fn parent_of_orphan(happening: &Happening) -> Option<Who> {
     match happening.what {
-        What::Orphaned { .. } => proc::parent(happening.process.id),
+        What::Orphaned { .. } => {
+            let pid = proc::parent(happening.process.id)?;
+            Some(Who {
+                id: proc::identify(pid)?,
+                name: proc::name(pid),
+            })
+        }
         _ => None,
     }
 }

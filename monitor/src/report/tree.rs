@@ -16,6 +16,7 @@ use crate::kernel::snapshot::Snapshot;
 use crate::loss::{Incomplete, Loss};
 use crate::proc::{CommandLine, Placement, Zombie};
 use crate::process::json::ExitJson;
+use crate::process::{Process, Who};
 use crate::tree::{Entry, Live};
 
 /// Characters of a command line that are shown unless all is asked for.
@@ -299,7 +300,9 @@ struct EntryJson<'a> {
 #[derive(Serialize, JsonSchema)]
 pub(super) struct LiveJson<'a> {
     state: char,
-    parent: u32,
+    /// Its present parent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<Who>,
     reparented: bool,
     #[serde(flatten)]
     start: StartJson<'a>,
@@ -346,8 +349,10 @@ pub fn json(
     root: Option<ProcessId>,
     style: Style,
 ) -> Result<String, serde_json::Error> {
-    let processes = entries.iter().map(|entry| entry_json(entry, style));
     let forest = Forest::new(snapshot.records.iter().copied());
+    let processes = entries
+        .iter()
+        .map(|entry| entry_json(entry, &forest, style));
     let lineage = zombies::Lineage::new(&forest);
     let zombie = |zombie| ZombieJson::new(zombie, &lineage, style);
     let json = TreeJson {
@@ -361,7 +366,7 @@ pub fn json(
     Ok(serde_json::to_string(&json)? + "\n")
 }
 
-fn entry_json(entry: &Entry, style: Style) -> EntryJson<'_> {
+fn entry_json<'a>(entry: &'a Entry, forest: &Forest, style: Style) -> EntryJson<'a> {
     let mut member = MemberJson::from(&entry.process);
     let mut end_ns = style.now_ns;
     if let Some(died) = &entry.died {
@@ -375,15 +380,17 @@ fn entry_json(entry: &Entry, style: Style) -> EntryJson<'_> {
         live: entry
             .live
             .as_ref()
-            .map(|live| live_json(live, entry.is_reparented())),
+            .map(|live| live_json(live, entry.is_reparented(), forest)),
     }
 }
 
 /// Returns what `/proc` adds to a living process.
-pub(super) fn live_json(live: &Live, reparented: bool) -> LiveJson<'_> {
+pub(super) fn live_json<'a>(live: &'a Live, reparented: bool, forest: &Forest) -> LiveJson<'a> {
+    let parent = forest.live(live.parent);
+    let of_record = |id| Some(Process::of_record(id, forest.record(&id)?).who());
     LiveJson {
         state: live.state,
-        parent: live.parent,
+        parent: parent.and_then(of_record),
         reparented,
         start: StartJson::new(&live.command, &live.placement),
     }
@@ -392,7 +399,6 @@ pub(super) fn live_json(live: &Live, reparented: bool) -> LiveJson<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::Process;
 
     fn worker(pid: u32, name: &str) -> Entry {
         Entry {

@@ -239,8 +239,8 @@ happenings! {
     pub struct Orphaned {
         /// The root is dead too.
         pub stranded: bool,
-        /// The pid of its new parent.
-        pub parent: Option<i32>,
+        /// Its new parent.
+        pub parent: Option<Who>,
     }
 }
 

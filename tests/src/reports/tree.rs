@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Exit, Id, Incomplete, Zombie, identified};
+use super::{Exit, Id, Incomplete, Who, Zombie, identified};
 
 /// The object of `lifemon tree -o json`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -57,8 +57,8 @@ identified! {
         pub age_ms: u64,
         /// As in `/proc/PID/stat`.
         pub state: Option<char>,
-        /// The pid of the parent that it has now.
-        pub parent: Option<i32>,
+        /// The parent that it has now.
+        pub parent: Option<Who>,
         /// That is another than its creator.
         pub reparented: Option<bool>,
         /// Its command line; of the living alone, as all that follows.

@@ -56,7 +56,7 @@ pub(crate) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     stranded: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    parent: Option<u32>,
+    parent: Option<Who>,
     #[serde(skip_serializing_if = "Option::is_none")]
     after_us: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,7 +166,7 @@ impl Stream {
     pub(super) fn happening(
         &mut self,
         happening: &Happening,
-        parent: Option<u32>,
+        parent: Option<Who>,
         sender_root: Option<&SenderRoot>,
     ) -> String {
         let mut line = self.line(word(&happening.what), happening.at_ns);

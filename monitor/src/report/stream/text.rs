@@ -125,7 +125,7 @@ impl Text {
     pub(super) fn happening(
         self,
         happening: &Happening,
-        parent: Option<u32>,
+        parent: Option<Who>,
         sender_root: Option<&SenderRoot>,
     ) -> String {
         let creator = happening.creator.as_ref().map(who);
@@ -168,7 +168,7 @@ impl Text {
                 } else {
                     "stranded"
                 };
-                let parent = parent.map(|parent| format!(", parent is now {parent}"));
+                let parent = parent.map(|parent| format!(", parent is now {}", parent.id.pid));
                 let creator = creator.map(|creator| format!("; creator {creator} is dead"));
                 let (parent, creator) = (parent.unwrap_or_default(), creator.unwrap_or_default());
                 (Some(Tone::Warn), format!("  {class}{parent}{creator}"))
