@@ -90,7 +90,9 @@ pub(super) async fn orphans(
         is_shown
     });
     orphan::measure(&forest, &mut orphans);
-    orphans.iter_mut().for_each(|orphan| hide(orphan, &view));
+    for orphan in &mut orphans {
+        hide(orphan, &view);
+    }
     let losses = [snapshot.losses(), survey.losses()].concat();
     let report = OrphansReport {
         orphans: &orphans,
@@ -147,7 +149,9 @@ pub(super) async fn gpu(core: &Core, peer: &Peer, form: Form) -> Answered {
     let view = View::new(&snapshot, peer);
     let mut orphans = orphan::with_gpus(&known);
     orphans.retain(|orphan| view.shows_id(&orphan.process.id));
-    orphans.iter_mut().for_each(|orphan| hide(orphan, &view));
+    for orphan in &mut orphans {
+        hide(orphan, &view);
+    }
     let others = leave_own(&mut survey, &view);
     let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
     let mut holders = describe(&forest, &survey);

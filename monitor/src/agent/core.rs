@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -88,7 +88,7 @@ impl Core {
         host: Host,
         epoch: String,
         tracker: Tracker,
-        state: PathBuf,
+        state: &Path,
         front: PathBuf,
     ) -> io::Result<Arc<Self>> {
         let core = Arc::new(Self {
@@ -101,8 +101,8 @@ impl Core {
             fronts: Fronts::of_program(front),
             limits: Arc::default(),
             handles: Handles::default(),
-            kills: Kills::open(&state)?,
-            guards: Guards::open(&state)?,
+            kills: Kills::open(state)?,
+            guards: Guards::open(state)?,
             events: Events::default(),
             audit: Audit::open(),
         });

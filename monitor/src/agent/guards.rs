@@ -37,7 +37,7 @@ use super::view::View;
 /// Trees of one guard at most.
 const TREES_MAX: usize = 4;
 /// The longest wait between SIGTERM and the kill.
-const GRACE_MAX: Duration = Duration::from_secs(300);
+const GRACE_MAX: Duration = Duration::from_mins(5);
 /// Tries to end a tree after the first one has failed: slots and memory come again.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(500);

@@ -33,9 +33,9 @@ use super::view::View;
 /// Kills that are remembered; of these the oldest that are done go first.
 const REMEMBERED: usize = 512;
 /// The longest wait after the first signal.
-const GRACE_MAX: Duration = Duration::from_secs(300);
+const GRACE_MAX: Duration = Duration::from_mins(5);
 /// The longest time to go on killing.
-const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+const TIMEOUT_MAX: Duration = Duration::from_mins(2);
 
 /// The state of a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

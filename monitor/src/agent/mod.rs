@@ -93,10 +93,16 @@ async fn serve(options: &Options, place: &Place, tracker: Tracker) -> anyhow::Re
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let host = peer::Host::look(&options.readers, &options.killers)?;
-    let core = Core::start(host, epoch(), tracker, place.state(), options.front.clone())?;
+    let core = Core::start(
+        host,
+        epoch(),
+        tracker,
+        &place.state(),
+        options.front.clone(),
+    )?;
     let (main, handles) = (place.listen(SOCKET)?, place.listen("handle.sock")?);
     log::info!("listening on {}", place.path(SOCKET).display());
-    place.say_ready();
+    Place::say_ready();
     loop {
         tokio::select! {
             () = accept(&main, |socket| core.accept(socket)) => {}

@@ -27,7 +27,7 @@ use super::view::View;
 
 /// The wait where none was asked for, and the longest.
 const TIMEOUT: Duration = Duration::from_secs(30);
-const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
+const TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
 /// Waits for a caller.
 pub(super) async fn wait(
