@@ -16,15 +16,15 @@ use crate::report::stream::Printer;
 use crate::session::{Session, Start, Update};
 use crate::{ProcessId, report};
 
-use super::call::{Answer, EventsQuery, WatchRequest};
-use super::core::{Core, lock};
 use super::fronts::Front;
-use super::limits::{Good, Taken};
-use super::peer::Peer;
-use super::problem::{Code, Problem};
-use super::rights::Reach;
-use super::token;
-use super::view::View;
+use super::{Core, lock};
+use crate::agent::call::{Answer, EventsQuery, WatchRequest};
+use crate::agent::limits::{Good, Taken};
+use crate::agent::peer::Peer;
+use crate::agent::problem::{Code, Problem};
+use crate::agent::rights::Reach;
+use crate::agent::token;
+use crate::agent::view::View;
 
 /// Bytes of events that are kept for those who come back.
 const REPLAY_BYTES: u64 = 8 << 20;

@@ -20,13 +20,13 @@ use crate::report::orphans::OrphansReport;
 use crate::report::tree::Style;
 use crate::tree::gather_where;
 
-use super::call::{Answer, Form, OrphansQuery};
-use super::core::Core;
-use super::naming::Name;
-use super::peer::Peer;
-use super::problem::{Code, Problem};
-use super::rights::Reach;
-use super::view::View;
+use super::Core;
+use crate::agent::call::{Answer, Form, OrphansQuery};
+use crate::agent::naming::Name;
+use crate::agent::peer::Peer;
+use crate::agent::problem::{Code, Problem};
+use crate::agent::rights::Reach;
+use crate::agent::view::View;
 
 type Answered = Result<Answer, Problem>;
 
