@@ -208,6 +208,10 @@ impl Answer {
     /// # Panics
     /// When it is another.
     #[track_caller]
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "that it answers so matters to some tests alone"
+    )]
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         self.json()
@@ -307,6 +311,10 @@ impl Caller {
     /// # Panics
     /// When there is none.
     #[track_caller]
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "that it answers so matters to some tests alone"
+    )]
     pub fn ask(&self, agent: &Agent, method: &str, path: &str, more: &[&str]) -> Answer {
         let socket = agent.socket().display().to_string();
         let url = format!("http://lifemon{path}");
@@ -341,6 +349,10 @@ impl Caller {
     /// # Panics
     /// As [`Caller::ask`].
     #[track_caller]
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "that it answers so matters to some tests alone"
+    )]
     pub fn get(&self, agent: &Agent, path: &str) -> Answer {
         self.ask(agent, "GET", path, &[])
     }
@@ -350,6 +362,10 @@ impl Caller {
     /// # Panics
     /// As [`Caller::ask`].
     #[track_caller]
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "that it answers so matters to some tests alone"
+    )]
     pub fn post(&self, agent: &Agent, path: &str, body: &Value) -> Answer {
         self.ask(agent, "POST", path, &["-d", &body.to_string()])
     }

@@ -4,10 +4,17 @@
 //! A connection is known here by a descriptor of its own, so that its end is seen without the
 //! front's word, and a front that ends takes no connection for closed that the caller has not closed.
 
+mod answers;
+mod events;
+mod fronts;
+mod guards;
+mod kills;
+mod waits;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,18 +31,16 @@ use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{Error, Tracker};
 use crate::sys::poll::closable;
 
-use super::answers;
 use super::audit::Audit;
 use super::call::{Answer, Call, Message};
-use super::events::Events;
-use super::fronts::{Front, Fronts};
-use super::guards::Guards;
 use super::handles::Handles;
-use super::kills::Kills;
 use super::limits::{Good, Limits, Taken};
 use super::peer::{Host, Peer};
 use super::problem::{Code, Problem};
-use super::waits;
+use events::Events;
+use fronts::{Front, Fronts};
+use guards::Guards;
+use kills::Kills;
 
 /// Questions of one connection that may be open at once: HTTP/1.1 asks one after the other.
 const ASKS_MAX: usize = 4;
@@ -88,7 +93,7 @@ impl Core {
         host: Host,
         epoch: String,
         tracker: Tracker,
-        state: PathBuf,
+        state: &Path,
         front: PathBuf,
     ) -> io::Result<Arc<Self>> {
         let core = Arc::new(Self {
@@ -101,8 +106,8 @@ impl Core {
             fronts: Fronts::of_program(front),
             limits: Arc::default(),
             handles: Handles::default(),
-            kills: Kills::open(&state)?,
-            guards: Guards::open(&state)?,
+            kills: Kills::open(state)?,
+            guards: Guards::open(state)?,
             events: Events::default(),
             audit: Audit::open(),
         });
@@ -115,19 +120,19 @@ impl Core {
         &self.handles
     }
 
-    pub(super) fn kills(&self) -> &Kills {
+    fn kills(&self) -> &Kills {
         &self.kills
     }
 
-    pub(super) fn guards(&self) -> &Guards {
+    fn guards(&self) -> &Guards {
         &self.guards
     }
 
-    pub(super) fn events(&self) -> &Events {
+    fn events(&self) -> &Events {
         &self.events
     }
 
-    pub(super) fn fronts(&self) -> &Fronts {
+    fn fronts(&self) -> &Fronts {
         &self.fronts
     }
 
@@ -272,7 +277,7 @@ impl Core {
     }
 
     /// Does what a front says, as far as it may.
-    pub(super) fn hear(self: &Arc<Self>, front: &Arc<Front>, message: Message) {
+    fn hear(self: &Arc<Self>, front: &Arc<Front>, message: Message) {
         match message {
             Message::Ask {
                 connection,

@@ -11,7 +11,7 @@ use super::problem::{Code, Problem};
 const OPERATOR: &str = "root";
 /// Kills of an account in [`WINDOW`].
 const KILLS: usize = 10;
-const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_mins(1);
 /// Accounts whose kills are remembered.
 const ACCOUNTS_MAX: usize = 4_096;
 

@@ -5,22 +5,17 @@
 //! the front (`front`) parses HTTP and has no capabilities. They talk over a socket (`wire`, `call`).
 //!
 //! Reading order: `rights` (what a caller may: pure), `peer` (who a caller is), `naming` and `view`
-//! (whom it names and sees), `call`, `problem`, `wire`, `front`, `core`, `answers`, `kills` with
-//! `deputy`, `guards`, `waits`, `events`, and what these need: `limits`, `state`, `audit`, `handles`.
+//! (whom it names and sees), `call`, `problem`, `wire`, `front`, `core` with what it does for a
+//! caller, `deputy`, and what these need: `limits`, `state`, `audit`, `handles`, `place`.
 //!
-//! Seams: policies would ask `kills` as a caller does, and metrics would read `limits` and `core`.
+//! Seams: policies would ask `core::kills` as a caller does; metrics would read `limits` and `core`.
 
-mod answers;
 mod audit;
 mod call;
 mod core;
 pub(crate) mod deputy;
-mod events;
 pub(crate) mod front;
-mod fronts;
-mod guards;
 mod handles;
-mod kills;
 mod limits;
 mod naming;
 mod peer;
@@ -31,7 +26,6 @@ mod state;
 mod time;
 mod token;
 mod view;
-mod waits;
 mod wire;
 
 use std::path::PathBuf;
@@ -93,10 +87,16 @@ async fn serve(options: &Options, place: &Place, tracker: Tracker) -> anyhow::Re
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let host = peer::Host::look(&options.readers, &options.killers)?;
-    let core = Core::start(host, epoch(), tracker, place.state(), options.front.clone())?;
+    let core = Core::start(
+        host,
+        epoch(),
+        tracker,
+        &place.state(),
+        options.front.clone(),
+    )?;
     let (main, handles) = (place.listen(SOCKET)?, place.listen("handle.sock")?);
     log::info!("listening on {}", place.path(SOCKET).display());
-    place.say_ready();
+    Place::say_ready();
     loop {
         tokio::select! {
             () = accept(&main, |socket| core.accept(socket)) => {}
@@ -120,7 +120,7 @@ async fn accept(listener: &UnixListener, take: impl FnOnce(tokio::net::UnixStrea
 
 /// Returns a word for this start of the agent in this boot.
 fn epoch() -> String {
-    let boot = guards::boot();
+    let boot = state::boot();
     let start_ns = proc::identify(std::process::id()).map_or(0, |own| own.start_ns);
     let word = token::new();
     format!("{}-{start_ns:x}-{}", &boot[..boot.len().min(8)], &word[..8])

@@ -79,7 +79,7 @@ impl Place {
     }
 
     /// Tells systemd, where that has started this process, that it is ready.
-    pub(super) fn say_ready(&self) {
+    pub(super) fn say_ready() {
         if let Some(path) = std::env::var_os("NOTIFY_SOCKET")
             && let Ok(socket) = UnixDatagram::unbound()
         {

@@ -72,6 +72,12 @@ impl Store {
     }
 }
 
+/// Returns the id of this boot: identities of another are not of this one.
+pub(super) fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn times_and_signals_as_they_are_written() {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
         for wrong in ["", "s", "10 s", "-1s", "99999999999999999999s", "5d"] {
             assert!(parse_duration(wrong).is_err(), "{wrong:?} was read");
         }

@@ -7,5 +7,5 @@ pub(super) fn new() -> String {
     let mut bytes = [0_u8; 16];
     // So few bytes come whole, or the kernel is not ready: then it waits.
     let _ = getrandom(&mut bytes, GetRandomFlags::empty());
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:032x}", u128::from_ne_bytes(bytes))
 }

@@ -28,7 +28,7 @@ fn workers(sandbox: &Sandbox) -> Vec<i32> {
 
 /// Kills the server and its guardian, and nobody else.
 fn kill_both(sandbox: &Sandbox) {
-    let both: Vec<_> = ["server", "lifemon-guardia", "guardian"]
+    let both: Vec<_> = ["server", "lifemon-guard"]
         .iter()
         .flat_map(|name| named(sandbox, name))
         .filter_map(Pidfd::open)

@@ -122,9 +122,9 @@ fn four_trees_and_four_streams() {
         }
     }
     let mut streams: Vec<_> = (0..4).map(|_| Listener::start(&agent, &user, "")).collect();
-    streams
-        .iter_mut()
-        .for_each(|stream| drop(stream.until("ready")));
+    for stream in &mut streams {
+        stream.until("ready");
+    }
     user.get(&agent, "/v1/events").problem(429, "limit_reached");
     drop(streams);
 }

@@ -24,7 +24,7 @@ use super::super::call::{Call, Kind};
 use super::super::problem::{Code, Problem};
 use super::link::Link;
 use super::pace::{Pace, Paced};
-use super::routes::respond;
+use super::respond::respond;
 
 /// Bytes of the head of a request at most.
 pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;

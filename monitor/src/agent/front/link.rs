@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -21,10 +21,13 @@ use super::super::wire;
 #[derive(Debug, Clone)]
 pub(crate) struct Link(Arc<Inner>);
 
+/// Where the parts of each answer go.
+type Waiting = HashMap<u64, UnboundedSender<(Part, Vec<u8>)>>;
+
 #[derive(Debug)]
 struct Inner {
     next: AtomicU64,
-    waiting: Mutex<HashMap<u64, UnboundedSender<(Part, Vec<u8>)>>>,
+    waiting: Mutex<Waiting>,
     out: UnboundedSender<Message>,
 }
 
@@ -94,7 +97,7 @@ impl Link {
         let _ = self.0.out.send(message);
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u64, UnboundedSender<(Part, Vec<u8>)>>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.0
             .waiting
             .lock()

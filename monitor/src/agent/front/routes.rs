@@ -4,8 +4,7 @@
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, Query};
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, Response, Uri, header};
 use axum::routing::get;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +19,7 @@ use super::super::call::{
 use super::super::naming::Name;
 use super::super::problem::{Code, Problem};
 use super::connection::Connection;
+use super::respond::respond;
 
 /// Levels of brackets in JSON at most.
 const DEPTH_MAX: usize = 32;
@@ -89,22 +89,6 @@ pub(super) fn router() -> Router {
         .method_not_allowed_fallback(async || {
             Problem::new(Code::MethodNotAllowed, "see /v1/openapi.json")
         })
-}
-
-/// Makes a response.
-pub(super) fn respond(status: u16, kind: Kind, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.status_mut() =
-        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let value = HeaderValue::from_static(kind.media_type());
-    response.headers_mut().insert(header::CONTENT_TYPE, value);
-    response
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response<Body> {
-        respond(self.status, Kind::Problem, Body::from(self.to_json()))
-    }
 }
 
 /// Reads the query of a request.
@@ -213,6 +197,7 @@ async fn tree(
         (status = 400, body = Problem)))]
 async fn orphans(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
     // Fields of one are unknown to the other.
+    #[expect(clippy::struct_excessive_bools, reason = "each is a word of the query")]
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Both {

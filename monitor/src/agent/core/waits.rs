@@ -17,17 +17,17 @@ use crate::session::{Session, Update};
 use crate::sys::pidfd;
 use crate::watch::What;
 
-use super::call::{Answer, Until, WaitRequest};
-use super::core::Core;
-use super::limits::Good;
-use super::peer::Peer;
-use super::problem::{Code, Problem};
-use super::time::parse_duration;
-use super::view::View;
+use super::Core;
+use crate::agent::call::{Answer, Until, WaitRequest};
+use crate::agent::limits::Good;
+use crate::agent::peer::Peer;
+use crate::agent::problem::{Code, Problem};
+use crate::agent::time::parse_duration;
+use crate::agent::view::View;
 
 /// The wait where none was asked for, and the longest.
 const TIMEOUT: Duration = Duration::from_secs(30);
-const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
+const TIMEOUT_MAX: Duration = Duration::from_hours(1);
 
 /// Waits for a caller.
 pub(super) async fn wait(

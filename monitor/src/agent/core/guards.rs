@@ -22,22 +22,22 @@ use crate::process::Signal;
 use crate::sys::pidfd;
 use crate::{ProcessId, proc};
 
-use super::call::{Answer, GuardRequest};
-use super::core::{Connection, Core, lock};
-use super::deputy::Deputy;
 use super::kills;
-use super::limits::{Good, Taken};
-use super::peer::{Peer, Scope};
-use super::problem::{Code, Problem};
-use super::state::Store;
-use super::time::parse_duration;
-use super::token;
-use super::view::View;
+use super::{Connection, Core, lock};
+use crate::agent::call::{Answer, GuardRequest};
+use crate::agent::deputy::Deputy;
+use crate::agent::limits::{Good, Taken};
+use crate::agent::peer::{Peer, Scope};
+use crate::agent::problem::{Code, Problem};
+use crate::agent::state::{Store, boot};
+use crate::agent::time::parse_duration;
+use crate::agent::token;
+use crate::agent::view::View;
 
 /// Trees of one guard at most.
 const TREES_MAX: usize = 4;
 /// The longest wait between SIGTERM and the kill.
-const GRACE_MAX: Duration = Duration::from_secs(300);
+const GRACE_MAX: Duration = Duration::from_mins(5);
 /// Tries to end a tree after the first one has failed: slots and memory come again.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(500);
@@ -485,10 +485,4 @@ impl Entry {
 
 fn text(id: ProcessId) -> String {
     format!("{}@{}", id.pid, id.start_ns)
-}
-
-/// Returns the id of this boot: identities of another are not of this one.
-pub(super) fn boot() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
 }

@@ -16,15 +16,15 @@ use crate::report::stream::Printer;
 use crate::session::{Session, Start, Update};
 use crate::{ProcessId, report};
 
-use super::call::{Answer, EventsQuery, WatchRequest};
-use super::core::{Core, lock};
 use super::fronts::Front;
-use super::limits::{Good, Taken};
-use super::peer::Peer;
-use super::problem::{Code, Problem};
-use super::rights::Reach;
-use super::token;
-use super::view::View;
+use super::{Core, lock};
+use crate::agent::call::{Answer, EventsQuery, WatchRequest};
+use crate::agent::limits::{Good, Taken};
+use crate::agent::peer::Peer;
+use crate::agent::problem::{Code, Problem};
+use crate::agent::rights::Reach;
+use crate::agent::token;
+use crate::agent::view::View;
 
 /// Bytes of events that are kept for those who come back.
 const REPLAY_BYTES: u64 = 8 << 20;
@@ -247,7 +247,7 @@ impl Events {
                     && lock(&core.events().buffer).after(seq, u64::MAX).is_some();
                 if is_kept {
                     stream.at = seq;
-                    stream.send(json!({"event": "resumed"})).await;
+                    stream.send(json!({"event": "resumed"}));
                 } else {
                     let reason = if epoch == core.epoch() {
                         "overrun"
@@ -264,7 +264,7 @@ impl Events {
                 return Ok(());
             }
             let changed = timeout(HEARTBEAT, last.changed()).await;
-            if changed.is_err() && !stream.send(json!({"event": "heartbeat"})).await {
+            if changed.is_err() && !stream.send(json!({"event": "heartbeat"})) {
                 return Ok(());
             }
         }
@@ -349,7 +349,7 @@ impl Stream<'_> {
     }
 
     /// Sends a line of the stream itself.
-    async fn send(&self, mut line: Value) -> bool {
+    fn send(&self, mut line: Value) -> bool {
         line["schema"] = report::json::SCHEMA.into();
         let text = self.numbered(self.at, &line.to_string());
         self.front.stream(self.number, text.into_bytes())
@@ -360,9 +360,7 @@ impl Stream<'_> {
         // Whatever comes after this number comes after the snapshot as well.
         self.at = lock(&self.core.events().buffer).seq;
         if let Some(reason) = lost
-            && !self
-                .send(json!({"event": "lost", "reason": reason, "complete": false}))
-                .await
+            && !self.send(json!({"event": "lost", "reason": reason, "complete": false}))
         {
             return false;
         }
@@ -383,7 +381,7 @@ impl Stream<'_> {
                 }
             }
         }
-        self.send(json!({"event": "ready"})).await
+        self.send(json!({"event": "ready"}))
     }
 
     /// Leaves out of a snapshot the members that a user does not see, and counts them.

@@ -19,24 +19,24 @@ use crate::process::Signal;
 use crate::report::kill::Marks;
 use crate::{KillReport, ProcessId, report};
 
-use super::call::{Answer, Form, KillRequest};
-use super::core::{Core, lock};
-use super::deputy::Deputy;
-use super::limits::Good;
-use super::peer::Peer;
-use super::problem::{Code, Problem};
-use super::rights::Reach;
-use super::state::Store;
-use super::time::{parse_duration, parse_signal};
-use super::token;
-use super::view::View;
+use super::{Core, lock};
+use crate::agent::call::{Answer, Form, KillRequest};
+use crate::agent::deputy::Deputy;
+use crate::agent::limits::Good;
+use crate::agent::peer::Peer;
+use crate::agent::problem::{Code, Problem};
+use crate::agent::rights::Reach;
+use crate::agent::state::Store;
+use crate::agent::time::{parse_duration, parse_signal};
+use crate::agent::token;
+use crate::agent::view::View;
 
 /// Kills that are remembered; of these the oldest that are done go first.
 const REMEMBERED: usize = 512;
 /// The longest wait after the first signal.
-const GRACE_MAX: Duration = Duration::from_secs(300);
+const GRACE_MAX: Duration = Duration::from_mins(5);
 /// The longest time to go on killing.
-const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+const TIMEOUT_MAX: Duration = Duration::from_mins(2);
 
 /// The state of a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,13 +20,13 @@ use crate::report::orphans::OrphansReport;
 use crate::report::tree::Style;
 use crate::tree::{gather_where, zombies_of};
 
-use super::call::{Answer, Form, OrphansQuery};
-use super::core::Core;
-use super::naming::Name;
-use super::peer::Peer;
-use super::problem::{Code, Problem};
-use super::rights::Reach;
-use super::view::View;
+use super::Core;
+use crate::agent::call::{Answer, Form, OrphansQuery};
+use crate::agent::naming::Name;
+use crate::agent::peer::Peer;
+use crate::agent::problem::{Code, Problem};
+use crate::agent::rights::Reach;
+use crate::agent::view::View;
 
 type Answered = Result<Answer, Problem>;
 
@@ -91,7 +91,9 @@ pub(super) async fn orphans(
         is_shown
     });
     orphan::measure(&forest, &mut orphans);
-    orphans.iter_mut().for_each(|orphan| hide(orphan, &view));
+    for orphan in &mut orphans {
+        hide(orphan, &view);
+    }
     let losses = [snapshot.losses(), survey.losses()].concat();
     let report = OrphansReport {
         orphans: &orphans,
@@ -149,7 +151,9 @@ pub(super) async fn gpu(core: &Core, peer: &Peer, form: Form) -> Answered {
     let view = View::new(&snapshot, peer);
     let mut orphans = orphan::with_gpus(&known);
     orphans.retain(|orphan| view.shows_id(&orphan.process.id));
-    orphans.iter_mut().for_each(|orphan| hide(orphan, &view));
+    for orphan in &mut orphans {
+        hide(orphan, &view);
+    }
     let others = leave_own(&mut survey, &view);
     let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
     let mut holders = describe(&forest, &survey);

@@ -19,11 +19,11 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::sys::child::BeforeExec;
 
-use super::call::{Answer, Kind, Message, Part};
-use super::core::{Core, lock};
-use super::front;
-use super::peer::Peer;
-use super::wire;
+use super::{Core, lock};
+use crate::agent::call::{Answer, Kind, Message, Part};
+use crate::agent::front;
+use crate::agent::peer::Peer;
+use crate::agent::wire;
 
 /// The pause before a front is replaced that has ended at once.
 const PAUSE: Duration = Duration::from_millis(100);
