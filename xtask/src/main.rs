@@ -55,7 +55,7 @@ enum Task {
         /// Only on the running kernel: not in emulated machines, which takes minutes
         #[arg(long)]
         this_kernel: bool,
-        /// Nothing but the verdicts on what real programs leave behind: those of Debian, PyPI and
+        /// Nothing but the verdicts on what real programs leave behind: those of Debian, `PyPI` and
         /// npm, which are fetched first (300 MB). ARGS are parts of the names of its rows
         #[arg(long, conflicts_with = "this_kernel")]
         real_programs: bool,
