@@ -57,8 +57,8 @@ impl Root {
     }
 
     /// Finds it to be killed, which was asked for at `begun_ns` since boot. A pid alone is no
-    /// process that is younger than that, and none where it was also that of a dead process with living
-    /// descendants.
+    /// process that is younger than that, and none where it was also that of a dead process with
+    /// living descendants.
     pub(super) fn find_to_kill(
         self,
         snapshot: &Snapshot,
