@@ -202,7 +202,7 @@ fn what_cannot_be_meant_is_125() {
 
 #[test]
 fn what_was_typed_does_nothing_to_a_terminal_when_it_is_wrong() {
-    let odd = "/no\x1b[31mwhere\nlifemon: all is well";
+    let odd = "/nowhere/\x1b[31mred\nlifemon: all is well";
     let reports = ["--json", odd, "--", "true"];
     for words in [
         &["--", odd][..],

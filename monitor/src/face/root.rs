@@ -10,8 +10,8 @@ use crate::kill::{KillError, KillRefusal};
 ///
 /// A pid means the process that has it now, or the latest one that had it and has living
 /// descendants; to [`kill_tree`](crate::kill_tree) neither where it can mean both, and no process
-/// that is younger than the call. An identity never means a successor that was given the same pid; its start may be
-/// rounded to a clock tick, as that of the reports of [`run`](crate::run) can be.
+/// that is younger than the call. An identity never means a successor that was given the same pid;
+/// its start may be rounded to a clock tick, as that of the reports of [`run`](crate::run) can be.
 ///
 /// ```
 /// use lifemon::{ProcessId, Root};
@@ -56,9 +56,9 @@ impl Root {
         }
     }
 
-    /// Finds it to be killed, which was asked for at `begun_ns` since boot. A pid alone is no process
-    /// that is younger than that, and none where it was also that of a dead process with living
-    /// descendants.
+    /// Finds it to be killed, which was asked for at `begun_ns` since boot. A pid alone is no
+    /// process that is younger than that, and none where it was also that of a dead process with
+    /// living descendants.
     pub(super) fn find_to_kill(
         self,
         snapshot: &Snapshot,

@@ -68,5 +68,6 @@ fn cost(words: &[&str]) -> (f64, f64) {
     let ms = start.elapsed().as_secs_f64() * 1e3;
     assert_eq!(reaped, child.id().cast_signed(), "it ended");
     assert_eq!(status, 0, "it succeeded");
-    (ms, usage.ru_maxrss as f64 / 1_024.0)
+    let peak_kib = i32::try_from(usage.ru_maxrss).expect("less than 2 TiB");
+    (ms, f64::from(peak_kib) / 1_024.0)
 }

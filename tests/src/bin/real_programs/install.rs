@@ -1,6 +1,6 @@
 //! Fetches real programs into a directory of their own: Debian's packages are unpacked and not
-//! installed, so that no service of theirs starts and the host's stay as they are; PyPI's and npm's
-//! lie beside them. What is there already is not fetched again.
+//! installed, so that no service of theirs starts and the host's stay as they are; those of
+//! `PyPI` and npm lie beside them. What is there already is not fetched again.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -21,7 +21,7 @@ const LIMIT: &str = "600";
 pub(crate) enum Source {
     /// This package of Debian.
     Debian(&'static str),
-    /// These packages of PyPI.
+    /// These packages of `PyPI`.
     PyPi(&'static str),
     /// This package of npm, and node, which is the host's or Debian's.
     Npm(&'static str),

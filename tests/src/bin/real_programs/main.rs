@@ -1,6 +1,7 @@
-//! What real programs leave behind, each started as people start it: installs those of Debian, PyPI
-//! and npm beside the host's (`install`), leaves each behind in a sandbox and asks lifemon for the
-//! verdict (`row`), as the table says (`table`). Run it with `cargo xtask test --real-programs`.
+//! What real programs leave behind, each started as people start it: installs those of Debian,
+//! `PyPI` and npm beside the host's (`install`), leaves each behind in a sandbox and asks lifemon
+//! for the verdict (`row`), as the table says (`table`). Run it with
+//! `cargo xtask test --real-programs`.
 //!
 //! What cannot be installed is named and counted as not tried, never as passed.
 

@@ -90,7 +90,7 @@ pub(crate) const ROWS: &[Row] = &[
         Debian("nginx"),
         "nginx",
         "nginx: master",
-        r#"
+        r"
 cat >nginx.conf <<END
 user nobody nogroup;
 pid $DIR/pid;
@@ -104,7 +104,7 @@ http {
 }
 END
 nginx -p $DIR -e $DIR/log -c $DIR/nginx.conf
-"#,
+",
     ),
     row(
         "deliberate",
@@ -161,14 +161,15 @@ test $? = 1
         Debian("openssh-server"),
         "sshd ssh-keygen unshare",
         "sshd: ",
-        r#"
+        r"
 ssh-keygen -q -t ed25519 -N '' -f key
-cp /etc/passwd passwd; grep -q ^sshd: passwd || echo 'sshd:x:990:65534::/run/sshd:/bin/false' >>passwd
+cp /etc/passwd passwd
+grep -q ^sshd: passwd || echo 'sshd:x:990:65534::/run/sshd:/bin/false' >>passwd
 unshare --mount bash -c '
   mount -t tmpfs none /run; mkdir -m 755 /run/sshd; mount --bind passwd /etc/passwd
   exec $(command -v sshd) -f /dev/null -h $DIR/key -o PidFile=$DIR/pid \
     -o ListenAddress=127.0.0.1:$((20000 + RANDOM % 10000))'
-"#,
+",
     ),
     row(
         "deliberate",
@@ -184,8 +185,8 @@ unshare --mount bash -c '
         Host,
         "start-stop-daemon",
         "sleep 1000",
-        r#"start-stop-daemon --start --background --make-pidfile --pidfile $DIR/pid \
-  --exec $(command -v sleep) -- 1000"#,
+        r"start-stop-daemon --start --background --make-pidfile --pidfile $DIR/pid \
+  --exec $(command -v sleep) -- 1000",
     ),
     row(
         "deliberate",
@@ -193,10 +194,10 @@ unshare --mount bash -c '
         Npm("pm2"),
         "pm2 node",
         "God Daemon",
-        r#"
+        r"
 echo 'setInterval(() => {}, 1000)' >app.js
 PM2_HOME=$DIR/pm2 pm2 start app.js
-"#,
+",
     ),
     row(
         "deliberate",
@@ -204,7 +205,7 @@ PM2_HOME=$DIR/pm2 pm2 start app.js
         Debian("conmon"),
         "conmon",
         "conmon",
-        r#"
+        r"
 mkdir bundle; cat >runtime <<'END'
 #!/bin/bash
 while [ $# -gt 0 ]; do [ $1 = --pid-file ] && file=$2; shift; done
@@ -213,7 +214,7 @@ END
 chmod +x runtime
 conmon -c box -u box -n box -r $DIR/runtime -b $DIR/bundle -p $DIR/pid -l k8s-file:$DIR/log \
   --full-attach
-"#,
+",
     ),
     row(
         "deliberate",
@@ -236,7 +237,7 @@ unshare --mount bash -c '
         Host,
         "setsid nohup script",
         "sleep 1000",
-        r#"printf 'setsid nohup sleep 1000 </dev/null >/dev/null 2>&1 &\nexit\n' | terminal"#,
+        r"printf 'setsid nohup sleep 1000 </dev/null >/dev/null 2>&1 &\nexit\n' | terminal",
     ),
     row(
         "deliberate",
@@ -252,7 +253,7 @@ unshare --mount bash -c '
         Host,
         "nohup script",
         "sleep 1000",
-        r#"printf 'nohup sleep 1000 &\nexit\n' | terminal"#,
+        r"printf 'nohup sleep 1000 &\nexit\n' | terminal",
     ),
     row(
         "deliberate",
@@ -285,7 +286,7 @@ unshare --mount bash -c '
         Host,
         "script",
         "sleep 1000",
-        r#"printf '( sleep 1000 & )\nexit\n' | terminal"#,
+        r"printf '( sleep 1000 & )\nexit\n' | terminal",
     ),
     row(
         "left",
@@ -293,7 +294,7 @@ unshare --mount bash -c '
         Host,
         "script",
         "sleep 1000",
-        r#"printf 'sleep 1000 &\ndisown\nexit\n' | terminal"#,
+        r"printf 'sleep 1000 &\ndisown\nexit\n' | terminal",
     ),
     row(
         "left",
@@ -301,7 +302,7 @@ unshare --mount bash -c '
         Host,
         "script pgrep",
         "sleep 1000",
-        r#"hang_up 'sleep 1000 & disown; echo $! >pid'"#,
+        r"hang_up 'sleep 1000 & disown; echo $! >pid'",
     ),
     row(
         "left",
@@ -358,12 +359,12 @@ unshare --mount bash -c '
         PYTHON,
         "gunicorn curl",
         "gunicorn",
-        r#"
+        r"
 application; gunicorn -b unix:$DIR/socket app:app & master=$!
 until_true test -S socket
 curl --silent --max-time 1 --unix-socket $DIR/socket http://box/
 kill -KILL $master; wait $master
-"#,
+",
     ),
     row(
         "leaked",
