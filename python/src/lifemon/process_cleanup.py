@@ -293,9 +293,11 @@ class ProcessManager:
             logger.warning("Worker %d didn't respond to SIGTERM, force killing", index)
             self._workers.signal(process, signal.SIGKILL)
         yield _GONE_TIMEOUT_S
-        self._end_trees()
+        is_done = self._end_trees()
         self._cleanup_orphans()
-        self._workers.close()
+        # What is left now may end with the server.
+        if is_done:
+            self._workers.close()
         logger.info("Worker shutdown complete")
 
     def _cleanup_orphans(self) -> None:
@@ -303,10 +305,12 @@ class ProcessManager:
         if os.getpid() == self._workers.owner:
             cleanup_orphan_processes(*self.orphan_patterns)
 
-    def _end_trees(self) -> None:
+    def _end_trees(self) -> bool:
+        """Kills all that is left of the trees; returns whether nothing is."""
         ended = self._workers.end()
         for left in ended.survivors:
             logger.warning("Process %s is left: %s", left.get("pid"), left.get("reason"))
+        return not ended.survivors
 
     def _dead(self) -> list[int]:
         self._workers.refresh()
