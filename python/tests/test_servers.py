@@ -334,3 +334,32 @@ assert own.wait() == 7, "the server's own child is the server's"
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+@needs_helper
+@needs_root
+def test_a_tracker_that_is_switched_off_meanwhile_changes_nothing(serve: Serve) -> None:
+    """With a BPF file system of its own: it is nobody else's tracker."""
+    script = 'mount -t bpf bpf /sys/fs/bpf && "$LIFEMON" track on >/dev/null && exec "$@"'
+    binary = str(find_binary())
+    server = serve(
+        "server.py",
+        "fork",
+        "2",
+        "engine",
+        "plain",
+        prefix=["unshare", "-m", "sh", "-c", script, "sh"],
+        LIFEMON=binary,
+        LIFEMON_WAY="helper",
+    )
+    server.pids("server")
+    server.pids("engine", 2)
+    assert "way helper\n" in server.text()
+    off = ["nsenter", "-m", "-t", str(server.process.pid), binary, "track", "off"]
+    subprocess.run(off, check=True, stdout=subprocess.DEVNULL)
+    worker = server.pids("worker", 2)[0]
+    os.kill(worker, signal.SIGKILL)
+    wait_until("its end", lambda: ended(worker))
+    time.sleep(0.5)
+    server.process.kill()
+    all_end(server, {"worker": 2, "engine": 2})
