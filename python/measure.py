@@ -87,7 +87,7 @@ async def in_loop(size_mib: int, way: str) -> float:
     if way == "lifemon":
         manager = ProcessManager([process], [pipe], policy="any")
         acted = loop.create_future()
-        manager._end_trees = lambda: acted.set_result(None)  # pyright: ignore
+        manager._end_trees = lambda: not acted.set_result(None)  # pyright: ignore
         manager._cleanup_orphans = lambda: None  # pyright: ignore
         real, os._exit = os._exit, lambda code: None  # pyright: ignore
         task = asyncio.create_task(manager.monitor_workers())

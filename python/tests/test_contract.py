@@ -407,6 +407,7 @@ def test_workers_that_are_asked_to_exit(
     assert [process.exitcode for process in two[0]] == [0, 0]
     assert caplog.messages[-1] == "Worker shutdown complete"
     manager._shutdown_workers()
+    assert manager.get_health_status()["dead_workers"] == [0, 1]
 
 
 def test_the_shutdown_is_called_synchronously_inside_a_running_loop(

@@ -253,7 +253,7 @@ def test_a_watch_that_is_left_ends() -> None:
         events = lifemon.watch(child.pid)
         async for _ in events:
             break
-        await events.aclose()  # pyright: ignore
+        await events.aclose()
 
     asyncio.run(main())
     assert [pid for pid in _proc.children(os.getpid()) if "attach" in _proc.command_line(pid)] == []

@@ -291,3 +291,75 @@ def test_the_helper_that_is_killed_is_named_and_the_server_goes_on(
     wait_until("the death", lambda: manager.get_health_status().get("dead_workers") == [0])
     manager._shutdown_workers()
     assert processes[1].exitcode == 0
+
+
+def test_a_server_that_is_a_subreaper_adopts_and_reaps_what_it_knows(tmp_path: Path) -> None:
+    script = """
+import os, signal, subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+from parts import start_workers
+from lifemon import _proc
+from lifemon.process_cleanup import ProcessManager
+processes, connections = start_workers("fork", 1, "engine")
+manager = ProcessManager(processes, connections, subreaper=True, monitor_interval=0.05)
+end = time.monotonic() + 20
+while not (engines := [f for f in os.listdir(os.environ["PIDS"]) if f.startswith("engine")]):
+    assert time.monotonic() < end
+    time.sleep(0.01)
+engine = int(engines[0].partition(".")[2])
+own = subprocess.Popen(["sh", "-c", "exit 7"])
+assert manager.way == "snapshots" and manager.get_health_status()["lifemon"]["complete"] is False
+processes[0].kill()
+while not manager.get_health_status()["lifemon"]["orphans"]:
+    assert time.monotonic() < end
+    time.sleep(0.01)
+assert _proc.stat(engine).parent == os.getpid()
+manager._cleanup_orphans()
+while _proc.stat(engine):
+    manager.get_health_status()
+    assert time.monotonic() < end, "it is reaped"
+    time.sleep(0.01)
+assert own.wait() == 7, "the server's own child is the server's"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent / "programs")],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(SOURCE),
+            "LIFEMON_WAY": "snapshots",
+            "PIDS": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@needs_helper
+@needs_root
+def test_a_tracker_that_is_switched_off_meanwhile_changes_nothing(serve: Serve) -> None:
+    """With a BPF file system of its own: it is nobody else's tracker."""
+    script = 'mount -t bpf bpf /sys/fs/bpf && "$LIFEMON" track on >/dev/null && exec "$@"'
+    binary = str(find_binary())
+    server = serve(
+        "server.py",
+        "fork",
+        "2",
+        "engine",
+        "plain",
+        prefix=["unshare", "-m", "sh", "-c", script, "sh"],
+        LIFEMON=binary,
+        LIFEMON_WAY="helper",
+    )
+    server.pids("server")
+    server.pids("engine", 2)
+    assert "way helper\n" in server.text()
+    off = ["nsenter", "-m", "-t", str(server.process.pid), binary, "track", "off"]
+    subprocess.run(off, check=True, stdout=subprocess.DEVNULL)
+    worker = server.pids("worker", 2)[0]
+    os.kill(worker, signal.SIGKILL)
+    wait_until("its end", lambda: ended(worker))
+    time.sleep(0.5)
+    server.process.kill()
+    all_end(server, {"worker": 2, "engine": 2})

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -117,7 +117,7 @@ def kill_tree(
     return report
 
 
-async def watch(pid: Target) -> AsyncIterator[_model.Event]:
+async def watch(pid: Target) -> AsyncGenerator[_model.Event, None]:
     """Yields the tree of a process as it is (`attached`), and then every event of it.
 
     Ends when nothing of the tree is left. Leaving the loop ends the watch. Raises as `tree` does.

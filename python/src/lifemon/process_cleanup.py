@@ -49,7 +49,7 @@ _CHAIN_MAX = 64
 """Causes of an exception that are followed: a chain that is longer is a circle."""
 
 _SEND_TIMEOUT_S = 1.0
-"""How long a worker may take to make room for the shutdown message."""
+"""How long all workers together may take to make room for the shutdown message."""
 
 _GONE_TIMEOUT_S = 5.0
 """How long to wait for the end of what was killed."""
@@ -170,7 +170,7 @@ class ProcessManager:
     def way(self) -> str | None:
         """Returns how the trees of the workers are known; None while there is no worker.
 
-        `agent`, `run`, `helper` (exact), `helper-snapshots`, `snapshots` (not exact).
+        `agent`, `helper` (exact), `helper-snapshots`, `snapshots` (not exact).
         """
         return self._workers.way.name if self._workers.way is not None else None
 
@@ -280,8 +280,9 @@ class ProcessManager:
         if not self._workers.is_ours:
             return
         self._is_stopping = True
+        deadline = time.monotonic() + _SEND_TIMEOUT_S
         for connection in self.connections:
-            _send_shutdown(connection)
+            _send_shutdown(connection, max(deadline - time.monotonic(), 0))
         yield self.shutdown_timeout
         for index, process in self._living():
             logger.warning(
@@ -293,9 +294,11 @@ class ProcessManager:
             logger.warning("Worker %d didn't respond to SIGTERM, force killing", index)
             self._workers.signal(process, signal.SIGKILL)
         yield _GONE_TIMEOUT_S
-        self._end_trees()
+        is_done = self._end_trees()
         self._cleanup_orphans()
-        self._workers.close()
+        # What is left now may end with the server.
+        if is_done:
+            self._workers.close()
         logger.info("Worker shutdown complete")
 
     def _cleanup_orphans(self) -> None:
@@ -303,10 +306,12 @@ class ProcessManager:
         if os.getpid() == self._workers.owner:
             cleanup_orphan_processes(*self.orphan_patterns)
 
-    def _end_trees(self) -> None:
+    def _end_trees(self) -> bool:
+        """Kills all that is left of the trees; returns whether nothing is."""
         ended = self._workers.end()
         for left in ended.survivors:
             logger.warning("Process %s is left: %s", left.get("pid"), left.get("reason"))
+        return not ended.survivors
 
     def _dead(self) -> list[int]:
         self._workers.refresh()
@@ -404,14 +409,14 @@ def _go_on(before: Any, number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), number)
 
 
-def _send_shutdown(connection: Any) -> None:
+def _send_shutdown(connection: Any, limit_s: float) -> None:
     """Asks a worker to exit. One that has not read for long does not block the others."""
     try:
         descriptor = connection.fileno()
         if isinstance(descriptor, int):
             room = select.poll()
             room.register(descriptor, select.POLLOUT)
-            if not room.poll(_SEND_TIMEOUT_S * 1_000):
+            if not room.poll(limit_s * 1_000):
                 return
         connection.send({"type": "shutdown"})
     except Exception as error:

@@ -53,6 +53,7 @@ class Helper:
         self._deaths: list[Death] = []
         self._owner = os.getpid()
         self._lock = threading.RLock()
+        self._is_lost = False
         # Whoever drops a manager has not ended its workers. At the exit of the interpreter nothing
         # is released: then the helper does its work.
         self._release = weakref.finalize(self, _release, process, channel, os.getpid())
@@ -69,7 +70,7 @@ class Helper:
     @property
     def incomplete(self) -> list[Json]:
         found: list[Json] = list(self._state.get("incomplete", []))
-        return found if self._channel is not None else [*found, DEAD]
+        return [*found, DEAD] if self._is_lost else found
 
     def fileno(self) -> int | None:
         return self._channel.fileno() if self._channel is not None else None
@@ -109,6 +110,7 @@ class Helper:
     def close(self) -> None:
         self._release()
         self._channel = None
+        self._state = {**self._state, "orphans": []}
 
     def abandon(self) -> None:
         self._release.detach()
@@ -189,6 +191,7 @@ class Helper:
         """Takes note that the helper is gone."""
         if self._channel is not None:
             logger.warning("The helper of lifemon is lost: %s", why)
+            self._is_lost = True
             self._release.detach()
             self._channel.close()
             self._channel = None
