@@ -103,7 +103,8 @@ impl Args {
                 .grace
                 .unwrap_or(Duration::from_secs(if asks { 10 } else { 0 })),
             timeout: self.timeout,
-            protected: spared,
+            protected: Vec::new(),
+            spared,
             dry_run: self.dry_run,
             force: self.force,
             suspects: match (self.accept_suspects, self.kill_suspects) {

@@ -394,7 +394,7 @@ mod tests {
         for unit in ["a.scope", "a", "user@1000", "user-1000.slice", "app"] {
             assert!(is_in_unit(&user, unit), "{unit}");
         }
-        for other in ["", "b", "user", ".scope"] {
+        for other in ["", "b", "user-100", ".scope"] {
             assert!(!is_in_unit(&user, other), "{other}");
         }
     }

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lifemon_ebpf::{LogEntry, LogShare, limits, recorder};
 
 use super::shared::{Shared, View};
-use super::tracker::Tracker;
 use super::{Error, sys};
 
 lifemon_ebpf::view! {
@@ -78,7 +77,15 @@ impl Recorder {
         })
     }
 
-    fn read(&self) -> io::Result<Log> {
+    /// Returns the number of deaths that were recorded, and of those that were overwritten.
+    pub(super) fn counters(&self) -> (u64, u64) {
+        let state = self.state.at(0);
+        let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        (read(&state.recorded), read(&state.overwritten))
+    }
+
+    /// Reads all of it.
+    pub(super) fn read(&self) -> io::Result<Log> {
         let shares = sys::read_all::<u32, LogShare>(self.shares.as_fd())?;
         let all = sys::read_all::<u32, LogEntry>(self.log.as_fd())?;
         let is_whole = |entry: &LogEntry| entry.begun != 0 && entry.begun == entry.ended;
@@ -115,23 +122,3 @@ impl Recorder {
 }
 
 const _: () = assert!(recorder::SHARDS > 1);
-
-impl Tracker {
-    /// Reads the flight recorder.
-    ///
-    /// # Errors
-    /// When its maps cannot be read.
-    pub fn log(&self) -> Result<Log, Error> {
-        self.recorder.read().map_err(Error::Map)
-    }
-
-    /// Returns the number of deaths that were recorded, and of those that were overwritten.
-    #[must_use]
-    pub fn log_counters(&self) -> (u64, u64) {
-        let state = self.recorder.state.at(0);
-        (
-            state.recorded.load(Ordering::SeqCst),
-            state.overwritten.load(Ordering::SeqCst),
-        )
-    }
-}

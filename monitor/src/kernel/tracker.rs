@@ -14,7 +14,7 @@ use super::hooks::{self, Closer, Role};
 use super::load::{self, LoadOptions, Loaded};
 use super::lock::{Lock, Patience};
 use super::pins::{self, Found, Pins};
-use super::recorder::Recorder;
+use super::recorder::{Log, Recorder};
 use super::shared::{Counters, PassView, Shared};
 use super::slots::Slots;
 use super::snapshot::{self, Snapshot};
@@ -243,6 +243,20 @@ impl Tracker {
     pub fn was_oom_victim(&self, id: &ProcessId) -> Result<bool, Error> {
         let marked: Option<u64> = sys::lookup(self.oom.as_fd(), &id.pid).map_err(Error::Map)?;
         Ok(marked.is_some_and(|at| at >= id.start_ns))
+    }
+
+    /// Reads the flight recorder.
+    ///
+    /// # Errors
+    /// When its maps cannot be read.
+    pub fn log(&self) -> Result<Log, Error> {
+        self.recorder.read().map_err(Error::Map)
+    }
+
+    /// Returns the number of deaths that were recorded, and of those that were overwritten.
+    #[must_use]
+    pub fn log_counters(&self) -> (u64, u64) {
+        self.recorder.counters()
     }
 
     /// Returns the counters of the whole host: forks, exits, records lost.

@@ -149,7 +149,8 @@ fn kill_below(
             first_signal: order.signal.and_then(Signal::new),
             grace: order.grace,
             timeout: TIMEOUT,
-            protected: kept.into_iter().chain([root]).collect(),
+            protected: vec![root],
+            spared: kept,
             // It is an ancestor of this process, and protected.
             force: true,
             ..KillOptions::default()

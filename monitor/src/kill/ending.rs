@@ -179,7 +179,11 @@ impl Ending {
             Stage::Grace | Stage::Killing => {}
         }
         if self.is_over() {
-            let kept = self.census().1;
+            let kept = if self.below.keep.is_given() {
+                self.census().1
+            } else {
+                Vec::new()
+            };
             return Some(self.rest(kept, None));
         }
         if matches!(self.stage, Stage::Killing) {

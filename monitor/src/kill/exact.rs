@@ -118,7 +118,11 @@ async fn kill_guarded(
     let (mut session, start) = Session::start_all(tracker, root, others, &watch)?;
     session.ignore_gone();
     let mut killing = Killing::new(session, start, begun);
-    killing.spare(&options.protected, guard.own())?;
+    for id in options.protected.iter().copied().chain([guard.own()]) {
+        killing.session.spare(id)?;
+        killing.members.retain(|member| member.id != id);
+    }
+    killing.spare(&options.spared)?;
     if let Some(envoy) = options.envoy.as_deref() {
         killing.leave_out(envoy)?;
     }
@@ -221,16 +225,14 @@ impl Killing {
         }
     }
 
-    /// Takes these processes out of the tree, with what they have created, and this very process.
-    fn spare(&mut self, protected: &[ProcessId], own: ProcessId) -> Result<(), Error> {
-        self.session.spare(own)?;
-        self.members.retain(|member| member.id != own);
-        if protected.is_empty() {
+    /// Takes these processes out of the tree, with what they have created.
+    fn spare(&mut self, tops: &[ProcessId]) -> Result<(), Error> {
+        if tops.is_empty() {
             return Ok(());
         }
         // Some are known from `/proc`, to a clock tick.
         let members = self.session.watcher().live_members()?.into_iter();
-        let is_meant = |id: &ProcessId| protected.iter().any(|one| is_same_process(*one, *id));
+        let is_meant = |id: &ProcessId| tops.iter().any(|one| is_same_process(*one, *id));
         let mut spared: HashSet<ProcessId> = members.filter(is_meant).collect();
         for id in &spared {
             self.session.spare(*id)?;

@@ -30,7 +30,10 @@ pub struct KillOptions {
     pub(crate) first_signal: Option<Signal>,
     pub(crate) grace: Duration,
     pub(crate) timeout: Duration,
+    /// These alone are spared.
     pub(crate) protected: Vec<ProcessId>,
+    /// These are spared with what they have created; known exactly, or to a clock tick.
+    pub(crate) spared: Vec<ProcessId>,
     pub(crate) dry_run: bool,
     pub(crate) force: bool,
     pub(crate) suspects: Suspects,
@@ -55,6 +58,7 @@ impl Default for KillOptions {
             grace: Duration::ZERO,
             timeout: TIMEOUT,
             protected: Vec::new(),
+            spared: Vec::new(),
             dry_run: false,
             force: false,
             suspects: Suspects::Report,

@@ -52,7 +52,7 @@ pub fn text(report: &Report<'_>, style: Style) -> String {
     };
     line("is", &state(it, style));
     if let Some(zombie) = &it.zombie {
-        let told = zombies::line(zombie, &Lineage::new(report.forest), style);
+        let told = zombies::line(zombie, &Lineage::new(report.forest), style.moment());
         line("", told.trim());
     }
     let creators = it.lineage.iter().take(CREATORS_SHOWN);
@@ -337,7 +337,8 @@ pub fn json(report: &Report<'_>, style: Style) -> Result<String, serde_json::Err
                 .map(|live| live_json(live, is_reparented(live.parent), report.forest)),
             wait_channel: it.wait_channel.as_deref(),
         },
-        zombie: zombie.map(|zombie| ZombieJson::new(zombie, &Lineage::new(report.forest), style)),
+        zombie: zombie
+            .map(|zombie| ZombieJson::new(zombie, &Lineage::new(report.forest), style.moment())),
         lineage: it
             .lineage
             .iter()

@@ -51,7 +51,7 @@ pub fn text(report: &OrphansReport<'_>, style: Style) -> String {
     }
     let lineage = zombies::Lineage::new(&forest);
     for zombie in report.zombies.unwrap_or_default() {
-        text.push_str(&zombies::line(zombie, &lineage, style));
+        text.push_str(&zombies::line(zombie, &lineage, style.moment()));
     }
     let mut text = fit(&text, style.columns);
     text.push_str(&counts(report.orphans.is_empty(), report.not_shown));
@@ -358,7 +358,7 @@ pub fn json(report: &OrphansReport<'_>, style: Style) -> Result<String, serde_js
             let lineage = zombies::Lineage::new(&forest);
             let zombies = zombies.iter();
             zombies
-                .map(|zombie| ZombieJson::new(zombie, &lineage, style))
+                .map(|zombie| ZombieJson::new(zombie, &lineage, style.moment()))
                 .collect()
         }),
         kill: killed.map(|report| KilledJson::new(report, false)),

@@ -37,6 +37,16 @@ pub struct Style {
     pub columns: Option<usize>,
 }
 
+impl Style {
+    /// Returns the time of the answer.
+    pub(super) const fn moment(self) -> zombies::Moment {
+        zombies::Moment {
+            clock: self.clock,
+            now_ns: self.now_ns,
+        }
+    }
+}
+
 /// Returns the processes of a list by their exact names, one a line.
 #[must_use]
 pub fn names(ids: impl IntoIterator<Item = ProcessId>) -> String {
@@ -73,7 +83,7 @@ pub fn text(entries: &[Entry], zombies: &[Zombie], snapshot: &Snapshot, style: S
         let forest = Forest::new(snapshot.records.iter().copied());
         let lineage = zombies::Lineage::new(&forest);
         for zombie in zombies {
-            text.push_str(&zombies::line(zombie, &lineage, style));
+            text.push_str(&zombies::line(zombie, &lineage, style.moment()));
         }
     }
     let mut text = fit(&text, style.columns);
@@ -354,7 +364,7 @@ pub fn json(
         .iter()
         .map(|entry| entry_json(entry, &forest, style));
     let lineage = zombies::Lineage::new(&forest);
-    let zombie = |zombie| ZombieJson::new(zombie, &lineage, style);
+    let zombie = |zombie| ZombieJson::new(zombie, &lineage, style.moment());
     let json = TreeJson {
         schema: SCHEMA,
         kind: "tree",

@@ -8,12 +8,21 @@ use serde::Serialize;
 use super::json::Id;
 use super::out::printable;
 use super::text::{self, duration_ms};
-use super::tree::Style;
 use crate::ProcessId;
 use crate::forest::Forest;
+use crate::kernel::clock::WallClock;
 use crate::proc::{self, Zombie};
 use crate::process::json::ExitJson;
 use crate::process::{Death, Process, Who};
+
+/// The time of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    /// Turns times since boot into dates.
+    pub(super) clock: WallClock,
+    /// Now, ns since boot.
+    pub(super) now_ns: u64,
+}
 
 /// A zombie, with what the lineage knows of it and of its parent.
 #[derive(Serialize, JsonSchema)]
@@ -85,16 +94,16 @@ fn facts(zombie: &Zombie, lineage: &Lineage<'_>, now_ns: u64) -> Facts {
 }
 
 impl ZombieJson {
-    pub(super) fn new(zombie: &Zombie, lineage: &Lineage<'_>, style: Style) -> Self {
-        let facts = facts(zombie, lineage, style.now_ns);
-        let died = facts.dead_ns.map(|ns| style.now_ns.saturating_sub(ns));
+    pub(super) fn new(zombie: &Zombie, lineage: &Lineage<'_>, at: Moment) -> Self {
+        let facts = facts(zombie, lineage, at.now_ns);
+        let died = facts.dead_ns.map(|ns| at.now_ns.saturating_sub(ns));
         Self {
             id: zombie.id.into(),
             name: zombie.name.clone(),
             uid: zombie.uid,
             parent: facts.parent,
             parent_state: facts.parent_state,
-            died: died.map(|at_ns| style.clock.rfc3339(at_ns)),
+            died: died.map(|at_ns| at.clock.rfc3339(at_ns)),
             dead_ms: facts.dead_ns.map(|ns| ns / 1_000_000),
             exit: facts.death.map(Into::into),
         }
@@ -102,8 +111,8 @@ impl ZombieJson {
 }
 
 /// Returns a line about a zombie.
-pub(super) fn line(zombie: &Zombie, lineage: &Lineage<'_>, style: Style) -> String {
-    let facts = facts(zombie, lineage, style.now_ns);
+pub(super) fn line(zombie: &Zombie, lineage: &Lineage<'_>, at: Moment) -> String {
+    let facts = facts(zombie, lineage, at.now_ns);
     let name = zombie.name.as_deref().map(printable).unwrap_or_default();
     let how = facts.death.as_ref().map(text::how);
     let how = how.unwrap_or_else(|| "how it died is not known".to_owned());
