@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
@@ -11,7 +12,7 @@ use rustix::thread::{
 };
 
 /// Becomes this user and group, without other groups and without any capability, now and after
-/// whatever program is executed. Nobody but root can look into this process from here on.
+/// whatever program is executed, and without any more threads or children. Nobody but root can look into this process from here on.
 ///
 /// # Errors
 /// When a step fails, or the kernel does not confirm the result.
@@ -32,6 +33,8 @@ pub(crate) fn give_up(uid: u32, gid: u32) -> io::Result<()> {
     };
     set_capabilities(None, none)?;
     set_no_new_privs(true)?;
+    // It needs neither threads nor children.
+    setrlimit(Resource::RLIMIT_NPROC, 0, 0)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     confirm(uid.as_raw())
 }
