@@ -3,13 +3,15 @@
 use std::fs;
 use std::io;
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::capabilities::{drop_capabilities, empty_bounding_set};
 
 /// Becomes this user and group, without other groups and without any capability, now and after
-/// whatever program is executed. Nobody but root can look into this process from here on.
+/// whatever program is executed, and without any more threads or children. Nobody but root can look
+/// into this process from here on.
 ///
 /// # Errors
 /// When a step fails, or the kernel does not confirm the result.
@@ -20,6 +22,8 @@ pub(crate) fn give_up(uid: u32, gid: u32) -> io::Result<()> {
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
     drop_capabilities()?;
+    // It needs neither threads nor children.
+    setrlimit(Resource::RLIMIT_NPROC, 0, 0)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     confirm(uid.as_raw())
 }
