@@ -287,8 +287,10 @@ mod tests {
 
     #[test]
     fn an_answer_has_a_bounded_part_of_all_command_lines() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
+        // The shell goes on to wait: further words mean nothing to it.
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read line"])
+            .stdin(std::process::Stdio::piped())
             .args(std::iter::repeat_n("x".repeat(1_000), 20))
             .spawn()
             .unwrap();
