@@ -264,6 +264,7 @@ mod tests {
     fn finished(events: &[Value]) -> Finished {
         let common = json!({
             "schema": "lifemon/2",
+            "kind": "event",
             "tree": {"pid": 1, "start_ns": 5},
             "time": "2026-01-01T00:00:00.000000000Z",
         });

@@ -74,8 +74,10 @@ mod tests {
         for (kind, schema) in &all {
             let path = directory.join(format!("{kind}.json"));
             let file = std::fs::read_to_string(&path).unwrap_or_default();
+            // The order of fields hangs on what else is compiled with it.
+            let value: Option<serde_json::Value> = serde_json::from_str(&file).ok();
             assert!(
-                file == text(schema),
+                value.as_ref() == Some(schema.as_value()),
                 "{} is not what `cargo xtask schema` writes",
                 path.display()
             );
