@@ -88,6 +88,8 @@ class Member(Process):
     elided: int = 0
     died: str | None = None
     exit: Exit | None = None
+    deliberate: list[Evidence] = field(default_factory=lambda: list[Evidence]())
+    mps_client: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class TreeProcess(Member):
 
     age_ms: int = 0
     state: str | None = None
-    parent: int | None = None
+    parent: Who | None = None
     reparented: bool = False
     command: list[str] = field(default_factory=list[str])
     command_truncated: bool = False
@@ -235,6 +237,8 @@ class KillReport:
     already_dying: list[Who] = field(default_factory=list[Who])
     survivors: list[Survivor] = field(default_factory=list[Survivor])
     suspects: list[Suspect] = field(default_factory=list[Suspect])
+    spared: list[Who] = field(default_factory=list[Who])
+    others: int = 0
     rejected: int = 0
     not_shown: int = 0
     inferred: bool = False
@@ -263,6 +267,7 @@ class OrphanReport(_Known):
     not_shown: dict[str, int] = field(default_factory=dict[str, int])
     zombies: list[Zombie] = field(default_factory=list[Zombie])
     kill: KillReport | None = None
+    killed_trees: list[Who] | None = None
     spared: list[Spared] = field(default_factory=list[Spared])
 
 
@@ -295,6 +300,7 @@ class GpuReport(_Known):
     strangers: list[Memory] = field(default_factory=list[Memory])
     trees: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     kill: KillReport | None = None
+    killed_trees: list[Who] | None = None
     spared: list[Spared] = field(default_factory=list[Spared])
 
 
@@ -323,7 +329,7 @@ class Event:
     signal: SignalSent | None = None
     orphans: list[Who] = field(default_factory=list[Who])
     stranded: bool | None = None
-    parent: int | None = None
+    parent: Who | None = None
     age_ms: int | None = None
     after_us: int | None = None
     state: str | None = None
