@@ -18,8 +18,10 @@ const SHARES: [(&str, &[&str]); 4] = [
         "trixie",
         &[
             "actors",
+            "hostile",
             "kill_bombs",
             "kill_refused",
+            "log",
             "run_lives",
             "run_options",
             "run_signals",
@@ -33,22 +35,31 @@ const SHARES: [(&str, &[&str]); 4] = [
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
-const NOWHERE: [&str; 15] = [
+const NOWHERE: [&str; 24] = [
+    "agent",
     "commands",
     "gpu",
+    "honest",
     "kill_interrupted",
     "kill_on_root_exit",
+    "kill_suspects",
     "load",
     "manager",
     "manager_direct",
     "manager_wire",
     "python_servers",
+    "questions",
+    "recipes",
     "run",
     "run_alone",
     "run_keepers",
     "run_many",
     "run_supervised",
+    "schemas",
+    "selectors",
     "shapes",
+    "sparing",
+    "verdicts",
 ];
 
 /// What takes longest in a guest, the longest last: a slow machine leaves these out first.
