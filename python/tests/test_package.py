@@ -247,7 +247,7 @@ def test_the_events_of_a_tree() -> None:
 @needs_helper
 @needs_root
 def test_a_watch_that_is_left_ends() -> None:
-    child = start("sleep 600")
+    child = start("exec sleep 600")
 
     async def main() -> None:
         events = lifemon.watch(child.pid)
@@ -294,7 +294,7 @@ def test_a_guard_ends_its_tree_on_leaving() -> None:
         assert guard.way in ("helper", "helper-snapshots")
         assert child.poll() is None
     assert child.wait(10) == -9
-    kept = start("sleep 600")
+    kept = start("exec sleep 600")
     with lifemon.Guard(kept.pid) as guard:
         guard.keep = True
     assert kept.poll() is None
