@@ -226,36 +226,31 @@ impl Death {
     /// Returns the death that an exit event reports.
     #[must_use]
     pub(crate) fn of_event(event: &Event) -> Self {
-        Self {
-            status: event.status,
-            is_oom: event.flags & OOM_KILLED != 0,
-            sender: sender(event.flags, event.sender, &event.sender_name),
-            unseen: false,
-            by_parent_death: event.flags & PARENT_DEATH != 0,
-        }
+        Self::of_facts(event.status, event.flags, event.sender, &event.sender_name)
     }
 
     /// Returns the death that the flight recorder has.
     #[must_use]
     pub(crate) fn of_log(entry: &LogEntry) -> Self {
-        Self {
-            status: entry.status,
-            is_oom: entry.flags & OOM_KILLED != 0,
-            sender: sender(entry.flags, entry.sender, &entry.sender_name),
-            unseen: false,
-            by_parent_death: entry.flags & PARENT_DEATH != 0,
-        }
+        Self::of_facts(entry.status, entry.flags, entry.sender, &entry.sender_name)
     }
 
     /// Returns the death that a ghost's record describes.
     #[must_use]
     pub(crate) fn of_record(record: &Record) -> Self {
+        let (flags, name) = (record.exit_flags, &record.sender_name);
+        Self::of_facts(record.status, flags, record.sender, name)
+    }
+
+    /// Returns the death of which the kernel half says this. That it went unseen only a record can
+    /// say.
+    fn of_facts(status: u32, flags: u32, from: ProcessId, name: &[u8; 16]) -> Self {
         Self {
-            status: record.status,
-            is_oom: record.exit_flags & OOM_KILLED != 0,
-            sender: sender(record.exit_flags, record.sender, &record.sender_name),
-            unseen: record.exit_flags & EXIT_UNSEEN != 0,
-            by_parent_death: record.exit_flags & PARENT_DEATH != 0,
+            status,
+            is_oom: flags & OOM_KILLED != 0,
+            sender: sender(flags, from, name),
+            unseen: flags & EXIT_UNSEEN != 0,
+            by_parent_death: flags & PARENT_DEATH != 0,
         }
     }
 }
