@@ -80,6 +80,30 @@ class Process(Who):
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What a verdict, or a suspicion, rests on."""
+
+    kind: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Placed(Process):
+    """A process with its command line, its control group, its unit and its container.
+
+    `truncated` where only the first part of the command line is here; `bytes` is that part in
+    base64, without loss, where it is no UTF-8.
+    """
+
+    command: list[str] = field(default_factory=list[str])
+    truncated: bool = False
+    bytes: str | None = None
+    cgroup: str | None = None
+    unit: str | None = None
+    container: str | None = None
+
+
+@dataclass(frozen=True)
 class Member(Process):
     """A member of a tree, dead or alive."""
 
@@ -88,7 +112,7 @@ class Member(Process):
     elided: int = 0
     died: str | None = None
     exit: Exit | None = None
-    deliberate: list[Evidence] = field(default_factory=lambda: list[Evidence]())
+    deliberate: list[Evidence] = field(default_factory=list[Evidence])
     mps_client: bool = False
 
 
@@ -123,32 +147,17 @@ class Subtree:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What a verdict, or a suspicion, rests on."""
-
-    kind: str
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class TreeProcess(Member):
+class TreeProcess(Member, Placed):
     """A process of `tree`."""
 
     age_ms: int = 0
     state: str | None = None
     parent: Who | None = None
     reparented: bool = False
-    command: list[str] = field(default_factory=list[str])
-    command_truncated: bool = False
-    truncated: bool = False
-    bytes: str | None = None
-    cgroup: str | None = None
-    unit: str | None = None
-    container: str | None = None
 
 
 @dataclass(frozen=True)
-class Orphan(Process):
+class Orphan(Placed):
     """A living process whose creator is dead."""
 
     verdict: str = "inferred"
@@ -161,13 +170,6 @@ class Orphan(Process):
     root: Who | None = None
     parent: Who | None = None
     state: str | None = None
-    command: list[str] = field(default_factory=list[str])
-    command_truncated: bool = False
-    truncated: bool = False
-    bytes: str | None = None
-    cgroup: str | None = None
-    unit: str | None = None
-    container: str | None = None
     gpu: Holding | None = None
     subtree: Subtree | None = None
     evidence: list[Evidence] = field(default_factory=list[Evidence])
@@ -272,19 +274,9 @@ class OrphanReport(_Known):
 
 
 @dataclass(frozen=True)
-class GpuHolder(Process):
+class GpuHolder(Holding, Placed):
     """A process that holds a GPU, and where it comes from."""
 
-    devices: list[str] = field(default_factory=list[str])
-    memory: list[Memory] = field(default_factory=list[Memory])
-    memory_bytes: int | None = None
-    command: list[str] = field(default_factory=list[str])
-    command_truncated: bool = False
-    truncated: bool = False
-    bytes: str | None = None
-    cgroup: str | None = None
-    unit: str | None = None
-    container: str | None = None
     lineage: list[Who] = field(default_factory=list[Who])
     root: Who | None = None
     orphan: Orphan | None = None
