@@ -12,10 +12,16 @@ use lifemon_tests::agent::{Agent, Caller, Sleeper};
 use lifemon_tests::{Lifemon, Sandbox, needs};
 use serde_json::Value;
 
-/// Skips a test where the programs of callers are missing.
+/// Skips a test where the programs of callers are missing, or a Python that each of them may run.
 macro_rules! callers {
     () => {
         if !lifemon_tests::has_programs(&["curl", "setpriv", "unshare"]) {
+            return;
+        }
+    };
+    (python) => {
+        callers!();
+        if lifemon_tests::agent::python_for_all().is_none() {
             return;
         }
     };

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use lifemon_tests::left_behind::{ask, kill_and_wait, orphans, tree};
+use lifemon_tests::left_behind::{ask, kill_and_wait, leave_workers, orphans, tree};
 use lifemon_tests::reports::{Identified as _, find};
 use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, Script, actor, needs, wait_until};
 use serde_json::Value;
@@ -19,9 +19,8 @@ fn an_orphan_is_explained() {
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "serve", 2, "init");
-    actor.step();
-    let (server, worker) = (actor.child("server"), actor.children("worker")[0]);
-    kill_and_wait(server);
+    let (server, workers) = leave_workers(&mut actor);
+    let worker = workers[0];
     let it: Value = ask("explain", &[&worker.pid.to_string()]).success();
     assert_eq!(it["kind"], "explain");
     assert_eq!(it["process"]["alive"], true, "{it}");
@@ -192,9 +191,7 @@ fn lists_as_names_and_silence() {
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "serve", 2, "init");
-    actor.step();
-    let (server, workers) = (actor.child("server"), actor.children("worker"));
-    kill_and_wait(server);
+    let (server, workers) = leave_workers(&mut actor);
     let root = server.pid.to_string();
     let lifemon = Lifemon::find();
     let output = lifemon.run(["orphans", "--tree", &root, "-o", "name"]);

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use lifemon_tests::left_behind::kill_and_wait;
+use lifemon_tests::left_behind::leave_workers;
 use lifemon_tests::{Lifemon, Sandbox, actor, has_programs, needs};
 
 const DOCUMENT: &str = include_str!("../../docs/events.md");
@@ -27,9 +27,7 @@ fn each_recipe_works() {
     }
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "serve", 2, "init");
-    actor.step();
-    let server = actor.child("server");
-    kill_and_wait(server);
+    let (server, _) = leave_workers(&mut actor);
     let lifemon = Lifemon::find().program().display().to_string();
     let recipes = recipes();
     assert!(recipes.len() >= 8, "{recipes:?}");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use lifemon_tests::handicap::{as_nobody, readable_copy};
-use lifemon_tests::left_behind::kill_and_wait;
+use lifemon_tests::left_behind::{kill_and_wait, leave_workers};
 use lifemon_tests::nvml::NvmlDouble;
 use lifemon_tests::{
     Actor, DEADLINE, HostTracker, Lifemon, Sandbox, actor, needs, run_alone, wait_until,
@@ -91,9 +91,7 @@ fn of_orphans() {
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "serve", 2, "init");
-    actor.step();
-    let server = actor.child("server");
-    kill_and_wait(server);
+    let (server, _) = leave_workers(&mut actor);
     let tree = server.pid.to_string();
     assert_shape_of_file!("orphans.txt", &[ask(&["orphans", "--tree", &tree])]);
 }

@@ -2,7 +2,7 @@
 //! deliberate, clients of CUDA MPS; and processes by their pids in a pid namespace.
 
 use lifemon_tests::handicap::{as_nobody, readable_copy};
-use lifemon_tests::left_behind::{ask, kill_and_wait};
+use lifemon_tests::left_behind::{ask, leave_workers};
 use lifemon_tests::reports::{KillReport, find};
 use lifemon_tests::{Lifemon, Sandbox, Script, actor, needs, proc};
 use serde_json::Value;
@@ -184,9 +184,7 @@ fn each_tree_that_was_killed_is_named() {
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut actor = actor!(sandbox, "serve", 2, "init");
-    actor.step();
-    let (server, workers) = (actor.child("server"), actor.children("worker"));
-    kill_and_wait(server);
+    let (server, workers) = leave_workers(&mut actor);
     let tree = server.pid.to_string();
     let output = Lifemon::find().run(["orphans", "--tree", &tree, "--kill"]);
     assert_eq!(output.code, Some(0), "{output:?}");

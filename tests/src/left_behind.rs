@@ -2,7 +2,7 @@
 //! every answer.
 
 use crate::reports::{OrphansReport, TreeReport, set_of};
-use crate::{DEADLINE, Lifemon, Output, Pidfd, Process};
+use crate::{Actor, DEADLINE, Lifemon, Output, Pidfd, Process};
 
 /// Returns the answer of `lifemon orphans` with these options.
 ///
@@ -82,4 +82,17 @@ pub fn kill_and_wait(process: Process) {
     let pidfd = Pidfd::of(process);
     pidfd.kill();
     pidfd.wait_gone(DEADLINE);
+}
+
+/// Lets the actor `serve` start its server with workers, and kills that; returns it and the
+/// workers that it leaves behind.
+///
+/// # Panics
+/// As [`kill_and_wait`].
+#[track_caller]
+pub fn leave_workers(actor: &mut Actor) -> (Process, Vec<Process>) {
+    actor.step();
+    let (server, workers) = (actor.child("server"), actor.children("worker"));
+    kill_and_wait(server);
+    (server, workers)
 }

@@ -77,10 +77,7 @@ fn wait_until_ended(what: &str, sleeper: &mut Sleeper) {
 
 #[test]
 fn trees_end_with_their_owner() {
-    callers!();
-    if python_for_all().is_none() {
-        return;
-    }
+    callers!(python);
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let agent = Agent::start(&sandbox, &[]);
@@ -106,10 +103,7 @@ fn trees_end_with_their_owner() {
 
 #[test]
 fn trees_end_with_the_connection_and_a_released_guard_ends_nothing() {
-    callers!();
-    if python_for_all().is_none() {
-        return;
-    }
+    callers!(python);
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let agent = Agent::start(&sandbox, &[]);
@@ -134,10 +128,7 @@ fn trees_end_with_the_connection_and_a_released_guard_ends_nothing() {
 
 #[test]
 fn the_end_of_the_agent_is_no_disconnect() {
-    callers!();
-    if python_for_all().is_none() {
-        return;
-    }
+    callers!(python);
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut agent = Agent::start(&sandbox, &[]);
@@ -180,10 +171,7 @@ fn the_end_of_the_agent_is_no_disconnect() {
 
 #[test]
 fn a_guard_whose_owner_dies_while_no_agent_runs_fires_afterwards() {
-    callers!();
-    if python_for_all().is_none() {
-        return;
-    }
+    callers!(python);
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut agent = Agent::start(&sandbox, &[]);
@@ -204,10 +192,7 @@ fn a_guard_whose_owner_dies_while_no_agent_runs_fires_afterwards() {
 
 #[test]
 fn an_agent_that_is_killed_again_and_again_loses_no_guard() {
-    callers!();
-    if python_for_all().is_none() {
-        return;
-    }
+    callers!(python);
     needs!(host_tracker);
     let sandbox = Sandbox::new();
     let mut agent = Agent::start(&sandbox, &[]);
