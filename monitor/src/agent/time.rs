@@ -24,20 +24,7 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// Reads `TERM`, `SIGTERM`, `term` or `15`: a signal that can come first.
 pub(super) fn parse_signal(text: &str) -> Result<Signal, String> {
-    use nix::sys::signal::Signal as Standard;
-    let upper = text.to_ascii_uppercase();
-    let name = if upper.starts_with("SIG") {
-        upper
-    } else {
-        format!("SIG{upper}")
-    };
-    let by_number = text.parse::<i32>().ok();
-    let standard = match by_number {
-        Some(number) => Standard::try_from(number).ok(),
-        None => name.parse().ok(),
-    };
-    let signal = standard.and_then(|standard| Signal::new(standard as i32));
-    signal.ok_or_else(|| "expected a signal below 32, like TERM".to_owned())
+    Signal::named(text).ok_or_else(|| "expected a signal below 32, like TERM".to_owned())
 }
 
 #[cfg(test)]

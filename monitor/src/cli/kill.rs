@@ -300,22 +300,10 @@ fn say_waiting(pid: u32, elapsed: Duration) {
 
 /// Reads `TERM`, `SIGTERM`, `term` or `15`.
 pub(super) fn parse_signal(text: &str) -> Result<Signal, String> {
-    if let Ok(number) = text.parse::<i32>() {
-        return nix::sys::signal::Signal::try_from(number)
-            .ok()
-            .and_then(|signal| Signal::new(signal as i32))
-            .ok_or_else(|| format!("{number} is no signal"));
-    }
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") {
-        name
-    } else {
-        format!("SIG{name}")
-    };
-    let named = name.parse::<nix::sys::signal::Signal>().ok();
-    named
-        .and_then(|signal| Signal::new(signal as i32))
-        .ok_or_else(|| format!("{text} is no signal; TERM, INT, or a number"))
+    Signal::named(text).ok_or_else(|| match text.parse::<i32>() {
+        Ok(number) => format!("{number} is no signal"),
+        Err(_) => format!("{text} is no signal; TERM, INT, or a number"),
+    })
 }
 
 #[cfg(test)]

@@ -48,6 +48,20 @@ impl Signal {
         Self(number.cast_signed())
     }
 
+    /// Reads `TERM`, `SIGTERM`, `term` or `15`; `None` for what is no signal with a name.
+    #[cfg(feature = "cli")]
+    pub(crate) fn named(text: &str) -> Option<Self> {
+        use nix::sys::signal::Signal as Standard;
+        let standard = if let Ok(number) = text.parse::<i32>() {
+            Standard::try_from(number).ok()
+        } else {
+            let name = text.to_ascii_uppercase();
+            let name = name.strip_prefix("SIG").unwrap_or(&name);
+            format!("SIG{name}").parse().ok()
+        };
+        standard.map(|standard| Self(standard as i32))
+    }
+
     /// Returns its number.
     #[must_use]
     pub const fn number(self) -> i32 {
