@@ -8,6 +8,7 @@ use crate::gpu::nvml::{Answer, Server};
 use crate::kernel::pins::{self, Found};
 use crate::kernel::{LoadOptions, Refusal, Tracker, preflight};
 use crate::loss::Loss;
+use crate::sys::runtime::current_thread;
 use crate::words::count;
 
 /// The result of a check.
@@ -128,9 +129,7 @@ pub fn examine() -> Vec<Check> {
 /// Asks NVIDIA's management library as `lifemon gpu` does.
 fn gpu() -> Check {
     const NAME: &str = "GPU memory";
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = current_thread();
     let answer = match runtime {
         Ok(runtime) => runtime.block_on(async { Server::of_this_program().ask().await }),
         Err(error) => Answer::Failed(error.to_string()),

@@ -30,6 +30,7 @@ use crate::ProcessId;
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{Error, Tracker};
 use crate::sys::poll::closable;
+use crate::sys::runtime::current_thread;
 
 use super::audit::Audit;
 use super::call::{Answer, Call, Message};
@@ -449,9 +450,7 @@ impl Core {
 
 /// Runs what asks a driver, on a thread that does nothing else.
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Problem> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = current_thread();
     let runtime = runtime.map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
     Ok(runtime.block_on(work))
 }

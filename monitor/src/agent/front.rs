@@ -16,6 +16,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdStream;
 
 use crate::sys::poll::readable;
+use crate::sys::runtime::current_thread;
 use crate::sys::{child, privilege};
 
 use super::wire;
@@ -45,9 +46,7 @@ pub(crate) fn run(parent: u32, calls: RawFd, connections: RawFd) -> io::Result<(
     child::die_with(parent)?;
     let calls = StdStream::from(calls);
     calls.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = current_thread()?;
     runtime.block_on(serve(calls, connections))
 }
 

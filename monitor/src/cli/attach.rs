@@ -8,7 +8,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::devices::DeviceArgs;
 use super::target::Target;
-use super::{Code, Interrupts, Output, parse_capacity, parse_duration, parse_ring_size};
+use super::{
+    Code, Interrupts, Output, load_options, parse_capacity, parse_duration, parse_ring_size,
+};
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::gpu::holders::DeviceFiles;
@@ -22,6 +24,7 @@ use crate::process::{Process, Sender};
 use crate::report::out;
 use crate::report::stream::{EVENTS, Printer, SenderRoot, Summary};
 use crate::session::{Session, Update};
+use crate::sys::runtime::current_thread;
 use crate::watch::What;
 
 /// Arguments of `attach`.
@@ -72,10 +75,9 @@ impl Args {
     fn load_options(&self, verbose: u8) -> LoadOptions {
         LoadOptions {
             max_processes: self.max_processes,
-            debug: verbose >= 2,
             without_group_dead: self.without_group_dead,
             preemptible: self.preemptible,
-            ..LoadOptions::default()
+            ..load_options(verbose)
         }
     }
 }
@@ -177,9 +179,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     // Also for who only looks on: where tracepoints can be preempted, a watcher that loses the
     // processor in the middle of a call on a BPF map lets the kernel skip hooks.
     crate::sys::priority::go_first();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = current_thread()?;
     runtime.block_on(attach(args, output, verbose))
 }
 

@@ -3,16 +3,17 @@
 use super::devices::DeviceArgs;
 use super::target::Target;
 use super::tree::style;
-use super::{Code, NoSuchProcess, Output};
+use super::{Code, NoSuchProcess, Output, load_options};
 use crate::explain;
 use crate::forest::Forest;
 use crate::gpu;
 use crate::gpu::holders;
 use crate::gpu::nvml::{Answer, Server};
-use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::kernel::{Tracker, clock};
 use crate::orphan::Known;
 use crate::report::explain::Report;
 use crate::report::{self, out};
+use crate::sys::runtime::current_thread;
 
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
@@ -37,13 +38,8 @@ pub struct Args {
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     crate::sys::limits::raise_descriptor_limit();
     let files = args.gpus.files()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let mut tracker = Tracker::open_or_load(&LoadOptions {
-        debug: verbose >= 2,
-        ..LoadOptions::default()
-    })?;
+    let runtime = current_thread()?;
+    let mut tracker = Tracker::open_or_load(&load_options(verbose))?;
     let snapshot = tracker.snapshot()?;
     let zombie = args.target.zombie(&snapshot);
     let found = match (args.target.find_shown(&snapshot), &zombie) {

@@ -9,13 +9,13 @@ use super::ending::{Consent, Question, end};
 use super::repeat::WatchArgs;
 use super::select::Selectors;
 use super::tree::style;
-use super::{Code, Output, parse_duration};
+use super::{Code, Output, load_options, parse_duration};
 use crate::forest::Forest;
 use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::{self, Server};
 use crate::gpu::{self, Survey, holders};
 use crate::kernel::snapshot::Snapshot;
-use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::kernel::{Tracker, clock};
 use crate::kill::KillOptions;
 use crate::orphan::{self, Known, Orphan};
 use crate::proc;
@@ -23,6 +23,7 @@ use crate::report::ended::{self, Ended};
 use crate::report::gpu::{GpuReport, Holder, describe};
 use crate::report::{self, out};
 use crate::sys::capabilities::drop_capabilities;
+use crate::sys::runtime::current_thread;
 
 /// Arguments of `gpu`.
 #[derive(Debug, clap::Args)]
@@ -105,13 +106,8 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .kill_orphans
         .then(|| Question::new(is_chosen, args.yes, "--kill-orphans"))
         .transpose()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let mut tracker = Tracker::open_or_load(&LoadOptions {
-        debug: verbose >= 2,
-        ..LoadOptions::default()
-    })?;
+    let runtime = current_thread()?;
+    let mut tracker = Tracker::open_or_load(&load_options(verbose))?;
     if args.watch.is_given() {
         let ask = async || {
             let found = ask(&mut tracker, args, &files).await?;

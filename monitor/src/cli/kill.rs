@@ -10,16 +10,17 @@ use super::devices::DeviceArgs;
 use super::select::Selectors;
 use super::sparing::{self, Spare};
 use super::target::Target;
-use super::{Code, Interrupts, NoSuchProcess, Output, Usage, parse_duration};
+use super::{Code, Interrupts, NoSuchProcess, Output, Usage, load_options, parse_duration};
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
-use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::kernel::{Tracker, clock};
 use crate::kill::{Guard, KillOptions, KillReport, ReleaseOptions, Suspects, kill_tree};
 use crate::proc;
 use crate::process::Signal;
 use crate::report::kill::Marks;
 use crate::report::{self, out};
+use crate::sys::runtime::current_thread;
 
 /// Time after which progress is shown.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
@@ -161,13 +162,8 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     // Before anything that takes time: who starts from here on was not meant.
     let begun_ns = clock::boot_ns();
     crate::sys::priority::go_first();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let load = LoadOptions {
-        debug: verbose >= 2,
-        ..LoadOptions::default()
-    };
+    let runtime = current_thread()?;
+    let load = load_options(verbose);
     let tracker = Tracker::open_or_load(&load)?;
     let snapshot = tracker.snapshot()?;
     let selection = args.selectors.prepare()?;

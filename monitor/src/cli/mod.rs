@@ -39,7 +39,7 @@ use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::kernel;
+use crate::kernel::{self, LoadOptions};
 use crate::kill::KillError;
 use crate::report::out::{self, WriteError, printable};
 
@@ -412,6 +412,14 @@ impl Interrupts {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+    }
+}
+
+/// Returns the options for a tracker that a command loads itself.
+fn load_options(verbose: u8) -> LoadOptions {
+    LoadOptions {
+        debug: verbose >= 2,
+        ..LoadOptions::default()
     }
 }
 

@@ -9,20 +9,21 @@ use super::repeat::WatchArgs;
 use super::select::{Selection, Selectors};
 use super::target::Target;
 use super::tree::style;
-use super::{Code, Output, parse_duration};
+use super::{Code, Output, load_options, parse_duration};
 use crate::ProcessId;
 use crate::forest::{Forest, walk};
 use crate::gpu::holders::{self, DeviceFiles};
 use crate::gpu::nvml::{Answer, Server};
 use crate::gpu::{self, Survey};
 use crate::kernel::snapshot::Snapshot;
-use crate::kernel::{LoadOptions, Tracker, clock};
+use crate::kernel::{Tracker, clock};
 use crate::kill::KillOptions;
 use crate::orphan::{self, Known, Orphan, Verdict};
 use crate::proc::{self, Zombie};
 use crate::report::ended;
 use crate::report::orphans::OrphansReport;
 use crate::report::{self, out};
+use crate::sys::runtime::current_thread;
 
 /// Arguments of `orphans`.
 #[expect(
@@ -146,13 +147,8 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .kill
         .then(|| Question::new(args.has_selector(), args.yes, "--kill"));
     let question = question.transpose()?;
-    let load = LoadOptions {
-        debug: verbose >= 2,
-        ..LoadOptions::default()
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let load = load_options(verbose);
+    let runtime = current_thread()?;
     let mut tracker = Tracker::open_or_load(&load)?;
     if args.watch.is_given() {
         let ask = async || {

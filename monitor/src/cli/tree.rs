@@ -2,9 +2,9 @@
 
 use super::select::Selectors;
 use super::target::Target;
-use super::{Code, Output};
+use super::{Code, Output, load_options};
+use crate::kernel::Tracker;
 use crate::kernel::clock::{self, WallClock};
-use crate::kernel::{LoadOptions, Tracker};
 use crate::report::tree::Style;
 use crate::report::{self, out};
 use crate::tree;
@@ -49,10 +49,7 @@ impl Args {
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     let selection = args.selectors.prepare()?;
-    let tracker = Tracker::open_or_load(&LoadOptions {
-        debug: verbose >= 2,
-        ..LoadOptions::default()
-    })?;
+    let tracker = Tracker::open_or_load(&load_options(verbose))?;
     let snapshot = tracker.snapshot()?;
     let root = args
         .target

@@ -7,18 +7,19 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::devices::DeviceArgs;
 use super::target::Target;
-use super::{Code, Interrupts, Output, parse_duration};
+use super::{Code, Interrupts, Output, load_options, parse_duration};
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
-use crate::kernel::{LoadOptions, Tracker, WatchOptions, clock};
+use crate::kernel::{Tracker, WatchOptions, clock};
 use crate::loss::Loss;
 use crate::proc;
 use crate::process::{Death, Process};
 use crate::report::out;
 use crate::report::wait::{self as report, Waited};
 use crate::session::{Session, Update};
+use crate::sys::runtime::current_thread;
 use crate::watch::What;
 
 /// Interval at which a process that has died is asked whether it is gone.
@@ -80,9 +81,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = current_thread()?;
     runtime.block_on(wait(args, output, verbose))
 }
 
@@ -144,10 +143,7 @@ impl Waiting {
     /// Finds the processes and begins to watch what is alive of their trees.
     fn begin(args: &Args, verbose: u8) -> anyhow::Result<Self> {
         let files = args.gpus.files()?;
-        let tracker = Tracker::open_or_load(&LoadOptions {
-            debug: verbose >= 2,
-            ..LoadOptions::default()
-        })?;
+        let tracker = Tracker::open_or_load(&load_options(verbose))?;
         let snapshot = tracker.snapshot()?;
         let forest = Forest::new(snapshot.records.iter().copied());
         let found = args.targets.iter().map(|target| target.find(&snapshot));

@@ -17,6 +17,7 @@ use super::{Check, State};
 use crate::kernel::{Error, Tracker, place, preflight};
 use crate::kill::{KillError, KillOptions, kill_trees};
 use crate::proc;
+use crate::sys::runtime::current_thread;
 use crate::sys::{child, signals};
 
 /// Inode of the initial user namespace, `PROC_USER_INIT_INO` in the kernel.
@@ -89,10 +90,7 @@ pub(super) fn kill_of(tracker: Tracker) -> Check {
 fn kill_child(tracker: Tracker, pid: u32) -> Result<bool, KillError> {
     let root = tracker.snapshot()?.live(pid).map(|(id, _)| *id);
     let root = root.ok_or_else(|| Error::NoProcess(pid.to_string()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(KillError::NotPrepared)?;
+    let runtime = current_thread().map_err(KillError::NotPrepared)?;
     let options = KillOptions::new().timeout(KILL_TIMEOUT);
     let report = runtime.block_on(kill_trees(tracker, root, &[], &options))?;
     Ok(report.is_done())

@@ -8,6 +8,7 @@ use super::Root;
 use crate::kernel::{LoadOptions, Tracker, clock};
 use crate::kill::{self, KillError, KillOptions, KillReport};
 use crate::sys::limits::raise_descriptor_limit;
+use crate::sys::runtime::current_thread;
 
 /// Kills a tree: every process of it, nobody else, and the proof that none can run again.
 ///
@@ -92,10 +93,7 @@ pub fn kill_tree_blocking(
 /// Runs a kill on this thread.
 fn run(kill: impl Future<Output = Result<KillReport, KillError>>) -> Result<KillReport, KillError> {
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(KillError::NotPrepared)?;
+    let runtime = current_thread().map_err(KillError::NotPrepared)?;
     runtime.block_on(kill)
 }
 

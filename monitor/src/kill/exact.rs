@@ -24,6 +24,7 @@ use crate::proc;
 use crate::process::{Death, Process, Signal, Who, is_same_process};
 use crate::session::{Session, Start, Update};
 use crate::sys::pidfd;
+use crate::sys::runtime::current_thread;
 use crate::watch::What;
 
 /// Pause between two looks at who lives, where nothing tells of deaths.
@@ -179,10 +180,7 @@ pub(super) fn kill_blocking(
     let Some(root) = root.filter(|root| is_meant(*root)) else {
         return Err(Error::NoProcess(pid.to_string()).into());
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(KillError::NotPrepared)?;
+    let runtime = current_thread().map_err(KillError::NotPrepared)?;
     runtime.block_on(kill_trees(tracker, root, &[], &options(root)))
 }
 

@@ -262,9 +262,7 @@ mod tests {
     use super::*;
 
     fn run<T>(future: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
+        let runtime = crate::sys::runtime::current_thread();
         runtime.unwrap().block_on(future)
     }
 

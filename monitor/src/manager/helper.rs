@@ -34,6 +34,7 @@ use crate::supervise::message::encode;
 use crate::sys::child::{leave_directory, set_name};
 use crate::sys::limits::raise_descriptor_limit;
 use crate::sys::pidfd;
+use crate::sys::runtime::current_thread;
 use crate::sys::signals::Signals;
 use crate::watch::What;
 use crate::words::count;
@@ -91,9 +92,7 @@ pub fn serve_helper(socket: UnixStream, use_ebpf: bool) -> io::Result<()> {
         told: None,
         outbox: VecDeque::new(),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = current_thread()?;
     runtime.block_on(helper.run(socket, owner))
 }
 

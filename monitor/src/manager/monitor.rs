@@ -28,6 +28,7 @@ use crate::session::{Session, Update};
 use crate::supervise::frame::{Frames, MessageError};
 use crate::supervise::guardian::Guardian;
 use crate::supervise::message::{Notice, Request, encode};
+use crate::sys::runtime::current_thread;
 use crate::watch::What;
 
 /// Longest time to go on killing what a killed guardian has left.
@@ -84,9 +85,7 @@ impl Monitor {
         let period = options.monitor_interval.max(Duration::from_millis(1));
         let (ready, is_ready) = std::sync::mpsc::channel();
         let body = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
+            let runtime = current_thread();
             let started = runtime.and_then(|runtime| {
                 let inside = runtime.enter();
                 let channel = tokio::net::UnixStream::from_std(channel)?;

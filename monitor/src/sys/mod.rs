@@ -22,6 +22,7 @@ pub(crate) mod poll;
 pub(crate) mod priority;
 #[cfg(feature = "agent")]
 pub(crate) mod privilege;
+pub(crate) mod runtime;
 pub(crate) mod signals;
 pub(crate) mod terminal;
 

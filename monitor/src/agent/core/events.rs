@@ -25,6 +25,7 @@ use crate::agent::problem::{Code, Problem};
 use crate::agent::rights::Reach;
 use crate::agent::token;
 use crate::agent::view::View;
+use crate::sys::runtime::current_thread;
 
 /// Bytes of events that are kept for those who come back.
 const REPLAY_BYTES: u64 = 8 << 20;
@@ -130,9 +131,7 @@ impl Events {
             Arc::<str>::from(account.as_str()),
         );
         let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
+            let runtime = current_thread();
             if let Ok(runtime) = runtime {
                 runtime.block_on(follow(&core_, root, &whose, asked, begun));
             }

@@ -30,6 +30,7 @@ use crate::agent::state::Store;
 use crate::agent::time::{parse_duration, parse_signal};
 use crate::agent::token;
 use crate::agent::view::View;
+use crate::sys::runtime::current_thread;
 
 /// Kills that are remembered; of these the oldest that are done go first.
 const REMEMBERED: usize = 512;
@@ -467,9 +468,7 @@ pub(super) fn execute_all(
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, KillError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = current_thread();
     runtime.map_err(KillError::NotPrepared)
 }
 

@@ -24,6 +24,7 @@ use crate::agent::peer::Peer;
 use crate::agent::problem::{Code, Problem};
 use crate::agent::time::parse_duration;
 use crate::agent::view::View;
+use crate::sys::runtime::current_thread;
 
 /// The wait where none was asked for, and the longest.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -114,9 +115,7 @@ async fn released(id: ProcessId) -> Result<(), Problem> {
 async fn on_a_thread(root: ProcessId, until: Until) -> Result<(), Problem> {
     let (done, result) = oneshot::channel();
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
+        let runtime = current_thread();
         let Ok(runtime) = runtime else { return };
         runtime.block_on(async {
             let mut done = done;
