@@ -11,7 +11,7 @@ use super::target::Target;
 use super::tree::style;
 use super::{Code, Output, load_options, parse_duration};
 use crate::ProcessId;
-use crate::forest::{Forest, walk};
+use crate::forest::Forest;
 use crate::gpu::holders::{self, DeviceFiles};
 use crate::gpu::nvml::{Answer, Server};
 use crate::gpu::{self, Survey};
@@ -20,7 +20,7 @@ use crate::kernel::{Tracker, clock};
 use crate::kill::KillOptions;
 use crate::orphan::{self, Known, Orphan, Verdict};
 use crate::proc::{self, Zombie};
-use crate::report::ended;
+use crate::report::ended::{self, Ended};
 use crate::report::orphans::OrphansReport;
 use crate::report::{self, out};
 use crate::sys::runtime::current_thread;
@@ -152,24 +152,13 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let mut tracker = Tracker::open_or_load(&load)?;
     if args.watch.is_given() {
         let ask = async || {
-            let (found, orphans, not_shown) = ask(&mut tracker, args, &files).await?;
-            let losses = [found.snapshot.losses(), found.survey.losses()].concat();
-            let zombies = zombies(args, &found);
-            let report = OrphansReport {
-                orphans: &orphans,
-                not_shown: &not_shown,
-                ended: None,
-                snapshot: &found.snapshot,
-                zombies: zombies.as_deref(),
-                losses: &losses,
-            };
-            print(&report, output, args.full || output == Output::Wide)?;
+            let found = ask(&mut tracker, args, &files).await?;
+            found.print(None, args, output)?;
             Ok(Code::Done)
         };
         return runtime.block_on(args.watch.repeat(ask));
     }
-    let (found, orphans, not_shown) = runtime.block_on(ask(&mut tracker, args, &files))?;
-    let losses = [found.snapshot.losses(), found.survey.losses()].concat();
+    let found = runtime.block_on(ask(&mut tracker, args, &files))?;
     let options = KillOptions {
         timeout: args.timeout,
         release: super::devices::release(&files),
@@ -180,52 +169,27 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         force: args.force,
     };
     let ended = question
-        .map(|question| runtime.block_on(end(tracker, &orphans, consent, question, &options)))
+        .map(|question| runtime.block_on(end(tracker, &found.shown, consent, question, &options)))
         .transpose()?;
-    let zombies = zombies(args, &found);
-    let report = OrphansReport {
-        orphans: &orphans,
-        not_shown: &not_shown,
-        ended: ended.as_ref(),
-        snapshot: &found.snapshot,
-        zombies: zombies.as_deref(),
-        losses: &losses,
-    };
-    print(&report, output, args.full || output == Output::Wide)?;
+    found.print(ended.as_ref(), args, output)?;
     let is_no = match &ended {
         Some(ended) => !ended.is_done() || !ended.spared.is_empty(),
-        None => args.check && orphans.iter().any(|orphan| orphan.verdict.is_left_behind()),
+        None => {
+            let mut shown = found.shown.iter();
+            args.check && shown.any(|orphan| orphan.verdict.is_left_behind())
+        }
     };
     Ok(if is_no { Code::No } else { Code::Done })
 }
 
-fn print(report: &OrphansReport<'_>, output: Output, full: bool) -> anyhow::Result<()> {
-    let style = style(full);
-    let text = match output {
-        Output::Name => report::tree::names(report.orphans.iter().map(|orphan| orphan.process.id)),
-        Output::Text | Output::Wide => {
-            let mut text = report::orphans::text(report, style);
-            text.extend(report.ended.map(ended::text));
-            text
-        }
-        Output::Json => report::orphans::json(report, style)?,
-    };
-    out::print(&text)?;
-    Ok(())
-}
-
-/// Looks, and chooses: what was found, what of it is shown, and how much is not.
-async fn ask(
-    tracker: &mut Tracker,
-    args: &Args,
-    files: &DeviceFiles,
-) -> anyhow::Result<(Found, Vec<Orphan>, BTreeMap<Verdict, usize>)> {
+/// Looks, and chooses.
+async fn ask(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow::Result<Found> {
     // Before the snapshot: whoever has a socket by then is in it.
     let selection = args.selectors.prepare()?;
-    let found = look(tracker, args, files).await?;
-    let (mut orphans, not_shown) = choose(&found, args, &selection);
-    orphan::measure(&found.forest, &mut orphans);
-    Ok((found, orphans, not_shown))
+    let mut found = look(tracker, args, files).await?;
+    found.choose(args, &selection);
+    orphan::measure(&found.forest, &mut found.shown);
+    Ok(found)
 }
 
 /// Returns the zombies, where they are asked for: of the tree, if one is meant those that a process
@@ -249,36 +213,55 @@ fn zombies(args: &Args, found: &Found) -> Option<Vec<Zombie>> {
     Some(zombies)
 }
 
-/// Everything that was found, before anything is left out.
+/// Everything that was found.
 struct Found {
     tree: Option<ProcessId>,
     snapshot: Snapshot,
     forest: Forest,
     survey: Survey,
-    orphans: Vec<Orphan>,
+    /// The orphans that are shown.
+    shown: Vec<Orphan>,
+    /// The number of those that are meant as well and not shown.
+    not_shown: BTreeMap<Verdict, usize>,
 }
 
-/// Returns the orphans that are meant and shown, and how many are meant and not shown.
-fn choose(
-    found: &Found,
-    args: &Args,
-    selection: &Selection<'_>,
-) -> (Vec<Orphan>, BTreeMap<Verdict, usize>) {
-    let mut orphans = found.orphans.clone();
-    let wants_gpu = args.gpu || args.gpus.are_chosen();
-    orphans.retain(|orphan| !wants_gpu || !orphan.subtree.gpu.is_empty());
-    let mut orphans = selection.orphans(&found.forest, orphans);
-    let mut not_shown = BTreeMap::new();
-    orphans.retain(|orphan| {
-        // Its creator was seen to die, by somebody who did not stay.
-        let was_seen = args.verdict.is_empty() && orphan.was_seen_left();
-        let is_shown = was_seen || args.shows(orphan.verdict);
-        if !is_shown {
-            *not_shown.entry(orphan.verdict).or_default() += 1;
-        }
-        is_shown
-    });
-    (orphans, not_shown)
+impl Found {
+    /// Leaves out the orphans that are not meant, and those that are meant and not shown.
+    fn choose(&mut self, args: &Args, selection: &Selection<'_>) {
+        let mut orphans = std::mem::take(&mut self.shown);
+        let wants_gpu = args.gpu || args.gpus.are_chosen();
+        orphans.retain(|orphan| !wants_gpu || !orphan.subtree.gpu.is_empty());
+        self.shown = selection.orphans(&self.forest, orphans);
+        self.not_shown = orphan::leave_out(&mut self.shown, |orphan| {
+            // Its creator was seen to die, by somebody who did not stay.
+            let was_seen = args.verdict.is_empty() && orphan.was_seen_left();
+            was_seen || args.shows(orphan.verdict)
+        });
+    }
+
+    fn print(&self, ended: Option<&Ended>, args: &Args, output: Output) -> anyhow::Result<()> {
+        let zombies = zombies(args, self);
+        let report = OrphansReport {
+            orphans: &self.shown,
+            not_shown: &self.not_shown,
+            ended,
+            snapshot: &self.snapshot,
+            zombies: zombies.as_deref(),
+            losses: &[self.snapshot.losses(), self.survey.losses()].concat(),
+        };
+        let style = style(args.full || output == Output::Wide);
+        let text = match output {
+            Output::Name => report::tree::names(self.shown.iter().map(|orphan| orphan.process.id)),
+            Output::Text | Output::Wide => {
+                let mut text = report::orphans::text(&report, style);
+                text.extend(ended.map(ended::text));
+                text
+            }
+            Output::Json => report::orphans::json(&report, style)?,
+        };
+        out::print(&text)?;
+        Ok(())
+    }
 }
 
 /// Reads `leaked` and the like.
@@ -296,16 +279,8 @@ async fn look(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow
     let wants_gpu = args.gpu || args.gpus.are_chosen();
     let scan = |snapshot: &Snapshot| {
         let forest = Forest::new(snapshot.records.iter().copied());
-        let candidates: Vec<ProcessId> = if args.all || wants_gpu {
-            forest.all_living().collect()
-        } else {
-            let below = walk(&forest.orphans(), |id| forest.children(id)).into_iter();
-            below
-                .map(|(id, _)| id)
-                .filter(|id| forest.is_live(id))
-                .collect()
-        };
-        (holders::scan(candidates, files), forest)
+        let held = holders::scan_below_orphans(&forest, args.all || wants_gpu, files);
+        (held, forest)
     };
     let (mut held, mut forest) = scan(&snapshot);
     let mut answer = Answer::NotAsked;
@@ -322,12 +297,13 @@ async fn look(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow
         subreapers: &subreapers,
         holders: &survey.holders,
     };
-    let orphans = orphan::find(&known, tree);
+    let shown = orphan::find(&known, tree);
     Ok(Found {
         tree,
         snapshot,
         forest,
         survey,
-        orphans,
+        shown,
+        not_shown: BTreeMap::new(),
     })
 }

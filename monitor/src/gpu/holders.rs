@@ -12,6 +12,8 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use lifemon_ebpf::ProcessId;
 
 use super::{Holders, Holding, drm};
+#[cfg(feature = "cli")]
+use crate::forest::{Forest, walk};
 use crate::proc;
 
 /// The device files of NVIDIA, AMD's compute driver, and DRM.
@@ -125,6 +127,17 @@ pub fn scan(processes: impl IntoIterator<Item = ProcessId>, files: &DeviceFiles)
         }
     }
     scan
+}
+
+/// Looks at the open files of all the living, or of those below orphans alone.
+#[cfg(feature = "cli")]
+pub(crate) fn scan_below_orphans(forest: &Forest, all: bool, files: &DeviceFiles) -> Scan {
+    if all {
+        return scan(forest.all_living(), files);
+    }
+    let below = walk(&forest.orphans(), |id| forest.children(id)).into_iter();
+    let below = below.map(|(id, _)| id);
+    scan(below.filter(|id| forest.is_live(id)), files)
 }
 
 /// Returns what one process has open; nothing when its pid is another process's by now.

@@ -16,6 +16,8 @@ mod search;
 mod subtree;
 mod verdict;
 
+#[cfg(feature = "cli")]
+use std::collections::BTreeMap;
 use std::collections::{HashMap, HashSet};
 
 use lifemon_ebpf::{ProcessId, Record};
@@ -126,6 +128,23 @@ pub fn with_gpus(known: &Known<'_>) -> Vec<Orphan> {
     found.retain(|orphan| !orphan.subtree.gpu.is_empty());
     measure(known.forest, &mut found);
     found
+}
+
+/// Leaves out those that are not to be shown; returns how many, by their verdicts.
+#[cfg(feature = "cli")]
+pub(crate) fn leave_out(
+    orphans: &mut Vec<Orphan>,
+    is_shown: impl Fn(&Orphan) -> bool,
+) -> BTreeMap<Verdict, usize> {
+    let mut not_shown = BTreeMap::new();
+    orphans.retain(|orphan| {
+        let is_shown = is_shown(orphan);
+        if !is_shown {
+            *not_shown.entry(orphan.verdict).or_default() += 1;
+        }
+        is_shown
+    });
+    not_shown
 }
 
 /// Returns those of these orphans below which, or in whose place, stands a living process for which

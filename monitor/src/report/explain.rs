@@ -10,7 +10,7 @@ use super::json::{MemberJson, SCHEMA};
 use super::orphans::OrphanJson;
 use super::out::printable;
 use super::text::{self, Tone, duration_ms, paint};
-use super::tree::{KnownJson, LiveJson, Style, command, live_json, placed};
+use super::tree::{EntryJson, KnownJson, Style, command, live_json, placed};
 use super::zombies::{self, Lineage, ZombieJson};
 use crate::explain::{Ancestor, Explanation, Holds, Waiter};
 use crate::forest::Forest;
@@ -201,11 +201,7 @@ pub(crate) struct ExplainJson<'a> {
 #[derive(Serialize, JsonSchema)]
 struct PresentJson<'a> {
     #[serde(flatten)]
-    member: MemberJson,
-    alive: bool,
-    age_ms: u64,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    live: Option<LiveJson<'a>>,
+    entry: EntryJson<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     wait_channel: Option<&'a str>,
 }
@@ -328,13 +324,15 @@ pub fn json(report: &Report<'_>, style: Style) -> Result<String, serde_json::Err
         schema: SCHEMA,
         kind: "explain",
         process: PresentJson {
-            member,
-            alive: it.died.is_none() && it.zombie.is_none(),
-            age_ms: end_ns.saturating_sub(it.process.id.start_ns) / 1_000_000,
-            live: it
-                .live
-                .as_ref()
-                .map(|live| live_json(live, is_reparented(live.parent), report.forest)),
+            entry: EntryJson {
+                member,
+                alive: it.died.is_none() && it.zombie.is_none(),
+                age_ms: end_ns.saturating_sub(it.process.id.start_ns) / 1_000_000,
+                live: it
+                    .live
+                    .as_ref()
+                    .map(|live| live_json(live, is_reparented(live.parent), report.forest)),
+            },
             wait_channel: it.wait_channel.as_deref(),
         },
         zombie: zombie

@@ -297,13 +297,13 @@ impl KnownJson {
 }
 
 #[derive(Serialize, JsonSchema)]
-struct EntryJson<'a> {
+pub(super) struct EntryJson<'a> {
     #[serde(flatten)]
-    member: MemberJson,
-    alive: bool,
-    age_ms: u64,
+    pub(super) member: MemberJson,
+    pub(super) alive: bool,
+    pub(super) age_ms: u64,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    live: Option<LiveJson<'a>>,
+    pub(super) live: Option<LiveJson<'a>>,
 }
 
 /// The facts that `/proc` adds.

@@ -1,12 +1,11 @@
 //! What is answered at once: the lineage, the orphans, the holders of GPUs, and the agent itself,
 //! each as the caller may see it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
-use crate::ProcessId;
-use crate::forest::{Forest, walk};
+use crate::forest::Forest;
 use crate::gpu::holders::{self, DeviceFiles};
 use crate::gpu::nvml::{self, Server};
 use crate::gpu::{self, Survey};
@@ -82,13 +81,8 @@ pub(super) async fn orphans(
     orphans.retain(|orphan| view.shows_id(&orphan.process.id));
     let others = all - orphans.len();
     orphans.retain(|orphan| !query.gpu || !orphan.subtree.gpu.is_empty());
-    let mut not_shown: BTreeMap<Verdict, usize> = BTreeMap::new();
-    orphans.retain(|orphan| {
-        let is_shown = query.all || orphan.verdict.is_left_behind() || orphan.was_seen_left();
-        if !is_shown {
-            *not_shown.entry(orphan.verdict).or_default() += 1;
-        }
-        is_shown
+    let not_shown = orphan::leave_out(&mut orphans, |orphan| {
+        query.all || orphan.verdict.is_left_behind() || orphan.was_seen_left()
     });
     orphan::measure(&forest, &mut orphans);
     for orphan in &mut orphans {
@@ -112,14 +106,8 @@ pub(super) async fn orphans(
 /// Scans for holders of GPUs where orphans can be.
 fn look(snapshot: &Snapshot, query: &OrphansQuery, files: &DeviceFiles) -> (holders::Scan, Forest) {
     let forest = Forest::new(snapshot.records.iter().copied());
-    let candidates: Vec<ProcessId> = if query.all || query.gpu {
-        forest.all_living().collect()
-    } else {
-        let below = walk(&forest.orphans(), |id| forest.children(id)).into_iter();
-        let below = below.map(|(id, _)| id);
-        below.filter(|id| forest.is_live(id)).collect()
-    };
-    (holders::scan(candidates, files), forest)
+    let held = holders::scan_below_orphans(&forest, query.all || query.gpu, files);
+    (held, forest)
 }
 
 /// Takes out of what is said of an orphan whom the caller does not see.
