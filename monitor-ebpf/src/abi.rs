@@ -84,8 +84,8 @@ pub const SENT_BY_KERNEL: u32 = 4;
 /// [`Record::exit_flags`]: the kernel skipped the exit hook for it, so how it died is not known,
 /// and `exit_ns` is when that was noticed.
 pub const EXIT_UNSEEN: u32 = 8;
-/// [`Record::exit_flags`], [`Event::flags`]: the signal is the one that the process wanted to get at
-/// the death of its parent, which is the sender.
+/// [`Record::exit_flags`], [`Event::flags`]: the signal is the one that the process wanted to get
+/// at the death of its parent, which is the sender.
 pub const PARENT_DEATH: u32 = 16;
 /// [`LogEntry::flags`] alone: it had the device file of a GPU open.
 pub const HELD_GPU: u32 = 32;
@@ -419,7 +419,8 @@ pub struct Event {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogEntry {
-    /// Number of the entry, from 1 on, in the order of the deaths; 0 while it is written.
+    /// Number of the entry, from 1 on, in the order of the deaths; 0 while it is written, so it is
+    /// written last.
     pub begun: u64,
     /// The time of the death, in ns since boot.
     pub time_ns: u64,
@@ -443,7 +444,7 @@ pub struct LogEntry {
     pub ns_pid: u32,
     /// Processes that it had created and that were alive, or had somebody alive below them.
     pub children: u64,
-    /// The same number as `begun`, written last.
+    /// The same number as `begun`, written after all else but that.
     pub ended: u64,
 }
 

@@ -34,10 +34,10 @@ pub const RING_BYTES: u32 = 1 << 20;
 /// the ghosts that processes keep are bounded by their number, however they fork and die.
 pub const GHOSTS_IN_A_ROW: u32 = 8;
 
-/// Ghosts that one death may splice out. It makes a row longer by the ghost that it leaves, or makes
-/// one of two rows and of the ghost between them, where that has just lost its other child: as many
-/// as this are too many then. What could not be spliced, because somebody else was about to, is
-/// found by the next death in the row, or by the next command.
+/// Ghosts that one death may splice out. It makes a row longer by the ghost that it leaves, or
+/// makes one of two rows and of the ghost between them, where that has just lost its other child:
+/// as many as this are too many then. What could not be spliced, because somebody else was about
+/// to, is found by the next death in the row, or by the next command.
 pub const SPLICES: u32 = GHOSTS_IN_A_ROW + 1;
 
 /// Records that one death may remove, itself and the ghosts that nobody needs any more: as many as
@@ -59,8 +59,8 @@ pub const DYING_PARENTS: u32 = 16;
 /// the last such part takes deaths alone: what a member does over and over costs no death.
 pub const RING_PARTS: u64 = 4;
 
-/// Deaths that the flight recorder keeps. One more takes the place of an older one of the same user,
-/// and is counted in [`crate::Recorder::overwritten`].
+/// Deaths that the flight recorder keeps. One more takes the place of an older one of the same
+/// user, and is counted in [`crate::Recorder::overwritten`].
 pub const LOG_ENTRIES: u32 = 8_192;
 
 /// Entries of one shard of the flight recorder: a user has whole shards.
@@ -73,7 +73,8 @@ pub const LOG_GROWTHS: u32 = 7;
 /// users, and the last one for all who come later.
 pub const LOG_SHARDS_TO_GROW: u32 = 8;
 
-/// Users who have a share in the flight recorder; those who come later have the last shard together.
+/// Users who have a share in the flight recorder; those who come later have the last shard
+/// together.
 pub const LOG_USERS: u32 = 1_024;
 
 /// Descriptors of a dying process among which the device file of a GPU is looked for: programs open

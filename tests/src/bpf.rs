@@ -49,8 +49,8 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Returns what there is once it stays the same: the kernel lets go of what only the loading of a
-    /// tracker needed a moment after that.
+    /// Returns what there is once it stays the same: the kernel lets go of what only the loading of
+    /// a tracker needed a moment after that.
     ///
     /// # Panics
     /// As [`Traces::now`], and when it does not settle.

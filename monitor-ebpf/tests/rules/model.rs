@@ -50,9 +50,9 @@ pub(crate) fn row_above(records: &Records, id: &ProcessId) -> Vec<ProcessId> {
     row
 }
 
-/// What one death makes of the records: what nobody needs goes; and where the row is longer than
-/// [`GHOSTS_IN_A_ROW`] in which it, or the first above it that stays, is a ghost, the last go, at
-/// most [`SPLICES`] and none from a watched root on.
+/// Returns what one death makes of the records: what nobody needs goes; and where the row is longer
+/// than [`GHOSTS_IN_A_ROW`] in which it, or the first above it that stays, is a ghost, the last go,
+/// at most [`SPLICES`] and none from a watched root on.
 pub(crate) fn after_death(
     mut records: Records,
     roots: &BTreeSet<ProcessId>,

@@ -2,7 +2,8 @@
 //! what the front asks in the name of a connection.
 //!
 //! A connection is known here by a descriptor of its own, so that its end is seen without the
-//! front's word, and a front that ends takes no connection for closed that the caller has not closed.
+//! front's word, and a front that ends takes no connection for closed that the caller has not
+//! closed.
 
 mod answers;
 mod events;

@@ -1,14 +1,16 @@
-//! The node agent: answers and kills for users who are not root and for programs in containers, over
-//! a Unix socket, with the rights that the kernel says they have.
+//! The node agent: answers and kills for users who are not root and for programs in containers,
+//! over a Unix socket, with the rights that the kernel says they have.
 //!
-//! Two processes: the core (`core`) has the capabilities and never parses what a caller has written;
-//! the front (`front`) parses HTTP and has no capabilities. They talk over a socket (`wire`, `call`).
+//! Two processes: the core (`core`) has the capabilities and never parses what a caller has
+//! written; the front (`front`) parses HTTP and has no capabilities. They talk over a socket
+//! (`wire`, `call`).
 //!
 //! Reading order: `rights` (what a caller may: pure), `peer` (who a caller is), `naming` and `view`
 //! (whom it names and sees), `call`, `problem`, `wire`, `front`, `core` with what it does for a
 //! caller, `deputy`, and what these need: `limits`, `state`, `audit`, `handles`, `place`.
 //!
-//! Seams: policies would ask `core::kills` as a caller does; metrics would read `limits` and `core`.
+//! Seams: policies would ask `core::kills` as a caller does; metrics would read `limits` and
+//! `core`.
 
 mod audit;
 mod call;

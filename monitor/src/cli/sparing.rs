@@ -47,8 +47,8 @@ impl FromStr for Spare {
     }
 }
 
-/// Returns the living members of the tree of `root` that are to be spared. A pattern never means the
-/// root itself, which was named to be killed.
+/// Returns the living members of the tree of `root` that are to be spared. A pattern never means
+/// the root itself, which was named to be killed.
 ///
 /// # Errors
 /// [`NoSuchProcess`] where one that was named by its pid is not there.
@@ -163,8 +163,8 @@ pub(super) fn check_mps(clients: &HashSet<ProcessId>, forest: &Forest) -> Result
     Err(MpsClients(names.join(", ")))
 }
 
-/// Runs the user's own remedy before a kill: by a shell, with the root and its living members in the
-/// environment.
+/// Runs the user's own remedy before a kill: by a shell, with the root and its living members in
+/// the environment.
 ///
 /// # Errors
 /// When it does not start or fails: then nothing is to be killed.

@@ -2,8 +2,8 @@
 //! killed with work under way can take down the others
 //! (<https://docs.nvidia.com/deploy/mps/index.html>), so a kill should know them.
 //!
-//! A client finds the control daemon by a directory in its environment, in which the daemon listens.
-//! Nothing is opened here: the directory may be on a file system that hangs.
+//! A client finds the control daemon by a directory in its environment, in which the daemon
+//! listens. Nothing is opened here: the directory may be on a file system that hangs.
 
 use lifemon_ebpf::ProcessId;
 

@@ -211,8 +211,9 @@ pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool>
     }
 }
 
-/// Returns every entry of a hash map, or of an array. Each bucket is read under its lock, and entries do not change
-/// buckets: what is in the map during the whole call is in the result, exactly once.
+/// Returns every entry of a hash map, or of an array. Each bucket is read under its lock, and
+/// entries do not change buckets: what is in the map during the whole call is in the result,
+/// exactly once.
 pub(super) fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
     let mut size = FIRST_BATCH;

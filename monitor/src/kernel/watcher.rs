@@ -275,8 +275,9 @@ impl Watcher {
         self.tracker.slots.spare(self.slot, &key)
     }
 
-    /// Condemns the tree, with a condemnation as the kernel half has it: once the closer is attached, no member returns to user code, and what a
-    /// member has created dies before its first instruction. Undone when this is dropped.
+    /// Condemns the tree, with a condemnation as the kernel half has it: once the closer is
+    /// attached, no member returns to user code, and what a member has created dies before its
+    /// first instruction. Undone when this is dropped.
     ///
     /// # Errors
     /// When the lock cannot be taken.

@@ -1,5 +1,6 @@
 //! A kill in the name of somebody else: an envoy sends the signals with that one's rights, and the
-//! kernel decides about each of them. What may not be ended so is left out of the tree, and counted.
+//! kernel decides about each of them. What may not be ended so is left out of the tree, and
+//! counted.
 
 use std::fmt;
 use std::io;

@@ -1,5 +1,6 @@
 //! Who is kept when everything below a process is to end: whose name or command line matches a
-//! pattern, and what is below them. Once kept, a process is kept for good: it may take another name.
+//! pattern, and what is below them. Once kept, a process is kept for good: it may take another
+//! name.
 
 use std::collections::HashSet;
 

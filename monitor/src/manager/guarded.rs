@@ -1,7 +1,7 @@
-//! The third way: where this server may not use the tracker, the node agent guards what is below the
-//! guardian. When the server ends and the guardian has been killed as well, the agent ends what the
-//! workers have left. The guard hangs on a connection that lives as long as the monitor, and on the
-//! life of the server's process.
+//! The third way: where this server may not use the tracker, the node agent guards what is below
+//! the guardian. When the server ends and the guardian has been killed as well, the agent ends what
+//! the workers have left. The guard hangs on a connection that lives as long as the monitor, and on
+//! the life of the server's process.
 
 use std::io;
 use std::time::Duration;

@@ -127,7 +127,8 @@ impl CommandLine {
     }
 }
 
-/// Returns the command line of exactly this process, all of it that is looked at; `None` when it is not there any more.
+/// Returns the command line of exactly this process, all of it that is looked at; `None` when it is
+/// not there any more.
 #[must_use]
 pub fn command_line(id: ProcessId) -> Option<CommandLine> {
     let command = read_command(id.pid, BYTES_MAX)?;

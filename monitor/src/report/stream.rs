@@ -184,7 +184,8 @@ impl Printer {
     }
 }
 
-/// Returns the parent that `/proc` shows for an orphan, its start to a clock tick, which is the new one: its creator is gone.
+/// Returns the parent that `/proc` shows for an orphan, its start to a clock tick, which is the new
+/// one: its creator is gone.
 fn parent_of_orphan(happening: &Happening) -> Option<Who> {
     match happening.what {
         What::Orphaned { .. } => {

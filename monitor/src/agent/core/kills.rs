@@ -1,5 +1,6 @@
 //! Kills that callers have asked for: with the rights of the caller, once for each key, logged, and
-//! kept on disk from before the first signal, so that a kill that was interrupted is never repeated.
+//! kept on disk from before the first signal, so that a kill that was interrupted is never
+//! repeated.
 
 use std::collections::HashMap;
 use std::io;

@@ -241,7 +241,7 @@ async fn health(caller: Caller, Path(process): Path<String>) -> Answered {
     Ok(caller.ask(Call::Health { process }).await)
 }
 
-/// What the agent is, who the caller is, and what it may.
+/// Says what the agent is, who the caller is, and what it may.
 #[utoipa::path(get, path = "/info", responses((status = 200, description = "an object")))]
 async fn info(caller: Caller) -> Answered {
     Ok(caller.ask(Call::Info).await)

@@ -5,9 +5,9 @@
 //! `fork:END` creates the next, which goes on with the steps; who called it ends with the exit code
 //! END once everything below is in place, or stays when END is no number. `exec` runs this program
 //! again, `session` is setsid(2), `null` is input from /dev/null, `hup` ignores SIGHUP, `subreaper`
-//! adopts orphans, `join:DIRECTORY` goes to that control group, `namespace` makes the next one the first of a pid namespace, `name:NAME` is a
-//! new name, `open:FILE` an open file that exec leaves open, and with `leaderless` the thread that
-//! leads the last process exits while another goes on.
+//! adopts orphans, `join:DIRECTORY` goes to that control group, `namespace` makes the next one the
+//! first of a pid namespace, `name:NAME` is a new name, `open:FILE` an open file that exec leaves
+//! open, and with `leaderless` the thread that leads the last process exits while another goes on.
 
 use std::ffi::CString;
 use std::fs::File;
