@@ -172,12 +172,11 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .map(|question| runtime.block_on(end(tracker, &found.shown, consent, question, &options)))
         .transpose()?;
     found.print(ended.as_ref(), args, output)?;
-    let is_no = match &ended {
-        Some(ended) => !ended.is_done() || !ended.spared.is_empty(),
-        None => {
-            let mut shown = found.shown.iter();
-            args.check && shown.any(|orphan| orphan.verdict.is_left_behind())
-        }
+    let is_no = if let Some(ended) = &ended {
+        !ended.is_done() || !ended.spared.is_empty()
+    } else {
+        let mut shown = found.shown.iter();
+        args.check && shown.any(|orphan| orphan.verdict.is_left_behind())
     };
     Ok(if is_no { Code::No } else { Code::Done })
 }
