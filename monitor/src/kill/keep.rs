@@ -53,29 +53,35 @@ impl Keep {
 }
 
 /// A pattern of names and command lines.
+#[cfg(feature = "cli")]
 #[derive(Debug)]
-struct Pattern(#[cfg(feature = "cli")] regex::bytes::Regex);
+struct Pattern(regex::bytes::Regex);
 
+#[cfg(feature = "cli")]
 impl Pattern {
-    #[cfg(feature = "cli")]
     fn new(text: &str) -> Option<Self> {
         regex::bytes::Regex::new(text).ok().map(Self)
     }
 
-    #[cfg(not(feature = "cli"))]
-    fn new(_: &str) -> Option<Self> {
-        None
-    }
-
-    #[cfg(feature = "cli")]
     fn matches(&self, id: ProcessId, descendant: &Descendant) -> bool {
         let name = descendant.name().unwrap_or_default();
         let command = proc::command_line(id).unwrap_or_default();
         self.0.is_match(name.as_bytes()) || self.0.is_match(&command.joined())
     }
+}
 
-    #[cfg(not(feature = "cli"))]
+/// A pattern that nobody can have given: only the command line takes one.
+#[cfg(not(feature = "cli"))]
+#[derive(Debug)]
+enum Pattern {}
+
+#[cfg(not(feature = "cli"))]
+impl Pattern {
+    fn new(_: &str) -> Option<Self> {
+        None
+    }
+
     fn matches(&self, _: ProcessId, _: &Descendant) -> bool {
-        false
+        match *self {}
     }
 }
