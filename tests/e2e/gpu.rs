@@ -229,6 +229,7 @@ fn memory_of_the_dead_is_released() {
     double.answer(&format!("process {} 4096\n", workers[0].pid));
     let mut stream = attach(&double, &actor, &[]);
     stream.attached();
+    double.wait_until_asked();
     for worker in &workers {
         actor.command(&format!("kill {}", worker.pid));
         stream.wait_for_event::<Gone>(*worker);
@@ -256,6 +257,7 @@ fn memory_that_is_never_released_is_told_as_held() {
     double.answer(&format!("process {} 4096\n", worker.pid));
     let mut stream = attach(&double, &actor, &["--release-timeout", "200ms"]);
     stream.attached();
+    double.wait_until_asked();
     actor.command(&format!("kill {}", worker.pid));
     let held = stream.wait_for_event::<GpuHeld>(worker);
     assert!(!held.state.is_empty(), "{held:?}");
@@ -291,6 +293,7 @@ fn a_kill_waits_until_memory_is_released() {
     lifemon_tests::wait_until("the end of the tree", DEADLINE, || {
         alive(&sandbox).is_empty()
     });
+    double.wait_until_asked();
     std::thread::sleep(Duration::from_millis(60));
     double.answer("");
     let output = running.finish(DEADLINE);

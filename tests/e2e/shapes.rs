@@ -185,6 +185,7 @@ fn of_the_lines_about_the_memory_of_gpus() {
     wait_until("the first line", DEADLINE, || {
         stream.stdout_so_far().contains('\n')
     });
+    double.wait_until_asked();
     for (worker, answer, word) in [
         (one, format!("process {two} 4096\n"), "\"released\""),
         (two, format!("process {two} 4096\n"), "\"held\""),

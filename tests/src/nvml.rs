@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::Sandbox;
+use crate::{DEADLINE, Sandbox, wait_until};
 
 /// A directory with the library, and the file that says what it answers.
 #[derive(Debug)]
@@ -53,6 +53,16 @@ impl NvmlDouble {
     #[must_use]
     pub fn loaded_by(&self) -> String {
         fs::read_to_string(self.answers.with_extension("status")).unwrap_or_default()
+    }
+
+    /// Waits until somebody was told who computes: from then on lifemon knows who holds memory.
+    ///
+    /// # Panics
+    /// When nobody asks.
+    #[track_caller]
+    pub fn wait_until_asked(&self) {
+        let asked = self.answers.with_extension("asked");
+        wait_until("a question", DEADLINE, || asked.exists());
     }
 
     /// Makes lifemon find it.

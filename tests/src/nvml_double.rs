@@ -8,6 +8,8 @@
 //! process 4200 1048576     a process that computes, and its bytes (-1: the driver does not say)
 //! graphics 4201 4096       a process that draws
 //! ```
+//!
+//! Beside that file it writes who has loaded it, and whether it was asked for processes.
 
 // What is exported are the names that NVIDIA chose, called by lifemon alone.
 #![expect(
@@ -111,12 +113,17 @@ unsafe fn list(kind: &str, count: *mut c_uint, infos: *mut ProcessInfo) -> c_int
     SUCCESS
 }
 
-/// Writes what the kernel says of the process that has loaded it beside the answers.
+/// Writes a file beside the answers.
+fn note(extension: &str, contents: &[u8]) {
+    let path = std::env::var_os("NVML_DOUBLE").unwrap_or_default();
+    let _ = std::fs::write(Path::new(&path).with_extension(extension), contents);
+}
+
+/// Notes what the kernel says of the process that has loaded it.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInit_v2() -> c_int {
-    let path = std::env::var_os("NVML_DOUBLE").unwrap_or_default();
     let status = std::fs::read("/proc/self/status").unwrap_or_default();
-    let _ = std::fs::write(Path::new(&path).with_extension("status"), status);
+    note("status", &status);
     code("init")
 }
 
@@ -190,7 +197,11 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     infos: *mut ProcessInfo,
 ) -> c_int {
     // SAFETY: passed on.
-    unsafe { list("process", count, infos) }
+    let code = unsafe { list("process", count, infos) };
+    if code == SUCCESS {
+        note("asked", b"");
+    }
+    code
 }
 
 #[unsafe(no_mangle)]
