@@ -2,6 +2,8 @@
 //! commit. It takes the committed object, so that stable Rust is all that a build needs;
 //! `LIFEMON_BUILD_EBPF=1` compiles it from source instead. Installs nothing.
 
+#![expect(clippy::disallowed_methods, reason = "files of the build are text")]
+
 #[expect(unreachable_pub, reason = "the tasks share this file")]
 mod kernel_half;
 #[expect(unreachable_pub, reason = "the tasks share this file")]

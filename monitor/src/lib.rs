@@ -98,7 +98,7 @@ pub use loss::{Incomplete, Loss};
 pub use manager::ProcessManager;
 pub use orphan::{Evidence, Orphan, Subtree, Verdict};
 pub use proc::{CommandLine, Placement, Shared};
-pub use process::{Cause, Death, Died, NoSignal, Process, Sender, Signal, Who};
+pub use process::{Cause, Death, Died, Name, NoSignal, Process, Sender, Signal, Who};
 pub use session::{Ghost, LostAtStart, Start};
 pub use supervise::{Ended, RunError, RunOptions, run};
 pub use tree::{Entry, Live};

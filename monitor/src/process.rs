@@ -2,6 +2,7 @@
 //! no I/O, no clock. `json` has the form in which it is printed and sent.
 
 pub(crate) mod json;
+mod name;
 mod signal;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use lifemon_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use name::Name;
 pub use signal::{NoSignal, Signal};
 
 /// Length of the clock tick to which `/proc` rounds starts down, in ns. It is a constant of the
@@ -53,8 +55,8 @@ pub struct Who {
     #[cfg_attr(feature = "cli", schemars(with = "crate::process::json::IdSchema"))]
     pub id: ProcessId,
     /// Its `comm`; `None` when nothing is known but the identity.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    #[serde(flatten)]
+    pub name: Option<Name>,
 }
 
 /// A member of a watched tree.
@@ -65,8 +67,8 @@ pub struct Process {
     #[serde(flatten)]
     pub id: ProcessId,
     /// Its `comm`, at most 15 bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    #[serde(flatten)]
+    pub name: Option<Name>,
     /// Real user id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
@@ -368,14 +370,14 @@ fn known(id: ProcessId) -> Option<ProcessId> {
     (!id.is_none()).then_some(id)
 }
 
-/// Returns a `comm` as text; `None` when it is empty. What is no UTF-8 is replaced.
+/// Returns a `comm`; `None` when it is empty.
 #[must_use]
-pub fn comm(bytes: &[u8; 16]) -> Option<String> {
+pub fn comm(bytes: &[u8; 16]) -> Option<Name> {
     let end = bytes
         .iter()
         .position(|byte| *byte == 0)
         .unwrap_or(bytes.len());
-    (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
+    (end > 0).then(|| Name::from_bytes(&bytes[..end]))
 }
 
 #[cfg(test)]
@@ -435,7 +437,7 @@ mod tests {
     fn a_death_in_words() {
         let sender = Who {
             id: ProcessId::new(77, 5),
-            name: Some("bash".to_owned()),
+            name: Some("bash".into()),
         };
         let killed = |sender| Death { sender, ..death(9) };
         let bash = killed(Some(Sender::Process(sender)));

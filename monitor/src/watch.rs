@@ -9,7 +9,9 @@ use lifemon_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::process::{Cause, Death, Died, Process, Sender, Signal, Who, is_same_process, sender};
+use crate::process::{
+    Cause, Death, Died, Name, Process, Sender, Signal, Who, is_same_process, sender,
+};
 
 /// Something that happened to a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -344,7 +346,7 @@ impl Watch {
         &mut self,
         at_ns: Option<u64>,
         id: ProcessId,
-        name: Option<String>,
+        name: Option<Name>,
         death: Option<Death>,
     ) -> Option<Happening> {
         let mut node = self.alive.remove(&id)?;

@@ -5,6 +5,8 @@
 //! comments and the tests at the end of a file do not count. A module and what lies in its
 //! directory are one room: its parts use its types, and it uses its parts.
 
+#![expect(clippy::disallowed_methods, reason = "sources are text")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;

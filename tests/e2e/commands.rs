@@ -10,7 +10,7 @@ use lifemon_tests::reports::{Check, DoctorReport};
 use lifemon_tests::{
     Actor, DEADLINE, HostTracker, Lifemon, Sandbox, actor, needs, proc, run_alone, wait_until,
 };
-use nix::pty::openpty;
+use nix::pty::{Winsize, openpty};
 use nix::sys::signal::Signal;
 
 /// Makes events until lifemon has ended, since only a write shows it that nobody reads.
@@ -218,12 +218,23 @@ fn the_doctor_has_a_remedy_for_nobody() {
     assert!(remedy.contains("sudo"), "{remedy}");
 }
 
-/// Returns what `doctor` prints on a terminal.
-fn on_a_terminal(change: impl FnOnce(&mut Command)) -> String {
+/// Returns what a command prints on a terminal with so many columns.
+fn on_a_terminal<'a>(
+    words: impl IntoIterator<Item = &'a str>,
+    columns: u16,
+    change: impl FnOnce(&mut Command),
+) -> String {
     let lifemon = Lifemon::find();
-    let pty = openpty(None, None).expect("a terminal");
-    let mut command = lifemon.command(["doctor"]);
+    let size = Winsize {
+        ws_row: 24,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = openpty(Some(&size), None).expect("a terminal");
+    let mut command = lifemon.command(words);
     command.stdout(Stdio::from(pty.slave));
+    command.env("TERM", "xterm").env_remove("NO_COLOR");
     change(&mut command);
     // The command, and with it our end of the slave, is dropped here.
     let running = lifemon.start(command);
@@ -235,23 +246,57 @@ fn on_a_terminal(change: impl FnOnce(&mut Command)) -> String {
     String::from_utf8(text).expect("text")
 }
 
+#[track_caller]
+fn assert_colour(text: &str, expected: bool) {
+    assert!(text.contains("privileges"), "{text}");
+    assert_eq!(text.contains('\x1b'), expected, "{text}");
+}
+
 #[test]
-fn colour_is_for_terminals_that_want_it() {
+fn colour_is_for_terminals_that_want_it_and_for_those_who_ask() {
     needs!(private_tracker);
-    let has_colour = |text: &str| text.contains('\x1b');
-    let coloured = on_a_terminal(|command| _ = command.env_remove("NO_COLOR"));
+    let doctor = |options: &[&'static str], name: &str, value: &str| {
+        let words = ["doctor"].into_iter().chain(options.iter().copied());
+        on_a_terminal(words, 80, |command| _ = command.env(name, value))
+    };
+    assert_colour(&doctor(&[], "NOTHING", ""), true);
+    assert_colour(&doctor(&[], "NO_COLOR", "1"), false);
+    assert_colour(&doctor(&[], "TERM", "dumb"), false);
+    assert_colour(&doctor(&["--color", "never"], "NOTHING", ""), false);
+    assert_colour(&doctor(&["--color", "always"], "NO_COLOR", "1"), true);
+    let lifemon = Lifemon::find();
+    assert_colour(&lifemon.run(["doctor"]).stdout, false);
+    assert_colour(&lifemon.run(["doctor", "--color", "always"]).stdout, true);
+    let mut command = lifemon.command(["doctor"]);
+    command.env("CLICOLOR_FORCE", "1").env_remove("NO_COLOR");
+    assert_colour(&lifemon.start(command).finish(DEADLINE).stdout, true);
+}
+
+#[test]
+fn lines_fit_the_terminal() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "fork-hold", 3);
+    actor.step();
+    let pid = actor.pid().to_string();
+    for columns in [40, 60, 100] {
+        let text = on_a_terminal(["tree", &pid], columns, |command| {
+            _ = command.env("NO_COLOR", "1");
+        });
+        let widths = text.lines().map(|line| line.trim_end().chars().count());
+        assert!(
+            widths.clone().max() <= Some(columns.into()),
+            "{columns}: {text}"
+        );
+        assert!(
+            text.contains(&pid) && widths.count() >= 2,
+            "{columns}: {text}"
+        );
+    }
+    // A pipe has no width.
+    let whole = Lifemon::find().run(["tree", &pid]).stdout;
     assert!(
-        coloured.contains("privileges") && has_colour(&coloured),
-        "{coloured}"
-    );
-    let plain = on_a_terminal(|command| _ = command.env("NO_COLOR", "1"));
-    assert!(
-        plain.contains("privileges") && !has_colour(&plain),
-        "{plain}"
-    );
-    let piped = Lifemon::find().run(["doctor"]);
-    assert!(
-        piped.stdout.contains("privileges") && !has_colour(&piped.stdout),
-        "{piped:?}"
+        whole.lines().any(|line| line.chars().count() > 60),
+        "{whole}"
     );
 }

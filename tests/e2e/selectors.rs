@@ -1,9 +1,13 @@
 //! Selectors: who holds a file, a port, who is of a user, a unit, a container, a job; the same for
 //! every command that lists processes.
 
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+
 use lifemon_tests::left_behind::{ask, orphans, tree};
 use lifemon_tests::reports::{Identified, find};
-use lifemon_tests::{Lifemon, Process, Sandbox, Script, needs};
+use lifemon_tests::{Group, Lifemon, Process, Sandbox, Script, needs};
 use serde_json::Value;
 
 /// A parent that dies and leaves what holds `FILE` and a port behind, below a shell that holds
@@ -55,7 +59,7 @@ fn orphans_are_chosen_by_what_is_held_below_them() {
     needs!(python, host_tracker);
     let sandbox = Sandbox::new();
     let file = sandbox.directory().join("held file");
-    std::fs::write(&file, "x").unwrap();
+    fs::write(&file, "x").unwrap();
     let text = LEFT.replace("FILE", file.to_str().unwrap());
     let script = Script::start(&sandbox, "python3", &text);
     let both = ["holder", "bystander"].map(|name| script.process(name));
@@ -119,6 +123,55 @@ fn a_pod_needs_a_kubelet() {
     let output = ask("orphans", &["--pod", "default/web-0"]);
     assert_eq!(output.code, Some(3), "{output:?}");
     assert!(output.stderr.contains("kubelet"), "{output:?}");
+}
+
+#[test]
+fn units_containers_and_pods_are_told_by_control_groups() {
+    needs!(bash, host_tracker);
+    let sandbox = Sandbox::new();
+    let (container, other) = ("0123456789abcdef".repeat(4), "fedcba9876543210".repeat(4));
+    let pod = "5b6d0f3a-91c2-4e7b-8a55-000000000001";
+    let of_pod = pod.replace('-', "_");
+    let names = [
+        "web.service".to_owned(),
+        format!("docker-{container}.scope"),
+        format!("kubepods-besteffort-pod{of_pod}.slice"),
+        // A name that is no text, at the side of a container's own.
+        format!("cri-containerd-{other}.scope"),
+    ];
+    let groups = names.each_ref().map(|name| Group::new(&sandbox, name));
+    let no_text = Group::new(
+        &sandbox,
+        groups[3].path().join(OsStr::from_bytes(b"a\xffb")),
+    );
+    let places = [
+        groups[0].path(),
+        groups[1].path(),
+        groups[2].path(),
+        no_text.path(),
+    ];
+    let members = places.map(|place| {
+        let script = Script::start(&sandbox, "bash", "echo worker $$; echo ready; sleep 1000");
+        let worker = script.process("worker");
+        fs::write(place.join("cgroup.procs"), worker.pid.to_string()).expect("a group to join");
+        (script, worker)
+    });
+    for (option, name, chosen) in [
+        ("--unit", "web.service", Some(0)),
+        ("--unit", "web", Some(0)),
+        ("--unit", "we", None),
+        ("--container", &container, Some(1)),
+        ("--container", &container[..12], Some(1)),
+        ("--pod", pod, Some(2)),
+        ("--container", &other, Some(3)),
+    ] {
+        let shown = tree(&[option, name]);
+        let found = members
+            .each_ref()
+            .map(|(_, worker)| find(&shown.processes, *worker).is_some());
+        let expected = std::array::from_fn(|index| chosen == Some(index));
+        assert_eq!(found, expected, "{option} {name} {shown:?}");
+    }
 }
 
 #[test]

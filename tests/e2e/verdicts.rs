@@ -9,6 +9,7 @@ use lifemon_tests::left_behind::{ask, checked_orphans, orphans, tree};
 use lifemon_tests::reports::{GpuReport, Identified as _, entry, find};
 use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Process, Sandbox, needs, private_lock, proc};
 
+use serde_json::Value;
 use ways::{DELIBERATE, LEAKED, LEFT, Way, chain, leave, way};
 
 /// Claims the verdict on what each of these ways leaves, whatever is asked, and what follows.
@@ -135,6 +136,27 @@ fn verdicts_select_and_what_was_left_needs_to_be_asked_for() {
         (Vec::new(), 0)
     );
     assert!(find(&orphans(&["--tree", &tree, "--user", "root"]).orphans, left).is_some());
+}
+
+#[test]
+fn a_name_that_is_no_text_is_told_without_loss() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let no_text = way("a job", "exec fork:0 exec no-text");
+    let (actor, left) = leave(&sandbox, &no_text).expect("no namespace");
+    let root = actor.pid().to_string();
+    for (command, options, list) in [
+        ("orphans", &["--all", "--tree", &root][..], "orphans"),
+        ("tree", &[&root], "processes"),
+        ("kill", &["--accept-suspects", &root], "killed"),
+    ] {
+        let report: Value = ask(command, options).success();
+        let mut entries = report[list].as_array().expect("a list").iter();
+        let entry = entries.find(|entry| entry["pid"] == left.pid);
+        let entry = entry.unwrap_or_else(|| panic!("{command} {report}"));
+        assert_eq!(entry["name"], "a\u{fffd}b\u{fffd}", "{command} {entry}");
+        assert_eq!(entry["name_bytes"], "Yf9iww==", "{command} {entry}");
+    }
 }
 
 /// The device in the place of a GPU, under a name that no pattern knows; the same where the file

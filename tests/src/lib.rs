@@ -7,6 +7,7 @@ pub mod bpf;
 mod cgroup;
 pub mod closer;
 mod freezer;
+mod group;
 pub mod handicap;
 mod json_lines;
 pub mod killing;
@@ -32,6 +33,7 @@ mod watching;
 
 pub use actor::{Actor, Process};
 pub use freezer::Freezer;
+pub use group::Group;
 pub use json_lines::JsonLines;
 pub use lifemon::{Lifemon, Output, Running};
 pub use lock::{HostLock, host_lock, private_lock};

@@ -141,7 +141,7 @@ mod tests {
         if std::env::var_os("LIFEMON_WRITE_OPENAPI").is_some() {
             std::fs::write(KEPT, &made).unwrap();
         }
-        let kept = std::fs::read_to_string(KEPT).unwrap_or_default();
+        let kept = crate::sys::text::read(KEPT).unwrap_or_default();
         assert!(
             kept == made,
             "docs/openapi.json is not of this code: run the tests of lifemon once with \

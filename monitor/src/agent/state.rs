@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::sys::text;
+
 /// Bytes of a file at most.
 const BYTES_MAX: u64 = 64 << 20;
 
@@ -74,7 +76,7 @@ impl Store {
 
 /// Returns the id of this boot: identities of another are not of this one.
 pub(super) fn boot() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let id = text::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
 }
 

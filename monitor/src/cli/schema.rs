@@ -73,7 +73,7 @@ mod tests {
         let all = all();
         for (kind, schema) in &all {
             let path = directory.join(format!("{kind}.json"));
-            let file = std::fs::read_to_string(&path).unwrap_or_default();
+            let file = crate::sys::text::read(&path).unwrap_or_default();
             // The order of fields hangs on what else is compiled with it.
             let value: Option<serde_json::Value> = serde_json::from_str(&file).ok();
             assert!(

@@ -4,7 +4,6 @@
 //! It is tried again and again instead of slept for: a sleeping `flock` cannot be given a deadline,
 //! and handlers that restart system calls would make it deaf to Ctrl-C.
 
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,6 +15,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use crate::proc;
+use crate::sys::text;
 
 /// Between two tries. The lock is held for milliseconds, by few.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -107,7 +107,7 @@ fn holder(directory: &OwnedFd) -> String {
     };
     let (major, minor) = (major(stat.st_dev), minor(stat.st_dev));
     let file = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let locks = text::read("/proc/locks").unwrap_or_default();
     holder_in(&locks, &file).map_or_else(
         || UNKNOWN.to_owned(),
         |pid| match proc::name(pid) {
@@ -131,6 +131,8 @@ fn holder_in(locks: &str, file: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const LOCKS: &str = "\

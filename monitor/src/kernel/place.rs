@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::lock::{self, Lock, Patience};
 use super::trusted::{Directory, Distrust, Flaw};
+use crate::sys::text;
 
 /// The BPF file system of the host.
 pub const SHARED: &str = "/sys/fs/bpf";
@@ -338,7 +339,7 @@ pub(super) fn has_mounted() -> bool {
 /// Returns whether lifemon has mounted the BPF file system at `place`.
 fn is_ours(place: &str) -> bool {
     let ours = format!("{SOURCE} {place} bpf ");
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mounts = text::read("/proc/self/mounts").unwrap_or_default();
     mounts.lines().any(|line| line.starts_with(&ours))
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use crate::sys::text;
 use crate::words;
 
 /// Oldest kernel: BPF atomics that return a value, and the task iterator.
@@ -169,7 +170,7 @@ pub fn has_capability(capability: u32) -> bool {
 
 /// Returns the effective capabilities of this process, as bits; `None` when `/proc` does not say.
 fn effective_capabilities() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let status = text::read("/proc/self/status").ok()?;
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))?;
@@ -181,7 +182,7 @@ fn effective_capabilities() -> Option<u64> {
 /// # Errors
 /// [`Refusal::Lockdown`].
 pub fn check_lockdown() -> Result<(), Refusal> {
-    match fs::read_to_string(LOCKDOWN_PATH) {
+    match text::read(LOCKDOWN_PATH) {
         Ok(modes) if modes.contains("[confidentiality]") => Err(Refusal::Lockdown),
         // No lockdown in this kernel, or securityfs is not mounted: loading will tell.
         _ => Ok(()),

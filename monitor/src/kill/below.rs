@@ -14,7 +14,7 @@ use super::survivor;
 use super::walk::{self, Descendant, Reaped};
 use crate::ProcessId;
 use crate::proc;
-use crate::process::{Who, is_same_process};
+use crate::process::{Name, Who, is_same_process};
 
 /// Limit on the rounds of the walk of one tree: each round takes what the round before has
 /// orphaned.
@@ -53,7 +53,7 @@ pub(super) struct Below {
     /// A child of this process that is left out, with what is below it.
     pub(super) except: Option<u32>,
     /// The processes that were found and are not known to be dead, with their names.
-    found: HashMap<ProcessId, Option<String>>,
+    found: HashMap<ProcessId, Option<Name>>,
     /// The signals that were sent, by process.
     struck: HashSet<(ProcessId, i32)>,
     dead: Vec<Killed>,
@@ -191,8 +191,8 @@ mod tests {
             ProcessId::new(77, 10_000_000),
             ProcessId::new(77, 30_000_000),
         );
-        below.found.insert(first, Some("first".to_owned()));
-        below.found.insert(second, Some("second".to_owned()));
+        below.found.insert(first, Some("first".into()));
+        below.found.insert(second, Some("second".into()));
         below.note(&Reaped {
             id: second,
             status: 9,

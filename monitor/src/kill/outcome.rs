@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::ProcessId;
 use crate::loss::{Incomplete, Loss};
 use crate::proc::Shared;
-use crate::process::{Death, Process, Who, is_same_process, json};
+use crate::process::{Death, Name, Process, Who, is_same_process, json};
 
 /// The process that an outcome is about, as it can be named when it is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,8 +36,8 @@ pub struct Subject {
     #[cfg_attr(feature = "cli", schemars(with = "crate::process::json::IdSchema"))]
     pub id: ProcessId,
     /// Its `comm`, at most 15 bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    #[serde(flatten)]
+    pub name: Option<Name>,
     /// Real user id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
@@ -48,7 +48,7 @@ pub struct Subject {
 
 impl Subject {
     /// Returns the subject of which no more is known than this.
-    pub(crate) const fn new(id: ProcessId, name: Option<String>) -> Self {
+    pub(crate) const fn new(id: ProcessId, name: Option<Name>) -> Self {
         Self {
             id,
             name,
@@ -343,7 +343,7 @@ mod tests {
     use super::*;
 
     fn subject(pid: u32, start_ns: u64) -> Subject {
-        Subject::new(ProcessId::new(pid, start_ns), Some("sleep".to_owned()))
+        Subject::new(ProcessId::new(pid, start_ns), Some("sleep".into()))
     }
 
     #[test]

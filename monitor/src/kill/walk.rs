@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 
 use crate::ProcessId;
 use crate::proc::{self, Stat};
-use crate::process::Death;
+use crate::process::{Death, Name};
 use crate::sys::{child, pidfd};
 
 /// Processes of one walk. Children that are not reached become ours when their parents die, and
@@ -52,7 +52,7 @@ impl Descendant {
     }
 
     /// Returns its `comm`, if it is still there.
-    pub(crate) fn name(&self) -> Option<String> {
+    pub(crate) fn name(&self) -> Option<Name> {
         proc::name(self.id.pid)
     }
 

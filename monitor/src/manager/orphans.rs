@@ -76,7 +76,7 @@ impl Cleaned {
         let name = self.command_line.split(' ').next().unwrap_or_default();
         Who {
             id: self.id,
-            name: Some(name.to_owned()),
+            name: Some(name.into()),
         }
     }
 }

@@ -364,7 +364,7 @@ mod tests {
         shared.bury(1, 5, Report::Status(&killed()));
         let orphan = Who {
             id: ProcessId::new(78, 6),
-            name: Some("engine".to_owned()),
+            name: Some("engine".into()),
         };
         shared.lock().orphans = vec![orphan];
         let health = shared.health();

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 
 use super::stat;
+use crate::sys::text;
 
 /// Returns every pid that `/proc` shows.
 ///
@@ -32,7 +33,7 @@ pub(crate) fn children(parent: u32) -> Option<Vec<u32>> {
     };
     let mut found = Vec::new();
     for task in tasks.flatten() {
-        match fs::read_to_string(task.path().join("children")) {
+        match text::read(task.path().join("children")) {
             Ok(pids) => found.extend(pids.split_ascii_whitespace().flat_map(str::parse::<u32>)),
             // The thread is gone, or there are no lists at all.
             Err(_) if task.path().join("stat").exists() => return None,

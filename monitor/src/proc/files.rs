@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::threads::files_of;
+use crate::sys::text;
 
 /// Descriptors of one process that are looked at: as many as the kernel lets a process open where
 /// nobody has raised `fs.nr_open`.
@@ -63,7 +64,7 @@ fn read_files(
 /// Returns what the kernel and the driver report of one open file.
 pub(crate) fn descriptor_info(pid: u32, descriptor: u32) -> Option<String> {
     let path = files_of(pid).join("fdinfo").join(descriptor.to_string());
-    fs::read_to_string(path).ok()
+    text::read(path).ok()
 }
 
 /// Returns the pids of processes that have a descriptor of the process with this pid, among so many
@@ -103,7 +104,7 @@ pub(crate) fn device_number(path: &Path) -> Option<(u32, u32)> {
 /// Returns the major numbers of character devices whose drivers, as `/proc/devices` names them, are
 /// wanted.
 pub(crate) fn device_majors(is_wanted: impl Fn(&str) -> bool) -> Vec<u32> {
-    let text = fs::read_to_string("/proc/devices").unwrap_or_default();
+    let text = text::read("/proc/devices").unwrap_or_default();
     let characters = text.split("Block devices").next().unwrap_or_default();
     let lines = characters.lines().filter_map(|line| {
         let (major, name) = line.trim().split_once(' ')?;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::threads::files_of;
+use crate::sys::text;
 
 /// Locks that are looked at.
 const LOCKS_MAX: usize = 65_536;
@@ -27,7 +28,7 @@ pub struct Lock {
 /// Returns the locks by the pids of who holds them.
 #[must_use]
 pub fn locks() -> HashMap<u32, Vec<Lock>> {
-    let text = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let text = text::read("/proc/locks").unwrap_or_default();
     let mut found: HashMap<u32, Vec<Lock>> = HashMap::new();
     for (pid, lock) in text.lines().take(LOCKS_MAX).filter_map(parse) {
         found.entry(pid).or_default().push(lock);

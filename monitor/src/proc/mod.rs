@@ -52,6 +52,8 @@ use std::path::Path;
 
 use lifemon_ebpf::ProcessId;
 
+use crate::sys::text;
+
 const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// This program, to start it once more. Also after the file was replaced.
@@ -206,7 +208,7 @@ pub fn parent(id: ProcessId) -> Option<u32> {
 #[must_use]
 pub(crate) fn has_many_pids() -> bool {
     const DEFAULT_PIDS: u64 = 32_768;
-    let text = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    let text = text::read("/proc/sys/kernel/pid_max").unwrap_or_default();
     text.trim()
         .parse()
         .is_ok_and(|pids: u64| pids >= DEFAULT_PIDS)

@@ -1,12 +1,11 @@
 //! The placement of a process: its control group, and the systemd unit or the container that the
 //! group's name shows. A label, never a proof.
 
-use std::fs;
-
 use lifemon_ebpf::ProcessId;
 use serde::{Deserialize, Serialize};
 
 use super::owns_pid;
+use crate::sys::text;
 
 /// Digits of a container's id, as every runtime writes them.
 const CONTAINER_ID: usize = 64;
@@ -34,7 +33,7 @@ pub fn placement(id: ProcessId) -> Option<Placement> {
 
 /// Returns where whoever has this pid now was put. The caller checks who that is.
 pub(crate) fn placement_of(pid: u32) -> Option<Placement> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let text = text::read(format!("/proc/{pid}/cgroup")).ok()?;
     Some(parse(&text))
 }
 

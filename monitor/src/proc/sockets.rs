@@ -11,6 +11,7 @@ use std::thread;
 use nix::sched::{CloneFlags, setns};
 
 use super::pids;
+use crate::sys::text;
 
 /// The tables of sockets that have a local port.
 const TABLES: [&str; 6] = ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6"];
@@ -107,7 +108,7 @@ fn reachable(line: &str, protocol: &'static str) -> Option<(u64, Socket)> {
 
 /// Returns the network namespaces that are mounted somewhere, by name and place.
 fn mounted_namespaces() -> Vec<(PathBuf, PathBuf)> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let text = text::read("/proc/self/mountinfo").unwrap_or_default();
     let of_line = |line: &str| {
         // Fields: 4 is the root of the mount in its file system, 5 where it is mounted.
         let mut fields = line.split(' ').skip(3);

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::placement::container_in;
+use crate::sys::text;
 
 /// The namespaces that say whose host a process sees, by their inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub(crate) struct Credentials {
 
 /// Returns the credentials of whoever has this pid.
 pub(crate) fn credentials(pid: u32) -> Option<Credentials> {
-    parse_credentials(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+    parse_credentials(&text::read(format!("/proc/{pid}/status")).ok()?)
 }
 
 fn parse_credentials(status: &str) -> Option<Credentials> {
@@ -55,7 +56,7 @@ fn parse_credentials(status: &str) -> Option<Credentials> {
 /// Returns the pid of the process that a pidfd of ours is of; `None` where it is no pidfd, or the
 /// process is gone.
 pub(crate) fn pid_of_pidfd(pidfd: BorrowedFd<'_>) -> Option<u32> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let info = text::read(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
     pid.trim().parse().ok().filter(|pid| *pid != 0)
 }
@@ -72,7 +73,7 @@ pub(crate) struct ContainerGroup {
 impl ContainerGroup {
     /// Returns whether whoever has this pid is in it.
     pub(crate) fn has(&self, pid: u32) -> bool {
-        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let text = text::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         self.is_in(&text)
     }
 
@@ -90,7 +91,7 @@ impl ContainerGroup {
 
 /// Returns the container that whoever has this pid is in, the outermost one.
 pub(crate) fn container_group(pid: u32) -> Option<ContainerGroup> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let text = text::read(format!("/proc/{pid}/cgroup")).ok()?;
     group_in(&text)
 }
 

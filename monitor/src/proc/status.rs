@@ -1,22 +1,27 @@
 //! Single facts about the process that has a pid now, each from a file of its own. The caller
 //! checks that the pid still belongs to the process that it means.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::mounts;
+use crate::process::Name;
+use crate::sys::text;
 
 /// Returns the name (`comm`) of the process that has this pid. It is for that process to choose.
 #[must_use]
-pub fn name(pid: u32) -> Option<String> {
+pub fn name(pid: u32) -> Option<Name> {
     let bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    let name = String::from_utf8_lossy(&bytes);
-    Some(name.trim_end_matches('\n').to_owned())
+    Some(Name::from_bytes(
+        bytes.strip_suffix(b"\n").unwrap_or(&bytes),
+    ))
 }
 
 /// Returns one field of `/proc/<pid>/status`, without white space around it.
 pub(super) fn field(pid: u32, name: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = text::read(format!("/proc/{pid}/status")).ok()?;
     let mut values = status.lines().filter_map(|line| line.strip_prefix(name));
     let value = values.find_map(|value| value.strip_prefix(':'))?;
     Some(value.trim().to_owned())
@@ -46,26 +51,28 @@ pub(crate) fn switches(pid: u32) -> Option<u64> {
 /// not be known.
 #[must_use]
 pub fn wait_channel(pid: u32) -> Option<String> {
-    let channel = fs::read_to_string(format!("/proc/{pid}/wchan")).ok()?;
+    let channel = text::read(format!("/proc/{pid}/wchan")).ok()?;
     (!channel.is_empty() && channel != "0").then_some(channel)
 }
 
 /// Returns the frozen control group of the process: of the v1 freezer, or of the v2 hierarchy.
 pub(crate) fn frozen_cgroup(pid: u32) -> Option<String> {
-    let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    lines.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':');
+    // As bytes: the directory is opened by its path.
+    let lines = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+    lines.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.splitn(3, |byte| *byte == b':');
         let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         let is_v1 = controllers
-            .split(',')
-            .any(|controller| controller == "freezer");
+            .split(|byte| *byte == b',')
+            .any(|controller| controller == b"freezer");
         let mount = match (is_v1, id) {
             (true, _) => mounts::cgroup("cgroup", "freezer")?,
-            (false, "0") => mounts::cgroup("cgroup2", "")?,
+            (false, b"0") => mounts::cgroup("cgroup2", "")?,
             _ => return None,
         };
-        let directory = mount.join(path.trim_start_matches('/'));
-        is_frozen(&directory, is_v1).then(|| path.to_owned())
+        let below = path.strip_prefix(b"/").unwrap_or(path);
+        let directory = mount.join(OsStr::from_bytes(below));
+        is_frozen(&directory, is_v1).then(|| String::from_utf8_lossy(path).into_owned())
     })
 }
 
@@ -75,7 +82,7 @@ fn is_frozen(directory: &Path, is_v1: bool) -> bool {
     } else {
         ("cgroup.events", "frozen 1")
     };
-    fs::read_to_string(directory.join(file)).is_ok_and(|state| state.contains(word))
+    text::read(directory.join(file)).is_ok_and(|state| state.contains(word))
 }
 
 #[cfg(test)]

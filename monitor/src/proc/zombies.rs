@@ -6,6 +6,8 @@ use std::fs;
 use lifemon_ebpf::ProcessId;
 
 use super::{pids, stat, status};
+use crate::process::Name;
+use crate::sys::text;
 
 /// Zombies that are looked at: a parent that never reaps fills the table of pids.
 const ZOMBIES_MAX: usize = 10_000;
@@ -16,7 +18,7 @@ pub struct Zombie {
     /// Its identity, exact to a clock tick.
     pub id: ProcessId,
     /// Its `comm`.
-    pub name: Option<String>,
+    pub name: Option<Name>,
     /// Real user id.
     pub uid: Option<u32>,
     /// The pid of its parent, which does not reap it.
@@ -72,7 +74,7 @@ fn exit_code(pid: u32) -> Option<u32> {
 
 /// Returns when a process last ran, on the scheduler's clock: `se.exec_start : 1234.567890`, in ms.
 fn last_run_ns(pid: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/sched")).ok()?;
+    let text = text::read(format!("/proc/{pid}/sched")).ok()?;
     let line = text
         .lines()
         .find(|line| line.starts_with("se.exec_start"))?;

@@ -3,6 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "cli")]
+use super::Name;
+#[cfg(feature = "cli")]
+use super::name::NameJson;
 use super::{Cause, Death, Sender, Signal, Who};
 
 /// Serializes a [`Duration`](std::time::Duration) in milliseconds, for `#[serde(with = "…")]`.
@@ -53,6 +57,7 @@ macro_rules! shaped_as {
 #[cfg(feature = "cli")]
 shaped_as! {
     Death: ExitJson,
+    Name: NameJson,
     Sender: SenderJson,
     Signal: i32,
 }
@@ -185,7 +190,7 @@ mod tests {
     fn a_death_comes_back_as_it_was() {
         let sender = Who {
             id: ProcessId::new(77, 5),
-            name: Some("bash".to_owned()),
+            name: Some("bash".into()),
         };
         let nameless = Who {
             id: ProcessId::new(78, 0),

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::ProcessId;
 use crate::orphan::Evidence;
-use crate::process::Process;
 use crate::process::json::ExitJson;
+use crate::process::{Name, Process};
 
 /// Version of every object.
 pub const SCHEMA: &str = "lifemon/2";
@@ -28,30 +28,12 @@ impl From<ProcessId> for Id {
     }
 }
 
-/// Returns bytes in base64 (RFC 4648, with padding).
-pub(super) fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            if digit <= chunk.len() {
-                text.push(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize].into());
-            } else {
-                text.push('=');
-            }
-        }
-    }
-    text
-}
-
 #[derive(Serialize, JsonSchema)]
 pub(super) struct ProcessJson {
     #[serde(flatten)]
     id: Id,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
+    #[serde(flatten)]
+    name: Option<Name>,
     #[serde(skip_serializing_if = "Option::is_none")]
     uid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,24 +132,5 @@ impl MemberJson {
     pub(super) fn set_death(&mut self, died: String, exit: ExitJson) {
         self.died = Some(died);
         self.exit = Some(exit);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::base64;
-
-    #[test]
-    fn bytes_in_base64() {
-        for (bytes, text) in [
-            (&b""[..], ""),
-            (b"f", "Zg=="),
-            (b"fo", "Zm8="),
-            (b"foo", "Zm9v"),
-            (b"foob", "Zm9vYg=="),
-            (b"\xff\xfe\xfd", "//79"),
-        ] {
-            assert_eq!(base64(bytes), text);
-        }
     }
 }

@@ -17,7 +17,7 @@ use crate::kernel::snapshot::Snapshot;
 use crate::loss::Loss;
 use crate::orphan;
 use crate::process::json::ExitJson;
-use crate::process::{Death, Process, Sender, Who, comm};
+use crate::process::{Death, Name, Process, Sender, Who, comm};
 use crate::words::count;
 
 /// Deaths, and where they are from.
@@ -37,7 +37,7 @@ pub struct Report<'a> {
 
 impl Report<'_> {
     /// Returns the names of those who died.
-    fn names(&self) -> HashMap<ProcessId, Option<String>> {
+    fn names(&self) -> HashMap<ProcessId, Option<Name>> {
         let entries = self.log.entries.iter();
         entries
             .map(|entry| (entry.process, comm(&entry.name)))
@@ -46,7 +46,7 @@ impl Report<'_> {
 }
 
 /// Returns who a process was, from the lineage or from its own death.
-fn who(id: ProcessId, forest: &Forest, names: &HashMap<ProcessId, Option<String>>) -> Who {
+fn who(id: ProcessId, forest: &Forest, names: &HashMap<ProcessId, Option<Name>>) -> Who {
     let of_record = |record| Process::of_record(id, record).name;
     let known = forest.record(&id).and_then(of_record);
     let name = known.or_else(|| names.get(&id).cloned().flatten());

@@ -21,7 +21,7 @@ use crate::loss::Loss;
 use crate::orphan::{Evidence, Orphan, Subtree, Verdict};
 use crate::proc::Zombie;
 use crate::process::json::ExitJson;
-use crate::process::{Process, Who};
+use crate::process::{Name, Process, Who};
 use crate::words::count;
 
 /// Everything that is said about orphans.
@@ -87,8 +87,8 @@ fn groups<'a>(
     orphans: &'a [Orphan],
     forest: &Forest,
     style: Style,
-) -> Vec<(Vec<String>, Vec<&'a Orphan>)> {
-    let mut groups: Vec<(Vec<String>, Vec<&Orphan>)> = Vec::new();
+) -> Vec<(Vec<Name>, Vec<&'a Orphan>)> {
+    let mut groups: Vec<(Vec<Name>, Vec<&Orphan>)> = Vec::new();
     let mut known: HashMap<String, usize> = HashMap::new();
     for orphan in orphans {
         let chain = chain(orphan.process.id, forest);
@@ -118,7 +118,7 @@ fn groups<'a>(
 }
 
 /// Returns the names of an orphan and of what stands below it, as long as that is one line.
-fn chain(top: ProcessId, forest: &Forest) -> Vec<String> {
+fn chain(top: ProcessId, forest: &Forest) -> Vec<Name> {
     let mut names = Vec::new();
     let mut at = Some(top);
     while let Some(id) = at
@@ -137,7 +137,7 @@ fn chain(top: ProcessId, forest: &Forest) -> Vec<String> {
 }
 
 /// Adds a head line for orphans that are alike, and what explains it below.
-fn some(text: &mut String, chain: &[String], alike: &[&Orphan], style: Style) {
+fn some(text: &mut String, chain: &[Name], alike: &[&Orphan], style: Style) {
     let orphan = alike[0];
     let verdict = mark(orphan.verdict, style);
     let shown = command(&orphan.command, style);

@@ -160,7 +160,7 @@ mod tests {
     fn rest(killed: usize) -> Rest {
         let sender = Who {
             id: ProcessId::new(7, 7),
-            name: Some("lifemon-killer".to_owned()),
+            name: Some("lifemon-killer".into()),
         };
         let death = Death {
             sender: Some(Sender::Process(sender)),
@@ -169,7 +169,7 @@ mod tests {
         let killed = (0..killed).map(|pid| {
             let id = ProcessId::new(u32::try_from(pid).unwrap(), 5);
             Killed::new(
-                Subject::new(id, Some("a\u{1b}".to_owned())),
+                Subject::new(id, Some("a\u{1b}".into())),
                 Some(death.clone()),
             )
         });

@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::json::{Id, MemberJson, SCHEMA, base64};
+use super::json::{Id, MemberJson, SCHEMA};
 use super::out::{fit, printable};
 use super::text::{self, Tone, duration_ms, paint};
 use super::zombies::{self, ZombieJson};
@@ -339,7 +341,9 @@ impl<'a> StartJson<'a> {
     pub(super) fn new(command: &CommandLine, placement: &'a Placement) -> Self {
         Self {
             command: command.to_strings(),
-            bytes: command.bytes_unless_text().map(base64),
+            bytes: command
+                .bytes_unless_text()
+                .map(|bytes| BASE64_STANDARD.encode(bytes)),
             truncated: command.truncated,
             cgroup: &placement.cgroup,
             unit: placement.unit.as_deref(),
@@ -413,7 +417,7 @@ mod tests {
     fn worker(pid: u32, name: &str) -> Entry {
         Entry {
             process: Process {
-                name: Some(name.to_owned()),
+                name: Some(name.into()),
                 ..Process::unknown(ProcessId::new(pid, 1))
             },
             depth: 1,

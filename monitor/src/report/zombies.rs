@@ -13,7 +13,7 @@ use crate::forest::Forest;
 use crate::kernel::clock::WallClock;
 use crate::proc::{self, Zombie};
 use crate::process::json::ExitJson;
-use crate::process::{Death, Process, Who};
+use crate::process::{Death, Name, Process, Who};
 
 /// The time of an answer.
 #[derive(Debug, Clone, Copy)]
@@ -29,8 +29,8 @@ pub(super) struct Moment {
 pub(super) struct ZombieJson {
     #[serde(flatten)]
     id: Id,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
+    #[serde(flatten)]
+    name: Option<Name>,
     #[serde(skip_serializing_if = "Option::is_none")]
     uid: Option<u32>,
     /// Who does not reap it.

@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::sys::text;
+
 /// The standard streams.
 const STREAMS: [libc::c_int; 3] = [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO];
 
@@ -70,7 +72,7 @@ pub(crate) fn clear_words() {
 /// Returns where the words of this process lie, and their length: from the 48th and the 49th field
 /// of its `stat`.
 fn words() -> Option<(usize, usize)> {
-    let line = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let line = text::read("/proc/self/stat").ok()?;
     let (_, fields) = line.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace().skip(48 - 3);
     let start: usize = fields.next()?.parse().ok()?;

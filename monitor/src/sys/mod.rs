@@ -4,7 +4,8 @@
 //! [`pidfd`] (a process that cannot be mistaken), [`poll`] (waiting for descriptors), [`signals`]
 //! (blocked signals as a descriptor, and sending), [`child`] (fork, exec, wait, subreaper),
 //! [`inherited`] (what the runtime changes before `main`), [`descriptor`] (flags and numbers of
-//! descriptors), [`terminal`], [`limits`], [`priority`].
+//! descriptors), [`terminal`], [`limits`], [`priority`],
+//! [`text`] (files of the kernel).
 //!
 //! What `rustix` or `nix` offer as a safe call is taken from there. What is left to `libc` needs
 //! signal numbers that those refuse: libc keeps 32 and 33 for itself, and they are forwarded too.
@@ -25,6 +26,7 @@ pub(crate) mod privilege;
 pub(crate) mod runtime;
 pub(crate) mod signals;
 pub(crate) mod terminal;
+pub(crate) mod text;
 
 use std::io;
 

@@ -1,6 +1,5 @@
 //! Giving up privileges for good, in a process that has one thread.
 
-use std::fs;
 use std::io;
 
 use nix::sys::resource::{Resource, setrlimit};
@@ -8,6 +7,7 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::capabilities::{drop_capabilities, empty_bounding_set};
+use crate::sys::text;
 
 /// Becomes this user and group, without other groups and without any capability, now and after
 /// whatever program is executed, and without any more threads or children. Nobody but root can look
@@ -30,7 +30,7 @@ pub(crate) fn give_up(uid: u32, gid: u32) -> io::Result<()> {
 
 /// Checks by the kernel's own word that nothing is left.
 fn confirm(uid: u32) -> io::Result<()> {
-    let status = fs::read_to_string("/proc/self/status")?;
+    let status = text::read("/proc/self/status")?;
     let field = |name: &str| {
         let mut lines = status.lines();
         lines.find_map(|line| line.strip_prefix(name).map(str::trim))

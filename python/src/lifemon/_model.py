@@ -35,9 +35,10 @@ class Id:
 
 @dataclass(frozen=True)
 class Who(Id):
-    """A process with its name."""
+    """A process with its name; `name_bytes` is that in base64, without loss, where it is no UTF-8."""
 
     name: str | None = None
+    name_bytes: str | None = None
     alive: bool | None = None
 
 

@@ -1,43 +1,11 @@
 //! Evidence that needs more of the host than a chain of processes: control groups under the names
 //! of units and containers, and the marks that launchers leave in the environment.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
-
 use lifemon_tests::left_behind::{ask, checked_orphans, orphans};
 use lifemon_tests::reports::{Orphan, entry, find};
-use lifemon_tests::{DEADLINE, Sandbox, needs, poll, private_lock, proc};
+use lifemon_tests::{Group, Sandbox, needs, private_lock, proc};
 
 use super::ways::{chain, chain_of_job};
-
-/// A control group within the sandbox's; empties and removes itself.
-struct Group(PathBuf);
-
-impl Group {
-    fn new(sandbox: &Sandbox, name: &str) -> Self {
-        let paths = sandbox.paths().into_iter();
-        let unified = paths.into_iter().next().expect("a group of version 2");
-        let path = unified.join(name);
-        fs::create_dir(&path).expect("a control group");
-        Self(path)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let removed = poll(DEADLINE, || {
-            _ = fs::write(self.0.join("cgroup.kill"), "1");
-            match fs::remove_dir(&self.0) {
-                Err(error) if error.kind() == ErrorKind::ResourceBusy => None,
-                other => Some(other),
-            }
-        });
-        if !matches!(removed, Some(Ok(()))) {
-            eprintln!("{} was not removed: {removed:?}", self.0.display());
-        }
-    }
-}
 
 fn kinds(orphan: &Orphan) -> Vec<&str> {
     let evidence = orphan.evidence.iter();
@@ -54,7 +22,7 @@ fn a_unit_or_a_container_of_its_own_is_evidence_and_any_other_group_is_none() {
         let is_own = !["job", "job.slice"].contains(&name);
         let sandbox = Sandbox::new();
         let group = Group::new(&sandbox, name);
-        let join = format!("join:{}", group.0.display());
+        let join = format!("join:{}", group.path().display());
         // The starter is killed: only what manages others is deliberate all the same.
         let own = chain(&sandbox, &format!("exec fork:KILL {join} exec"));
         let (actor, own) = own.expect("no namespace");

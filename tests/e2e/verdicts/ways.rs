@@ -66,6 +66,10 @@ pub(super) const DELIBERATE: &[Way] = &[
     ),
     way("nohup X &, and exit", "exec fork:0 hup exec"),
     way(
+        "nohup X &, by a name that is no text",
+        "exec fork:0 hup exec no-text",
+    ),
+    way(
         "nohup X &, exit with the code of what failed before",
         "exec fork:1 hup exec",
     ),

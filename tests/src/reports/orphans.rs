@@ -29,6 +29,8 @@ identified! {
     pub struct Orphan {
         /// Its `comm`.
         pub name: Option<String>,
+    /// The same in base64, where it is no text.
+    pub name_bytes: Option<String>,
         /// Its real user.
         pub uid: Option<u32>,
         /// Its pid in its own pid namespace.
