@@ -133,6 +133,7 @@ def test_every_field_that_the_binary_prints_is_known() -> None:
             (_model.TreeReport, ["tree", str(child.pid)]),
             (_model.OrphanReport, ["orphans", "--all"]),
             (_model.GpuReport, ["gpu"]),
+            (_model.Explanation, ["explain", str(child.pid)]),
             (_model.KillReport, ["kill", str(child.pid), "--dry-run"]),
             (_model.KillReport, ["kill", str(child.pid)]),
         ]
@@ -154,6 +155,7 @@ def shapes() -> list[tuple[type, str]]:
         (_model.KillReport, "kill_dry_run"),
         (_model.RunReport, "run"),
         (_model.Event, "attach"),
+        (_model.Explanation, "explain"),
     ]
 
 
@@ -336,7 +338,9 @@ with lifemon.Guard(child):
 def test_a_binary_without_explain_names_the_remedy() -> None:
     help_text = subprocess.run([lifemon.find_binary(), "--help"], capture_output=True, text=True)
     if "  explain " in help_text.stdout:
-        assert isinstance(lifemon.explain(os.getpid()), dict)
+        found = lifemon.explain(os.getpid())
+        assert found.process.pid == os.getpid() and found.process.alive
+        assert found.subtree.processes >= found.holds.processes == 1
     else:
         with pytest.raises(lifemon.CannotRunHereError, match="pip install -U lifemon"):
             lifemon.explain(os.getpid())

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lifemon._model import (
         Event,
         Exit,
+        Explanation,
         GpuReport,
         Id,
         Incomplete,
@@ -52,8 +53,8 @@ _PLACES = {
     "_errors": "AnswerError CannotRunHereError LifemonError NoSuchProcessError SurvivorsError "
     "UsageError WorkersDiedError",
     "_guard": "Guard",
-    "_model": "Event Exit GpuReport Id Incomplete KillReport Member Orphan OrphanReport Process "
-    "RunReport TreeReport Who",
+    "_model": "Event Exit Explanation GpuReport Id Incomplete KillReport Member Orphan "
+    "OrphanReport Process RunReport TreeReport Who",
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names.split()}
 
@@ -64,6 +65,7 @@ __all__ = [
     "CompletedRun",
     "Event",
     "Exit",
+    "Explanation",
     "GpuReport",
     "Guard",
     "Id",

@@ -77,14 +77,14 @@ def gpu() -> _model.GpuReport:
     return _model.decode(_model.GpuReport, _ask(["gpu"]))
 
 
-def explain(pid: Target) -> dict[str, Any]:
-    """Returns all that is known of one process, as the binary prints it.
+def explain(pid: Target) -> _model.Explanation:
+    """Returns all that is known of one process.
 
     Raises CannotRunHereError where the binary is too old to know this.
     """
     words = ["explain", *_target(pid)]
     try:
-        return _ask(words)
+        return _model.decode(_model.Explanation, _ask(words))
     except UsageError as error:
         raise CannotRunHereError(
             "this lifemon does not know `explain`", "install a newer one: pip install -U lifemon"

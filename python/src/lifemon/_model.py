@@ -35,7 +35,7 @@ class Id:
 
 @dataclass(frozen=True)
 class Who(Id):
-    """A process with its name; `name_bytes` is that in base64, without loss, where it is no UTF-8."""
+    """A process with its name; `name_bytes` has one that is no UTF-8 without loss, in base64."""
 
     name: str | None = None
     name_bytes: str | None = None
@@ -187,6 +187,14 @@ class _Known:
 
 
 @dataclass(frozen=True)
+class Ancestor(Who):
+    """A creator, and how it ended if it has."""
+
+    died: str | None = None
+    exit: Exit | None = None
+
+
+@dataclass(frozen=True)
 class Killed(Process):
     """A process that was killed."""
 
@@ -230,6 +238,29 @@ class Spared(Who):
 
 
 @dataclass(frozen=True)
+class Released(Id):
+    """A killed process whose GPU memory is released."""
+
+    after_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Held(Id):
+    """A killed process whose GPU memory is not released, and what it is doing."""
+
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What became of the GPU memory of the killed; `hung` where the driver did not answer."""
+
+    released: list[Released] = field(default_factory=list[Released])
+    held: list[Held] = field(default_factory=list[Held])
+    hung: bool = False
+
+
+@dataclass(frozen=True)
 class KillReport:
     """What came of a kill."""
 
@@ -250,7 +281,7 @@ class KillReport:
     incomplete: list[Incomplete] = field(default_factory=list[Incomplete])
     elapsed_ms: float | None = None
     gone_ms: float | None = None
-    gpu: dict[str, Any] | None = None
+    gpu: Release | None = None
 
 
 @dataclass(frozen=True)
@@ -284,17 +315,113 @@ class GpuHolder(Holding, Placed):
 
 
 @dataclass(frozen=True)
-class GpuReport(_Known):
-    """Who holds GPUs. `gpus`, `nvml` and `trees` are as they are printed."""
+class Gpu:
+    """A GPU as its driver describes it. `memory` of a holder names it by its `uuid`."""
 
-    gpus: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    nvml: dict[str, Any] = field(default_factory=dict[str, Any])
+    index: int
+    is_partitioned: bool = False
+    uuid: str | None = None
+    name: str | None = None
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    processes: list[Memory] = field(default_factory=list[Memory])
+    errors: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
+class Nvml:
+    """What NVIDIA's library has answered."""
+
+    state: str
+    after_ms: int | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class GpuTree:
+    """What the tree of one root holds of GPUs."""
+
+    root: Ancestor
+    processes: int
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GpuReport(_Known):
+    """Who holds GPUs."""
+
+    gpus: list[Gpu] = field(default_factory=list[Gpu])
+    nvml: Nvml | None = None
     holders: list[GpuHolder] = field(default_factory=list[GpuHolder])
     strangers: list[Memory] = field(default_factory=list[Memory])
-    trees: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    trees: list[GpuTree] = field(default_factory=list[GpuTree])
     kill: KillReport | None = None
     killed_trees: list[Who] | None = None
     spared: list[Spared] = field(default_factory=list[Spared])
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port at which a process can be reached."""
+
+    protocol: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock on a file, as the kernel lists it."""
+
+    lock: str
+    access: str
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Holds(Subtree):
+    """What is held by one process, or by it and everything below it."""
+
+    ports: list[Port] = field(default_factory=list[Port])
+    locks: list[Lock] = field(default_factory=list[Lock])
+
+
+@dataclass(frozen=True)
+class Explained(TreeProcess):
+    """The process that was asked about."""
+
+    wait_channel: str | None = None
+
+
+@dataclass(frozen=True)
+class Waiter(Who):
+    """Who is told of its end: how, and whether it waits for that now."""
+
+    how: str = ""
+    waits_now: bool = False
+
+
+@dataclass(frozen=True)
+class Doom:
+    """What `kill` would do; `refused` says why it would not."""
+
+    would_die: int
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Explanation(_Known):
+    """All that is known of one process. `lineage` begins with its creator."""
+
+    process: Explained = field(kw_only=True)
+    zombie: Zombie | None = None
+    orphan: Orphan | None = None
+    root: Ancestor | None = None
+    lineage: list[Ancestor] = field(default_factory=list[Ancestor])
+    below: Who | None = None
+    holds: Holds = field(kw_only=True)
+    subtree: Holds = field(kw_only=True)
+    waiters: list[Waiter] = field(default_factory=list[Waiter])
+    kill: Doom = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -306,6 +433,18 @@ class SignalSent:
     sender: Sender | None = None
     sender_root: Who | None = None
     parent_death: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was seen of a tree, at the end of its events. `exits` counts them by cause."""
+
+    seen: int
+    alive: int
+    exits: dict[str, int] = field(default_factory=dict[str, int])
+    orphans: list[Who] = field(default_factory=list[Who])
+    resynced: int = 0
+    lost_events: int = 0
 
 
 @dataclass(frozen=True)
@@ -337,14 +476,21 @@ class Event:
     recovered: bool | None = None
     complete: bool | None = None
     incomplete: list[Incomplete] = field(default_factory=list[Incomplete])
-    summary: dict[str, Any] | None = None
+    summary: Summary | None = None
+
+
+@dataclass(frozen=True)
+class Command(Id):
+    """A command that was run."""
+
+    words: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
 class RunReport:
     """What a command left behind, and what became of it."""
 
-    command: dict[str, Any]
+    command: Command
     code: int
     exit: Exit | None = None
     way: str | None = None
