@@ -92,8 +92,9 @@ fn died(ctx: &impl EbpfContext, task: Task, room: Room) {
     debug!(ctx, "exit {} status {}", process.pid, event.status);
 }
 
-/// Makes `event` say how the process dies.
-#[inline(always)]
+/// Makes `event` say how the process dies. A function of its own: what it needs of the stack is
+/// given back before [`lineage::bury`] takes more (512 bytes for all that call each other).
+#[inline(never)]
 fn describe(event: &mut Event, task: Task, process: ProcessId) {
     events::begin(event, EVENT_EXIT, process);
     event.name = task.leader().name();

@@ -13,6 +13,8 @@ const LINK: &str = "/etc/systemd/system/basic.target.wants/lifemon-tracker.servi
 
 fn host() -> Host {
     let host = Host::new(Some(OPEN_TO_ALL));
+    // A small guest has none.
+    host.mounts.as_root(&["mkdir", "-p", "/etc"]);
     let mount = ["mount", "-t", "tmpfs", "-o", "mode=0755", "none", "/etc"];
     host.mounts.as_root(&mount);
     host

@@ -1,6 +1,7 @@
 //! Makes the committed object of the kernel half: compiles it, strips it, and records from what and
 //! with what. Apart from xtask, which a user builds first and which needs none of this.
 
+mod stack;
 mod strip;
 
 use std::env;
@@ -75,6 +76,7 @@ fn make(root: &Path) -> Result<(Vec<u8>, String)> {
     }
     let object = fs::read(&built.object)
         .with_context(|| format!("the build made no {}", built.object.display()))?;
+    stack::check(&object)?;
     let record = made_with.record(&kernel_half::checksum(root)?);
     Ok((strip::debug_sections(&object)?, record))
 }
