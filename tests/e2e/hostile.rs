@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use lifemon_tests::killing::{assert_killed, kill};
 use lifemon_tests::reports::{Exited, Identified as _, KillReport, Sender, TreeReport, set_of};
 use lifemon_tests::{
-    HostTracker, Lifemon, Process, Sandbox, actor, needs, on_every_path, private_lock, proc,
-    scaled, wait_until,
+    DEADLINE, HostTracker, Lifemon, Process, Sandbox, actor, needs, on_every_path, private_lock,
+    proc, scaled, wait_until,
 };
 use nix::sys::signal::Signal;
 
@@ -184,6 +184,56 @@ fn watchers_that_are_killed_at_any_moment_leave_no_mark() {
     drop(stream);
     assert_eq!(tracker.status().watched_trees, 0);
     assert_killed(&kill(&actor.pid(), &[]));
+}
+
+/// The sets of capabilities of every thread of a process.
+fn capabilities(pid: i32) -> BTreeSet<(String, u64)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).ok();
+    let texts: Vec<_> = tasks.flatten().filter_map(status).collect();
+    let lines = texts.iter().flat_map(|text| text.lines());
+    let sets = lines.filter(|line| line.starts_with("Cap"));
+    let set = |line: &str| {
+        let (name, set) = line.split_once(":\t").expect("a field");
+        (
+            name.to_owned(),
+            u64::from_str_radix(set, 16).expect("a set"),
+        )
+    };
+    sets.map(set).collect()
+}
+
+#[test]
+fn what_reads_the_words_of_users_has_few_capabilities() {
+    needs!(host_tracker);
+    const SYS_ADMIN: u64 = 1 << 21;
+    // DAC_READ_SEARCH, KILL, SETPCAP, SYS_PTRACE, SYS_NICE, PERFMON, BPF.
+    let kept: u64 = [2, 5, 8, 19, 23, 38, 39].iter().map(|bit| 1 << bit).sum();
+    let sandbox = Sandbox::new();
+    let actor = actor!(sandbox, "pause");
+    let pid = actor.pid().to_string();
+    for (words, kept) in [
+        (&["attach", &pid][..], kept),
+        (&["wait", &pid], kept),
+        (&["orphans", "--watch"], kept),
+        (&["gpu", "--watch"], kept),
+        (&["orphans", "--watch", "--port", "1"], kept | SYS_ADMIN),
+    ] {
+        let lifemon = Lifemon::find();
+        let mut running = lifemon.start(lifemon.command(words.iter().copied()));
+        let expected = [
+            ("CapInh".to_owned(), 0),
+            ("CapPrm".to_owned(), kept),
+            ("CapEff".to_owned(), kept),
+            ("CapBnd".to_owned(), kept),
+            ("CapAmb".to_owned(), 0),
+        ];
+        wait_until(&words.join(" "), DEADLINE, || {
+            capabilities(running.pid()) == expected.clone().into()
+        });
+        running.signal(Signal::SIGINT);
+        running.finish(DEADLINE);
+    }
 }
 
 fn deaths_outlive_a_storm(options: &[&str]) {

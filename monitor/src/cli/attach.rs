@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep_until};
 use super::devices::DeviceArgs;
 use super::target::Target;
 use super::{
-    Code, Interrupts, Output, load_options, parse_capacity, parse_duration, parse_ring_size,
+    Code, Interrupts, Output, give_up_rights, load_options, parse_capacity, parse_duration,
+    parse_ring_size,
 };
 use crate::ProcessId;
 use crate::forest::Forest;
@@ -188,6 +189,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     let mut interrupts = Interrupts::listen()?;
     let devices = args.gpus.files()?;
     let tracker = Tracker::open_or_load(&args.load_options(verbose))?;
+    give_up_rights(false);
     let is_pinned = tracker.is_pinned();
     let snapshot = tracker.snapshot()?;
     let root = args.target.find_shown(&snapshot)?;

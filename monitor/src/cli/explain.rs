@@ -3,7 +3,7 @@
 use super::devices::DeviceArgs;
 use super::target::Target;
 use super::tree::style;
-use super::{Code, NoSuchProcess, Output, load_options};
+use super::{Code, NoSuchProcess, Output, give_up_rights, load_options};
 use crate::explain;
 use crate::forest::Forest;
 use crate::gpu;
@@ -40,6 +40,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let files = args.gpus.files()?;
     let runtime = current_thread()?;
     let mut tracker = Tracker::open_or_load(&load_options(verbose))?;
+    give_up_rights(false);
     let snapshot = tracker.snapshot()?;
     let zombie = args.target.zombie(&snapshot);
     let found = match (args.target.find_shown(&snapshot), &zombie) {

@@ -9,7 +9,7 @@ use super::ending::{Consent, Question, end};
 use super::repeat::WatchArgs;
 use super::select::Selectors;
 use super::tree::style;
-use super::{Code, Output, load_options, parse_duration};
+use super::{Code, Output, give_up_rights, load_options, parse_duration};
 use crate::forest::Forest;
 use crate::gpu::holders::DeviceFiles;
 use crate::gpu::nvml::{self, Server};
@@ -108,6 +108,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .transpose()?;
     let runtime = current_thread()?;
     let mut tracker = Tracker::open_or_load(&load_options(verbose))?;
+    give_up_rights(args.selectors.enter_namespaces());
     if args.watch.is_given() {
         let ask = async || {
             let found = ask(&mut tracker, args, &files).await?;

@@ -10,7 +10,9 @@ use super::devices::DeviceArgs;
 use super::select::Selectors;
 use super::sparing::{self, Spare};
 use super::target::Target;
-use super::{Code, Interrupts, NoSuchProcess, Output, Usage, load_options, parse_duration};
+use super::{
+    Code, Interrupts, NoSuchProcess, Output, Usage, give_up_rights, load_options, parse_duration,
+};
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
@@ -167,6 +169,10 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let tracker = Tracker::open_or_load(&load)?;
     let snapshot = tracker.snapshot()?;
     let selection = args.selectors.prepare()?;
+    // What the user wants to be run before is run as lifemon was started.
+    if args.before_kill.is_none() {
+        give_up_rights(false);
+    }
     // All of them are there, or none is killed.
     let find = |target: &Target| {
         let root = target.find(&snapshot)?;

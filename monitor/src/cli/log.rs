@@ -9,7 +9,7 @@ use lifemon_ebpf::LogEntry;
 use super::select::parse_user;
 use super::target::Target;
 use super::tree::style;
-use super::{Code, NoSuchProcess, Output, parse_duration};
+use super::{Code, NoSuchProcess, Output, give_up_rights, parse_duration};
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::kernel::recorder::Log;
@@ -60,6 +60,7 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<Code> {
             hidden => hidden.advice().to_owned(),
         })
     })?;
+    give_up_rights(false);
     let log = tracker.log()?;
     let snapshot = tracker.snapshot()?;
     let forest = Forest::new(snapshot.records.iter().copied());

@@ -42,6 +42,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::kernel::{self, LoadOptions};
 use crate::kill::KillError;
 use crate::report::out::{self, WriteError, printable};
+use crate::sys::capabilities;
 
 /// Version and commit.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LIFEMON_COMMIT"), ")");
@@ -420,6 +421,13 @@ fn load_options(verbose: u8) -> LoadOptions {
     LoadOptions {
         debug: verbose >= 2,
         ..LoadOptions::default()
+    }
+}
+
+/// Gives up the capabilities that only loading takes: from here on is read what users have written.
+fn give_up_rights(enters_namespaces: bool) {
+    if let Err(error) = capabilities::keep_what_answers_take(enters_namespaces) {
+        ::log::warn!("capabilities are kept: {error}");
     }
 }
 

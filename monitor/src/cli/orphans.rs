@@ -9,7 +9,7 @@ use super::repeat::WatchArgs;
 use super::select::{Selection, Selectors};
 use super::target::Target;
 use super::tree::style;
-use super::{Code, Output, load_options, parse_duration};
+use super::{Code, Output, give_up_rights, load_options, parse_duration};
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::gpu::holders::{self, DeviceFiles};
@@ -150,6 +150,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let load = load_options(verbose);
     let runtime = current_thread()?;
     let mut tracker = Tracker::open_or_load(&load)?;
+    give_up_rights(args.selectors.enter_namespaces());
     if args.watch.is_given() {
         let ask = async || {
             let found = ask(&mut tracker, args, &files).await?;

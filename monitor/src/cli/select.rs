@@ -89,6 +89,11 @@ pub(super) struct Selection<'a> {
 }
 
 impl Selectors {
+    /// Returns whether looking them up enters the namespaces of others.
+    pub(super) fn enter_namespaces(&self) -> bool {
+        !self.ports.is_empty()
+    }
+
     /// Returns whether any of them was given.
     pub(super) fn are_given(&self) -> bool {
         let texts = [&self.patterns, &self.units, &self.containers];

@@ -2,7 +2,7 @@
 
 use super::select::Selectors;
 use super::target::Target;
-use super::{Code, Output, load_options};
+use super::{Code, Output, give_up_rights, load_options};
 use crate::kernel::Tracker;
 use crate::kernel::clock::{self, WallClock};
 use crate::report::tree::Style;
@@ -50,6 +50,7 @@ impl Args {
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     let selection = args.selectors.prepare()?;
     let tracker = Tracker::open_or_load(&load_options(verbose))?;
+    give_up_rights(false);
     let snapshot = tracker.snapshot()?;
     let root = args
         .target

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::devices::DeviceArgs;
 use super::target::Target;
-use super::{Code, Interrupts, Output, load_options, parse_duration};
+use super::{Code, Interrupts, Output, give_up_rights, load_options, parse_duration};
 use crate::ProcessId;
 use crate::forest::Forest;
 use crate::gpu::nvml::Server;
@@ -144,6 +144,7 @@ impl Waiting {
     fn begin(args: &Args, verbose: u8) -> anyhow::Result<Self> {
         let files = args.gpus.files()?;
         let tracker = Tracker::open_or_load(&load_options(verbose))?;
+        give_up_rights(false);
         let snapshot = tracker.snapshot()?;
         let forest = Forest::new(snapshot.records.iter().copied());
         let found = args.targets.iter().map(|target| target.find(&snapshot));
