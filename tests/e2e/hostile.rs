@@ -205,8 +205,8 @@ fn capabilities(pid: i32) -> BTreeSet<(String, u64)> {
 
 #[test]
 fn what_reads_the_words_of_users_has_few_capabilities() {
-    needs!(host_tracker);
     const SYS_ADMIN: u64 = 1 << 21;
+    needs!(host_tracker);
     // DAC_READ_SEARCH, KILL, SETPCAP, SYS_PTRACE, SYS_NICE, PERFMON, BPF.
     let kept: u64 = [2, 5, 8, 19, 23, 38, 39].iter().map(|bit| 1 << bit).sum();
     let sandbox = Sandbox::new();
@@ -232,7 +232,7 @@ fn what_reads_the_words_of_users_has_few_capabilities() {
             capabilities(running.pid()) == expected.clone().into()
         });
         running.signal(Signal::SIGINT);
-        running.finish(DEADLINE);
+        let _ = running.finish(DEADLINE);
     }
 }
 

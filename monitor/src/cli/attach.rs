@@ -189,7 +189,7 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
     let mut interrupts = Interrupts::listen()?;
     let devices = args.gpus.files()?;
     let tracker = Tracker::open_or_load(&args.load_options(verbose))?;
-    give_up_rights(false);
+    give_up_rights(args.kill_on_root_exit, false);
     let is_pinned = tracker.is_pinned();
     let snapshot = tracker.snapshot()?;
     let root = args.target.find_shown(&snapshot)?;

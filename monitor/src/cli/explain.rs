@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let files = args.gpus.files()?;
     let runtime = current_thread()?;
     let mut tracker = Tracker::open_or_load(&load_options(verbose))?;
-    give_up_rights(false);
+    give_up_rights(false, false);
     let snapshot = tracker.snapshot()?;
     let zombie = args.target.zombie(&snapshot);
     let found = match (args.target.find_shown(&snapshot), &zombie) {

@@ -108,7 +108,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         .transpose()?;
     let runtime = current_thread()?;
     let mut tracker = Tracker::open_or_load(&load_options(verbose))?;
-    give_up_rights(args.selectors.enter_namespaces());
+    give_up_rights(args.kill_orphans, args.selectors.enter_namespaces());
     if args.watch.is_given() {
         let ask = async || {
             let found = ask(&mut tracker, args, &files).await?;

@@ -171,7 +171,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let selection = args.selectors.prepare()?;
     // What the user wants to be run before is run as lifemon was started.
     if args.before_kill.is_none() {
-        give_up_rights(false);
+        give_up_rights(true, false);
     }
     // All of them are there, or none is killed.
     let find = |target: &Target| {

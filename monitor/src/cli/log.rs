@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<Code> {
             hidden => hidden.advice().to_owned(),
         })
     })?;
-    give_up_rights(false);
+    give_up_rights(false, false);
     let log = tracker.log()?;
     let snapshot = tracker.snapshot()?;
     let forest = Forest::new(snapshot.records.iter().copied());

@@ -39,7 +39,7 @@ use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::kernel::{self, LoadOptions};
+use crate::kernel::{self, Closer, LoadOptions};
 use crate::kill::KillError;
 use crate::report::out::{self, WriteError, printable};
 use crate::sys::capabilities;
@@ -425,8 +425,9 @@ fn load_options(verbose: u8) -> LoadOptions {
 }
 
 /// Gives up the capabilities that only loading takes: from here on is read what users have written.
-fn give_up_rights(enters_namespaces: bool) {
-    if let Err(error) = capabilities::keep_what_answers_take(enters_namespaces) {
+fn give_up_rights(kills: bool, enters_namespaces: bool) {
+    let administers = enters_namespaces || kills && Closer::may_take_admin();
+    if let Err(error) = capabilities::keep_what_answers_take(administers) {
         ::log::warn!("capabilities are kept: {error}");
     }
 }

@@ -150,7 +150,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     let load = load_options(verbose);
     let runtime = current_thread()?;
     let mut tracker = Tracker::open_or_load(&load)?;
-    give_up_rights(args.selectors.enter_namespaces());
+    give_up_rights(args.kill, args.selectors.enter_namespaces());
     if args.watch.is_given() {
         let ask = async || {
             let found = ask(&mut tracker, args, &files).await?;

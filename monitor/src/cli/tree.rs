@@ -50,7 +50,7 @@ impl Args {
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     let selection = args.selectors.prepare()?;
     let tracker = Tracker::open_or_load(&load_options(verbose))?;
-    give_up_rights(false);
+    give_up_rights(false, false);
     let snapshot = tracker.snapshot()?;
     let root = args
         .target

@@ -144,7 +144,7 @@ impl Waiting {
     fn begin(args: &Args, verbose: u8) -> anyhow::Result<Self> {
         let files = args.gpus.files()?;
         let tracker = Tracker::open_or_load(&load_options(verbose))?;
-        give_up_rights(false);
+        give_up_rights(false, false);
         let snapshot = tracker.snapshot()?;
         let forest = Forest::new(snapshot.records.iter().copied());
         let found = args.targets.iter().map(|target| target.find(&snapshot));

@@ -57,8 +57,8 @@ pub(super) fn user_namespace() -> Check {
 pub(super) fn kill_of(tracker: Tracker) -> Check {
     const NAME: &str = "kill";
     let failed = |detail: String| {
-        let remedy = "run as root: besides CAP_BPF and CAP_PERFMON, the closer of a kill needs \
-             CAP_SYS_ADMIN, and signals to others CAP_KILL";
+        let remedy = "run as root: signals to others need CAP_KILL, and the closer of a kill \
+             needs what loading needs, CAP_BPF and CAP_PERFMON";
         Check::with(NAME, State::Degraded, detail, remedy)
     };
     match child::fork() {

@@ -18,9 +18,7 @@ use std::path::Path;
 use std::thread;
 
 use aya::programs::links::FdLink;
-use aya::programs::{
-    BtfTracePoint, Program, ProgramError, ProgramInfo, ProgramType, RawTracePoint, TracePoint,
-};
+use aya::programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -30,17 +28,8 @@ use super::preflight::{Refusal, kernel_release, parse_release};
 /// Tracepoints can be preempted from this kernel on.
 const PREEMPTIBLE: (u32, u32) = (7, 0);
 
-/// Where the closer stands. On x86-64 a new process passes the end of a system call before its
-/// first instruction. On arm64 it does not: there the beginnings are closed as well, because the
-/// kernel creates no process for a caller who is about to be killed.
-const CLOSED: &[&str] = if cfg!(target_arch = "x86_64") {
-    &["sys_exit"]
-} else {
-    &["sys_exit", "sys_enter"]
-};
-
 /// The places where the kernel shows its tracepoints.
-const TRACE_FS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+pub(super) const TRACE_FS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// The purpose of a hook: its name in pins and reports.
 pub(super) type Role = &'static str;
@@ -186,51 +175,9 @@ pub(super) fn load_closer(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-/// The program that lets no condemned process back to user code. Detached when it is dropped, and
-/// by the kernel when this process ends.
-#[derive(Debug)]
-pub struct Closer(Kind);
-
-#[derive(Debug)]
-enum Kind {
-    Raw(RawTracePoint),
-    Traced(TracePoint),
-}
-
-impl Closer {
-    /// Opens the loaded program for itself.
-    pub(super) fn open(info: ProgramInfo) -> Result<Self, ProgramError> {
-        let name = info.name_as_str().unwrap_or("closer").to_owned();
-        let is_raw = info.program_type() == ProgramType::RawTracePoint.into();
-        Ok(Self(if is_raw {
-            Kind::Raw(RawTracePoint::from_program_info(info, name.into())?)
-        } else {
-            Kind::Traced(TracePoint::from_program_info(info, name.into())?)
-        }))
-    }
-
-    /// Attaches it. Takes a millisecond, but can take seconds on an overloaded host: call it
-    /// beside the killing, not before.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach(&mut self) -> Result<(), Error> {
-        for point in CLOSED {
-            let attached = match &mut self.0 {
-                Kind::Raw(program) => program.attach(point).map(drop),
-                Kind::Traced(program) => {
-                    with_trace_fs(|| program.attach("raw_syscalls", point))?.map(drop)
-                }
-            };
-            attached.map_err(|error| Error::load("closer", &error))?;
-        }
-        Ok(())
-    }
-}
-
 /// Runs `attach` where the tracing files can be seen. Where nobody has mounted them, that is a
 /// mount namespace of one thread, which ends with it: this host's mounts stay as they are.
-fn with_trace_fs<T: Send>(attach: impl FnOnce() -> T + Send) -> Result<T, Error> {
+pub(super) fn with_trace_fs<T: Send>(attach: impl FnOnce() -> T + Send) -> Result<T, Error> {
     let is_mounted = |root: &&str| Path::new(root).join("events/sched").is_dir();
     if TRACE_FS.iter().any(is_mounted) {
         return Ok(attach());

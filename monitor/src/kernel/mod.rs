@@ -10,6 +10,7 @@ use std::io;
 
 pub mod btf;
 pub mod clock;
+mod closer;
 mod heal;
 mod hooks;
 mod label;
@@ -30,7 +31,7 @@ pub mod tracker;
 mod trusted;
 pub mod watcher;
 
-pub use hooks::Closer;
+pub use closer::Closer;
 pub use load::LoadOptions;
 pub use preflight::Refusal;
 pub use tracker::Tracker;

@@ -11,8 +11,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use aya::programs::Iter;
 use aya::programs::links::FdLink;
-use aya::programs::{Iter, ProgramInfo};
 use lifemon_ebpf::{ABI, Host};
 use rustix::fs::{mkdirat, renameat};
 
@@ -249,16 +249,15 @@ impl Pins {
         self.version.has(&format!("programs/{name}"))
     }
 
-    /// Returns what opens the closer.
+    /// Opens the closer.
     ///
     /// # Errors
     /// When this tracker was switched off: there is none, or that of another tracker.
-    pub(super) fn closer(&self) -> Result<ProgramInfo, Error> {
+    pub(super) fn closer(&self) -> Result<OwnedFd, Error> {
         let path = self.version.path().join("programs").join(CLOSER);
-        let info = ProgramInfo::from_pin(path);
-        let info = info.map_err(|error| Error::Pin(io::Error::other(error)))?;
+        let program = sys::get_pinned(&path).map_err(Error::Pin)?;
         if self.is_current() {
-            return Ok(info);
+            return Ok(program);
         }
         let switched = io::Error::new(io::ErrorKind::NotFound, "the tracker was switched off");
         Err(Error::Pin(switched))

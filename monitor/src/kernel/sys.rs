@@ -1,14 +1,16 @@
 //! The `bpf(2)` calls that aya does not offer: whole maps in batches, a test run, deleting from an
 //! array of maps, what the kernel counts about a program. Nothing here knows what the maps mean.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{
+    PERF_FLAG_FD_CLOEXEC, bpf_attach_type, bpf_cmd, bpf_prog_info, perf_event_attr, perf_type_id,
+};
 use lifemon_ebpf::ProcessId;
 
 /// Types whose bytes may cross to the kernel: no padding, no pointers, any bytes valid.
@@ -113,6 +115,23 @@ struct PinnedAttr {
 #[derive(Default)]
 struct IteratorAttr {
     link_fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct RawTracepointAttr {
+    name: u64,
+    prog_fd: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
     flags: u32,
 }
 
@@ -275,6 +294,60 @@ pub(super) fn get_pinned(path: &Path) -> io::Result<OwnedFd> {
     };
     let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
     // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a program to a tracepoint, as its arguments are; detached with the descriptor.
+pub(super) fn attach_to_raw_tracepoint(
+    program: BorrowedFd<'_>,
+    name: &CStr,
+) -> io::Result<OwnedFd> {
+    let mut attr = RawTracepointAttr {
+        name: name.as_ptr() as u64,
+        prog_fd: raw(program),
+        pad: 0,
+    };
+    let fd = bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a program to a tracepoint in the form of the tracing files, by its number there;
+/// detached with the descriptor.
+pub(super) fn attach_to_tracepoint(program: BorrowedFd<'_>, number: u64) -> io::Result<OwnedFd> {
+    const ALL_PROCESSES: libc::pid_t = -1;
+    // A tracepoint passes its programs on every processor, whichever the event is of.
+    const FIRST_PROCESSOR: libc::c_int = 0;
+    const NO_GROUP: libc::c_int = -1;
+    // SAFETY: integers and unions of integers; all zero is valid and asks for nothing.
+    let mut event: perf_event_attr = unsafe { std::mem::zeroed() };
+    event.type_ = perf_type_id::PERF_TYPE_TRACEPOINT as u32;
+    event.size = size_of::<perf_event_attr>() as u32;
+    event.config = number;
+    // SAFETY: `event` lives, and says its size.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const event,
+            ALL_PROCESSES,
+            FIRST_PROCESSOR,
+            NO_GROUP,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    let event = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut attr = LinkAttr {
+        prog_fd: raw(program),
+        target_fd: raw(event.as_fd()),
+        attach_type: bpf_attach_type::BPF_PERF_EVENT as u32,
+        flags: 0,
+    };
+    let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: as above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

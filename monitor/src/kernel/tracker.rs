@@ -7,10 +7,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aya::programs::ProgramError;
 use lifemon_ebpf::{LIVE, ProcessId, Record, SUBREAPER, Traits};
 
-use super::hooks::{self, Closer, Role};
+use super::closer::Closer;
+use super::hooks::{self, Role};
 use super::load::{self, LoadOptions, Loaded};
 use super::lock::{Lock, Patience};
 use super::pins::{self, Found, Pins};
@@ -331,20 +331,17 @@ impl Tracker {
     }
 
     /// Opens the closer.
-    pub(super) fn closer(&mut self) -> Result<Closer, Error> {
-        let failed = |error: ProgramError| Error::load("closer", &error);
-        let info = match &self.kept {
+    pub(super) fn closer(&self) -> Result<Closer, Error> {
+        let program = match &self.kept {
             Kept::Pinned(pins) => pins.closer()?,
             Kept::Private(loaded) => {
                 let name = hooks::closer(loaded.is_preemptible);
-                let program = loaded.ebpf.program(name);
-                program
-                    .ok_or(Error::NoProgram(name))?
-                    .info()
-                    .map_err(failed)?
+                let program = loaded.ebpf.program(name).ok_or(Error::NoProgram(name))?;
+                let loaded = program.fd().map_err(|error| Error::load(name, &error))?;
+                loaded.as_fd().try_clone_to_owned().map_err(Error::Map)?
             }
         };
-        Closer::open(info).map_err(failed)
+        Ok(Closer::of(program))
     }
 
     /// Opens a pass over all processes.

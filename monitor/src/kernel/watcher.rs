@@ -19,7 +19,7 @@ use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use lifemon_ebpf::{Event, LIVE, MemberKey, Membership, ProcessId, limits};
 
 use super::Error;
-use super::hooks::Closer;
+use super::closer::Closer;
 use super::label::{Labelled, Tree, Unlabelled, below};
 use super::lock::Patience;
 use super::shared::Counters;

@@ -30,12 +30,12 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
 ///
 /// Kept are the right to look at the processes of everybody (`CAP_SYS_PTRACE`,
 /// `CAP_DAC_READ_SEARCH`), to signal them, to use maps, and to go before them; `CAP_SETPCAP` is for
-/// the driver's helper, which drops the rest with it. `CAP_SYS_ADMIN`, to enter network namespaces,
-/// only where that was asked for.
+/// the driver's helper, which drops the rest with it. `CAP_SYS_ADMIN` only for who `administers`:
+/// enters network namespaces, or attaches a program where the kernel wants that.
 ///
 /// # Errors
 /// When the kernel refuses it.
-pub(crate) fn keep_what_answers_take(enters_namespaces: bool) -> io::Result<()> {
+pub(crate) fn keep_what_answers_take(administers: bool) -> io::Result<()> {
     let mut kept = CapabilitySet::BPF
         | CapabilitySet::PERFMON
         | CapabilitySet::SYS_PTRACE
@@ -43,7 +43,7 @@ pub(crate) fn keep_what_answers_take(enters_namespaces: bool) -> io::Result<()> 
         | CapabilitySet::KILL
         | CapabilitySet::SYS_NICE
         | CapabilitySet::SETPCAP;
-    kept.set(CapabilitySet::SYS_ADMIN, enters_namespaces);
+    kept.set(CapabilitySet::SYS_ADMIN, administers);
     remove_from_bounding_set(!kept);
     let had = capabilities(None)?;
     let left = CapabilitySets {

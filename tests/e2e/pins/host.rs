@@ -49,6 +49,8 @@ impl Host {
     /// not be.
     pub(super) fn install(&mut self) {
         const INSTALLED: &str = "/opt/lifemon";
+        // A small guest has none.
+        self.mounts.as_root(&["mkdir", "-p", "/opt"]);
         let mount = ["mount", "-t", "tmpfs", "-o", "mode=0755", "none", "/opt"];
         self.mounts.as_root(&mount);
         let built = self.program.to_str().expect("a path in UTF-8");
