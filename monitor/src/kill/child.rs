@@ -72,7 +72,8 @@ impl Killer {
             });
         }
         drop(read);
-        let mut pipe = File::from(close_all_but(write));
+        close_all_but([&write]);
+        let mut pipe = File::from(write);
         child::set_name(c"lifemon-killer");
         // A parent that is gone needs no report.
         let begin = || drop(pipe.write_all(&[BEGUN]));

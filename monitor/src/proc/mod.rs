@@ -45,7 +45,7 @@ pub(crate) use sockets::{listens_on, sockets_on};
 pub(crate) use standing::{
     ContainerGroup, Namespaces, container_group, credentials, namespaces, pid_of_pidfd,
 };
-pub(crate) use status::{frozen_cgroup, ignores_hangup, switches, tracer};
+pub(crate) use status::{frozen_cgroup, ignores_hangup, lock_limits, switches, tracer};
 
 use std::fs;
 use std::path::Path;
