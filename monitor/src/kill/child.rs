@@ -144,7 +144,7 @@ fn kill_below(
 ) -> Result<Report, KillError> {
     go_first();
     let is_parent = |root: crate::ProcessId| parent_id() == root.pid;
-    let report = kill_blocking(root, is_parent, |root| {
+    let report = kill_blocking(root, is_parent, &[], |root| {
         begin();
         KillOptions {
             first_signal: order.signal.and_then(Signal::new),

@@ -13,22 +13,22 @@
 mod marks;
 mod message;
 mod seen;
+mod watched;
 
 use std::collections::VecDeque;
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::interval;
 
 use super::orphans::Survivors;
 use crate::ProcessId;
+use crate::kernel;
 use crate::kernel::clock::{WallClock, boot_ns};
-use crate::kernel::{self, LoadOptions, Tracker, WatchOptions};
 use crate::kill::{Survivor, kill_on_a_thread, kill_watched};
 use crate::loss::{Incomplete, Loss};
 use crate::proc;
@@ -45,6 +45,7 @@ use crate::words::count;
 use marks::Marks;
 use message::{Notice, Received, Request, State, receive};
 use seen::Seen;
+use watched::{begin, below, have_reaped, next};
 
 /// Longest time to go on killing.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,10 +116,10 @@ pub(crate) fn serve_lent(socket: UnixStream, asker: Asker, guardian: u32) -> io:
     let helper = Helper::new(true, Seen::below(Marks::new(guardian, asker.pid)));
     let owner = Some(asker.pidfd);
     current_thread()?.block_on(async {
-        let asked = signals.wait_for(libc::SIGTERM)?;
+        let signalled = signals.wait_for(libc::SIGTERM)?;
         let dismissed = async {
             tokio::select! {
-                () = asked => {}
+                () = signalled => {}
                 () = wait_for_end(above) => {}
             }
         };
@@ -161,10 +162,13 @@ impl Helper {
                 biased;
                 () = &mut gone => break,
                 // The death of the server can be the reason for it.
-                () = &mut dismissed => match owner.as_ref().map(pidfd::is_gone) {
-                    Some(Ok(true)) => break,
-                    _ => return Ok(self.seen.release()),
-                },
+                () = &mut dismissed => {
+                    if matches!(owner.as_ref().map(pidfd::is_gone), Some(Ok(true))) {
+                        break;
+                    }
+                    self.seen.release();
+                    return Ok(());
+                }
                 updates = next(&mut self.sessions) => self.take_updates(updates),
                 // Who does not read answers is not asked for more.
                 ready = socket.readable(), if self.outbox.is_empty() => {
@@ -236,7 +240,7 @@ impl Helper {
             match begin(workers) {
                 Ok((session, roots)) => {
                     self.workers.extend(roots);
-                    self.misses_history |= has_reaped(&session);
+                    self.misses_history |= self.has_lost(&session);
                     self.sessions.push(session);
                     return true;
                 }
@@ -245,6 +249,16 @@ impl Helper {
         }
         self.seen.watch(workers);
         true
+    }
+
+    /// Returns whether something may have left the trees of a session before it began.
+    fn has_lost(&self, session: &Session) -> bool {
+        let is_missing = |loss: &Loss| loss.is_missing_history();
+        if !session.standing_losses().iter().any(is_missing) {
+            return false;
+        }
+        let members = session.watcher().live_members().unwrap_or_default();
+        have_reaped(&members) && self.seen.may_have_lost(&members)
     }
 
     fn take_updates(&mut self, (index, updates): (usize, Result<Vec<Update>, kernel::Error>)) {
@@ -322,9 +336,8 @@ impl Helper {
 
     /// Kills a part of the trees. Who is no part of them is left alone.
     async fn kill(&mut self, id: ProcessId) -> (Vec<ProcessId>, Vec<Survivor>) {
-        let exact = |session: &Session| session.watch().exact(id);
-        if self.sessions.iter().find_map(exact).is_some() {
-            return match kill_on_a_thread(id).await {
+        if let Some(lost) = self.sessions.iter().find_map(|session| below(session, id)) {
+            return match kill_on_a_thread(id, lost).await {
                 Ok(report) => {
                     let killed = report.outcome.killed.iter();
                     (
@@ -405,49 +418,4 @@ async fn wait_for_end(owner: Option<OwnedFd>) {
     if !pidfd::wait_until_gone(owner).await {
         std::future::pending::<()>().await;
     }
-}
-
-/// Begins to watch these trees as one; returns the exact identities of the workers as well.
-fn begin(workers: &[ProcessId]) -> Result<(Session, Vec<ProcessId>), kernel::Error> {
-    let nobody = || kernel::Error::NoProcess("worker".to_owned());
-    let tracker = Tracker::open_or_load(&LoadOptions::default())?;
-    let snapshot = tracker.snapshot()?;
-    let exact = workers.iter().filter_map(|worker| snapshot.exact(*worker));
-    let exact: Vec<_> = exact.collect();
-    let (root, others) = exact.split_first().ok_or_else(nobody)?;
-    let (session, _) = Session::start_all(tracker, *root, others, &WatchOptions::default())?;
-    Ok((session, exact))
-}
-
-/// Returns whether history is missing that matters.
-fn has_reaped(session: &Session) -> bool {
-    let is_missing = |loss: &Loss| loss.is_missing_history();
-    session.standing_losses().iter().any(is_missing)
-        && have_reaped(&session.watcher().live_members().unwrap_or_default())
-}
-
-/// Returns whether one of these has ever reaped a child, or has one to reap: only then can
-/// something have lost its place in the tree before that was watched.
-fn have_reaped(members: &[ProcessId]) -> bool {
-    members.iter().any(|member| {
-        let children = proc::children(member.pid).unwrap_or_default();
-        let is_dead = |pid: &u32| proc::stat(*pid).is_none_or(|stat| stat.is_gone());
-        proc::stat(member.pid).is_none_or(|stat| stat.children_faults > 0)
-            || children.iter().any(is_dead)
-    })
-}
-
-/// Waits for updates of any session; for ever while there is none.
-async fn next(sessions: &mut [Session]) -> (usize, Result<Vec<Update>, kernel::Error>) {
-    let next = sessions.iter_mut().map(|session| Box::pin(session.next()));
-    let mut next: Vec<_> = next.collect();
-    poll_fn(|context| {
-        for (index, updates) in next.iter_mut().enumerate() {
-            if let Poll::Ready(updates) = updates.as_mut().poll(context) {
-                return Poll::Ready((index, updates));
-            }
-        }
-        Poll::Pending
-    })
-    .await
 }

@@ -169,7 +169,7 @@ impl Signals {
                 }
                 ready.clear_ready();
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
     }
 

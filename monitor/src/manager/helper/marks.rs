@@ -3,10 +3,10 @@
 //!
 //! Nothing leaves the guardian, a subreaper; but who was orphaned before anybody looked does not
 //! show of which worker it is. A mark shows it: a soft limit of file locks that no other process
-//! has. Linux has not looked at this limit since 2.4, fork copies it, exec keeps it, and whoever
-//! may signal a process may set it:
-//! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/fork.c?h=v6.12.118#n1862>
-//! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/sys.c?h=v6.12.118#n1693>.
+//! has. Linux keeps this limit for old programs and looks at it nowhere; fork copies it, exec keeps
+//! it, and a process of the same user and group may set it from outside:
+//! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/fork.c?h=v6.1.192#n1743>
+//! <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/sys.c?h=v6.1.192#n1665>.
 //!
 //! Only a limit that was none is changed, and it is none again when the trees are let go. A process
 //! that changes this limit itself loses its mark: it is ended with the run, not with its worker.
@@ -34,8 +34,6 @@ pub(super) struct Marks {
     workers: HashMap<u64, ProcessId>,
     /// Why a worker has none.
     pub(super) trouble: Option<String>,
-    /// True if what a worker has left before it was marked may be alive.
-    pub(super) misses_history: bool,
 }
 
 impl Marks {
@@ -51,7 +49,6 @@ impl Marks {
             next: u64::from_ne_bytes(bytes) >> 2,
             workers: HashMap::new(),
             trouble: None,
-            misses_history: false,
         }
     }
 
@@ -73,19 +70,18 @@ impl Marks {
         }
     }
 
-    /// Notes whether a worker may have left something before it was marked: only one that has
-    /// reaped a child, and only something that the guardian has adopted and nobody else explains.
-    pub(super) fn note_history(&mut self, members: &[ProcessId]) {
+    /// Returns whether there is somebody whom one of these may have lost before it was known: whom
+    /// the guardian has adopted, and nobody else explains.
+    pub(super) fn has_stray(&self, members: &[ProcessId]) -> bool {
         let is_stray = |pid: u32| {
-            let explains = |known: &ProcessId| known.pid == pid;
+            let is_member = |known: &ProcessId| known.pid == pid;
             let is_live = proc::stat(pid).is_some_and(|stat| !stat.is_gone());
             let is_askers = pid == self.asker || is_below(pid, self.asker);
-            let is_known = is_askers || members.iter().any(explains) || self.of(pid).is_some();
+            let is_known = is_askers || members.iter().any(is_member) || self.of(pid).is_some();
             is_live && !is_known && !self.is_of_lifemon(pid)
         };
         let adopted = proc::children(self.guardian).unwrap_or_default();
-        self.misses_history |=
-            super::have_reaped(members) && adopted.into_iter().any(is_stray);
+        adopted.into_iter().any(is_stray)
     }
 
     /// Returns the worker whose mark the process has that has this pid now.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::KILL_TIMEOUT;
 use super::marks::Marks;
+use super::watched::have_reaped;
 use crate::ProcessId;
 use crate::kill::{Subject, Survivor};
 use crate::loss::{Incomplete, Loss};
@@ -28,6 +29,8 @@ pub(super) struct Seen {
     creators: HashMap<ProcessId, ProcessId>,
     /// Where the server is below a guardian of `lifemon run`.
     marks: Option<Marks>,
+    /// True if what a worker has left before it was watched may be alive.
+    misses_history: bool,
 }
 
 impl Seen {
@@ -58,9 +61,14 @@ impl Seen {
         }
         self.look();
         let members: Vec<_> = self.known().collect();
-        if let Some(marks) = &mut self.marks {
-            marks.note_history(&members);
-        }
+        self.misses_history |= have_reaped(&members) && self.may_have_lost(&members);
+    }
+
+    /// Returns whether one of these may have lost somebody before it was known: only below a
+    /// guardian is there a way to tell.
+    pub(super) fn may_have_lost(&self, members: &[ProcessId]) -> bool {
+        let marks = self.marks.as_ref();
+        marks.is_none_or(|marks| marks.has_stray(members))
     }
 
     /// Returns why something may be missed; `why` there is nothing better than snapshots.
@@ -72,7 +80,7 @@ impl Seen {
         match &self.marks {
             None => because(why),
             Some(marks) if marks.trouble.is_some() => because(marks.trouble.as_deref()?),
-            Some(marks) => marks.misses_history.then(|| Loss::NoHistory.into()),
+            Some(_) => self.misses_history.then(|| Loss::NoHistory.into()),
         }
     }
 
@@ -143,8 +151,8 @@ impl Seen {
             doomed.extend(below.map(|(id, _)| *id));
             at += 1;
         }
-        let is_marked = |marks: &&Marks| marks.is_marked(id);
-        let is_worker = self.marks.as_ref().filter(is_marked).is_some();
+        let is_marked = |marks: &Marks| marks.is_marked(id);
+        let is_worker = self.marks.as_ref().is_some_and(is_marked);
         kill(&doomed, || {
             if is_worker {
                 self.marked(Some(id))
