@@ -11,7 +11,7 @@
 //! Only a limit that was none is changed, and it is none again when the trees are let go. A process
 //! that changes this limit itself loses its mark: it is ended with the run, not with its worker.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -59,15 +59,35 @@ impl Marks {
         is_below(self.guardian, pid) && !is_above && !self.is_of_lifemon(pid)
     }
 
-    /// Marks the tree of a worker. Who is created by a marked process is born with the mark; so
-    /// when all that is found has it, nobody else can come.
+    /// Marks the tree of a worker.
     pub(super) fn add(&mut self, worker: ProcessId) {
         let mark = self.next;
         self.next += 1;
-        match set_below(worker, mark) {
-            Ok(()) => drop(self.workers.insert(mark, worker)),
-            Err(error) => self.trouble = Some(format!("{} has no mark: {error}", worker.pid)),
+        // In any case: what has the mark by then is to be found, and to lose it again.
+        self.workers.insert(mark, worker);
+        if let Err(error) = self.set_below(worker, mark) {
+            self.trouble = Some(format!("not all of {} has a mark: {error}", worker.pid));
         }
+    }
+
+    /// Marks a process and all below it, but for trees that have a mark of ours. Who is created by
+    /// a marked process is born with the mark; so when all that is found has it, nobody else can
+    /// come.
+    fn set_below(&self, worker: ProcessId, mark: u64) -> io::Result<()> {
+        let mut marked = HashSet::new();
+        let mut queue = vec![worker];
+        for _ in 0..ROUNDS_MAX {
+            queue.retain(|id| self.of(id.pid).is_none() && marked.insert(*id));
+            if queue.is_empty() {
+                return Ok(());
+            }
+            for id in queue {
+                set(id, Some(mark))?;
+            }
+            let below = marked.iter().copied().flat_map(proc::children_of);
+            queue = below.collect();
+        }
+        Err(io::Error::other("it forks without end"))
     }
 
     /// Returns whether there is somebody whom one of these may have lost before it was known: whom
@@ -90,27 +110,32 @@ impl Marks {
         self.workers.get(&soft?).copied()
     }
 
+    /// Returns the process that has this pid now, and the worker whose mark it has.
+    fn member(&self, pid: u32) -> Option<(ProcessId, ProcessId)> {
+        let id = proc::identify(pid)?;
+        let worker = self.of(pid)?;
+        // In this order: the mark was read of that process.
+        proc::is_live(id).then_some((id, worker))
+    }
+
     /// Returns the processes that the guardian has adopted and that have a mark.
     pub(super) fn adopted(&self) -> impl Iterator<Item = ProcessId> {
         let adopted = proc::children(self.guardian).unwrap_or_default();
-        let marked = adopted.into_iter().filter(|pid| self.of(*pid).is_some());
-        marked.filter_map(proc::identify)
+        let members = adopted.into_iter().filter_map(|pid| self.member(pid));
+        members.map(|(id, _)| id)
     }
 
     /// Returns everybody alive with the mark of this worker, or with any: whoever is alive for the
     /// whole look is found.
     pub(super) fn find(&self, worker: Option<ProcessId>) -> Vec<ProcessId> {
         let pids = proc::pids().unwrap_or_default().into_iter();
-        pids.filter_map(|pid| {
-            let id = proc::identify(pid)?;
-            let owner = self.of(pid)?;
-            // A mark can be copied by whoever may set it, to a process that is none of the run.
-            let is_wanted = worker.is_none_or(|worker| worker == owner);
-            let is_member = is_wanted && is_below(self.guardian, pid);
-            // In this order: the mark was read of that process.
-            (is_member && proc::is_live(id)).then_some(id)
-        })
-        .collect()
+        let members = pids.filter_map(|pid| self.member(pid));
+        let wanted = members.filter(|(id, owner)| {
+            // Whoever may set a mark can give it to a process that is none of the run.
+            let is_wanted = worker.is_none_or(|worker| worker == *owner);
+            is_wanted && is_below(self.guardian, id.pid) && proc::owns_pid(*id)
+        });
+        wanted.map(|(id, _)| id).collect()
     }
 
     /// Returns whether this is a worker that is marked.
@@ -132,24 +157,6 @@ impl Marks {
     fn is_of_lifemon(&self, pid: u32) -> bool {
         proc::stat(pid).is_some_and(|stat| stat.group == self.guardian)
     }
-}
-
-/// Marks a process and all below it.
-fn set_below(worker: ProcessId, mark: u64) -> io::Result<()> {
-    let mut marked = vec![worker];
-    set(worker, Some(mark))?;
-    for _ in 0..ROUNDS_MAX {
-        let below = marked.iter().copied().flat_map(super::seen::children);
-        let fresh: Vec<_> = below.filter(|id| !marked.contains(id)).collect();
-        if fresh.is_empty() {
-            return Ok(());
-        }
-        for id in fresh {
-            set(id, Some(mark))?;
-            marked.push(id);
-        }
-    }
-    Err(io::Error::other("it forks without end"))
 }
 
 /// Sets the mark of exactly this process, or takes it away. One that is gone needs none.

@@ -101,7 +101,7 @@ impl Seen {
         }
         let mut queue: Vec<_> = self.known().collect();
         while let Some(parent) = queue.pop() {
-            for child in children(parent) {
+            for child in proc::children_of(parent) {
                 if !self.workers.contains(&child) && !self.creators.contains_key(&child) {
                     self.creators.insert(child, parent);
                     queue.push(child);
@@ -169,16 +169,6 @@ impl Seen {
     }
 }
 
-/// Returns the children of a process, by their parent now.
-pub(super) fn children(parent: ProcessId) -> impl Iterator<Item = ProcessId> {
-    let pids = if proc::owns_pid(parent) {
-        proc::children(parent.pid).unwrap_or_default()
-    } else {
-        Vec::new()
-    };
-    pids.into_iter().filter_map(proc::identify)
-}
-
 /// Kills these, all below them, and whom `others` finds. First all of it is stopped, so that what
 /// has a parent keeps it, and none is missed; `others` has to find nobody new twice, for a look can
 /// miss who is created during it.
@@ -196,7 +186,7 @@ pub(super) fn kill(
             send(*id, libc::SIGSTOP);
         }
         looks = if queue.is_empty() { looks + 1 } else { 0 };
-        let below = stopped.iter().copied().flat_map(children);
+        let below = stopped.iter().copied().flat_map(proc::children_of);
         queue = below.chain(others()).collect();
     }
     let (killed, rest): (Vec<_>, Vec<_>) =
