@@ -101,7 +101,8 @@ fn what_was_left_before_makes_it_incomplete_only_where_something_was() {
     let body = r#"
 reasons = []
 for before in ("true", "(sleep 101 >/dev/null &)"):
-    worker = subprocess.Popen(["sh", "-c", f"{before}; echo; exec sleep 103"], stdout=subprocess.PIPE)
+    words = ["sh", "-c", f"{before}; echo; exec sleep 103"]
+    worker = subprocess.Popen(words, stdout=subprocess.PIPE)
     worker.stdout.readline()
     channel, state = watch([worker])
     reasons.append([one["reason"] for one in state["incomplete"]])
@@ -151,7 +152,8 @@ worker = shell("exec sleep 101")
 channel, _ = watch([worker])
 os.kill(worker.pid, signal.SIGKILL)
 died = hear(channel, "died")
-print(json.dumps([died["pid"] == worker.pid, died["cause"], died["exit"]["sender"]["pid"] == os.getpid()]))
+sender = died["exit"]["sender"]["pid"]
+print(json.dumps([died["pid"] == worker.pid, died["cause"], sender == os.getpid()]))
 "#;
     let sandbox = Sandbox::new();
     let output = end_of_server(&sandbox, Rights::Root, &[], body);

@@ -216,8 +216,8 @@ impl Helper {
         };
     }
 
-    /// Does what the server asks; returns whether it goes on. It does not for a server that lets go,
-    /// or asks for what is none of its own.
+    /// Does what the server asks; returns whether it goes on. It does not for a server that lets
+    /// go, or asks for what is none of its own.
     async fn take_request(&mut self, request: Request) -> bool {
         let (killed, survivors) = match request {
             Request::Watch(workers) => return self.watch(&workers),

@@ -3,8 +3,9 @@
 //!
 //! A server finds the guardian by its own ancestors, and asks at a socket whose name says which
 //! guardian it is: `lifemon-run/INODE/PID`, its pid namespace and its pid in that, in the abstract
-//! namespace. So the command runs as it does alone: no descriptor and no variable is added. Who asks
-//! checks by the kernel's word that the guardian has answered; a name that is taken is not lent.
+//! namespace. So the command runs as it does alone: no descriptor and no variable is added. Who
+//! asks checks by the kernel's word that the guardian has answered; where the name is taken,
+//! nothing is lent.
 //!
 //! A helper is for a process of the guardian's own user below the guardian, and for nobody else. It
 //! is a child of the guardian and not of the command; before anything is ended, those whose server
