@@ -49,6 +49,7 @@ mod manager_wire;
 mod run;
 mod run_alone;
 mod run_keepers;
+mod run_lends;
 mod run_lives;
 mod run_many;
 mod run_options;

@@ -220,6 +220,7 @@ fn scripts_see_what_they_see_without_it() {
         "RUN sh -c 'kill -TSTP $$; kill -TTIN $$; echo on'",
         "cd /proc; RUN sh -c 'pwd -P'",
         "exec RUN sh -c 'exit 9'",
+        "RUN sh -c 'env | grep -v ^_= | sort; ls /proc/$$/fd; cat /proc/$$/limits'",
     ] {
         assert_same(script);
     }

@@ -59,6 +59,12 @@ struct Look {
     is_torn: bool,
 }
 
+/// Returns whether the process that has this pid now is below `root`, which lives: as its parents
+/// are now, so for a subreaper all that descends from it is.
+pub(crate) fn is_below(root: u32, pid: u32) -> bool {
+    Links::unread().lead_to(root, pid, None)
+}
+
 /// Looks until the tree below this process stands still; returns what was seen. `except` and what
 /// is below it are left out.
 pub(crate) fn take(except: Option<u32>) -> Census {
@@ -156,8 +162,9 @@ struct Links<Read> {
 }
 
 impl Links<fn(u32) -> Option<Link>> {
-    fn read() -> io::Result<Self> {
-        let mut links = Self {
+    /// Returns links that are read when they are asked for.
+    fn unread() -> Self {
+        Self {
             table: HashMap::new(),
             read: |pid| {
                 let stat = proc::stat(pid)?;
@@ -167,7 +174,11 @@ impl Links<fn(u32) -> Option<Link>> {
                     reaped_faults: stat.children_faults,
                 })
             },
-        };
+        }
+    }
+
+    fn read() -> io::Result<Self> {
+        let mut links = Self::unread();
         for pid in proc::pids()? {
             links.renew(pid);
         }

@@ -72,7 +72,8 @@ impl Killer {
             });
         }
         drop(read);
-        let mut pipe = File::from(close_all_but(write));
+        close_all_but([&write]);
+        let mut pipe = File::from(write);
         child::set_name(c"lifemon-killer");
         // A parent that is gone needs no report.
         let begin = || drop(pipe.write_all(&[BEGUN]));
@@ -143,7 +144,7 @@ fn kill_below(
 ) -> Result<Report, KillError> {
     go_first();
     let is_parent = |root: crate::ProcessId| parent_id() == root.pid;
-    let report = kill_blocking(root, is_parent, |root| {
+    let report = kill_blocking(root, is_parent, &[], |root| {
         begin();
         KillOptions {
             first_signal: order.signal.and_then(Signal::new),

@@ -152,27 +152,31 @@ async fn kill_guarded(
     Ok(killing.report(true))
 }
 
-/// Kills the tree of `id`, which may be exact to a clock tick, on a thread of its own: the kill
-/// raises the priority of its thread, and keeps it busy, so it is not for threads that serve
-/// others.
+/// Kills the tree of `id`, which may be exact to a clock tick, and those of `others`, on a thread of
+/// its own: the kill raises the priority of its thread, and keeps it busy, so it is not for threads
+/// that serve others.
 ///
 /// # Errors
 /// As [`kill_tree`].
-pub(crate) async fn kill_on_a_thread(id: ProcessId) -> Result<KillReport, KillError> {
+pub(crate) async fn kill_on_a_thread(
+    id: ProcessId,
+    others: Vec<ProcessId>,
+) -> Result<KillReport, KillError> {
     let is_meant = move |root| is_same_process(root, id) && proc::owns_pid(id);
-    let kill = move || kill_blocking(id.pid, is_meant, |_| KillOptions::default());
+    let kill = move || kill_blocking(id.pid, is_meant, &others, |_| KillOptions::default());
     let done = tokio::task::spawn_blocking(kill).await;
     done.unwrap_or_else(|error| Err(KillError::NotPrepared(io::Error::other(error))))
 }
 
-/// Kills the tree of the process that has this pid now, if it is the one that is meant, on this
-/// thread, without a look for suspects. `options` are made for its exact identity.
+/// Kills the tree of the process that has this pid now, if it is the one that is meant, and those of
+/// `others`, on this thread, without a look for suspects. `options` are made for its exact identity.
 ///
 /// # Errors
 /// As [`kill_tree`].
 pub(super) fn kill_blocking(
     pid: u32,
     is_meant: impl FnOnce(ProcessId) -> bool,
+    others: &[ProcessId],
     options: impl FnOnce(ProcessId) -> KillOptions,
 ) -> Result<KillReport, KillError> {
     let tracker = Tracker::open_or_load(&LoadOptions::default())?;
@@ -181,7 +185,7 @@ pub(super) fn kill_blocking(
         return Err(Error::NoProcess(pid.to_string()).into());
     };
     let runtime = current_thread().map_err(KillError::NotPrepared)?;
-    runtime.block_on(kill_trees(tracker, root, &[], &options(root)))
+    runtime.block_on(kill_trees(tracker, root, others, &options(root)))
 }
 
 fn follow_releases(options: &ReleaseOptions) -> Releases {

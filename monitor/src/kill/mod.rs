@@ -51,6 +51,7 @@ pub use outcome::{
 pub use refuse::KillRefusal;
 
 pub(crate) use below::kill_tree as kill_below;
+pub(crate) use census::is_below;
 pub(crate) use exact::kill_on_a_thread;
 #[cfg(feature = "cli")]
 pub(crate) use force::Force;

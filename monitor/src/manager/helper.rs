@@ -6,25 +6,29 @@
 //! snapshots of `/proc` have shown ([`seen`]). It does not outlive the server by more than the kill
 //! takes. Server and helper speak in frames of JSON over one socket, which is the helper's standard
 //! input. A server that closes it without letting go first is taken for dead.
+//!
+//! Below `lifemon run` the guardian lends one to each server that asks: then it is a child of the
+//! guardian, and knows the trees by [`marks`] where there is no eBPF.
 
+mod marks;
 mod message;
 mod seen;
+mod watched;
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::pending;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::interval;
 
 use super::orphans::Survivors;
 use crate::ProcessId;
+use crate::kernel;
 use crate::kernel::clock::{WallClock, boot_ns};
-use crate::kernel::{self, LoadOptions, Tracker, WatchOptions};
 use crate::kill::{Survivor, kill_on_a_thread, kill_watched};
 use crate::loss::{Incomplete, Loss};
 use crate::proc;
@@ -38,8 +42,10 @@ use crate::sys::runtime::current_thread;
 use crate::sys::signals::Signals;
 use crate::watch::What;
 use crate::words::count;
+use marks::Marks;
 use message::{Notice, Received, Request, State, receive};
 use seen::Seen;
+use watched::{begin, below, have_reaped, next};
 
 /// Longest time to go on killing.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,6 +55,18 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Trees that are watched apart from each other: each takes a slot of the kernel half.
 const SESSIONS_MAX: usize = 16;
+
+/// Limit on the workers of a server below `lifemon run`.
+const WORKERS_MAX: usize = 4_096;
+
+/// The server that a helper below `lifemon run` is for.
+#[derive(Debug)]
+pub(crate) struct Asker {
+    /// Its process.
+    pub(crate) pid: u32,
+    /// A descriptor of it.
+    pub(crate) pidfd: OwnedFd,
+}
 
 struct Helper {
     use_ebpf: bool,
@@ -80,46 +98,89 @@ pub fn serve_helper(socket: UnixStream, use_ebpf: bool) -> io::Result<()> {
     let server = parent_id();
     let owner = pidfd::open(server)?;
     let owner = (parent_id() == server).then_some(owner);
-    socket.set_nonblocking(true)?;
-    let helper = Helper {
-        use_ebpf,
-        workers: Vec::new(),
-        sessions: Vec::new(),
-        seen: Seen::default(),
-        why_not_ebpf: None,
-        misses_history: false,
-        clock: WallClock::now(),
-        told: None,
-        outbox: VecDeque::new(),
-    };
-    let runtime = current_thread()?;
-    runtime.block_on(helper.run(socket, owner))
+    let helper = Helper::new(use_ebpf, Seen::default());
+    current_thread()?.block_on(helper.run(socket, owner, pending()))
+}
+
+/// Runs the helper in a child of the guardian of `lifemon run`, for a server below that, until the
+/// server lets go of it, or is dead. When the guardian asks by SIGTERM, or is dead, it ends what a
+/// dead server has left, and exits. All signals are blocked, and this process has one thread.
+///
+/// # Errors
+/// As [`serve_helper`].
+pub(crate) fn serve_lent(socket: UnixStream, asker: Asker, guardian: u32) -> io::Result<()> {
+    set_name(c"lifemon-helper");
+    let signals = Signals::open()?;
+    let above = pidfd::open(guardian)?;
+    let above = (parent_id() == guardian).then_some(above);
+    let helper = Helper::new(true, Seen::below(Marks::new(guardian, asker.pid)));
+    let owner = Some(asker.pidfd);
+    current_thread()?.block_on(async {
+        let signalled = signals.wait_for(libc::SIGTERM)?;
+        let dismissed = async {
+            tokio::select! {
+                () = signalled => {}
+                () = wait_for_end(above) => {}
+            }
+        };
+        helper.run(socket, owner, dismissed).await
+    })
 }
 
 impl Helper {
-    async fn run(mut self, socket: UnixStream, owner: Option<OwnedFd>) -> io::Result<()> {
+    fn new(use_ebpf: bool, seen: Seen) -> Self {
+        Self {
+            use_ebpf,
+            workers: Vec::new(),
+            sessions: Vec::new(),
+            seen,
+            why_not_ebpf: None,
+            misses_history: false,
+            clock: WallClock::now(),
+            told: None,
+            outbox: VecDeque::new(),
+        }
+    }
+
+    async fn run(
+        mut self,
+        socket: UnixStream,
+        owner: Option<OwnedFd>,
+        dismissed: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixStream::from_std(socket)?;
         let mut frames = Frames::default();
         let mut tick = interval(LOOK);
-        let gone = wait_for_end(owner);
-        tokio::pin!(gone);
+        let again = owner.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let gone = wait_for_end(again);
+        tokio::pin!(gone, dismissed);
         loop {
             self.tell_state();
             self.flush(&socket);
             tokio::select! {
                 biased;
                 () = &mut gone => break,
+                // The death of the server can be the reason for it.
+                () = &mut dismissed => {
+                    if matches!(owner.as_ref().map(pidfd::is_gone), Some(Ok(true))) {
+                        break;
+                    }
+                    self.seen.release();
+                    return Ok(());
+                }
                 updates = next(&mut self.sessions) => self.take_updates(updates),
-                ready = socket.readable() => {
+                // Who does not read answers is not asked for more.
+                ready = socket.readable(), if self.outbox.is_empty() => {
                     ready?;
                     match receive(&socket, &mut frames)? {
                         Received::Nothing => {}
                         Received::Closed => break,
                         Received::Requests(requests) => for request in requests {
-                            if matches!(request, Request::Release) {
+                            if !self.take_request(request).await {
+                                self.seen.release();
                                 return Ok(());
                             }
-                            self.take_request(request).await;
                         },
                     }
                 }
@@ -155,31 +216,49 @@ impl Helper {
         };
     }
 
-    async fn take_request(&mut self, request: Request) {
+    /// Does what the server asks; returns whether it goes on. It does not for a server that lets
+    /// go, or asks for what is none of its own.
+    async fn take_request(&mut self, request: Request) -> bool {
         let (killed, survivors) = match request {
             Request::Watch(workers) => return self.watch(&workers),
             Request::Kill(id) => self.kill(id).await,
             Request::End => self.end().await,
-            Request::Release => return,
+            Request::Release => return false,
         };
         self.tell(&Notice::Ended { killed, survivors });
+        true
     }
 
-    fn watch(&mut self, workers: &[ProcessId]) {
+    fn watch(&mut self, workers: &[ProcessId]) -> bool {
+        let is_too_many = self.workers.len() + workers.len() > WORKERS_MAX;
+        if is_too_many || !workers.iter().all(|worker| self.seen.may_watch(*worker)) {
+            return false;
+        }
         self.workers.extend(workers);
         self.told = None;
         if self.use_ebpf && self.sessions.len() < SESSIONS_MAX {
             match begin(workers) {
                 Ok((session, roots)) => {
                     self.workers.extend(roots);
-                    self.misses_history |= has_reaped(&session);
+                    self.misses_history |= self.has_lost(&session);
                     self.sessions.push(session);
-                    return;
+                    return true;
                 }
                 Err(error) => self.why_not_ebpf = Some(error.to_string()),
             }
         }
         self.seen.watch(workers);
+        true
+    }
+
+    /// Returns whether something may have left the trees of a session before it began.
+    fn has_lost(&self, session: &Session) -> bool {
+        let is_missing = |loss: &Loss| loss.is_missing_history();
+        if !session.standing_losses().iter().any(is_missing) {
+            return false;
+        }
+        let members = session.watcher().live_members().unwrap_or_default();
+        have_reaped(&members) && self.seen.may_have_lost(&members)
     }
 
     fn take_updates(&mut self, (index, updates): (usize, Result<Vec<Update>, kernel::Error>)) {
@@ -246,7 +325,7 @@ impl Helper {
                 }
                 Err(error) => {
                     log::warn!("killing without eBPF: {error}");
-                    let (more, survivors) = seen::kill(&members);
+                    let (more, survivors) = seen::kill(&members, Vec::new);
                     killed.extend(more);
                     left.extend(survivors);
                 }
@@ -257,9 +336,8 @@ impl Helper {
 
     /// Kills a part of the trees. Who is no part of them is left alone.
     async fn kill(&mut self, id: ProcessId) -> (Vec<ProcessId>, Vec<Survivor>) {
-        let exact = |session: &Session| session.watch().exact(id);
-        if self.sessions.iter().find_map(exact).is_some() {
-            return match kill_on_a_thread(id).await {
+        if let Some(lost) = self.sessions.iter().find_map(|session| below(session, id)) {
+            return match kill_on_a_thread(id, lost).await {
                 Ok(report) => {
                     let killed = report.outcome.killed.iter();
                     (
@@ -303,10 +381,8 @@ impl Helper {
         }
         incomplete.dedup();
         let mut incomplete = Incomplete::all(&incomplete);
-        if !self.seen.is_empty() {
-            let why = self.why_not_ebpf.as_deref().unwrap_or("eBPF is not wanted");
-            incomplete.push(Incomplete::because(Loss::NoTracker, why));
-        }
+        let why = self.why_not_ebpf.as_deref().unwrap_or("eBPF is not wanted");
+        incomplete.extend(self.seen.incomplete(why));
         State {
             ebpf: self.seen.is_empty(),
             orphans,
@@ -342,47 +418,4 @@ async fn wait_for_end(owner: Option<OwnedFd>) {
     if !pidfd::wait_until_gone(owner).await {
         std::future::pending::<()>().await;
     }
-}
-
-/// Begins to watch these trees as one; returns the exact identities of the workers as well.
-fn begin(workers: &[ProcessId]) -> Result<(Session, Vec<ProcessId>), kernel::Error> {
-    let nobody = || kernel::Error::NoProcess("worker".to_owned());
-    let tracker = Tracker::open_or_load(&LoadOptions::default())?;
-    let snapshot = tracker.snapshot()?;
-    let exact = workers.iter().filter_map(|worker| snapshot.exact(*worker));
-    let exact: Vec<_> = exact.collect();
-    let (root, others) = exact.split_first().ok_or_else(nobody)?;
-    let (session, _) = Session::start_all(tracker, *root, others, &WatchOptions::default())?;
-    Ok((session, exact))
-}
-
-/// Returns whether a member has ever reaped a child, or has one to reap: only then can something
-/// have lost its place in the tree before that was watched.
-fn has_reaped(session: &Session) -> bool {
-    let is_missing = |loss: &Loss| loss.is_missing_history();
-    if !session.standing_losses().iter().any(is_missing) {
-        return false;
-    }
-    let members = session.watcher().live_members().unwrap_or_default();
-    members.iter().any(|member| {
-        let children = proc::children(member.pid).unwrap_or_default();
-        let is_dead = |pid: &u32| proc::stat(*pid).is_none_or(|stat| stat.is_gone());
-        proc::stat(member.pid).is_none_or(|stat| stat.children_faults > 0)
-            || children.iter().any(is_dead)
-    })
-}
-
-/// Waits for updates of any session; for ever while there is none.
-async fn next(sessions: &mut [Session]) -> (usize, Result<Vec<Update>, kernel::Error>) {
-    let next = sessions.iter_mut().map(|session| Box::pin(session.next()));
-    let mut next: Vec<_> = next.collect();
-    poll_fn(|context| {
-        for (index, updates) in next.iter_mut().enumerate() {
-            if let Poll::Ready(updates) = updates.as_mut().poll(context) {
-                return Poll::Ready((index, updates));
-            }
-        }
-        Poll::Pending
-    })
-    .await
 }

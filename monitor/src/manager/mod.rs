@@ -65,6 +65,7 @@ pub use fatal::{FatalRules, is_fatal_worker_error};
 pub use health::{DeadWorker, GpuHolder, Health, HealthStatus, WorkersDied};
 #[doc(hidden)]
 pub use helper::serve_helper;
+pub(crate) use helper::{Asker, serve_lent};
 pub use lifespan::Lifespan;
 pub use options::{Options, Policy, WorkerCommand};
 pub use orphans::{Cleaned, Scope, TreeKillError};

@@ -166,7 +166,7 @@ impl ProcessManager {
     pub async fn kill_process_tree(&self, pid: u32) -> Result<usize, TreeKillError> {
         let id = proc::identify(pid).ok_or_else(|| nobody(pid))?;
         let refusal = match crate::kernel::preflight::check() {
-            Ok(()) => return count(kill_on_a_thread(id).await?),
+            Ok(()) => return count(kill_on_a_thread(id, Vec::new()).await?),
             Err(refusal) => refusal,
         };
         match self.kill_below(id).await.killed.len() {
@@ -194,7 +194,7 @@ fn count(report: KillReport) -> Result<usize, TreeKillError> {
 
 /// Kills an orphan's tree; returns how many processes. The other orphans do not depend on it.
 async fn kill_orphan(orphan: &Cleaned) -> usize {
-    let killed = match kill_on_a_thread(orphan.id).await {
+    let killed = match kill_on_a_thread(orphan.id, Vec::new()).await {
         Ok(report) => count(report),
         // It ended by itself, or was below one that has just been killed.
         Err(KillError::Kernel(crate::kernel::Error::NoProcess(_))) => Ok(0),

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 
-use super::stat;
+use lifemon_ebpf::ProcessId;
+
+use super::{identify, owns_pid, stat};
 use crate::sys::text;
 
 /// Returns every pid that `/proc` shows.
@@ -41,6 +43,16 @@ pub(crate) fn children(parent: u32) -> Option<Vec<u32>> {
         }
     }
     Some(found)
+}
+
+/// Returns the children of exactly this process; nobody where its pid is another's.
+pub(crate) fn children_of(parent: ProcessId) -> impl Iterator<Item = ProcessId> {
+    let pids = if owns_pid(parent) {
+        children(parent.pid).unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    pids.into_iter().filter_map(identify)
 }
 
 /// Returns the pids of all children by parent, from a look at every process.

@@ -33,7 +33,7 @@ pub use status::{name, wait_channel};
 pub use zombies::{Zombie, zombie, zombies};
 
 pub(crate) use command::{Commands, command_line_of, variable};
-pub(crate) use family::{children, children_by_parent, own_threads, pids};
+pub(crate) use family::{children, children_by_parent, children_of, own_threads, pids};
 pub(crate) use files::{
     descriptor_device, descriptor_info, device_majors, device_number, input_device, with_pidfd,
 };
@@ -45,7 +45,7 @@ pub(crate) use sockets::{listens_on, sockets_on};
 pub(crate) use standing::{
     ContainerGroup, Namespaces, container_group, credentials, namespaces, pid_of_pidfd,
 };
-pub(crate) use status::{frozen_cgroup, ignores_hangup, switches, tracer};
+pub(crate) use status::{frozen_cgroup, ignores_hangup, lock_limits, switches, tracer};
 
 use std::fs;
 use std::path::Path;

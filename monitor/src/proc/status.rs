@@ -40,6 +40,19 @@ pub(crate) fn ignores_hangup(pid: u32) -> bool {
     ignored.is_some_and(|mask| mask & SIGHUP != 0)
 }
 
+/// Returns the soft and the hard limit of file locks, each `None` where there is none.
+pub(crate) fn lock_limits(pid: u32) -> Option<[Option<u64>; 2]> {
+    let limits = text::read(format!("/proc/{pid}/limits")).ok()?;
+    let mut lines = limits.lines();
+    let line = lines.find_map(|line| line.strip_prefix("Max file locks"))?;
+    let mut words = line.split_ascii_whitespace();
+    let mut next = || match words.next()? {
+        "unlimited" => Some(None),
+        word => Some(Some(word.parse().ok()?)),
+    };
+    Some([next()?, next()?])
+}
+
 /// Returns how often the task with this pid has left a processor: one that has not since a stop is
 /// in that stop still.
 pub(crate) fn switches(pid: u32) -> Option<u64> {

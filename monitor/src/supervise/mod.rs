@@ -17,13 +17,14 @@
 //!
 //! Reading order: `options` (what is asked for and what comes of it), [`frame`] and `message`,
 //! `spawn` and `launch` (the start of workers, of the command), `serve` (the guardian at work),
-//! `stops` (its part in job control), `executed` and `guardian` (its process, as itself and as its
+//! `stops` (its part in job control), `lend` (what it does for servers below it), `executed` and `guardian` (its process, as itself and as its
 //! parent has it), `witness`, `terminal`, `owner` (the user's side).
 
 pub(crate) mod executed;
 pub mod frame;
 pub(crate) mod guardian;
 mod launch;
+mod lend;
 pub(crate) mod message;
 mod options;
 mod owner;

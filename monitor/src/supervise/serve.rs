@@ -9,6 +9,7 @@ use std::os::unix::process::parent_id;
 use std::time::Duration;
 
 use super::launch::Launch;
+use super::lend::{self, Lending};
 use super::message::{Channel, Notice, Request, Spec};
 use super::spawn::{Group, Place, spawn};
 use super::stops::{self, Stops};
@@ -45,6 +46,10 @@ struct Guarding {
     signals: Signals,
     owner: Option<OwnedFd>,
     workers: Vec<Worker>,
+    /// Of the guardian of one command.
+    lending: Lending,
+    /// The order to end what is left, until nothing is lent any more.
+    order: Option<Order>,
     ending: Option<Ending>,
     owner_is_dead: bool,
 }
@@ -96,6 +101,8 @@ impl Guarding {
             signals: Signals::open()?,
             owner: owner.filter(|_| is_same),
             workers: Vec::new(),
+            lending: Lending::default(),
+            order: None,
             ending: None,
             owner_is_dead: false,
         })
@@ -134,6 +141,7 @@ impl Guarding {
                 return Ok(());
             }
         };
+        self.lending = Lending::begin();
         launch.go(if is_shared {
             heard
         } else {
@@ -201,7 +209,14 @@ impl Guarding {
 
     fn run(&mut self) -> io::Result<()> {
         loop {
-            let [by_signal, by_owner, by_death, by_killer, by_launch] = self.wait()?;
+            let [
+                by_signal,
+                by_owner,
+                by_death,
+                by_killer,
+                by_launch,
+                by_asker,
+            ] = self.wait()?;
             if by_launch {
                 self.finish_launch();
             }
@@ -220,6 +235,10 @@ impl Guarding {
             // Also without a signal: a SIGCHLD that was pending counts for many.
             self.reap();
             self.look_at_owner();
+            if by_asker {
+                self.lending.accept();
+            }
+            self.begin_ending();
             if let Some(rest) = self.ending.as_mut().and_then(Ending::step) {
                 self.finish(rest);
                 return Ok(());
@@ -227,11 +246,13 @@ impl Guarding {
         }
     }
 
-    /// Waits; returns what it was: a signal, a message, the owner's death, the killer, the launch.
-    fn wait(&self) -> io::Result<[bool; 5]> {
+    /// Waits; returns what it was: a signal, a message, the owner's death, the killer, the launch,
+    /// somebody who asks for a helper.
+    fn wait(&self) -> io::Result<[bool; 6]> {
         let ending = self.ending.as_ref();
         let launch = self.alone.as_ref().and_then(|alone| alone.launch.as_ref());
         let look = self.looks().then_some(stops::LOOK);
+        let look = self.order.as_ref().map(|_| lend::LOOK).or(look);
         let owner = self.owner.as_ref().map(OwnedFd::as_fd);
         let sources = [
             Some(self.signals.fd()),
@@ -239,6 +260,7 @@ impl Guarding {
             owner.filter(|_| !self.owner_is_dead),
             ending.and_then(Ending::killer_fd),
             launch.map(Launch::fd),
+            self.lending.fd(),
         ];
         wait_for(sources, ending.map(Ending::wait).or(look))
     }
@@ -273,19 +295,41 @@ impl Guarding {
                     self.send(&Notice::Killed { id, outcome });
                 }
                 Request::Start => {}
-                Request::End(order) => {
-                    self.tell_of_daemons(&order);
-                    self.ending.get_or_insert_with(|| Ending::begin(order));
-                }
-                Request::Hurry => {
-                    if let Some(ending) = &mut self.ending {
-                        ending.hurry();
-                    }
-                }
+                Request::End(order) => self.end(order),
+                Request::Hurry => self.hurry(),
             }
         }
         if !is_open {
             self.lose_owner();
+        }
+    }
+
+    /// Begins to end what is left, unless that has begun.
+    fn end(&mut self, order: Order) {
+        if self.ending.is_none() {
+            self.order.get_or_insert(order);
+            self.lending.dismiss();
+        }
+    }
+
+    /// Ends the rest without a grace.
+    fn hurry(&mut self) {
+        self.lending.hurry();
+        if let Some(order) = &mut self.order {
+            order.signal = None;
+        }
+        if let Some(ending) = &mut self.ending {
+            ending.hurry();
+        }
+    }
+
+    /// Ends what is left, once no helper works on it any more.
+    fn begin_ending(&mut self) {
+        if self.lending.has_ended()
+            && let Some(order) = self.order.take()
+        {
+            self.tell_of_daemons(&order);
+            self.ending = Some(Ending::begin(order));
         }
     }
 
@@ -310,9 +354,8 @@ impl Guarding {
             return;
         }
         self.owner_is_dead = true;
-        self.ending
-            .get_or_insert_with(|| Ending::begin(Order::default()))
-            .hurry();
+        self.end(Order::default());
+        self.hurry();
     }
 
     /// Hands a signal on. An unreaped child keeps its pid, and a process group exists as long as
@@ -342,6 +385,9 @@ impl Guarding {
                 if let (Some(_), Some(alone)) = (worker, &mut self.alone) {
                     alone.stops.goes_on(self.owner.as_ref());
                 }
+                continue;
+            }
+            if self.lending.reaped(reaped.id.pid) {
                 continue;
             }
             if let (Some(worker), Some(death)) = (worker, reaped.death()) {

@@ -6,6 +6,7 @@
 //! name does not mean its group.
 
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -73,8 +74,9 @@ impl Witness {
             witness.channel.set_read_timeout(Some(ANSWER))?;
             return Ok(witness);
         }
-        let its = UnixStream::from(close_all_but(its.into()));
-        let _ = listen(owner, its);
+        let its = OwnedFd::from(its);
+        close_all_but([&its]);
+        let _ = listen(owner, its.into());
         child::exit(0)
     }
 

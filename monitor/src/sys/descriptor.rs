@@ -1,7 +1,7 @@
 //! Numbers and flags of descriptors, for those that are handed on through fork and exec.
 
 use std::io;
-use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::io::fcntl_dupfd_cloexec;
 
@@ -24,20 +24,25 @@ pub(crate) fn make_room(count: usize) {
     }
 }
 
-/// Closes every descriptor but this one and the first three. For a copy made by
+/// Closes every descriptor but these and the first three. For a copy made by
 /// [`super::child::fork`] alone: that the process which it was made of is dead is told by the end
 /// of its channels.
-pub(crate) fn close_all_but(fd: OwnedFd) -> OwnedFd {
-    const ONLY: RawFd = libc::STDERR_FILENO + 1;
-    let fd = fd.into_raw_fd();
-    // SAFETY: the call takes no pointer. Whatever had this number belongs to values of the process
-    // that was copied: the copy does not use them, and ends without destructors.
-    let is_moved = fd == ONLY || unsafe { libc::dup3(fd, ONLY, libc::O_CLOEXEC) } == ONLY;
-    if is_moved {
-        let rest = ONLY.cast_unsigned() + 1;
-        // SAFETY: as above. A kernel without the call leaves them open.
-        unsafe { libc::syscall(libc::SYS_close_range, rest, libc::c_uint::MAX, 0) };
+pub(crate) fn close_all_but<const N: usize>(kept: [&OwnedFd; N]) {
+    let mut numbers = kept.map(|fd| fd.as_raw_fd().cast_unsigned());
+    numbers.sort_unstable();
+    let mut first = libc::STDERR_FILENO.cast_unsigned() + 1;
+    for number in numbers {
+        if first < number {
+            close_range(first, number - 1);
+        }
+        first = first.max(number + 1);
     }
-    // SAFETY: it is open, and its only owner was given up above.
-    unsafe { OwnedFd::from_raw_fd(if is_moved { ONLY } else { fd }) }
+    close_range(first, libc::c_uint::MAX);
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) {
+    // SAFETY: the call takes no pointer. Whatever has these numbers belongs to values of the
+    // process that was copied: the copy does not use them, and ends without destructors. A kernel
+    // without the call leaves them open.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }

@@ -16,7 +16,6 @@ pub(crate) mod child;
 pub(crate) mod descriptor;
 pub(crate) mod inherited;
 pub(crate) mod limits;
-#[cfg(feature = "agent")]
 pub(crate) mod peer;
 pub(crate) mod pidfd;
 pub(crate) mod poll;

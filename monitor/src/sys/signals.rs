@@ -10,6 +10,7 @@ use rustix::process::{Pid, getpgid};
 
 use super::check;
 use super::inherited::ignored_pipe;
+use super::poll::readable;
 
 /// Bytes of the kernel's signal set.
 const SET_BYTES: usize = 8;
@@ -152,6 +153,24 @@ impl Signals {
     /// Returns the descriptor, to wait for.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+
+    /// Returns a future that ends when this signal comes; all others are taken and forgotten.
+    ///
+    /// # Errors
+    /// When there is no tokio runtime with I/O.
+    pub(crate) fn wait_for(&self, signal: i32) -> io::Result<impl Future<Output = ()> + '_> {
+        let ready = readable(self.0.try_clone()?)?;
+        Ok(async move {
+            while let Ok(mut ready) = ready.readable().await {
+                let came = self.read().unwrap_or_default();
+                if came.iter().any(|came| came.number == signal) {
+                    return;
+                }
+                ready.clear_ready();
+            }
+            std::future::pending::<()>().await;
+        })
     }
 
     /// Returns what has come since the last look.

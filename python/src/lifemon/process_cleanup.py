@@ -170,7 +170,7 @@ class ProcessManager:
     def way(self) -> str | None:
         """Returns how the trees of the workers are known; None while there is no worker.
 
-        `agent`, `helper` (exact), `helper-snapshots`, `snapshots` (not exact).
+        `agent`, `run`, `helper` (exact), `helper-snapshots`, `snapshots` (not exact).
         """
         return self._workers.way.name if self._workers.way is not None else None
 

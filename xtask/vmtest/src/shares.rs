@@ -35,7 +35,7 @@ const SHARES: [(&str, &[&str]); 4] = [
 ];
 
 /// What takes minutes on a single processor that is emulated, or asks little of the kernel.
-const NOWHERE: [&str; 24] = [
+const NOWHERE: [&str; 25] = [
     "agent",
     "commands",
     "gpu",
@@ -53,6 +53,7 @@ const NOWHERE: [&str; 24] = [
     "run",
     "run_alone",
     "run_keepers",
+    "run_lends",
     "run_many",
     "run_supervised",
     "schemas",

@@ -1,16 +1,25 @@
 //! Trees as snapshots of `/proc` show them: who was once seen below a worker stays known, whoever
-//! its parent is later. What loses its parent between two snapshots, unseen, is missed.
+//! its parent is later. What loses its parent between two snapshots, unseen, is missed; but not
+//! below the guardian of `lifemon run`, where each member has a mark ([`Marks`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
+use super::KILL_TIMEOUT;
+use super::marks::Marks;
+use super::watched::have_reaped;
 use crate::ProcessId;
 use crate::kill::{Subject, Survivor};
+use crate::loss::{Incomplete, Loss};
 use crate::proc;
 use crate::process::Who;
 use crate::sys::pidfd;
 
-/// Limit on the rounds of one kill: each finds what was created during the one before.
-const ROUNDS_MAX: usize = 1_000;
+/// Looks that have to find nobody new before a tree that is stopped counts as known.
+const LOOKS: usize = 2;
+
+/// The creator of who was orphaned unseen: a process that never lives.
+const LOST: ProcessId = ProcessId::new(0, 0);
 
 /// The trees of some workers.
 #[derive(Debug, Default)]
@@ -18,6 +27,10 @@ pub(super) struct Seen {
     workers: Vec<ProcessId>,
     /// The members below them, each with the parent that it was first seen with.
     creators: HashMap<ProcessId, ProcessId>,
+    /// Where the server is below a guardian of `lifemon run`.
+    marks: Option<Marks>,
+    /// True if what a worker has left before it was watched may be alive.
+    misses_history: bool,
 }
 
 impl Seen {
@@ -25,16 +38,70 @@ impl Seen {
         self.workers.is_empty()
     }
 
+    /// Returns trees below a guardian of `lifemon run`, none yet.
+    pub(super) fn below(marks: Marks) -> Self {
+        Self {
+            marks: Some(marks),
+            ..Self::default()
+        }
+    }
+
+    /// Returns whether a process may be a worker: below the guardian, where there is one.
+    pub(super) fn may_watch(&self, worker: ProcessId) -> bool {
+        let marks = self.marks.as_ref();
+        marks.is_none_or(|marks| marks.may_care_for(worker.pid))
+    }
+
     pub(super) fn watch(&mut self, workers: &[ProcessId]) {
         self.workers.extend(workers);
+        if let Some(marks) = &mut self.marks {
+            for worker in workers {
+                marks.add(*worker);
+            }
+        }
         self.look();
+        let members: Vec<_> = self.known().collect();
+        self.misses_history |= have_reaped(&members) && self.may_have_lost(&members);
+    }
+
+    /// Returns whether one of these may have lost somebody before it was known: only below a
+    /// guardian is there a way to tell.
+    pub(super) fn may_have_lost(&self, members: &[ProcessId]) -> bool {
+        let marks = self.marks.as_ref();
+        marks.is_none_or(|marks| marks.has_stray(members))
+    }
+
+    /// Returns why something may be missed; `why` there is nothing better than snapshots.
+    pub(super) fn incomplete(&self, why: &str) -> Option<Incomplete> {
+        if self.is_empty() {
+            return None;
+        }
+        let because = |why: &str| Some(Incomplete::because(Loss::NoTracker, why));
+        match &self.marks {
+            None => because(why),
+            Some(marks) if marks.trouble.is_some() => because(marks.trouble.as_deref()?),
+            Some(_) => self.misses_history.then(|| Loss::NoHistory.into()),
+        }
+    }
+
+    /// Lets go of all trees.
+    pub(super) fn release(&mut self) {
+        if let Some(marks) = &mut self.marks {
+            marks.clear();
+        }
     }
 
     /// Takes a snapshot: adds who is below a known process, and forgets the dead that nobody needs.
     pub(super) fn look(&mut self) {
+        let adopted = self.marks.as_ref().map(Marks::adopted);
+        for id in adopted.into_iter().flatten() {
+            if !self.workers.contains(&id) {
+                self.creators.entry(id).or_insert(LOST);
+            }
+        }
         let mut queue: Vec<_> = self.known().collect();
         while let Some(parent) = queue.pop() {
-            for child in children(parent) {
+            for child in proc::children_of(parent) {
                 if !self.workers.contains(&child) && !self.creators.contains_key(&child) {
                     self.creators.insert(child, parent);
                     queue.push(child);
@@ -71,10 +138,10 @@ impl Seen {
     pub(super) fn end(&mut self) -> (Vec<ProcessId>, Vec<Survivor>) {
         self.look();
         let known: Vec<_> = self.known().collect();
-        kill(&known)
+        kill(&known, || self.marked(None))
     }
 
-    /// Kills one member with all below it.
+    /// Kills one member with all below it; of a worker that is all of its tree.
     pub(super) fn kill(&mut self, id: ProcessId) -> (Vec<ProcessId>, Vec<Survivor>) {
         self.look();
         let mut doomed: Vec<_> = self.known().filter(|known| *known == id).collect();
@@ -84,36 +151,43 @@ impl Seen {
             doomed.extend(below.map(|(id, _)| *id));
             at += 1;
         }
-        kill(&doomed)
+        let is_marked = |marks: &Marks| marks.is_marked(id);
+        let is_worker = self.marks.as_ref().is_some_and(is_marked);
+        kill(&doomed, || {
+            if is_worker {
+                self.marked(Some(id))
+            } else {
+                Vec::new()
+            }
+        })
+    }
+
+    /// Returns everybody alive with the mark of this worker, or with any.
+    fn marked(&self, worker: Option<ProcessId>) -> Vec<ProcessId> {
+        let marks = self.marks.as_ref();
+        marks.map_or_else(Vec::new, |marks| marks.find(worker))
     }
 }
 
-fn children(parent: ProcessId) -> impl Iterator<Item = ProcessId> {
-    let pids = if proc::owns_pid(parent) {
-        proc::children(parent.pid).unwrap_or_default()
-    } else {
-        Vec::new()
-    };
-    pids.into_iter().filter_map(proc::identify)
-}
-
-/// Kills these and all below them. First all of it is stopped, so that what has a parent keeps it,
-/// and none is missed.
-pub(super) fn kill(roots: &[ProcessId]) -> (Vec<ProcessId>, Vec<Survivor>) {
-    let mut stopped: Vec<ProcessId> = Vec::new();
+/// Kills these, all below them, and whom `others` finds. First all of it is stopped, so that what
+/// has a parent keeps it, and none is missed; `others` has to find nobody new twice, for a look can
+/// miss who is created during it.
+pub(super) fn kill(
+    roots: &[ProcessId],
+    others: impl Fn() -> Vec<ProcessId>,
+) -> (Vec<ProcessId>, Vec<Survivor>) {
+    let begun = Instant::now();
+    let mut stopped: HashSet<ProcessId> = HashSet::new();
     let mut queue = roots.to_vec();
-    for _ in 0..ROUNDS_MAX {
-        queue.retain(|id| !stopped.contains(id));
-        if queue.is_empty() {
-            break;
+    let mut looks = 0;
+    while looks < LOOKS && begun.elapsed() < KILL_TIMEOUT {
+        queue.retain(|id| stopped.insert(*id));
+        for id in &queue {
+            send(*id, libc::SIGSTOP);
         }
-        for id in std::mem::take(&mut queue) {
-            if !stopped.contains(&id) {
-                send(id, libc::SIGSTOP);
-                stopped.push(id);
-            }
-        }
-        queue = stopped.iter().copied().flat_map(children).collect();
+        looks = if queue.is_empty() { looks + 1 } else { 0 };
+        let below = stopped.iter().copied().flat_map(proc::children_of);
+        queue = below.chain(others()).collect();
     }
     let (killed, rest): (Vec<_>, Vec<_>) =
         stopped.into_iter().partition(|id| send(*id, libc::SIGKILL));
@@ -186,7 +260,7 @@ mod tests {
         assert!(proc::is_live(worker) && proc::is_live(stranger));
         seen.end();
         child.wait().unwrap();
-        kill(&[stranger]);
+        kill(&[stranger], Vec::new);
         other.wait().unwrap();
     }
 }

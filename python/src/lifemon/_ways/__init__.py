@@ -1,10 +1,9 @@
 """The ways to know the trees of a server's workers, and to end them. The best one is chosen.
 
 1. `agent`: the node agent guards the trees; exact, survives the server, needs no privileges.
-2. `helper`: the binary beside the server; exact with eBPF, otherwise `helper-snapshots`.
-3. `snapshots`: this process looks into /proc by itself, where there is no binary.
-
-`lifemon run` will be one more, before the helper, once it lends its command a socket.
+2. `run`: below `lifemon run`, its guardian lends a helper; exact, needs no privileges.
+3. `helper`: the binary beside the server; exact with eBPF, otherwise `helper-snapshots`.
+4. `snapshots`: this process looks into /proc by itself, where there is no binary.
 """
 
 from __future__ import annotations
@@ -101,12 +100,14 @@ def choose(workers: list[ProcessId], *, subreaper: bool) -> Way:
 
     `LIFEMON_WAY` may name one, for tests and where one is not wanted.
     """
-    from lifemon._ways import helper, snapshots
+    from lifemon._ways import helper, run, snapshots
 
     wanted = os.environ.get("LIFEMON_WAY")
     found: Way | None = None
     if wanted in (None, "agent"):
         found = _agent(workers)
+    if found is None and wanted in (None, "run"):
+        found = run.start(workers)
     if found is None and wanted in (None, "helper", "helper-snapshots"):
         found = helper.start(use_ebpf=wanted != "helper-snapshots")
         if found is not None:

@@ -1,5 +1,6 @@
 """The way by the own helper: the bundled binary as a process beside the server. It watches the
-trees with eBPF where it may, by snapshots otherwise, and ends them when this process is dead.
+trees with eBPF where it may, by snapshots otherwise, and ends them when this process is dead. One
+that `lifemon run` lends (`run.py`) is the same with another parent.
 
 Both sides speak in frames: four bytes of length, big-endian, then so many bytes of JSON.
 """
@@ -42,9 +43,9 @@ DEAD: Json = {
 
 
 class Helper:
-    """The helper, and what it has told."""
+    """The helper, and what it has told. `process` is None where it is no child of this process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | None, channel: socket.socket) -> None:
         self._process = process
         self._channel: socket.socket | None = channel
         self._buffer = bytearray()
@@ -54,6 +55,7 @@ class Helper:
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._is_lost = False
+        self._was_there = process is not None
         # Whoever drops a manager has not ended its workers. At the exit of the interpreter nothing
         # is released: then the helper does its work.
         self._release = weakref.finalize(self, _release, process, channel, os.getpid())
@@ -118,7 +120,8 @@ class Helper:
             self._channel.close()
             self._channel = None
         # It is no child of this process: nothing is to wait for.
-        self._process.returncode = 0
+        if self._process is not None:
+            self._process.returncode = 0
 
     def _send(self, message: Any) -> None:
         if self._channel is None or os.getpid() != self._owner:
@@ -180,6 +183,7 @@ class Helper:
     def _note(self, message: Json) -> None:
         if "state" in message:
             self._state = message["state"]
+            self._was_there = True
         elif "ended" in message:
             self._ended = message["ended"]
         elif "died" in message:
@@ -190,12 +194,16 @@ class Helper:
     def _lose(self, why: str) -> None:
         """Takes note that the helper is gone."""
         if self._channel is not None:
-            logger.warning("The helper of lifemon is lost: %s", why)
+            if self._was_there:
+                logger.warning("The helper of lifemon is lost: %s", why)
+            else:
+                logger.info("No helper of lifemon is lent: %s", why)
             self._is_lost = True
             self._release.detach()
             self._channel.close()
             self._channel = None
-            self._process.poll()
+            if self._process is not None:
+                self._process.poll()
 
 
 def start(*, use_ebpf: bool) -> Helper | None:
@@ -217,14 +225,17 @@ def start(*, use_ebpf: bool) -> Helper | None:
     return Helper(process, ours)
 
 
-def _release(process: subprocess.Popen[bytes], channel: socket.socket, owner: int) -> None:
+def _release(
+    process: subprocess.Popen[bytes] | None, channel: socket.socket, owner: int
+) -> None:
     if os.getpid() != owner:
         return
     body = b'"release"'
     try:
         channel.sendall(_HEADER.pack(len(body)) + body)
         channel.close()
-        process.wait(_BEGIN_TIMEOUT_S)
+        if process is not None:
+            process.wait(_BEGIN_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         logger.debug("The helper of lifemon was not released: %s", error)
 
