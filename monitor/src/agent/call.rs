@@ -140,6 +140,9 @@ pub(super) struct KillRequest {
     /// Says what would die, and kills nobody.
     #[serde(default)]
     pub(super) dry_run: bool,
+    /// Kills also the tree that the caller itself is of, and clients of CUDA MPS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) force: bool,
     /// Why, for the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,

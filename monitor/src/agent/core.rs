@@ -6,10 +6,12 @@
 //! closed.
 
 mod answers;
+
 mod events;
 mod fronts;
 mod guards;
 mod kills;
+mod permits;
 mod waits;
 
 use std::collections::HashMap;
@@ -420,7 +422,7 @@ impl Core {
             }
         };
         if let Err(problem) = &answered
-            && matches!(problem.code, Code::Forbidden | Code::Protected)
+            && problem.code.is_refusal()
         {
             let fields = json!({"code": problem.code, "detail": problem.detail});
             self.audit.write("refused", Some(&connection.peer), fields);

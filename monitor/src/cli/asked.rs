@@ -158,6 +158,7 @@ fn refusal(answer: &Answer) -> anyhow::Error {
         "no_such_process" => NoSuchProcess(detail).into(),
         "invalid_request" | "invalid_json" => Usage(detail).into(),
         "unavailable" => NoAgent(detail).into(),
+        "own_tree" | "mps_clients" => anyhow::anyhow!("{detail} (--force)"),
         _ => anyhow::anyhow!("{detail}"),
     }
 }
@@ -178,8 +179,13 @@ pub(super) fn named(pid: u32, start_ns: Option<u64>) -> Option<String> {
 }
 
 /// Returns the body of a kill.
-pub(super) fn kill_body(process: &str, options: &[(&str, Option<String>)], dry_run: bool) -> Value {
-    let mut body = json!({"process": process, "dry_run": dry_run});
+pub(super) fn kill_body(
+    process: &str,
+    options: &[(&str, Option<String>)],
+    dry_run: bool,
+    force: bool,
+) -> Value {
+    let mut body = json!({"process": process, "dry_run": dry_run, "force": force});
     for (name, value) in options {
         if let Some(value) = value {
             body[*name] = value.clone().into();
