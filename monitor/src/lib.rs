@@ -55,6 +55,8 @@ pub mod watch;
 mod session;
 
 mod client;
+#[cfg(feature = "cli")]
+mod deaths;
 pub mod doctor;
 #[cfg(feature = "cli")]
 mod explain;

@@ -16,7 +16,7 @@ const RANKS: [&[&str]; 9] = [
     &["kernel", "watch"],
     &["session"],
     &[
-        "client", "doctor", "explain", "gpu", "kill", "orphan", "tree",
+        "client", "deaths", "doctor", "explain", "gpu", "kill", "orphan", "tree",
     ],
     &["face", "manager", "supervise"],
     &["report"],

@@ -4,6 +4,7 @@
 mod guards;
 mod kills;
 mod malformed;
+mod questions;
 mod rights;
 mod servers;
 mod streams;

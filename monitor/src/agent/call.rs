@@ -30,6 +30,20 @@ pub(super) enum Call {
         /// The form of the answer.
         form: Form,
     },
+    /// One process, explained.
+    Explain {
+        /// The process.
+        process: Name,
+        /// The form of the answer.
+        form: Form,
+    },
+    /// The deaths that the flight recorder has.
+    Log {
+        /// The choice.
+        query: LogQuery,
+        /// The form of the answer.
+        form: Form,
+    },
     /// Whether a process is well.
     Health {
         /// The process.
@@ -120,6 +134,22 @@ pub(super) struct OrphansQuery {
     /// Only those that hold a GPU.
     #[serde(default)]
     pub(super) gpu: bool,
+}
+
+/// The deaths that are asked about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LogQuery {
+    /// Only those of the last `500ms`, `10s`, `5m`, `1h`.
+    #[serde(default)]
+    pub(super) since: Option<String>,
+    /// Only those of the processes of this user, by its number.
+    #[serde(default)]
+    pub(super) user: Option<u32>,
+    /// Only those of the tree of this process, dead or alive.
+    #[serde(default)]
+    pub(super) tree: Option<Name>,
 }
 
 /// What to end.

@@ -30,6 +30,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, spawn_blocking};
 
 use crate::ProcessId;
+use crate::kernel::recorder::Log;
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{Error, Tracker};
 use crate::sys::poll::closable;
@@ -169,6 +170,14 @@ impl Core {
         &self,
     ) -> Result<(Snapshot, std::collections::HashSet<ProcessId>), Problem> {
         self.with_tracker(|tracker| Ok((tracker.snapshot()?, tracker.subreapers()?)))
+    }
+
+    /// Reads the flight recorder, and all records.
+    ///
+    /// # Errors
+    /// As [`Core::snapshot`].
+    fn log(&self) -> Result<(Log, Snapshot), Problem> {
+        self.with_tracker(|tracker| Ok((tracker.log()?, tracker.snapshot()?)))
     }
 
     fn with_tracker<T>(
@@ -376,6 +385,18 @@ impl Core {
             Call::Gpu { form } => {
                 self.at_work(&peer.clone(), move |core| {
                     block_on(answers::gpu(core, &peer, form))?
+                })
+                .await
+            }
+            Call::Explain { process, form } => {
+                self.at_work(&peer.clone(), move |core| {
+                    block_on(answers::explain(core, &peer, &process, form))?
+                })
+                .await
+            }
+            Call::Log { query, form } => {
+                self.at_work(&peer.clone(), move |core| {
+                    answers::log(core, &peer, &query, form)
                 })
                 .await
             }

@@ -63,6 +63,8 @@ pub(super) fn answer(cli: &Cli) -> anyhow::Result<Option<Code>> {
         Command::Orphans(args) => args.requests(),
         Command::Gpu(args) => args.requests(),
         Command::Kill(args) => args.requests(),
+        Command::Explain(args) => args.requests(),
+        Command::Log(args) => args.requests(),
         _ => None,
     };
     let Some(requests) = requests else {
