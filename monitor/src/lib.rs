@@ -64,6 +64,8 @@ mod gpu;
 mod kill;
 mod orphan;
 mod tree;
+#[cfg(feature = "cli")]
+mod wait;
 
 mod face;
 pub mod manager;

@@ -16,7 +16,7 @@ const RANKS: [&[&str]; 9] = [
     &["kernel", "watch"],
     &["session"],
     &[
-        "client", "deaths", "doctor", "explain", "gpu", "kill", "orphan", "tree",
+        "client", "deaths", "doctor", "explain", "gpu", "kill", "orphan", "tree", "wait",
     ],
     &["face", "manager", "supervise"],
     &["report"],

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::naming::Name;
 use super::problem::Problem;
+use crate::wait::Until;
 
 /// A call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,23 +207,9 @@ pub(super) struct WaitRequest {
     pub(super) process: Name,
     /// The condition.
     pub(super) until: Until,
-    /// The longest wait; without it one of 30 s.
+    /// The longest wait, at most a day; without it one of 30 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timeout: Option<String>,
-}
-
-/// A condition to wait for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Until {
-    /// No process of the tree can run again.
-    Extinct,
-    /// Any process of the tree has died.
-    AnyExit,
-    /// Memory and files of the process are released.
-    Gone,
-    /// The GPU driver accounts nothing to the process any more.
-    Released,
 }
 
 /// What to watch.

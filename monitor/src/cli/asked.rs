@@ -9,7 +9,10 @@ use super::{Cli, Code, Command, NoSuchProcess, Output, Usage};
 use crate::client::{Answer, Client, socket};
 use crate::kernel::preflight;
 use crate::proc;
-use crate::report::out;
+use crate::report::{self, out};
+
+/// Where the agent waits for somebody.
+pub(super) const WAIT: &str = "/v1/wait";
 
 /// The inode of the initial pid namespace:
 /// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/linux/proc_ns.h?h=v6.12.118#n45>.
@@ -65,6 +68,7 @@ pub(super) fn answer(cli: &Cli) -> anyhow::Result<Option<Code>> {
         Command::Kill(args) => args.requests(),
         Command::Explain(args) => args.requests(),
         Command::Log(args) => args.requests(),
+        Command::Wait(args) => args.requests(),
         _ => None,
     };
     let Some(requests) = requests else {
@@ -116,6 +120,17 @@ fn run(mut client: Client, requests: &[Request], output: Output) -> anyhow::Resu
         }
         if is_get {
             out::print(&shown(&answer.body, output))?;
+            continue;
+        }
+        if request.path == WAIT {
+            let waited = report::wait::read(&answer.body)?;
+            if !waited.holds {
+                code = Code::No;
+            }
+            out::print(&match output {
+                Output::Json => shown(&answer.body, output),
+                _ => report::wait::text(&waited, out::wants_colour()),
+            })?;
             continue;
         }
         let report = answer.json();

@@ -211,3 +211,81 @@ fn the_command_line_asks_for_all_of_these() {
     assert_eq!(log["answered_by"], "agent", "{log}");
     assert_eq!(log["entries"].as_array().map(Vec::len), Some(1), "{log}");
 }
+
+#[test]
+fn a_wait_says_who_has_died_of_those_that_the_caller_sees() {
+    callers!();
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    // The user's tree, of which one member has become another user.
+    let script = |uid: u32| {
+        format!(
+            "setpriv --reuid {uid} --regid {uid} --clear-groups sleep 600 & \
+             exec setpriv --reuid {USER} --regid {USER} --clear-groups sleep 601"
+        )
+    };
+    let user = Caller::user(USER, &[]);
+    for (uid, is_own) in [(USER, true), (OTHER, false)] {
+        let words = ["sh", "-c", &script(uid)];
+        let tree = Sleeper::run(&sandbox, &Caller::root(), &words, "sleep");
+        let child = lifemon_tests::poll(DEADLINE, || {
+            let mut pids = pids(&sandbox);
+            pids.remove(&tree.pid());
+            let child = pids.pop_first()?;
+            (lifemon_tests::agent::name(child)? == "sleep").then_some(child)
+        });
+        let child = child.expect("a child");
+        let body = json!({"process": tree.name(), "until": "any_exit", "timeout": "60s"});
+        let foreign = Caller::user(OTHER, &[]).post(&agent, "/v1/wait", &body);
+        foreign.problem(403, "forbidden");
+        let dying = lifemon_tests::Pidfd::open(child).expect("it lives");
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            dying.kill();
+        });
+        let waited = user.post(&agent, "/v1/wait", &body).expect(200);
+        killer.join().expect("it has killed it");
+        assert_eq!(waited["kind"], "wait", "{waited}");
+        assert_eq!(waited["holds"], true, "{waited}");
+        let died = if is_own { json!(child) } else { Value::Null };
+        assert_eq!(waited["process"]["pid"], died, "{waited}");
+        assert_eq!(waited["exit"].is_null(), !is_own, "{waited}");
+    }
+}
+
+#[test]
+fn the_command_line_lets_the_agent_wait() {
+    callers!();
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let mut sleeper = Sleeper::start(&sandbox, &Caller::root());
+    let pid = sleeper.pid().to_string();
+    let words = ["--agent", "wait", &pid, "--timeout", "200ms"];
+    let over = lifemon(&agent, &words);
+    assert_eq!(over.code, Some(1), "{over:?}");
+    assert!(over.stdout.starts_with("not extinct after"), "{over:?}");
+    let json = lifemon(&agent, &[&words[..], &["-o", "json"]].concat());
+    assert_eq!(json.code, Some(1), "{json:?}");
+    let json: Value = json.report();
+    assert_eq!(json["answered_by"], "agent", "{json}");
+    assert_eq!(json["alive"], 1, "{json}");
+    let mut command = Lifemon::find().command(["--agent", "wait", &pid, "--until", "any-exit"]);
+    command.env("LIFEMON_AGENT", agent.socket());
+    let waiting = Lifemon::find().start(command);
+    // Whether the wait has begun by then or not, it says how.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    sleeper.kill();
+    let waited = waiting.finish(DEADLINE);
+    assert_eq!(waited.code, Some(0), "{waited:?}");
+    assert!(waited.stdout.contains("sleep has died after"), "{waited:?}");
+    assert!(waited.stdout.contains("SIGKILL"), "{waited:?}");
+    for words in [
+        &["--agent", "wait", "1", "2"][..],
+        &["--agent", "wait", "--device", "/dev/x", "1"],
+    ] {
+        let output = lifemon(&agent, words);
+        assert_eq!(output.code, Some(2), "{output:?}");
+    }
+}

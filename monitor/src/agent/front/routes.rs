@@ -366,7 +366,8 @@ async fn release(caller: Caller, Path(id): Path<String>) -> Answered {
 
 /// Waits until a condition holds.
 #[utoipa::path(post, path = "/wait", request_body = WaitRequest,
-    responses((status = 200, description = "`holds` says whether it does, or the time was over"),
+    responses((status = 200, description = "as `lifemon wait -o json` prints it: `holds` says whether \
+        it does, or the time was over"),
         (status = 403, body = Problem), (status = 404, body = Problem)))]
 async fn wait(caller: Caller, bytes: Bytes) -> Answered {
     let request = body(&bytes)?;
