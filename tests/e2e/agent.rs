@@ -5,6 +5,7 @@ mod guards;
 mod kills;
 mod malformed;
 mod questions;
+mod restarts;
 mod rights;
 mod servers;
 mod streams;

@@ -87,7 +87,13 @@ impl Kills {
         for mut kill in store.read_all::<Kill>() {
             if kill.state == State::Running {
                 kill.state = State::Interrupted;
-                store.write(&kill.id, &kill)?;
+                // On a full disk the next agent finds it as this one did.
+                if let Err(error) = store.write(&kill.id, &kill) {
+                    log::warn!(
+                        "that kill {} was interrupted is not noted: {error}",
+                        kill.id
+                    );
+                }
             }
             let changed = watch::Sender::new(kill.state);
             kills.insert(kill.id.clone(), Entry { kill, changed });
