@@ -55,9 +55,9 @@ fn one_process_is_explained_as_far_as_the_caller_sees() {
     // The creators, of whom one waits, and root's sleeper.
     let creators = all["lineage"].as_array().expect("a list").len();
     assert_eq!(own["others"], creators + 1, "{own}");
-    let test = lifemon_tests::agent::name(std::process::id().cast_signed());
-    let test = test.expect("a name");
-    assert!(!own.to_string().contains(&test), "{own}");
+    let creator = lifemon_tests::agent::name(std::process::id().cast_signed());
+    let creator = creator.expect("a name");
+    assert!(!own.to_string().contains(&creator), "{own}");
     let text = ["-H", "Accept: text/plain"];
     let text = Caller::user(USER, &[]).ask(&agent, "GET", &path, &text);
     assert!(text.text.contains("would end 2 processes"), "{text:?}");
