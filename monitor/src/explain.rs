@@ -92,6 +92,10 @@ pub struct Explanation {
     /// Why it would not be killed; `None` where it would be.
     pub refusal: Option<String>,
     /// Number of creators, members and waiters that the asker does not see.
+    #[cfg_attr(
+        not(feature = "agent"),
+        expect(dead_code, reason = "the command line itself sees all")
+    )]
     pub others: usize,
 }
 
@@ -100,6 +104,8 @@ pub struct Explanation {
 pub struct Asker<'a> {
     /// Says of a process whether the asker may know of it.
     pub sees: &'a dyn Fn(ProcessId) -> bool,
+    /// Says of a process that it sees whether it may know what that one has open.
+    pub looks_into: &'a dyn Fn(ProcessId) -> bool,
     /// Says of a living process whether the asker may end it.
     pub ends: &'a dyn Fn(ProcessId) -> bool,
 }
@@ -108,6 +114,7 @@ impl Asker<'_> {
     /// Sees and ends everything.
     pub const ALL: Self = Self {
         sees: &|_| true,
+        looks_into: &|_| true,
         ends: &|_| true,
     };
 }
@@ -166,6 +173,11 @@ pub fn of_process(
         orphan.subtree = subtree.clone();
     }
     let below = ancestors.iter().find(|id| forest.is_orphan(id));
+    let open: Vec<_> = living
+        .iter()
+        .copied()
+        .filter(|id| (asker.looks_into)(*id))
+        .collect();
     let refusal = refusal(snapshot, id, asker);
     let would_die = living.iter().filter(|id| (asker.ends)(**id)).count();
     let mut own = Subtree::default();
@@ -182,7 +194,8 @@ pub fn of_process(
         live: is_live
             .then(|| tree::look(id, &Commands::default()))
             .flatten(),
-        wait_channel: proc::wait_channel(id.pid).filter(|_| proc::is_live(id)),
+        wait_channel: proc::wait_channel(id.pid)
+            .filter(|_| (asker.looks_into)(id) && proc::is_live(id)),
         zombie: proc::zombie(id.pid).filter(|_| proc::owns_pid(id)),
         lineage: ancestors
             .iter()
@@ -194,8 +207,8 @@ pub fn of_process(
         orphan,
         own,
         subtree,
-        own_holds: holds(&living[..living.len().min(usize::from(is_live))]),
-        subtree_holds: holds(&living),
+        own_holds: holds(&open[..usize::from(open.first() == Some(&id))]),
+        subtree_holds: holds(&open),
         waiters,
         would_die: if refusal.is_some() { 0 } else { would_die },
         refusal,

@@ -1,7 +1,5 @@
 //! What a wait has come to, as text and as JSON.
 
-use std::time::Duration;
-
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -126,13 +124,15 @@ pub fn read(text: &str) -> Result<Waited, serde_json::Error> {
         died: read.process.map(|process| (process, read.exit)),
         alive: read.alive,
         trouble: read.reason,
-        elapsed: Duration::try_from_secs_f64(read.elapsed_ms / 1e3).unwrap_or_default(),
+        elapsed: std::time::Duration::try_from_secs_f64(read.elapsed_ms / 1e3).unwrap_or_default(),
         losses: read.incomplete.iter().map(|one| one.reason).collect(),
     })
 }
 
 #[cfg(all(test, feature = "agent"))]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::ProcessId;
     use crate::loss::Loss;

@@ -175,6 +175,7 @@ while True:
     own = struct.unpack("<Q", data)[0]
     fds = array.array("i", control[0][2])
     client = socket.socket(fileno=fds[0])
+    client.setblocking(True)
     client.recv(65536)
     tried = [own - 1, own + 1, 0, 2**64 - 1] + list(range(1, own))
     answers = [ask(other, index, "info")[0] for index, other in enumerate(tried)]

@@ -1,8 +1,12 @@
 //! `explain`, `log` and `wait` through the agent: everybody about what is theirs, and no more; and
 //! the command line, which asks it.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
 use lifemon_tests::agent::{Agent, Caller, Container, READERS, Sleeper, pids};
 use lifemon_tests::{DEADLINE, Lifemon, Output, Sandbox, needs, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::callers;
@@ -80,6 +84,45 @@ fn one_process_is_explained_as_far_as_the_caller_sees() {
     let container = Container::new(&sandbox);
     let inside = other.within(container.path());
     inside.get(&agent, &path).problem(404, "no_such_process");
+}
+
+#[test]
+fn what_a_set_uid_program_has_open_is_not_for_its_user() {
+    callers!();
+    if !lifemon_tests::has_programs(&["flock"]) {
+        return;
+    }
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let directory = sandbox.directory();
+    std::fs::set_permissions(directory, Permissions::from_mode(0o755)).expect("its mode");
+    let (program, file) = (directory.join("flock"), directory.join("locked"));
+    std::fs::write(&file, "").expect("a file");
+    std::fs::set_permissions(&file, Permissions::from_mode(0o666)).expect("its mode");
+    let words = [program.display().to_string(), file.display().to_string()];
+    let user = Caller::user(USER, &[]);
+    for (mode, is_known) in [(0o755, true), (0o4755, false)] {
+        let mut copy = std::process::Command::new("sh");
+        copy.args(["-c", "cp $(command -v flock) $0", &words[0]]);
+        assert!(copy.status().is_ok_and(|status| status.success()));
+        std::fs::set_permissions(&program, Permissions::from_mode(mode)).expect("its mode");
+        let words = [&words[0], &words[1], "sleep", "600"];
+        let sleeper = Sleeper::run(&sandbox, &user, &words, "flock");
+        let path = format!("/v1/explain/{}", sleeper.name());
+        let locks = |caller: &Caller| {
+            let told = caller.get(&agent, &path).expect(200);
+            told["subtree"]["locks"].as_array().expect("a list").len()
+        };
+        wait_until("it has the lock", DEADLINE, || locks(&Caller::root()) > 0);
+        assert_eq!(locks(&user) > 0, is_known, "{mode:o}");
+        for pid in pids(&sandbox) {
+            // Each ends with the other as well.
+            let process = lifemon_tests::Pidfd::open(pid);
+            drop(process.map(|process| process.signal(Signal::SIGKILL)));
+        }
+        wait_until("nothing is left", DEADLINE, || pids(&sandbox).len() <= 1);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use lifemon_tests::agent::{Agent, Answer, Caller, Sleeper, name, pids};
 use lifemon_tests::{DEADLINE, Pidfd, Sandbox, has_programs, needs, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::callers;
@@ -123,8 +124,8 @@ impl Part {
                     while !asking.is_finished() {
                         let helpers = agent.helpers();
                         for helper in helpers.into_iter().filter_map(Pidfd::open) {
-                            helper.kill();
-                            killed = true;
+                            // One that has answered by now is gone.
+                            killed |= helper.signal(Signal::SIGKILL).is_ok();
                         }
                     }
                     asking.join().expect("it is answered");

@@ -1,5 +1,5 @@
-//! What is answered at once: the lineage, the orphans, the holders of GPUs, one process, the deaths,
-//! and the agent itself, each as the caller may see it.
+//! What is answered at once: the lineage, the orphans, the holders of GPUs, one process, the
+//! deaths, and the agent itself, each as the caller may see it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -259,9 +259,10 @@ pub(super) async fn explain(core: &Core, peer: &Peer, process: &Name, form: Form
         subreapers: &subreapers,
         holders: &survey.holders,
     };
-    let ends = peer.scope(peer.rights.ends);
+    let (sees, ends) = (peer.scope(peer.rights.sees), peer.scope(peer.rights.ends));
     let asker = Asker {
         sees: &|id| view.shows_id(&id),
+        looks_into: &|id| sees.looks_into(id),
         ends: &|id| ends.has(id),
     };
     let explanation = match found {
