@@ -6,6 +6,11 @@ use std::collections::{BTreeSet, HashSet};
 
 use lifemon_ebpf::ProcessId;
 
+use crate::forest::Forest;
+use crate::gpu::holders::{self, DeviceFiles};
+use crate::gpu::nvml::{Answer, Server};
+use crate::gpu::{self, Survey};
+use crate::kernel::clock;
 use crate::kernel::snapshot::Snapshot;
 use crate::kill::Guard;
 use crate::orphan::{self, Known, Orphan, Subtree};
@@ -82,17 +87,78 @@ pub struct Explanation {
     pub subtree_holds: Holds,
     /// Who waits for it.
     pub waiters: Vec<Waiter>,
+    /// Number of processes that a kill would end.
+    pub would_die: usize,
     /// Why it would not be killed; `None` where it would be.
     pub refusal: Option<String>,
+    /// Number of creators, members and waiters that the asker does not see.
+    #[cfg_attr(
+        not(feature = "agent"),
+        expect(dead_code, reason = "the command line itself sees all")
+    )]
+    pub others: usize,
 }
 
-/// Collects what is known of a process that the lineage has.
+/// Whoever asks.
+#[derive(Clone, Copy)]
+pub struct Asker<'a> {
+    /// Says of a process whether the asker may know of it.
+    pub sees: &'a dyn Fn(ProcessId) -> bool,
+    /// Says of a process that it sees whether it may know what that one has open.
+    pub looks_into: &'a dyn Fn(ProcessId) -> bool,
+    /// Says of a living process whether the asker may end it.
+    pub ends: &'a dyn Fn(ProcessId) -> bool,
+}
+
+impl Asker<'_> {
+    /// Sees and ends everything.
+    pub const ALL: Self = Self {
+        sees: &|_| true,
+        looks_into: &|_| true,
+        ends: &|_| true,
+    };
+}
+
+/// Surveys the GPUs of a process and of everything below it. The driver is asked where one of them
+/// has a device open.
+pub async fn survey(forest: &Forest, id: Option<ProcessId>, files: &DeviceFiles) -> Survey {
+    let living = id.map(|id| forest.living(id)).unwrap_or_default();
+    let scan = holders::scan(living, files);
+    let asked_ns = clock::boot_ns();
+    let answer = if scan.holders.is_empty() {
+        Answer::NotAsked
+    } else {
+        Server::of_this_program().ask().await
+    };
+    gpu::survey(forest, answer, asked_ns, scan)
+}
+
+/// Collects what is known of a process that the lineage has, as far as the asker may know of it.
 #[must_use]
-pub fn of_process(known: &Known<'_>, snapshot: &Snapshot, id: ProcessId) -> Option<Explanation> {
+pub fn of_process(
+    known: &Known<'_>,
+    snapshot: &Snapshot,
+    id: ProcessId,
+    asker: Asker<'_>,
+) -> Option<Explanation> {
     let forest = known.forest;
     let record = forest.record(&id)?;
-    let living = forest.living(id);
     let is_live = forest.is_live(&id);
+    let mut hidden = HashSet::new();
+    let mut is_shown = |id: ProcessId| {
+        let is_shown = (asker.sees)(id);
+        if !is_shown {
+            hidden.insert(id);
+        }
+        is_shown
+    };
+    let mut living = forest.living(id);
+    living.retain(|id| is_shown(*id));
+    let mut ancestors = forest.ancestors(&id);
+    ancestors.retain(|id| is_shown(*id));
+    let root = Some(orphan::root_of(forest, id)).filter(|id| is_shown(*id));
+    let mut waiters = waiters(known, id);
+    waiters.retain(|waiter| is_shown(waiter.who.id));
     let ancestor = |id: ProcessId| {
         let record = forest.record(&id)?;
         Some(Ancestor {
@@ -100,9 +166,20 @@ pub fn of_process(known: &Known<'_>, snapshot: &Snapshot, id: ProcessId) -> Opti
             died: Died::of_record(record),
         })
     };
-    let ancestors = forest.ancestors(&id);
-    let orphan = is_live.then(|| orphan::of(known, id)).flatten();
+    let subtree = orphan::sum(known, &living);
+    let mut orphan = is_live.then(|| orphan::of(known, id)).flatten();
+    if let Some(orphan) = &mut orphan {
+        orphan.hide(asker.sees);
+        orphan.subtree = subtree.clone();
+    }
     let below = ancestors.iter().find(|id| forest.is_orphan(id));
+    let open: Vec<_> = living
+        .iter()
+        .copied()
+        .filter(|id| (asker.looks_into)(*id))
+        .collect();
+    let refusal = refusal(snapshot, id, asker);
+    let would_die = living.iter().filter(|id| (asker.ends)(**id)).count();
     let mut own = Subtree::default();
     if is_live {
         own.processes = 1;
@@ -117,30 +194,42 @@ pub fn of_process(known: &Known<'_>, snapshot: &Snapshot, id: ProcessId) -> Opti
         live: is_live
             .then(|| tree::look(id, &Commands::default()))
             .flatten(),
-        wait_channel: proc::wait_channel(id.pid).filter(|_| proc::is_live(id)),
+        wait_channel: proc::wait_channel(id.pid)
+            .filter(|_| (asker.looks_into)(id) && proc::is_live(id)),
         zombie: proc::zombie(id.pid).filter(|_| proc::owns_pid(id)),
         lineage: ancestors
             .iter()
             .take(LINEAGE_MAX)
             .filter_map(|id| ancestor(*id))
             .collect(),
-        root: ancestor(orphan::root_of(forest, id)),
+        root: root.and_then(ancestor),
         below: below.and_then(|id| Some(ancestor(*id)?.who)),
         orphan,
         own,
-        subtree: orphan::below(known, id),
-        own_holds: holds(&living[..living.len().min(usize::from(is_live))]),
-        subtree_holds: holds(&living),
-        waiters: waiters(known, id),
-        refusal: refusal(snapshot, id),
+        subtree,
+        own_holds: holds(&open[..usize::from(open.first() == Some(&id))]),
+        subtree_holds: holds(&open),
+        waiters,
+        would_die: if refusal.is_some() { 0 } else { would_die },
+        refusal,
+        others: hidden.len(),
     })
 }
 
 /// Collects what is known of a zombie that the lineage has no record of any more: nothing that it
 /// created is alive.
 #[must_use]
-pub fn of_zombie(known: &Known<'_>, snapshot: &Snapshot, zombie: Zombie) -> Explanation {
+pub fn of_zombie(
+    known: &Known<'_>,
+    snapshot: &Snapshot,
+    zombie: Zombie,
+    asker: Asker<'_>,
+) -> Explanation {
     let id = zombie.id;
+    let mut waiters = waiters(known, id);
+    let all = waiters.len();
+    waiters.retain(|waiter| (asker.sees)(waiter.who.id));
+    let others = all - waiters.len();
     Explanation {
         process: Process {
             name: zombie.name.clone(),
@@ -159,14 +248,18 @@ pub fn of_zombie(known: &Known<'_>, snapshot: &Snapshot, zombie: Zombie) -> Expl
         subtree: Subtree::default(),
         own_holds: Holds::default(),
         subtree_holds: Holds::default(),
-        waiters: waiters(known, id),
-        refusal: refusal(snapshot, id),
+        waiters,
+        would_die: 0,
+        refusal: refusal(snapshot, id, asker),
+        others,
     }
 }
 
-fn refusal(snapshot: &Snapshot, id: ProcessId) -> Option<String> {
-    let refused = Guard::new(snapshot).check(id, false);
-    refused.err().map(|error| error.to_string())
+fn refusal(snapshot: &Snapshot, id: ProcessId, asker: Asker<'_>) -> Option<String> {
+    let refused = Guard::new(snapshot).check(id, false).err();
+    let refused = refused.map(|error| error.to_string());
+    let is_foreign = || proc::is_live(id) && !(asker.ends)(id);
+    refused.or_else(|| is_foreign().then(|| "it is not yours to end".to_owned()))
 }
 
 /// Returns what these processes hold of sockets and locks.

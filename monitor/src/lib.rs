@@ -55,6 +55,8 @@ pub mod watch;
 mod session;
 
 mod client;
+#[cfg(feature = "cli")]
+mod deaths;
 pub mod doctor;
 #[cfg(feature = "cli")]
 mod explain;
@@ -62,6 +64,8 @@ mod gpu;
 mod kill;
 mod orphan;
 mod tree;
+#[cfg(feature = "cli")]
+mod wait;
 
 mod face;
 pub mod manager;

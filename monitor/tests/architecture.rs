@@ -18,7 +18,7 @@ const RANKS: [&[&str]; 9] = [
     &["kernel", "watch"],
     &["session"],
     &[
-        "client", "doctor", "explain", "gpu", "kill", "orphan", "tree",
+        "client", "deaths", "doctor", "explain", "gpu", "kill", "orphan", "tree", "wait",
     ],
     &["face", "manager", "supervise"],
     &["report"],

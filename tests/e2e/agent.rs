@@ -4,6 +4,8 @@
 mod guards;
 mod kills;
 mod malformed;
+mod questions;
+mod restarts;
 mod rights;
 mod servers;
 mod streams;

@@ -63,26 +63,11 @@ fn a_dry_run_marks_what_looks_deliberate() {
     assert!(text.stdout.contains("looks deliberate"), "{text:?}");
 }
 
-/// A control daemon in `HERE`, and a process that names it.
-const MPS: &str = r#"
-import os, socket, time
-server = socket.socket(socket.AF_UNIX)
-server.bind("HERE/control"); server.listen()
-pid = os.fork()
-if pid == 0:
-    os.execvpe("sleep", ["sleep", "1000"], dict(os.environ, CUDA_MPS_PIPE_DIRECTORY="HERE"))
-while open(f"/proc/{pid}/comm").read() != "sleep\n": time.sleep(0.01)
-print(f"client {pid}")
-print("ready", flush=True)
-time.sleep(1000)
-"#;
-
 #[test]
 fn clients_of_mps_are_not_killed_unasked() {
     needs!(python, host_tracker);
     let sandbox = Sandbox::new();
-    let directory = sandbox.directory().to_str().unwrap();
-    let script = Script::start(&sandbox, "python3", &MPS.replace("HERE", directory));
+    let script = Script::with_mps_client(&sandbox);
     let client = script.process("client");
     let pid = client.pid.to_string();
     let dry: Value = ask("kill", &["--dry-run", &pid]).success();

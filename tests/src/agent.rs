@@ -27,6 +27,8 @@ pub const KILLERS: (&str, u32) = ("users", 100);
 #[derive(Debug)]
 pub struct Agent {
     directory: PathBuf,
+    /// Words before its own: who starts it.
+    before: Vec<String>,
     options: Vec<String>,
     running: Option<Running>,
 }
@@ -39,9 +41,27 @@ impl Agent {
     #[must_use]
     #[track_caller]
     pub fn start(sandbox: &Sandbox, options: &[&str]) -> Self {
+        Self::started(sandbox, &[], options)
+    }
+
+    /// Starts one in the mount namespace of this process, from which it is started again, too.
+    ///
+    /// # Panics
+    /// As [`Agent::start`].
+    #[must_use]
+    #[track_caller]
+    pub fn start_in(sandbox: &Sandbox, mounts_of: i32) -> Self {
+        let pid = mounts_of.to_string();
+        Self::started(sandbox, &["nsenter", "--mount", "--target", &pid], &[])
+    }
+
+    #[track_caller]
+    fn started(sandbox: &Sandbox, before: &[&str], options: &[&str]) -> Self {
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let mut agent = Self {
             directory: sandbox.directory().join("run"),
-            options: options.iter().map(|word| (*word).to_owned()).collect(),
+            before: owned(before),
+            options: owned(options),
             running: None,
         };
         agent.start_again();
@@ -69,6 +89,13 @@ impl Agent {
         let words = words.iter().copied();
         let lifemon = Lifemon::find();
         let mut command = lifemon.command(words.chain(self.options.iter().map(String::as_str)));
+        if let [first, others @ ..] = self.before.as_slice() {
+            let mut outer = Command::new(first);
+            outer.args(others).arg(command.get_program());
+            outer.args(command.get_args()).stdin(Stdio::null());
+            outer.stdout(Stdio::piped()).stderr(Stdio::piped());
+            command = outer;
+        }
         command.process_group(0);
         let running = lifemon.start(command);
         let socket = self.socket();
@@ -105,14 +132,32 @@ impl Agent {
     /// Returns the pids of its fronts.
     #[must_use]
     pub fn fronts(&self) -> Vec<i32> {
-        let path = format!("/proc/{0}/task/{0}/children", self.pid());
-        let children = fs::read_to_string(path).unwrap_or_default();
-        let children = children
-            .split_whitespace()
-            .filter_map(|pid| pid.parse().ok());
+        let mut children = self.children();
+        children.retain(|pid| name(*pid).as_deref() == Some("lifemon-front"));
         children
-            .filter(|pid| name(*pid).as_deref() == Some("lifemon-front"))
-            .collect()
+    }
+
+    /// Returns the pids of what asks a driver for it at this moment.
+    #[must_use]
+    pub fn helpers(&self) -> Vec<i32> {
+        let mut children = self.children();
+        children.retain(|pid| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words
+                .split(|byte| *byte == 0)
+                .any(|word| word == b"nvml-server")
+        });
+        children
+    }
+
+    /// Returns what its threads have started.
+    fn children(&self) -> Vec<i32> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid()));
+        let threads = threads.into_iter().flatten().flatten();
+        let read = |path: PathBuf| fs::read_to_string(path.join("children")).unwrap_or_default();
+        let lines: Vec<_> = threads.map(|thread| read(thread.path())).collect();
+        let words = lines.iter().flat_map(|line| line.split_whitespace());
+        words.filter_map(|pid| pid.parse().ok()).collect()
     }
 
     /// Kills it as nothing else could.

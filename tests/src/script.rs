@@ -8,6 +8,20 @@ use std::process::{Child, Command, Stdio};
 
 use crate::{Process, Sandbox, proc};
 
+/// A control daemon in `HERE`, and a process that names it.
+const MPS: &str = r#"
+import os, socket, time
+server = socket.socket(socket.AF_UNIX)
+server.bind("HERE/control"); server.listen()
+pid = os.fork()
+if pid == 0:
+    os.execvpe("sleep", ["sleep", "1000"], dict(os.environ, CUDA_MPS_PIPE_DIRECTORY="HERE"))
+while open(f"/proc/{pid}/comm").read() != "sleep\n": time.sleep(0.01)
+print(f"client {pid}")
+print("ready", flush=True)
+time.sleep(1000)
+"#;
+
 /// A running script; killed on drop, its descendants with the sandbox.
 #[derive(Debug)]
 pub struct Script {
@@ -47,6 +61,16 @@ impl Script {
         }
         assert!(is_ready, "the script has ended: {:?}", child.wait());
         Self { child, processes }
+    }
+
+    /// Starts what looks like a control daemon of CUDA MPS, and a process, `client`, that names it.
+    ///
+    /// # Panics
+    /// As [`Script::start`].
+    #[must_use]
+    pub fn with_mps_client(sandbox: &Sandbox) -> Self {
+        let directory = sandbox.directory().display().to_string();
+        Self::start(sandbox, "python3", &MPS.replace("HERE", &directory))
     }
 
     /// Returns the process that the script has named so.

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::naming::Name;
 use super::problem::Problem;
+use crate::wait::Until;
 
 /// A call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,20 @@ pub(super) enum Call {
     },
     /// Who holds GPUs.
     Gpu {
+        /// The form of the answer.
+        form: Form,
+    },
+    /// One process, explained.
+    Explain {
+        /// The process.
+        process: Name,
+        /// The form of the answer.
+        form: Form,
+    },
+    /// The deaths that the flight recorder has.
+    Log {
+        /// The choice.
+        query: LogQuery,
         /// The form of the answer.
         form: Form,
     },
@@ -122,6 +137,22 @@ pub(super) struct OrphansQuery {
     pub(super) gpu: bool,
 }
 
+/// The deaths that are asked about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LogQuery {
+    /// Only those of the last `500ms`, `10s`, `5m`, `1h`.
+    #[serde(default)]
+    pub(super) since: Option<String>,
+    /// Only those of the processes of this user, by its number.
+    #[serde(default)]
+    pub(super) user: Option<u32>,
+    /// Only those of the tree of this process, dead or alive.
+    #[serde(default)]
+    pub(super) tree: Option<Name>,
+}
+
 /// What to end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -140,6 +171,9 @@ pub(super) struct KillRequest {
     /// Says what would die, and kills nobody.
     #[serde(default)]
     pub(super) dry_run: bool,
+    /// Kills also the tree that the caller itself is of, and clients of CUDA MPS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) force: bool,
     /// Why, for the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
@@ -173,23 +207,9 @@ pub(super) struct WaitRequest {
     pub(super) process: Name,
     /// The condition.
     pub(super) until: Until,
-    /// The longest wait; without it one of 30 s.
+    /// The longest wait, at most a day; without it one of 30 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timeout: Option<String>,
-}
-
-/// A condition to wait for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Until {
-    /// No process of the tree can run again.
-    Extinct,
-    /// Any process of the tree has died.
-    AnyExit,
-    /// Memory and files of the process are released.
-    Gone,
-    /// The GPU driver accounts nothing to the process any more.
-    Released,
 }
 
 /// What to watch.

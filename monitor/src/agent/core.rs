@@ -6,10 +6,12 @@
 //! closed.
 
 mod answers;
+
 mod events;
 mod fronts;
 mod guards;
 mod kills;
+mod permits;
 mod waits;
 
 use std::collections::HashMap;
@@ -28,6 +30,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, spawn_blocking};
 
 use crate::ProcessId;
+use crate::kernel::recorder::Log;
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{Error, Tracker};
 use crate::sys::poll::closable;
@@ -167,6 +170,14 @@ impl Core {
         &self,
     ) -> Result<(Snapshot, std::collections::HashSet<ProcessId>), Problem> {
         self.with_tracker(|tracker| Ok((tracker.snapshot()?, tracker.subreapers()?)))
+    }
+
+    /// Reads the flight recorder, and all records.
+    ///
+    /// # Errors
+    /// As [`Core::snapshot`].
+    fn log(&self) -> Result<(Log, Snapshot), Problem> {
+        self.with_tracker(|tracker| Ok((tracker.log()?, tracker.snapshot()?)))
     }
 
     fn with_tracker<T>(
@@ -377,6 +388,18 @@ impl Core {
                 })
                 .await
             }
+            Call::Explain { process, form } => {
+                self.at_work(&peer.clone(), move |core| {
+                    block_on(answers::explain(core, &peer, &process, form))?
+                })
+                .await
+            }
+            Call::Log { query, form } => {
+                self.at_work(&peer.clone(), move |core| {
+                    answers::log(core, &peer, &query, form)
+                })
+                .await
+            }
             Call::Health { process } => {
                 self.at_work(&peer.clone(), move |core| {
                     answers::health(core, &peer, &process)
@@ -420,7 +443,7 @@ impl Core {
             }
         };
         if let Err(problem) = &answered
-            && matches!(problem.code, Code::Forbidden | Code::Protected)
+            && problem.code.is_refusal()
         {
             let fields = json!({"code": problem.code, "detail": problem.detail});
             self.audit.write("refused", Some(&connection.peer), fields);

@@ -157,6 +157,8 @@ mod tests {
             ("/v1/tree/{process}", "get"),
             ("/v1/orphans", "get"),
             ("/v1/gpu", "get"),
+            ("/v1/explain/{process}", "get"),
+            ("/v1/log", "get"),
             ("/v1/health/{process}", "get"),
             ("/v1/info", "get"),
             ("/v1/kills", "post"),

@@ -177,6 +177,17 @@ impl Scope {
         has && (self.is_all() || proc::owns_pid(id))
     }
 
+    /// Returns whether the asker may know what a process that it sees has open: where a uid alone
+    /// decides, that uid has to be able to look itself.
+    pub(super) fn looks_into(&self, id: ProcessId) -> bool {
+        match self.reach {
+            Reach::All | Reach::Container => true,
+            Reach::User | Reach::Namespaces => {
+                proc::owner(id.pid) == Some(self.uid) && proc::owns_pid(id)
+            }
+        }
+    }
+
     /// Returns whether whoever has this pid is within the bounds of the set, whatever its uid.
     pub(super) fn bounds(&self, pid: u32) -> bool {
         match self.reach {

@@ -32,6 +32,10 @@ pub enum Code {
     Forbidden,
     /// Nobody may end that.
     Protected,
+    /// The caller is itself of the tree that it wants to end; `force` ends it.
+    OwnTree,
+    /// Clients of CUDA MPS would die; `force` ends them.
+    MpsClients,
     /// The caller ended before it could be looked at.
     PeerGone,
     /// The key was used for another request.
@@ -56,12 +60,20 @@ impl Code {
             Self::NotFound | Self::NoSuchProcess | Self::NoSuchKill | Self::NoSuchGuard => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
-            Self::KeyReused => 409,
+            Self::KeyReused | Self::OwnTree | Self::MpsClients => 409,
             Self::BodyTooLarge => 413,
             Self::LimitReached | Self::NoTreeLeft => 429,
             Self::Internal => 500,
             Self::Unavailable => 503,
         }
+    }
+
+    /// Returns whether it says that somebody was not to be ended or looked at: that is logged.
+    pub(super) const fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::Forbidden | Self::Protected | Self::OwnTree | Self::MpsClients
+        )
     }
 
     const fn title(self) -> &'static str {
@@ -78,6 +90,8 @@ impl Code {
             Self::NoSuchGuard => "no such guard",
             Self::Forbidden => "not permitted",
             Self::Protected => "protected",
+            Self::OwnTree => "the caller is of that tree",
+            Self::MpsClients => "clients of CUDA MPS would die",
             Self::PeerGone => "the caller has ended",
             Self::KeyReused => "the key was used for another request",
             Self::LimitReached => "a limit is reached",

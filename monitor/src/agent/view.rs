@@ -3,11 +3,15 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
-use lifemon_ebpf::{LIVE, Record};
+use lifemon_ebpf::{LIVE, LogEntry, Record, SENDER_KNOWN};
 
 use crate::ProcessId;
+use crate::deaths;
+use crate::forest::Forest;
+use crate::kernel::recorder::Log;
 use crate::kernel::snapshot::Snapshot;
-use crate::proc;
+use crate::proc::{self, Zombie};
+use crate::process::is_same_process;
 
 use super::handles::Handles;
 use super::naming::Name;
@@ -113,6 +117,61 @@ impl<'a> View<'a> {
             self.peer.uid
         );
         Err(Problem::new(Code::Forbidden, detail))
+    }
+
+    /// Finds a zombie that the caller sees and names exactly, and of which there is no record any
+    /// more.
+    pub(super) fn find_zombie(&self, name: &Name) -> Option<Zombie> {
+        let Name::Exact { pid, start_ns } = name else {
+            return None;
+        };
+        let id = ProcessId::new(*pid, *start_ns);
+        let zombie = proc::zombie(*pid).filter(|_| proc::owns_pid(id))?;
+        (self.snapshot.live(*pid).is_none() && self.scope.has(zombie.id)).then_some(zombie)
+    }
+
+    /// Finds a process by its death, of those whose deaths the caller sees. A pid alone is that of
+    /// the host, for whoever has that.
+    pub(super) fn find_death(&self, name: &Name, log: &Log) -> Option<ProcessId> {
+        let is_meant = |entry: &LogEntry| {
+            let is_named = match name {
+                Name::Exact { pid, start_ns } => {
+                    is_same_process(entry.process, ProcessId::new(*pid, *start_ns))
+                }
+                Name::InNamespace(pid) => entry.process.pid == *pid && entry.ns_pid == *pid,
+                Name::Oneself | Name::Handle(_) => false,
+            };
+            is_named && self.shows_death(entry)
+        };
+        deaths::latest(log, is_meant)
+    }
+
+    /// Returns whether the caller sees a death that was recorded: one of its uid. In a container it
+    /// is that of a ghost that belongs to it.
+    pub(super) fn shows_death(&self, entry: &LogEntry) -> bool {
+        match self.uid() {
+            Some(uid) => entry.uid == uid,
+            None => self.shows_id(&entry.process),
+        }
+    }
+
+    /// Returns the user whose processes are all that is seen, if it is one of the host.
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.scope.uid_of_ghosts()
+    }
+
+    /// Takes who sent the signal out of a death, where the caller should not know of that one. A
+    /// user of the host knows: the kernel tells the pid of the sender to whom it sends a signal.
+    pub(super) fn hide_sender(&self, entry: &mut LogEntry) {
+        if self.uid().is_none() && !self.shows_id(&entry.sender) {
+            entry.flags &= !SENDER_KNOWN;
+        }
+    }
+
+    /// Returns the lineage of those that the caller sees: no other has a name in it.
+    pub(super) fn forest(&self) -> Forest {
+        let records = self.snapshot.records.iter().copied();
+        Forest::new(records.filter(|(id, record)| self.shows(id, record)))
     }
 
     fn named(&self, name: &Name, handles: &Handles) -> Result<Option<ProcessId>, Problem> {

@@ -9,7 +9,10 @@ use super::{Cli, Code, Command, NoSuchProcess, Output, Usage};
 use crate::client::{Answer, Client, socket};
 use crate::kernel::preflight;
 use crate::proc;
-use crate::report::out;
+use crate::report::{self, out};
+
+/// Where the agent waits for somebody.
+pub(super) const WAIT: &str = "/v1/wait";
 
 /// The inode of the initial pid namespace:
 /// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/linux/proc_ns.h?h=v6.12.118#n45>.
@@ -63,6 +66,9 @@ pub(super) fn answer(cli: &Cli) -> anyhow::Result<Option<Code>> {
         Command::Orphans(args) => args.requests(),
         Command::Gpu(args) => args.requests(),
         Command::Kill(args) => args.requests(),
+        Command::Explain(args) => args.requests(),
+        Command::Log(args) => args.requests(),
+        Command::Wait(args) => args.requests(),
         _ => None,
     };
     let Some(requests) = requests else {
@@ -116,6 +122,17 @@ fn run(mut client: Client, requests: &[Request], output: Output) -> anyhow::Resu
             out::print(&shown(&answer.body, output))?;
             continue;
         }
+        if request.path == WAIT {
+            let waited = report::wait::read(&answer.body)?;
+            if !waited.holds {
+                code = Code::No;
+            }
+            out::print(&match output {
+                Output::Json => shown(&answer.body, output),
+                _ => report::wait::text(&waited, out::wants_colour()),
+            })?;
+            continue;
+        }
         let report = answer.json();
         if report["dry_run"] != true && !is_done(&report) {
             code = Code::No;
@@ -158,6 +175,7 @@ fn refusal(answer: &Answer) -> anyhow::Error {
         "no_such_process" => NoSuchProcess(detail).into(),
         "invalid_request" | "invalid_json" => Usage(detail).into(),
         "unavailable" => NoAgent(detail).into(),
+        "own_tree" | "mps_clients" => anyhow::anyhow!("{detail} (--force)"),
         _ => anyhow::anyhow!("{detail}"),
     }
 }
@@ -178,8 +196,13 @@ pub(super) fn named(pid: u32, start_ns: Option<u64>) -> Option<String> {
 }
 
 /// Returns the body of a kill.
-pub(super) fn kill_body(process: &str, options: &[(&str, Option<String>)], dry_run: bool) -> Value {
-    let mut body = json!({"process": process, "dry_run": dry_run});
+pub(super) fn kill_body(
+    process: &str,
+    options: &[(&str, Option<String>)],
+    dry_run: bool,
+    force: bool,
+) -> Value {
+    let mut body = json!({"process": process, "dry_run": dry_run, "force": force});
     for (name, value) in options {
         if let Some(value) = value {
             body[*name] = value.clone().into();

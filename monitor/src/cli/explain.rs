@@ -4,12 +4,9 @@ use super::devices::DeviceArgs;
 use super::target::Target;
 use super::tree::style;
 use super::{Code, NoSuchProcess, Output, give_up_rights, load_options};
-use crate::explain;
+use crate::explain::{self, Asker};
 use crate::forest::Forest;
-use crate::gpu;
-use crate::gpu::holders;
-use crate::gpu::nvml::{Answer, Server};
-use crate::kernel::{Tracker, clock};
+use crate::kernel::Tracker;
 use crate::orphan::Known;
 use crate::report::explain::Report;
 use crate::report::{self, out};
@@ -35,6 +32,20 @@ pub struct Args {
     gpus: DeviceArgs,
 }
 
+#[cfg(feature = "agent")]
+impl Args {
+    /// Returns the request to the agent that stands for this command; `None` where it has options
+    /// that the agent does not know.
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        if self.gpus.are_chosen() {
+            return None;
+        }
+        let full = if self.full { "?full=true" } else { "" };
+        let path = format!("/v1/explain/{}{full}", self.target.for_agent()?);
+        Some(vec![super::asked::Request::get(path)])
+    }
+}
+
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {
     crate::sys::limits::raise_descriptor_limit();
     let files = args.gpus.files()?;
@@ -53,25 +64,17 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         }
     };
     let forest = Forest::new(snapshot.records.iter().copied());
-    let scan = holders::scan(
-        found.map(|id| forest.living(id)).unwrap_or_default(),
-        &files,
-    );
-    let asked_ns = clock::boot_ns();
-    let answer = if scan.holders.is_empty() {
-        Answer::NotAsked
-    } else {
-        runtime.block_on(Server::of_this_program().ask())
-    };
-    let survey = gpu::survey(&forest, answer, asked_ns, scan);
+    let survey = runtime.block_on(explain::survey(&forest, found, &files));
     let known = Known {
         forest: &forest,
         subreapers: &tracker.subreapers()?,
         holders: &survey.holders,
     };
     let explanation = match (found, zombie) {
-        (Some(id), _) => explain::of_process(&known, &snapshot, id),
-        (None, zombie) => zombie.map(|zombie| explain::of_zombie(&known, &snapshot, zombie)),
+        (Some(id), _) => explain::of_process(&known, &snapshot, id, Asker::ALL),
+        (None, zombie) => {
+            zombie.map(|zombie| explain::of_zombie(&known, &snapshot, zombie, Asker::ALL))
+        }
     };
     let explanation =
         explanation.ok_or_else(|| NoSuchProcess("it has died at this moment".to_owned()))?;

@@ -17,10 +17,10 @@ use crate::ProcessId;
 use crate::forest::Forest;
 use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{Tracker, clock};
+use crate::kill::marks::Marks;
 use crate::kill::{Guard, KillOptions, KillReport, ReleaseOptions, Suspects, kill_tree};
 use crate::proc;
 use crate::process::Signal;
-use crate::report::kill::Marks;
 use crate::report::{self, out};
 use crate::sys::runtime::current_thread;
 
@@ -126,8 +126,7 @@ impl Args {
     /// Returns the requests to the agent that stand for this command; `None` where it has options
     /// that the agent does not know.
     pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
-        let is_plain = !self.force
-            && !self.accept_suspects
+        let is_plain = !self.accept_suspects
             && !self.kill_suspects
             && self.spare.is_empty()
             && self.before_kill.is_none()
@@ -147,7 +146,7 @@ impl Args {
         ];
         let request = |target: &Target| {
             let process = target.for_agent()?;
-            let body = super::asked::kill_body(&process, &options, self.dry_run);
+            let body = super::asked::kill_body(&process, &options, self.dry_run, self.force);
             Some(super::asked::Request::post("/v1/kills", body))
         };
         self.targets.iter().map(request).collect()
@@ -204,7 +203,7 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
     for root in &roots {
         let some = sparing::spared(&args.spare, *root, &snapshot, &forest)?;
         if !args.dry_run && !args.force && args.before_kill.is_none() {
-            sparing::check_mps(&sparing::mps_clients(&forest, *root, &some), &forest)?;
+            sparing::check_mps(sparing::mps_clients(&forest, *root, &some))?;
         }
         spared.push(some);
     }
@@ -223,7 +222,8 @@ pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Co
         }
         let mut marks = Marks::default();
         if args.dry_run {
-            marks = sparing::marks(&mut tracker, &forest, root, &spared)?;
+            let clients = sparing::mps_clients(&forest, root, &spared);
+            marks = Marks::look(&forest, &tracker.subreapers()?, root, clients, &spared);
         }
         if let Some(remedy) = &args.before_kill {
             sparing::before_kill(remedy, root, &forest)?;

@@ -1,19 +1,14 @@
 //! `lifemon log`: the flight recorder in the host's tracker. Who died, and of what, although nobody
 //! watched.
 
-use std::collections::HashSet;
 use std::time::Duration;
-
-use lifemon_ebpf::LogEntry;
 
 use super::select::parse_user;
 use super::target::Target;
 use super::tree::style;
 use super::{Code, NoSuchProcess, Output, give_up_rights, parse_duration};
-use crate::ProcessId;
+use crate::deaths::{self, Choice};
 use crate::forest::Forest;
-use crate::kernel::recorder::Log;
-use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{Tracker, clock, pins, preflight};
 use crate::loss::Loss;
 use crate::report::log::Report;
@@ -49,6 +44,30 @@ pub struct Args {
 #[error("{0}")]
 pub struct NoRecorder(String);
 
+#[cfg(feature = "agent")]
+impl Args {
+    /// Returns the request to the agent that stands for this command; `None` where it has options
+    /// that the agent does not know.
+    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
+        let tree = match self.tree {
+            Some(target) => Some(target.for_agent()?),
+            None => None,
+        };
+        let options = [
+            (
+                "since",
+                self.since.map(|since| format!("{}ms", since.as_millis())),
+            ),
+            ("user", self.user.map(|user| user.to_string())),
+            ("tree", tree),
+        ];
+        let given = options.into_iter();
+        let given = given.filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+        let query = given.collect::<Vec<_>>().join("&");
+        Some(vec![super::asked::Request::get(format!("/v1/log?{query}"))])
+    }
+}
+
 pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<Code> {
     let now_ns = clock::boot_ns();
     preflight::check()?;
@@ -68,24 +87,25 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<Code> {
         let since = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         now_ns.saturating_sub(since)
     });
-    let tree = args
-        .tree
-        .map(|target| tree(target, &log, &snapshot, &forest))
-        .transpose()?;
-    let mut entries: Vec<LogEntry> = log.entries.clone();
-    entries.retain(|entry| {
-        since_ns.is_none_or(|since| entry.time_ns >= since)
-            && args.user.is_none_or(|user| entry.uid == user)
-            && tree
-                .as_ref()
-                .is_none_or(|tree| tree.contains(&entry.process))
+    let tree = args.tree.map(|target| {
+        let shown = target.find_shown(&snapshot);
+        let recorded = deaths::latest(&log, |entry| target.names(entry.process));
+        let root = shown.or_else(|error| recorded.ok_or(error))?;
+        Ok::<_, NoSuchProcess>(deaths::tree(root, &log, &forest))
     });
+    let choice = Choice {
+        since_ns,
+        user: args.user,
+        tree: tree.transpose()?,
+    };
+    let mut entries = log.entries.clone();
+    entries.retain(|entry| choice.means(entry));
     let report = Report {
         entries: &entries,
         log: &log,
         forest: &forest,
         snapshot: &snapshot,
-        losses: &losses(args, since_ns, &log, &snapshot),
+        losses: &choice.losses(args.user, &log, &snapshot),
     };
     let style = style(false);
     let text = if output.is_text() {
@@ -95,51 +115,4 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<Code> {
     };
     out::print(&text)?;
     Ok(Code::Done)
-}
-
-/// Returns what of the time that was asked about is not known.
-fn losses(args: &Args, since_ns: Option<u64>, log: &Log, snapshot: &Snapshot) -> Vec<Loss> {
-    let Some(since_ns) = since_ns else {
-        return Vec::new();
-    };
-    let mut losses = Vec::new();
-    if since_ns < snapshot.since_ns {
-        losses.push(Loss::NoHistory);
-    }
-    if since_ns < log.whole_since_ns(args.user) {
-        losses.push(Loss::Overwritten);
-    }
-    losses
-}
-
-/// Returns everybody who is known to be of the tree of a process: by the lineage, and by the deaths
-/// that were recorded. The process itself may be known from its death alone.
-fn tree(
-    target: Target,
-    log: &Log,
-    snapshot: &Snapshot,
-    forest: &Forest,
-) -> Result<HashSet<ProcessId>, NoSuchProcess> {
-    let recorded = log.entries.iter().rev().map(|entry| entry.process);
-    let root = match target.find_shown(snapshot) {
-        Ok(root) => root,
-        Err(error) => recorded
-            .into_iter()
-            .find(|id| target.names(*id))
-            .ok_or(error)?,
-    };
-    let mut tree: HashSet<ProcessId> = forest.tree(root).into_iter().collect();
-    tree.insert(root);
-    // Who died later may be the creator of who died before.
-    loop {
-        let known = tree.len();
-        for entry in log.entries.iter().rev() {
-            if tree.contains(&entry.creator) {
-                tree.insert(entry.process);
-            }
-        }
-        if tree.len() == known {
-            return Ok(tree);
-        }
-    }
 }

@@ -1,7 +1,6 @@
-//! What a kill spares, what it marks, and what it asks for before it begins: members that are to
-//! stay (`--spare`), those that look deliberate, and clients of CUDA MPS (`--before-kill`).
+//! What a kill spares, and what it asks for before it begins: members that are to stay (`--spare`),
+//! and clients of CUDA MPS (`--before-kill`).
 
-use std::collections::{HashMap, HashSet};
 use std::process::Command;
 use std::str::FromStr;
 
@@ -11,17 +10,11 @@ use super::NoSuchProcess;
 use super::target::Target;
 use crate::ProcessId;
 use crate::forest::{Forest, walk};
-use crate::gpu::mps;
-use crate::kernel::Tracker;
 use crate::kernel::snapshot::Snapshot;
-use crate::orphan::{self, Known, Verdict};
+use crate::kill::marks::MpsClients;
 use crate::proc;
 use crate::process::Process;
-use crate::report::kill::Marks;
 use crate::report::out::printable;
-
-/// Clients of CUDA MPS that a refusal names.
-const NAMED_MAX: usize = 5;
 
 /// Who is to be spared.
 #[derive(Debug, Clone)]
@@ -84,83 +77,22 @@ fn matches(pattern: &Regex, id: ProcessId, forest: &Forest) -> bool {
     pattern.is_match(name.unwrap_or_default().as_bytes()) || pattern.is_match(&command.joined())
 }
 
-/// Returns what is said of the members of a tree before it is killed.
-pub(super) fn marks(
-    tracker: &mut Tracker,
-    forest: &Forest,
-    root: ProcessId,
-    spared: &[ProcessId],
-) -> anyhow::Result<Marks> {
-    let known = Known {
-        forest,
-        subreapers: &tracker.subreapers()?,
-        holders: &HashMap::new(),
-    };
-    let mut deliberate = HashMap::new();
-    for id in forest.living(root) {
-        if !forest.is_orphan(&id) {
-            continue;
-        }
-        let orphan = orphan::of(&known, id);
-        if let Some(orphan) = orphan.filter(|orphan| orphan.verdict == Verdict::Deliberate) {
-            deliberate.insert(id, orphan.evidence);
-        }
-    }
-    Ok(Marks {
-        deliberate,
-        mps_clients: mps_clients(forest, root, spared),
-        spared: spared
-            .iter()
-            .filter_map(|id| Some(Process::of_record(*id, forest.record(id)?).who()))
-            .collect(),
-        not_shown: 0,
-    })
-}
-
-/// Returns the members that are clients of CUDA MPS and would be killed.
-pub(super) fn mps_clients(
-    forest: &Forest,
-    root: ProcessId,
-    spared: &[ProcessId],
-) -> HashSet<ProcessId> {
-    let living = forest.living(root).into_iter();
-    living
-        .filter(|id| !spared.contains(id) && mps::is_client(*id))
-        .collect()
-}
-
 /// Some that would die are clients of CUDA MPS: exit code 1.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{0} would die as a client of CUDA MPS: with work under way that can take down other clients; \
-     nothing was killed; end its work first (--before-kill COMMAND does that), or kill it all the \
-     same with --force"
-)]
-pub struct MpsClients(String);
+#[error("{} (--force, or --before-kill COMMAND)", printable(&.0.to_string()))]
+pub struct Unasked(MpsClients);
+
+/// Returns the members of a tree that are clients of CUDA MPS and would be killed.
+pub(super) fn mps_clients(forest: &Forest, root: ProcessId, spared: &[ProcessId]) -> MpsClients {
+    MpsClients::find(forest, root, |id| !spared.contains(&id))
+}
 
 /// Checks that no client of CUDA MPS would be killed unasked.
 ///
 /// # Errors
-/// [`MpsClients`].
-pub(super) fn check_mps(clients: &HashSet<ProcessId>, forest: &Forest) -> Result<(), MpsClients> {
-    if clients.is_empty() {
-        return Ok(());
-    }
-    let mut ids: Vec<_> = clients.iter().copied().collect();
-    ids.sort_unstable();
-    let mut names: Vec<_> = ids
-        .iter()
-        .take(NAMED_MAX)
-        .map(|id| {
-            let record = forest.record(id);
-            let name = record.and_then(|record| Process::of_record(*id, record).name);
-            format!("{} {}", id.pid, printable(&name.unwrap_or_default()))
-        })
-        .collect();
-    if ids.len() > NAMED_MAX {
-        names.push(format!("{} more", ids.len() - NAMED_MAX));
-    }
-    Err(MpsClients(names.join(", ")))
+/// [`Unasked`].
+pub(super) fn check_mps(clients: MpsClients) -> Result<(), Unasked> {
+    clients.check().map_err(Unasked)
 }
 
 /// Runs the user's own remedy before a kill: by a shell, with the root and its living members in

@@ -13,7 +13,8 @@
 //! A kill in the name of a user (`envoy`) sends its signals with the rights of that user.
 //!
 //! `refuse` says whom lifemon does not kill, `survivor` why somebody is still alive, `suspects` who
-//! may have left the tree before anybody looked, [`outcome`] what is ordered and what came of it.
+//! may have left the tree before anybody looked, `marks` what is noted of its members, [`outcome`]
+//! what is ordered and what came of it.
 //!
 //! Where the root is older than tracking, whoever is older as well belongs by its present parents.
 //! That takes in no stranger: an orphan goes to an ancestor of its (a subreaper), so what the root
@@ -35,6 +36,8 @@ pub(crate) mod envoy;
 mod exact;
 mod force;
 mod keep;
+#[cfg(feature = "cli")]
+pub(crate) mod marks;
 mod options;
 pub mod outcome;
 mod refuse;

@@ -24,7 +24,7 @@ use lifemon_ebpf::{ProcessId, Record};
 use serde::{Deserialize, Serialize};
 
 pub use search::root_of;
-pub use subtree::{Subtree, below, measure};
+pub use subtree::{Subtree, measure, sum};
 pub use verdict::{Evidence, Verdict};
 
 use crate::forest::Forest;
@@ -73,6 +73,16 @@ impl Orphan {
     pub fn was_seen_left(&self) -> bool {
         let is_seen = |evidence: &Evidence| matches!(evidence, Evidence::LeftBehind(_));
         self.evidence.iter().any(is_seen)
+    }
+
+    /// Leaves out of what is said of it whom somebody does not see.
+    #[cfg(feature = "cli")]
+    pub(crate) fn hide(&mut self, sees: impl Fn(ProcessId) -> bool) {
+        for who in [&mut self.creator, &mut self.root, &mut self.parent] {
+            if who.as_ref().is_some_and(|who| !sees(who.id)) {
+                *who = None;
+            }
+        }
     }
 }
 

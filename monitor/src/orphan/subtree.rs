@@ -64,18 +64,18 @@ pub fn measure(forest: &Forest, orphans: &mut [Orphan]) {
     }
 }
 
-/// Sums up a process and everything below it.
+/// Sums up these living processes.
 #[must_use]
-pub fn below(known: &Known<'_>, top: ProcessId) -> Subtree {
+pub fn sum(known: &Known<'_>, ids: &[ProcessId]) -> Subtree {
     let mut sum = Subtree::default();
-    for id in known.forest.living(top) {
+    for id in ids {
         sum.processes += 1;
-        if let Some(stat) = proc::stat(id.pid).filter(|_| proc::owns_pid(id)) {
+        if let Some(stat) = proc::stat(id.pid).filter(|_| proc::owns_pid(*id)) {
             sum.resident_bytes += stat.resident_bytes(id.pid);
             sum.cpu_ms += stat.cpu_ms();
         }
         sum.gpu
-            .add(known.holders.get(&id).unwrap_or(&Holding::default()));
+            .add(known.holders.get(id).unwrap_or(&Holding::default()));
     }
     sum
 }

@@ -42,6 +42,13 @@ pub(crate) fn credentials(pid: u32) -> Option<Credentials> {
     parse_credentials(&text::read(format!("/proc/{pid}/status")).ok()?)
 }
 
+/// Returns the user whom the kernel lets look into whoever has this pid: root, where that one has
+/// taken on another user than its real one, or is not to be looked into
+/// (<https://man7.org/linux/man-pages/man5/proc_pid.5.html>).
+pub(crate) fn owner(pid: u32) -> Option<u32> {
+    Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
+}
+
 fn parse_credentials(status: &str) -> Option<Credentials> {
     // The name is chosen by the process, and comes first; a newline in it is escaped there.
     let field = |name: &str| {

@@ -168,8 +168,8 @@ fn held(sum: &Subtree, holds: &Holds) -> String {
 fn kill(it: &Explanation) -> String {
     match &it.refusal {
         Some(refusal) => format!("refused: {}", printable(refusal)),
-        None if it.subtree.processes == 0 => "nothing of it is alive".to_owned(),
-        None => format!("would end {}", count(it.subtree.processes, "process")),
+        None if it.would_die == 0 => "nothing of it is alive".to_owned(),
+        None => format!("would end {}", count(it.would_die, "process")),
     }
 }
 
@@ -352,11 +352,7 @@ pub fn json(report: &Report<'_>, style: Style) -> Result<String, serde_json::Err
         subtree: HoldsJson::new(&it.subtree, &it.subtree_holds),
         waiters: it.waiters.iter().map(Into::into).collect(),
         kill: DoomJson {
-            would_die: if it.refusal.is_some() {
-                0
-            } else {
-                it.subtree.processes
-            },
+            would_die: it.would_die,
             refused: it.refusal.as_deref(),
         },
         known: KnownJson::new(report.snapshot, report.losses, style.clock),

@@ -1,6 +1,5 @@
 //! Reports of a kill, as text and as JSON.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use schemars::JsonSchema;
@@ -10,39 +9,24 @@ use super::json::{EvidenceJson, Id, MemberJson, SCHEMA, is_false};
 use super::out::printable;
 use super::text;
 use crate::ProcessId;
+use crate::kill::marks::Marks;
 use crate::kill::{KillReport, Outcome, Release, Subject, Suspect};
 use crate::loss::Incomplete;
-use crate::orphan::Evidence;
 use crate::process::{Process, Who};
 use crate::words::count;
 
-/// What is said of the members of a tree beside the report of its kill.
-#[derive(Debug, Clone, Default)]
-pub struct Marks {
-    /// Members that were to stay, by what says so.
-    pub deliberate: HashMap<ProcessId, Vec<Evidence>>,
-    /// Clients of CUDA MPS.
-    pub mps_clients: HashSet<ProcessId>,
-    /// Members that are spared.
-    pub spared: Vec<Who>,
-    /// Members that selectors have left out.
-    pub not_shown: usize,
-}
-
-impl Marks {
-    /// Returns what is said of one member.
-    fn text(&self, id: &ProcessId) -> String {
-        let mut text = String::new();
-        if let Some(evidence) = self.deliberate.get(id) {
-            let evidence: Vec<_> = evidence.iter().map(ToString::to_string).collect();
-            let evidence = printable(&evidence.join(", "));
-            let _ = write!(text, "; looks deliberate: {evidence} (--spare {})", id.pid);
-        }
-        if self.mps_clients.contains(id) {
-            text.push_str("; a client of CUDA MPS (--force or --before-kill)");
-        }
-        text
+/// Returns what is said of one member.
+fn marked(marks: &Marks, id: &ProcessId) -> String {
+    let mut text = String::new();
+    if let Some(evidence) = marks.deliberate.get(id) {
+        let evidence: Vec<_> = evidence.iter().map(ToString::to_string).collect();
+        let evidence = printable(&evidence.join(", "));
+        let _ = write!(text, "; looks deliberate: {evidence} (--spare {})", id.pid);
     }
+    if marks.mps_clients.contains(id) {
+        text.push_str("; a client of CUDA MPS (--force or --before-kill)");
+    }
+    text
 }
 
 /// The report of a kill.
@@ -139,7 +123,7 @@ pub(crate) struct KillsJson {
 ///
 /// # Errors
 /// Never in practice: all of it can be written as JSON.
-pub fn json(
+pub(crate) fn json(
     reports: &[(KillReport, Marks)],
     is_one: bool,
     is_dry_run: bool,
@@ -277,7 +261,7 @@ fn gpu(text: &mut String, release: &Release) {
 
 /// Returns what a kill would do, in words.
 #[must_use]
-pub fn would(report: &KillReport, marks: &Marks) -> String {
+pub(crate) fn would(report: &KillReport, marks: &Marks) -> String {
     let not_shown = marks.not_shown;
     let mut text = format!(
         "the tree of {}: {} would die\n",
@@ -290,7 +274,7 @@ pub fn would(report: &KillReport, marks: &Marks) -> String {
             "  {}  {}{}",
             text::process(member),
             why(member, &report.root),
-            marks.text(&member.id)
+            marked(marks, &member.id)
         );
     }
     for spared in &marks.spared {

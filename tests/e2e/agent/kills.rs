@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lifemon_tests::agent::{Agent, Caller, Sleeper, pids};
-use lifemon_tests::{DEADLINE, Lifemon, Sandbox, needs, proc, wait_until};
+use lifemon_tests::agent::{Agent, Caller, Sleeper, name_of, pids};
+use lifemon_tests::{DEADLINE, Lifemon, Sandbox, Script, needs, proc, wait_until};
 use serde_json::json;
 
 use super::callers;
@@ -48,7 +48,7 @@ fn a_user_ends_a_tree_without_the_members_of_others() {
             .as_array()
             .is_some_and(|line| !line.is_empty())
     );
-    let refused = json!({"process": lifemon_tests::agent::name_of(1)});
+    let refused = json!({"process": name_of(1)});
     user.post(&agent, "/v1/kills", &refused)
         .problem(403, "forbidden");
     assert!(agent.log().iter().any(|line| line["audit"] == "refused"));
@@ -84,6 +84,51 @@ fn a_fork_bomb_of_a_user_is_ended_by_that_user() {
         "{done}"
     );
     wait_until("nothing is left", DEADLINE, || pids(&sandbox).is_empty());
+}
+
+#[test]
+fn clients_of_mps_and_the_caller_itself_are_not_ended_unasked() {
+    callers!();
+    needs!(python, host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let script = Script::with_mps_client(&sandbox);
+    let client = script.process("client");
+    let root = Caller::root();
+    let body = |more: (&str, bool)| {
+        let mut body = json!({"process": name_of(client.pid)});
+        body[more.0] = more.1.into();
+        body
+    };
+    let would = root.post(&agent, "/v1/kills", &body(("dry_run", true)));
+    assert_eq!(would.expect(200)["members"][0]["mps_client"], true);
+    let refused = root.post(&agent, "/v1/kills", &body(("force", false)));
+    refused.problem(409, "mps_clients");
+    let named = format!("{} sleep would die", client.pid);
+    assert!(refused.text.contains(&named), "{refused:?}");
+    assert!(agent.log().iter().any(|line| line["code"] == "mps_clients"));
+    // The same through the command line.
+    let lifemon = |words: &[&str]| {
+        let mut command = Lifemon::find().command(words);
+        command.env("LIFEMON_AGENT", agent.socket());
+        Lifemon::find().start(command).finish(DEADLINE)
+    };
+    let daemon = name_of(script.own().pid);
+    let output = lifemon(&["--agent", "kill", &daemon]);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains("(--force)"), "{output:?}");
+    assert!(proc::is_running(client.pid));
+    let output = lifemon(&["--agent", "kill", "--force", &daemon]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(wait_gone(client.pid), "it was asked for");
+
+    let own = json!({"process": "self", "dry_run": true});
+    let user = Caller::user(USER, &[]);
+    user.post(&agent, "/v1/kills", &own)
+        .problem(409, "own_tree");
+    let own = json!({"process": "self", "dry_run": true, "force": true});
+    let would = user.post(&agent, "/v1/kills", &own).expect(200);
+    assert_eq!(would["members"][0]["name"], "curl", "{would}");
 }
 
 #[test]
@@ -188,6 +233,7 @@ fn waiting_ends_with_the_process_or_the_time() {
         let body = json!({"process": short.name(), "until": until, "timeout": "20s"});
         let waited = user.post(&agent, "/v1/wait", &body).expect(200);
         assert_eq!(waited["holds"], true, "{waited}");
+        assert_eq!(waited["until"], until, "{waited}");
     }
 }
 
@@ -203,8 +249,9 @@ fn a_user_who_takes_all_there_is_does_not_stop_roots_kill() {
         let user = Caller::user(uid, &[]);
         let sleeper = Sleeper::start(&sandbox, &user);
         let body = json!({"process": sleeper.name()});
-        // As many trees, all on one root, so that each takes a layer; and as much work.
-        for _ in 0..4 {
+        // As many trees as there are, all on one root, so that each takes a layer; and as much
+        // work, for which there are trees as well.
+        for _ in 0..if uid % 2 == 0 { 4 } else { 1 } {
             let watched = user.post(&agent, "/v1/watches", &body);
             assert!(matches!(watched.status, 201 | 429), "{watched:?}");
         }

@@ -1,18 +1,19 @@
-//! What is answered at once: the lineage, the orphans, the holders of GPUs, and the agent itself,
-//! each as the caller may see it.
+//! What is answered at once: the lineage, the orphans, the holders of GPUs, one process, the
+//! deaths, and the agent itself, each as the caller may see it.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
+use crate::deaths::{self, Choice};
+use crate::explain::{self, Asker};
 use crate::forest::Forest;
 use crate::gpu::holders::{self, DeviceFiles};
 use crate::gpu::nvml::{self, Server};
 use crate::gpu::{self, Survey};
 use crate::kernel::clock::{self, WallClock};
 use crate::kernel::snapshot::Snapshot;
-use crate::orphan::{self, Known, Orphan, Verdict};
-use crate::process::Who;
+use crate::orphan::{self, Known, Verdict};
 use crate::report;
 use crate::report::gpu::{GpuReport, describe};
 use crate::report::orphans::OrphansReport;
@@ -20,11 +21,12 @@ use crate::report::tree::Style;
 use crate::tree::{gather_where, zombies_of};
 
 use super::Core;
-use crate::agent::call::{Answer, Form, OrphansQuery};
+use crate::agent::call::{Answer, Form, LogQuery, OrphansQuery};
 use crate::agent::naming::Name;
 use crate::agent::peer::Peer;
 use crate::agent::problem::{Code, Problem};
 use crate::agent::rights::Reach;
+use crate::agent::time::parse_duration;
 use crate::agent::view::View;
 
 type Answered = Result<Answer, Problem>;
@@ -39,11 +41,8 @@ pub(super) fn tree(core: &Core, peer: &Peer, process: Option<&Name>, form: Form)
     let style = style(form);
     let zombies = zombies_of(&entries, root.is_none() && view.is_all());
     if form.is_text {
-        let mut text = report::tree::text(&entries, &zombies, &snapshot, style);
-        if others > 0 {
-            text.push_str(&format!("not shown: {others} of others\n"));
-        }
-        return Ok(Answer::text(text));
+        let text = report::tree::text(&entries, &zombies, &snapshot, style);
+        return Ok(with_others(text, others));
     }
     let json = report::tree::json(&entries, &zombies, &snapshot, root, style);
     finish(json, &view, others)
@@ -86,7 +85,7 @@ pub(super) async fn orphans(
     });
     orphan::measure(&forest, &mut orphans);
     for orphan in &mut orphans {
-        hide(orphan, &view);
+        orphan.hide(|id| view.shows_id(&id));
     }
     let losses = [snapshot.losses(), survey.losses()].concat();
     let report = OrphansReport {
@@ -110,19 +109,6 @@ fn look(snapshot: &Snapshot, query: &OrphansQuery, files: &DeviceFiles) -> (hold
     (held, forest)
 }
 
-/// Takes out of what is said of an orphan whom the caller does not see.
-fn hide(orphan: &mut Orphan, view: &View<'_>) {
-    if view.is_all() {
-        return;
-    }
-    for who in [&mut orphan.creator, &mut orphan.root, &mut orphan.parent] {
-        let is_hidden = |who: &Who| !view.shows_id(&who.id);
-        if who.as_ref().is_some_and(is_hidden) {
-            *who = None;
-        }
-    }
-}
-
 /// Answers with the holders of GPUs.
 pub(super) async fn gpu(core: &Core, peer: &Peer, form: Form) -> Answered {
     let asked_ns = clock::boot_ns();
@@ -140,7 +126,7 @@ pub(super) async fn gpu(core: &Core, peer: &Peer, form: Form) -> Answered {
     let mut orphans = orphan::with_gpus(&known);
     orphans.retain(|orphan| view.shows_id(&orphan.process.id));
     for orphan in &mut orphans {
-        hide(orphan, &view);
+        orphan.hide(|id| view.shows_id(&id));
     }
     let others = leave_own(&mut survey, &view);
     let above = orphan::above(&forest, &orphans, survey.holders.keys().copied());
@@ -255,6 +241,99 @@ fn reach(reach: Reach) -> &'static str {
         Reach::Namespaces => "uid_in_namespaces",
         Reach::User => "uid",
     }
+}
+
+/// Answers with one process, explained.
+pub(super) async fn explain(core: &Core, peer: &Peer, process: &Name, form: Form) -> Answered {
+    let (snapshot, subreapers) = core.snapshot_with_subreapers()?;
+    let view = View::new(&snapshot, peer);
+    let found = match view.find(process, core.handles()) {
+        Ok(id) => Ok(id),
+        Err(problem) => Err(view.find_zombie(process).ok_or(problem)?),
+    };
+    let forest = Forest::new(snapshot.records.iter().copied());
+    let (id, files) = (found.as_ref().ok().copied(), DeviceFiles::default());
+    let survey = explain::survey(&forest, id, &files).await;
+    let known = Known {
+        forest: &forest,
+        subreapers: &subreapers,
+        holders: &survey.holders,
+    };
+    let (sees, ends) = (peer.scope(peer.rights.sees), peer.scope(peer.rights.ends));
+    let asker = Asker {
+        sees: &|id| view.shows_id(&id),
+        looks_into: &|id| sees.looks_into(id),
+        ends: &|id| ends.has(id),
+    };
+    let explanation = match found {
+        Ok(id) => explain::of_process(&known, &snapshot, id, asker),
+        Err(zombie) => Some(explain::of_zombie(&known, &snapshot, zombie, asker)),
+    };
+    let died = || Problem::new(Code::NoSuchProcess, "it has died at this moment");
+    let explanation = explanation.ok_or_else(died)?;
+    let report = report::explain::Report {
+        explanation: &explanation,
+        forest: &view.forest(),
+        snapshot: &snapshot,
+        losses: &[snapshot.losses(), survey.losses()].concat(),
+    };
+    let (style, others) = (style(form), explanation.others);
+    if form.is_text {
+        return Ok(with_others(report::explain::text(&report, style), others));
+    }
+    finish(report::explain::json(&report, style), &view, others)
+}
+
+/// Answers with the deaths that the flight recorder has.
+pub(super) fn log(core: &Core, peer: &Peer, query: &LogQuery, form: Form) -> Answered {
+    let now_ns = clock::boot_ns();
+    let since = query.since.as_deref().map(parse_duration).transpose();
+    let since = since.map_err(|why| Problem::new(Code::InvalidRequest, format!("since: {why}")))?;
+    let (mut log, snapshot) = core.log()?;
+    let view = View::new(&snapshot, peer);
+    let all = Forest::new(snapshot.records.iter().copied());
+    let tree = query.tree.as_ref().map(|name| {
+        let found = view.find(name, core.handles());
+        let root = found.or_else(|problem| view.find_death(name, &log).ok_or(problem))?;
+        Ok::<_, Problem>(deaths::tree(root, &log, &all))
+    });
+    let choice = Choice {
+        since_ns: since.map(|since| {
+            let since = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+            now_ns.saturating_sub(since)
+        }),
+        user: query.user,
+        tree: tree.transpose()?,
+    };
+    let chosen = log.entries.iter().filter(|entry| choice.means(entry));
+    let chosen = chosen.count();
+    // Names are taken from other deaths too: of these as well it knows its own alone.
+    log.entries.retain(|entry| view.shows_death(entry));
+    log.entries
+        .iter_mut()
+        .for_each(|entry| view.hide_sender(entry));
+    let mut entries = log.entries.clone();
+    entries.retain(|entry| choice.means(entry));
+    let report = report::log::Report {
+        entries: &entries,
+        log: &log,
+        forest: &view.forest(),
+        snapshot: &snapshot,
+        losses: &choice.losses(query.user.or(view.uid()), &log, &snapshot),
+    };
+    let (style, others) = (style(form), chosen - entries.len());
+    if form.is_text {
+        return Ok(with_others(report::log::text(&report, style), others));
+    }
+    finish(report::log::json(&report, style), &view, others)
+}
+
+/// Answers with text, and says how many of others there are.
+fn with_others(mut text: String, others: usize) -> Answer {
+    if others > 0 {
+        text.push_str(&format!("not shown: {others} of others\n"));
+    }
+    Answer::text(text)
 }
 
 fn style(form: Form) -> Style {

@@ -22,8 +22,8 @@ use crate::process::Signal;
 use crate::sys::pidfd;
 use crate::{ProcessId, proc};
 
-use super::kills;
 use super::{Connection, Core, lock};
+use super::{kills, permits};
 use crate::agent::call::{Answer, GuardRequest};
 use crate::agent::deputy::Deputy;
 use crate::agent::limits::{Good, Taken};
@@ -166,10 +166,10 @@ impl Guards {
                 let pidfd = open_owner(core, owner)?.ok_or_else(|| {
                     Problem::new(Code::NoSuchProcess, "the owner is dead already")
                 })?;
-                let envoy = kills::envoy(&caller)?;
+                let envoy = permits::envoy(&caller)?;
                 let trees = request.trees.iter().map(|name| {
                     let root = find(name)?;
-                    kills::check(&view, root, envoy.as_deref())?;
+                    permits::check(&view, root, envoy.as_deref())?;
                     Ok(root)
                 });
                 let trees = trees.collect::<Result<Vec<_>, Problem>>()?;
@@ -357,7 +357,7 @@ fn end(core: &Arc<Core>, guard: &Guard) -> Vec<Value> {
     let options = KillOptions {
         first_signal: grace.map(|_| Signal::TERM),
         grace: grace.unwrap_or_default(),
-        protected: kills::protected(core),
+        protected: permits::protected(core),
         envoy,
         ..KillOptions::default()
     };

@@ -12,21 +12,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::forest::Forest;
 use crate::kernel::{LoadOptions, Tracker};
 use crate::kill::envoy::Envoy;
+use crate::kill::marks::Marks;
 use crate::kill::{KillError, KillOptions, kill_tree, kill_trees};
-use crate::proc;
 use crate::process::Signal;
-use crate::report::kill::Marks;
 use crate::{KillReport, ProcessId, report};
 
+use super::permits::{check, check_is_not_own, envoy, mps_clients, protected};
 use super::{Core, lock};
 use crate::agent::call::{Answer, Form, KillRequest};
-use crate::agent::deputy::Deputy;
 use crate::agent::limits::Good;
 use crate::agent::peer::Peer;
 use crate::agent::problem::{Code, Problem};
-use crate::agent::rights::Reach;
 use crate::agent::state::Store;
 use crate::agent::time::{parse_duration, parse_signal};
 use crate::agent::token;
@@ -88,7 +87,13 @@ impl Kills {
         for mut kill in store.read_all::<Kill>() {
             if kill.state == State::Running {
                 kill.state = State::Interrupted;
-                store.write(&kill.id, &kill)?;
+                // On a full disk the next agent finds it as this one did.
+                if let Err(error) = store.write(&kill.id, &kill) {
+                    log::warn!(
+                        "that kill {} was interrupted is not noted: {error}",
+                        kill.id
+                    );
+                }
             }
             let changed = watch::Sender::new(kill.state);
             kills.insert(kill.id.clone(), Entry { kill, changed });
@@ -119,17 +124,28 @@ impl Kills {
         }
         let order = Order::read(&request)?;
         let taken = core.limits().take(Good::Work, &account)?;
-        let (caller, process) = (Arc::clone(peer), request.process.clone());
-        let (root, lineage, envoy) = core
+        let (caller, asked) = (Arc::clone(peer), request.clone());
+        let (root, lineage, envoy, marks) = core
             .at_work(peer, move |core| {
-                let snapshot = core.snapshot()?;
+                let (snapshot, subreapers) = core.snapshot_with_subreapers()?;
                 let view = View::new(&snapshot, &caller);
-                let root = view.find(&process, core.handles())?;
+                let root = view.find(&asked.process, core.handles())?;
                 let envoy = envoy(&caller)?;
                 check(&view, root, envoy.as_deref())?;
-                let forest = crate::forest::Forest::new(snapshot.records.iter().copied());
-                let lineage = forest.ancestors(&root);
-                Ok((root, lineage, envoy))
+                let forest = Forest::new(snapshot.records.iter().copied());
+                if !asked.force {
+                    check_is_not_own(&caller, root, &snapshot, &forest)?;
+                }
+                let mut marks = Marks::default();
+                if asked.dry_run || !asked.force {
+                    let clients = mps_clients(&forest, root, envoy.as_deref());
+                    if asked.dry_run {
+                        marks = Marks::look(&forest, &subreapers, root, clients, &[]);
+                    } else {
+                        clients.check()?;
+                    }
+                }
+                Ok((root, forest.ancestors(&root), envoy, marks))
             })
             .await?;
         // What was refused is none.
@@ -163,7 +179,7 @@ impl Kills {
             let result = execute(root, &options);
             core_
                 .kills()
-                .finish(&core_, &caller, &of, result, request.dry_run);
+                .finish(&core_, &caller, &of, (result, marks), request.dry_run);
         };
         let started = std::thread::Builder::new()
             .name("kill".to_owned())
@@ -252,7 +268,7 @@ impl Kills {
         core: &Core,
         peer: &Peer,
         id: &str,
-        result: Result<KillReport, KillError>,
+        (result, marks): (Result<KillReport, KillError>, Marks),
         is_dry_run: bool,
     ) {
         let (state, value) = match result {
@@ -263,7 +279,7 @@ impl Kills {
                         .suspects
                         .retain(|suspect| scope.has(suspect.process.id));
                 }
-                let reports = [(report, Marks::default())];
+                let reports = [(report, marks)];
                 let json = report::kill::json(&reports, true, is_dry_run).unwrap_or_default();
                 let value = serde_json::from_str(&json).unwrap_or(Value::Null);
                 let [(report, marks)] = &reports;
@@ -392,61 +408,6 @@ impl Order {
             envoy,
             ..KillOptions::default()
         }
-    }
-}
-
-/// Returns whom no kill ends: the fronts. The core spares itself.
-pub(super) fn protected(core: &Core) -> Vec<ProcessId> {
-    let pids = core.fronts().pids().into_iter();
-    let ids = pids.filter_map(|pid| {
-        let snapshot = core.snapshot().ok()?;
-        snapshot.live(pid).map(|(id, _)| *id)
-    });
-    ids.collect()
-}
-
-/// Returns who sends the signals of a caller; `None` for the agent itself.
-pub(super) fn envoy(peer: &Peer) -> Result<Option<Arc<dyn Envoy>>, Problem> {
-    if peer.rights.ends == Reach::All {
-        return Ok(None);
-    }
-    let deputy = Deputy::start(peer.scope(peer.rights.ends), peer.uid, peer.gid);
-    let deputy = deputy.map_err(|error| {
-        let detail = format!("no process with your rights can be started: {error}");
-        Problem::new(Code::Unavailable, detail)
-    })?;
-    Ok(Some(Arc::new(deputy)))
-}
-
-/// Checks that a caller may end the root of a tree, as far as it lives.
-pub(super) fn check(
-    view: &View<'_>,
-    root: ProcessId,
-    envoy: Option<&dyn Envoy>,
-) -> Result<(), Problem> {
-    if root.pid == 1 {
-        let detail = "process 1 is the host's init: its tree is everything";
-        return Err(Problem::new(Code::Protected, detail));
-    }
-    let Some(envoy) = envoy else { return Ok(()) };
-    if !proc::is_live(root) {
-        return Ok(());
-    }
-    let refused = |why: &dyn std::fmt::Display| {
-        let detail = format!("you may not end {}@{}: {why}", root.pid, root.start_ns);
-        Problem::new(Code::Forbidden, detail)
-    };
-    if !view.may_reach(root) {
-        return Err(refused(&"it is outside of what is yours"));
-    }
-    let pidfd = crate::sys::pidfd::open(root.pid);
-    let pidfd = pidfd.map_err(|error| refused(&error))?;
-    if !proc::owns_pid(root) {
-        return Ok(());
-    }
-    match envoy.send(root, &pidfd, 0) {
-        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(refused(&error)),
-        _ => Ok(()),
     }
 }
 

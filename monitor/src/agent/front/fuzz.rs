@@ -117,7 +117,7 @@ proptest! {
     #[test]
     fn any_path_is_answered(
         method in prop_oneof!["GET", "POST", "PUT", "DELETE", "[A-Z]{1,8}"],
-        path in "/(v1/)?(tree|orphans|gpu|health|kills|guards|wait|watches|events|info|x)?/?[!-~]{0,32}",
+        path in "/(v1/)?(tree|orphans|gpu|explain|log|health|kills|guards|wait|watches|events|info|x)?/?[!-~]{0,32}",
         bytes in proptest::collection::vec(any::<u8>(), 0..64),
     ) {
         if let Err(status) = send(&method, &path, bytes) {

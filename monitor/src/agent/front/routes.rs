@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::super::call::{
-    Call, EventsQuery, Form, GuardRequest, KillRequest, Kind, OrphansQuery, WaitRequest,
+    Call, EventsQuery, Form, GuardRequest, KillRequest, Kind, LogQuery, OrphansQuery, WaitRequest,
     WatchRequest,
 };
 use super::super::naming::Name;
@@ -48,6 +48,8 @@ fn all() -> OpenApiRouter {
         .routes(routes!(tree))
         .routes(routes!(orphans))
         .routes(routes!(gpu))
+        .routes(routes!(explain))
+        .routes(routes!(log))
         .routes(routes!(health))
         .routes(routes!(info))
         .routes(routes!(kill))
@@ -230,6 +232,51 @@ async fn gpu(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
     Ok(caller.ask(Call::Gpu { form }).await)
 }
 
+/// One process, explained: who created it, how it was left, what it holds, what a kill would do.
+#[utoipa::path(get, path = "/explain/{process}",
+    params(("process" = String, Path, description = "the process, dead or alive"), FormQuery),
+    responses((status = 200, description = "as `lifemon explain -o json PID` prints it"),
+        (status = 403, body = Problem), (status = 404, body = Problem)))]
+async fn explain(
+    caller: Caller,
+    Path(process): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answered {
+    let form = query::<FormQuery>(&uri)?.form(&headers);
+    let process = name(&process)?;
+    Ok(caller.ask(Call::Explain { process, form }).await)
+}
+
+/// Who died on this host, and of what, although nobody watched; of those that the caller may see.
+#[utoipa::path(get, path = "/log", params(LogQuery, FormQuery),
+    responses((status = 200, description = "as `lifemon log -o json` prints it"),
+        (status = 400, body = Problem), (status = 403, body = Problem),
+        (status = 404, body = Problem)))]
+async fn log(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
+    // Fields of one are unknown to the other.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Both {
+        since: Option<String>,
+        user: Option<u32>,
+        tree: Option<Name>,
+        #[serde(default)]
+        full: bool,
+        #[serde(default)]
+        colour: bool,
+    }
+    let both: Both = query(&uri)?;
+    let (full, colour) = (both.full, both.colour);
+    let form = FormQuery { full, colour }.form(&headers);
+    let query = LogQuery {
+        since: both.since,
+        user: both.user,
+        tree: both.tree,
+    };
+    Ok(caller.ask(Call::Log { query, form }).await)
+}
+
 /// Whether a process lives and its tree has no leaked orphans.
 #[utoipa::path(get, path = "/health/{process}",
     params(("process" = String, Path, description = "the process")),
@@ -319,7 +366,8 @@ async fn release(caller: Caller, Path(id): Path<String>) -> Answered {
 
 /// Waits until a condition holds.
 #[utoipa::path(post, path = "/wait", request_body = WaitRequest,
-    responses((status = 200, description = "`holds` says whether it does, or the time was over"),
+    responses((status = 200, description = "as `lifemon wait -o json` prints it: `holds` says whether \
+        it does, or the time was over"),
         (status = 403, body = Problem), (status = 404, body = Problem)))]
 async fn wait(caller: Caller, bytes: Bytes) -> Answered {
     let request = body(&bytes)?;

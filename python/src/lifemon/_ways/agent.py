@@ -139,8 +139,10 @@ class Agent:
     def _kill(self, name: str, ended: Ended) -> None:
         if os.getpid() != self._owner:
             return  # The copy that a fork has made.
+        # Workers end whatever they are, as in every other way.
+        body = {"process": name, "reason": _REASON, "force": True}
         try:
-            report = self.ask("POST", "/v1/kills", {"process": name, "reason": _REASON})
+            report = self.ask("POST", "/v1/kills", body)
         except AgentError as error:
             if error.code != "no_such_process":
                 pid = int(name.partition("@")[0])
