@@ -6,7 +6,6 @@
 //! closed.
 
 mod answers;
-
 mod events;
 mod fronts;
 mod guards;
