@@ -234,7 +234,11 @@ fn on_a_terminal<'a>(
     let pty = openpty(Some(&size), None).expect("a terminal");
     let mut command = lifemon.command(words);
     command.stdout(Stdio::from(pty.slave));
-    command.env("TERM", "xterm").env_remove("NO_COLOR");
+    // Where CI is set, terminals that are `dumb` have colour too.
+    command
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR")
+        .env_remove("CI");
     change(&mut command);
     // The command, and with it our end of the slave, is dropped here.
     let running = lifemon.start(command);

@@ -260,16 +260,22 @@ fn deaths_outlive_a_storm(options: &[&str]) {
 
 fn a_timer_is_nobody(options: &[&str]) {
     for signal in [Signal::SIGTERM, Signal::SIGUSR1] {
-        let sandbox = Sandbox::new();
-        let mut actor = actor!(sandbox, "timer", signal as i32);
-        let _lock = private_lock();
-        let mut stream = Lifemon::find().attach(&actor.pid(), options);
-        stream.attached();
-        actor.step();
-        let worker = actor.child("worker");
-        let exit: Exited = stream.wait_for_event(worker);
-        assert_eq!(exit.death().signal, Some(signal as i32), "{exit:?}");
-        assert_eq!(exit.death().sender, Some(Sender::KERNEL), "{exit:?}");
+        let sender = || {
+            let sandbox = Sandbox::new();
+            let mut actor = actor!(sandbox, "timer", signal as i32);
+            let _lock = private_lock();
+            let mut stream = Lifemon::find().attach(&actor.pid(), options);
+            stream.attached();
+            actor.step();
+            let worker = actor.child("worker");
+            let exit: Exited = stream.wait_for_event(worker);
+            assert_eq!(exit.death().signal, Some(signal as i32), "{exit:?}");
+            exit.death().sender.clone()
+        };
+        // Where the interrupt comes in the middle of this hook, as it can in the storm of the test
+        // beside this one, the kernel skips it: then no sender is known, but never a wrong one.
+        let found = (0..5).map(|_| sender()).find(Option::is_some).flatten();
+        assert_eq!(found, Some(Sender::KERNEL), "{signal}");
     }
 }
 
