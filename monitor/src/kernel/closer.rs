@@ -30,8 +30,9 @@ pub struct Closer {
 }
 
 impl Closer {
-    /// Returns whether the kernel may want `CAP_SYS_ADMIN` of whoever attaches it: where it stands at
-    /// the tracing files, which may not be mounted, and which `kernel.perf_event_paranoid` guards.
+    /// Returns whether the kernel may want `CAP_SYS_ADMIN` of whoever attaches it: where it stands
+    /// at the tracing files, which may not be mounted, and which `kernel.perf_event_paranoid`
+    /// guards.
     #[must_use]
     pub fn may_take_admin() -> bool {
         is_preemptible()

@@ -6,9 +6,9 @@
 //! END once everything below is in place, or stays when END is no number. `exec` runs this program
 //! again, `session` is setsid(2), `null` is input from /dev/null, `hup` ignores SIGHUP, `subreaper`
 //! adopts orphans, `join:DIRECTORY` goes to that control group, `namespace` makes the next one the
-//! first of a pid namespace, `name:NAME` is a new name and `no-text` one that is no UTF-8, `open:FILE`
-//! an open file that exec leaves open, and with `leaderless` the thread that leads the last process
-//! exits while another goes on.
+//! first of a pid namespace, `name:NAME` is a new name and `no-text` one that is no UTF-8,
+//! `open:FILE` an open file that exec leaves open, and with `leaderless` the thread that leads the
+//! last process exits while another goes on.
 
 use std::ffi::CString;
 use std::fs::File;
