@@ -104,6 +104,13 @@ fn without_binary(python: &Path) -> Result<()> {
 
 /// Tries all that is in target/dist for this processor.
 pub(crate) fn whole() -> Result<()> {
+    let directory = Plan::Whole.directory();
+    let made = directory.join("SHA256SUMS");
+    ensure!(
+        made.exists(),
+        "nothing to check in {}: run `cargo xtask dist` first",
+        directory.display()
+    );
     set_up()?;
     sums()?;
     tarball()?;
