@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ORIGINAL, SOURCE, Server, ended, wait_until
-from test_servers import IS_ROOT, all_end, has_binary, needs_root
+from conftest import ORIGINAL, SOURCE, Server
+from test_servers import IS_ROOT, all_end, has_binary, kill_both_workers, needs_root
 
 from lifemon import find_binary
 
@@ -80,14 +80,7 @@ def test_all_workers_killed_end_the_server_and_their_orphans(
     server = serve("server.py", "fork", "2", "engine", "plain", prefix=prefix, python=python)
     server.pids("server")
     engines = server.pids("engine", 2)
-    workers = server.pids("worker", 2)
-    os.kill(workers[0], signal.SIGKILL)
-    wait_until("its end", lambda: ended(workers[0]))
-    assert server.process.poll() is None and not any(map(ended, engines))
-    os.kill(workers[1], signal.SIGKILL)
-    assert server.process.wait(20) == 1, server.text()
-    all_end(server, {"worker": 2, "engine": 2})
-    assert "All vLLM workers died. Shutting down server." in server.text()
+    kill_both_workers(server, engines)
     assert "left behind" not in server.text(), "the manager has ended all of it"
 
 

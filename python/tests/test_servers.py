@@ -49,6 +49,18 @@ def all_end(server: Server, roles: dict[str, int]) -> None:
             wait_until(what, lambda pid=pid: ended(pid))
 
 
+def kill_both_workers(server: Server, engines: list[int]) -> None:
+    """Kills one worker and then the other, which ends the server and all of it."""
+    workers = server.pids("worker", 2)
+    os.kill(workers[0], signal.SIGKILL)
+    wait_until("its end", lambda: ended(workers[0]))
+    assert server.process.poll() is None and not any(map(ended, engines))
+    os.kill(workers[1], signal.SIGKILL)
+    assert server.process.wait(20) == 1, server.text()
+    all_end(server, {"worker": 2, "engine": 2})
+    assert "All vLLM workers died. Shutting down server." in server.text()
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_server_that_is_killed_leaves_nothing(serve: Serve, method: str, way: str) -> None:
@@ -70,14 +82,7 @@ def test_all_workers_killed_end_the_server_and_their_orphans(serve: Serve, way: 
     server.pids("server")
     engines = server.pids("engine", 2)
     time.sleep(0 if way == "helper" else 0.6)
-    workers = server.pids("worker", 2)
-    os.kill(workers[0], signal.SIGKILL)
-    wait_until("its end", lambda: ended(workers[0]))
-    assert server.process.poll() is None and not any(map(ended, engines))
-    os.kill(workers[1], signal.SIGKILL)
-    assert server.process.wait(20) == 1, server.text()
-    all_end(server, {"worker": 2, "engine": 2})
-    assert "All vLLM workers died. Shutting down server." in server.text()
+    kill_both_workers(server, engines)
 
 
 @needs_helper

@@ -1,10 +1,10 @@
 //! The helper that `lifemon run` lends to servers below it: whom it serves, that it knows all of a
 //! worker's tree and nothing else, and that nobody holds the run up with it.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lifemon_tests::agent::python_for_all;
 use lifemon_tests::killing::assert_nobody;
 use lifemon_tests::{DEADLINE, Lifemon, Output, Pidfd, Sandbox, needs, proc, wait_until};
 use serde_json::Value;
@@ -14,17 +14,6 @@ use crate::run::lifemon_run::{Rights, command, guardian_of, run, writable_file};
 /// What each server begins with.
 const ASKER: &str = include_str!("run/asker.py");
 
-/// A Python that every user may run.
-const PYTHON: &str = "/usr/bin/python3";
-
-fn has_python() -> bool {
-    let has = Path::new(PYTHON).exists();
-    if !has {
-        println!("skipped: no {PYTHON}");
-    }
-    has
-}
-
 /// The text of a server that does this.
 fn server(body: &str) -> String {
     format!("{ASKER}\n{body}")
@@ -32,9 +21,14 @@ fn server(body: &str) -> String {
 
 /// Runs a server as the command, to its end.
 #[track_caller]
-fn end_of_server(sandbox: &Sandbox, rights: Rights, options: &[&str], body: &str) -> Output {
+fn end_of_server(
+    python: &str,
+    (sandbox, rights): (&Sandbox, Rights),
+    options: &[&str],
+    body: &str,
+) -> Output {
     let text = server(body);
-    let words = [options, &["--", PYTHON, "-c", &text]].concat();
+    let words = [options, &["--", python, "-c", &text]].concat();
     run(sandbox, rights, &words)
 }
 
@@ -50,9 +44,9 @@ fn printed(output: &Output) -> Vec<Value> {
 #[test]
 fn a_workers_tree_is_known_and_killed_as_a_whole_and_nothing_else_is() {
     needs!(python, private_tracker);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     // Two children that lose their parents at once, and sessions of their own.
     let body = r#"
 SCATTER = "setsid sh -c '(sleep 101 & echo $!) ; (setsid sleep 102 & echo $!)' ; exec sleep 103"
@@ -78,7 +72,7 @@ print(json.dumps([state, ended["survivors"]]))
 "#;
     for rights in Rights::BOTH {
         let sandbox = Sandbox::new();
-        let output = end_of_server(&sandbox, rights, &["--grace", "0"], body);
+        let output = end_of_server(&python, (&sandbox, rights), &["--grace", "0"], body);
         let lines = printed(&output);
         let state = &lines[0][0];
         assert_eq!(state["ebpf"], rights == Rights::Root, "{output:?}");
@@ -95,9 +89,9 @@ print(json.dumps([state, ended["survivors"]]))
 #[test]
 fn what_was_left_before_makes_it_incomplete_only_where_something_was() {
     needs!(python, private_tracker);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     let body = r#"
 reasons = []
 for before in ("true", "(sleep 101 >/dev/null &)"):
@@ -113,7 +107,7 @@ print(json.dumps(reasons))
 "#;
     for rights in Rights::BOTH {
         let sandbox = Sandbox::new();
-        let output = end_of_server(&sandbox, rights, &["--grace", "0"], body);
+        let output = end_of_server(&python, (&sandbox, rights), &["--grace", "0"], body);
         let expected = serde_json::json!([[], ["no_history"]]);
         assert_eq!(printed(&output), [expected], "{rights:?} {output:?}");
         assert_nobody(&sandbox);
@@ -123,9 +117,9 @@ print(json.dumps(reasons))
 #[test]
 fn orphans_that_nobody_has_seen_before_are_reported() {
     needs!(python);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     let body = r#"
 worker = shell("setsid sh -c '(sleep 101 & echo $!)'; exec sleep 103")
 channel, _ = watch([worker])
@@ -136,7 +130,7 @@ ask(channel, "end")
 hear(channel, "ended")
 "#;
     let sandbox = Sandbox::new();
-    let output = end_of_server(&sandbox, Rights::Nobody, &["--grace", "0"], body);
+    let output = end_of_server(&python, (&sandbox, Rights::Nobody), &["--grace", "0"], body);
     assert_eq!(output.code, Some(0), "{output:?}");
     assert_nobody(&sandbox);
 }
@@ -144,9 +138,9 @@ hear(channel, "ended")
 #[test]
 fn the_death_of_a_worker_comes_with_its_cause() {
     needs!(python, private_tracker);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     let body = r#"
 worker = shell("exec sleep 101")
 channel, _ = watch([worker])
@@ -156,7 +150,7 @@ sender = died["exit"]["sender"]["pid"]
 print(json.dumps([died["pid"] == worker.pid, died["cause"], sender == os.getpid()]))
 "#;
     let sandbox = Sandbox::new();
-    let output = end_of_server(&sandbox, Rights::Root, &[], body);
+    let output = end_of_server(&python, (&sandbox, Rights::Root), &[], body);
     let lines = printed(&output);
     assert_eq!(lines[0][0], true);
     let cause = lines[0][1].as_str().expect("a cause");
@@ -167,9 +161,9 @@ print(json.dumps([died["pid"] == worker.pid, died["cause"], sender == os.getpid(
 #[test]
 fn a_server_that_is_killed_takes_its_workers_along_and_nobody_else() {
     needs!(python, private_tracker);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     let body = r#"
 worker = shell("setsid sh -c '(sleep 101 & echo $!)'; exec sleep 103")
 channel, _ = watch([worker])
@@ -184,7 +178,7 @@ os.kill(os.getpid(), signal.SIGKILL)
             let text = server(body);
             std::fs::write(&file, text).expect("a file in the sandbox");
             let script = format!(
-                "(setsid {PYTHON} {file} &); sleep 104 & beside=$!; read go; \
+                "(setsid {python} {file} &); sleep 104 & beside=$!; read go; \
                  kill -0 $beside && echo beside"
             );
             let options: &[&str] = if keeps { &["--keep-orphans"] } else { &[] };
@@ -222,9 +216,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 #[test]
 fn who_is_not_below_or_another_user_is_refused_and_so_is_who_asks_for_others() {
     needs!(python);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     let sandbox = Sandbox::new();
     let mut stranger = Command::new("sleep");
     sandbox.enter(stranger.arg("600").stdout(Stdio::null()));
@@ -260,7 +254,7 @@ sys.stdin.read()
     );
     for rights in Rights::BOTH {
         let text = server(&body);
-        let words = ["--grace", "0", "--", PYTHON, "-c", &text];
+        let words = ["--grace", "0", "--", &python, "-c", &text];
         let mut command = command(&sandbox, rights, &words);
         let (answer, go) = std::io::pipe().expect("a pipe");
         command.stdin(answer);
@@ -275,7 +269,7 @@ sys.stdin.read()
             "channel = connect({guardian})\nask(channel, {{\"watch\": []}})\n\
              print(hear(channel, \"state\"))"
         ));
-        let outside = Command::new(PYTHON).args(["-c", &beside]).output();
+        let outside = Command::new(&python).args(["-c", &beside]).output();
         let outside = outside.expect("python");
         assert_eq!(outside.stdout, b"None\n", "{outside:?}");
         drop(go);
@@ -291,9 +285,9 @@ sys.stdin.read()
 #[test]
 fn nobody_holds_the_run_up_with_it() {
     needs!(python);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     // As many as there are and more, from the command and from what it leaves: they say nothing,
     // or something that is not understood, or ask and do not read.
     let body = r#"
@@ -321,7 +315,7 @@ if os.getpid() == os.getsid(0) and os.getppid() != guardian:
 "#;
     let sandbox = Sandbox::new();
     let begun = Instant::now();
-    let output = end_of_server(&sandbox, Rights::Nobody, &["--grace", "0"], body);
+    let output = end_of_server(&python, (&sandbox, Rights::Nobody), &["--grace", "0"], body);
     assert_eq!(output.code, Some(0), "{output:?}");
     let elapsed = begun.elapsed();
     assert!(elapsed < Duration::from_secs(40), "{elapsed:?}");
@@ -331,9 +325,9 @@ if os.getpid() == os.getsid(0) and os.getppid() != guardian:
 #[test]
 fn a_helper_that_is_stopped_is_waited_for_and_then_killed() {
     needs!(python);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     let body = r#"
 worker = shell("exec sleep 101")
 channel, _ = watch([worker])
@@ -344,7 +338,7 @@ def helper():
 os.kill(helper(), signal.SIGSTOP)
 "#;
     let sandbox = Sandbox::new();
-    let output = end_of_server(&sandbox, Rights::Nobody, &["--grace", "0"], body);
+    let output = end_of_server(&python, (&sandbox, Rights::Nobody), &["--grace", "0"], body);
     assert_eq!(output.code, Some(0), "{output:?}");
     assert!(
         output.stderr.contains("1 process left behind"),
@@ -356,9 +350,9 @@ os.kill(helper(), signal.SIGSTOP)
 #[test]
 fn a_helper_that_is_killed_costs_nothing_but_itself() {
     needs!(python);
-    if !has_python() {
+    let Some(python) = python_for_all() else {
         return;
-    }
+    };
     let body = r#"
 worker = shell("exec sleep 101")
 channel, _ = watch([worker])
@@ -369,7 +363,7 @@ print(json.dumps(state["incomplete"]))
 "#;
     let sandbox = Sandbox::new();
     let text = server(body);
-    let words = ["--grace", "0", "--", PYTHON, "-c", &text];
+    let words = ["--grace", "0", "--", &python, "-c", &text];
     let running = Lifemon::find().start(command(&sandbox, Rights::Nobody, &words));
     let guardian = guardian_of(&sandbox, running.pid());
     wait_until("the helper", DEADLINE, || {

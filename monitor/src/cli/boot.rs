@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::sys::text;
+
 /// Is there while systemd is the host's init.
 const RUNNING: &str = "/run/systemd/system";
 
@@ -144,8 +146,8 @@ fn link() -> PathBuf {
 }
 
 fn read(unit: &Path) -> anyhow::Result<Option<String>> {
-    match fs::read(unit) {
-        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+    match text::read(unit) {
+        Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", unit.display())),
     }

@@ -83,10 +83,6 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<Code> {
     let log = tracker.log()?;
     let snapshot = tracker.snapshot()?;
     let forest = Forest::new(snapshot.records.iter().copied());
-    let since_ns = args.since.map(|since| {
-        let since = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-        now_ns.saturating_sub(since)
-    });
     let tree = args.tree.map(|target| {
         let shown = target.find_shown(&snapshot);
         let recorded = deaths::latest(&log, |entry| target.names(entry.process));
@@ -94,7 +90,7 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<Code> {
         Ok::<_, NoSuchProcess>(deaths::tree(root, &log, &forest))
     });
     let choice = Choice {
-        since_ns,
+        since_ns: args.since.map(|since| clock::before(now_ns, since)),
         user: args.user,
         tree: tree.transpose()?,
     };

@@ -12,8 +12,17 @@ pub fn boot_ns() -> u64 {
 }
 
 fn read(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock).map(Duration::from).unwrap_or_default();
+    ns(clock_gettime(clock).map(Duration::from).unwrap_or_default())
+}
+
+fn ns(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Returns the time so long before another one, in ns since boot; 0 where that was before boot.
+#[must_use]
+pub(crate) fn before(at_ns: u64, time: Duration) -> u64 {
+    at_ns.saturating_sub(ns(time))
 }
 
 /// Translates times since boot into wall-clock times.

@@ -3,7 +3,6 @@
 //! which the kernel wants `CAP_SYS_ADMIN`.
 
 use std::ffi::CStr;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -12,6 +11,7 @@ use aya_obj::generated::bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT;
 
 use super::hooks::{TRACE_FS, is_preemptible, with_trace_fs};
 use super::{Error, sys};
+use crate::sys::text;
 
 /// Where it stands. On x86-64 a new process passes the end of a system call before its first
 /// instruction. On arm64 it does not: there the beginnings are closed as well, because the kernel
@@ -70,16 +70,7 @@ impl Closer {
 fn number(point: &CStr) -> io::Result<u64> {
     let name = point.to_string_lossy();
     let below = format!("events/raw_syscalls/{name}/id");
-    let numbers = TRACE_FS
-        .iter()
-        .map(|root| fs::read(Path::new(root).join(&below)));
-    let mut found = Err(io::ErrorKind::NotFound.into());
-    for number in numbers {
-        found = number;
-        if found.is_ok() {
-            break;
-        }
-    }
-    let text = String::from_utf8(found?).map_err(io::Error::other)?;
-    text.trim().parse().map_err(io::Error::other)
+    let read = |root: &str| text::read(Path::new(root).join(&below));
+    let number = read(TRACE_FS[0]).or_else(|_| read(TRACE_FS[1]))?;
+    number.trim().parse().map_err(io::Error::other)
 }

@@ -1,8 +1,6 @@
 //! Zombies: processes that are gone and that their parent has not reaped. Their `stat` still says
 //! how they ended, and the scheduler's file when they last ran, which was to die.
 
-use std::fs;
-
 use lifemon_ebpf::ProcessId;
 
 use super::{pids, stat, status};
@@ -65,8 +63,7 @@ fn look(pid: u32, now_ns: Option<u64>) -> Option<Zombie> {
 
 /// Returns the last field of `stat`, which whoever may not trace the process reads as 0.
 fn exit_code(pid: u32) -> Option<u32> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let text = String::from_utf8_lossy(&text);
+    let text = text::read(format!("/proc/{pid}/stat")).ok()?;
     let code = text.rsplit_once(')')?.1.split_ascii_whitespace().last()?;
     let code = code.parse().ok()?;
     (code != 0 || nix::unistd::geteuid().is_root()).then_some(code)

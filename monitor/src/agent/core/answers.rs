@@ -298,10 +298,7 @@ pub(super) fn log(core: &Core, peer: &Peer, query: &LogQuery, form: Form) -> Ans
         Ok::<_, Problem>(deaths::tree(root, &log, &all))
     });
     let choice = Choice {
-        since_ns: since.map(|since| {
-            let since = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-            now_ns.saturating_sub(since)
-        }),
+        since_ns: since.map(|since| clock::before(now_ns, since)),
         user: query.user,
         tree: tree.transpose()?,
     };

@@ -22,11 +22,11 @@ use crate::agent::view::View;
 
 /// Returns whom no kill ends: the fronts. The core spares itself.
 pub(super) fn protected(core: &Core) -> Vec<ProcessId> {
+    let Ok(snapshot) = core.snapshot() else {
+        return Vec::new();
+    };
     let pids = core.fronts().pids().into_iter();
-    let ids = pids.filter_map(|pid| {
-        let snapshot = core.snapshot().ok()?;
-        snapshot.live(pid).map(|(id, _)| *id)
-    });
+    let ids = pids.filter_map(|pid| snapshot.live(pid).map(|(id, _)| *id));
     ids.collect()
 }
 
