@@ -65,13 +65,15 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    /// Starts it. For a process with one thread and all signals blocked.
+    /// Starts it, and waits until nothing of it looks like lifemon: whoever signals lifemon by name
+    /// from then on does not hit it. For a process with one thread and all signals blocked.
     pub(super) fn start() -> io::Result<Self> {
         let (ours, its) = UnixStream::pair()?;
         let owner = std::process::id();
         if let Some(pid) = child::fork()? {
-            let witness = Self { pid, channel: ours };
+            let mut witness = Self { pid, channel: ours };
             witness.channel.set_read_timeout(Some(ANSWER))?;
+            witness.channel.read_exact(&mut [0])?;
             return Ok(witness);
         }
         let its = OwnedFd::from(its);
@@ -114,6 +116,7 @@ fn listen(owner: u32, mut channel: UnixStream) -> io::Result<()> {
     clear_words();
     leave_directory();
     let signals = Signals::open()?;
+    channel.write_all(&[0])?;
     let mut question = [0];
     while channel.read(&mut question)? > 0 {
         let mut counts = Counts::new();
