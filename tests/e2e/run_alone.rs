@@ -330,6 +330,63 @@ fn a_stop_that_follows_at_once_is_not_taken_back() {
     }
 }
 
+/// Signals that follow on each other as fast as they take effect, with a guardian that hears of some
+/// of them too late.
+#[test]
+fn whatever_is_stopped_last_is_stopped_and_what_goes_on_last_goes_on() {
+    for before in [Before::Run(""), Before::Run("--group")] {
+        let sandbox = Sandbox::new();
+        let job = Job::start(&sandbox, "sh", "exec RUN sleep 120", before);
+        let sleep = wait_for_sleep(&sandbox, "120");
+        let lifemon = job.pid();
+        let guardian = proc::ppid(sleep).expect("it lives");
+        let all = |signal| killpg(Pid::from_raw(lifemon), signal).expect("it lives");
+        let one =
+            |pid, signal| nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it lives");
+        let lifemon_and_command = |signal| {
+            all(signal);
+            // With --group the group of lifemon is not that of the command.
+            one(sleep, signal);
+        };
+        let both = |wanted| [sleep, lifemon].map(state) == [Some(wanted); 2];
+        for round in 0..60 {
+            let is_late = round % 3 == 1;
+            match round % 4 {
+                0 | 2 => lifemon_and_command(Signal::SIGSTOP),
+                _ => one(lifemon, Signal::SIGSTOP),
+            }
+            at_once(&format!("both stopped in round {round}"), || both('T'));
+            if is_late {
+                one(guardian, Signal::SIGSTOP);
+                at_once("late", || state(guardian) == Some('T'));
+            }
+            match round % 5 {
+                0 | 3 if !is_late => one(lifemon, Signal::SIGCONT),
+                _ => lifemon_and_command(Signal::SIGCONT),
+            }
+            at_once(&format!("both go on in round {round}"), || both('S'));
+            if is_late {
+                one(lifemon, Signal::SIGSTOP);
+                at_once("stopped", || state(lifemon) == Some('T'));
+                one(guardian, Signal::SIGCONT);
+                at_once(&format!("both stopped late in round {round}"), || both('T'));
+                one(lifemon, Signal::SIGCONT);
+                at_once(&format!("both go on late in round {round}"), || both('S'));
+            }
+        }
+        send_both_ways(sleep, lifemon);
+    }
+}
+
+/// Waits without a pause.
+#[track_caller]
+fn at_once(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "waited in vain for: {what}");
+    }
+}
+
 /// Stops lifemon, and lets the command go on.
 #[track_caller]
 fn send_both_ways(command: i32, lifemon: i32) {

@@ -59,8 +59,12 @@ pub(crate) enum Notice {
     Started { worker: usize, id: ProcessId },
     /// A command could not be started.
     Failed { worker: usize, errno: i32 },
-    /// A command was stopped by a signal.
-    Stopped { worker: usize, signal: i32 },
+    /// A command was stopped by a signal, when this many SIGCONTs from the owner had been read.
+    Stopped {
+        worker: usize,
+        signal: i32,
+        after: u64,
+    },
     /// A command is dead.
     Died { worker: usize, death: Death },
     /// The outcome of a kill of a process and what is below it.

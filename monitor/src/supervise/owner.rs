@@ -73,6 +73,7 @@ pub fn run(options: &RunOptions) -> Result<Ended, RunError> {
         terminal,
         guardian,
         command: None,
+        continuations: 0,
         death: None,
         died: None,
         left_daemons: false,
@@ -96,6 +97,8 @@ struct Owner<'a> {
     terminal: Terminal,
     guardian: u32,
     command: Option<ProcessId>,
+    /// SIGCONTs that were handed on to it.
+    continuations: u64,
     death: Option<Death>,
     /// The time when its death was reported.
     died: Option<Instant>,
@@ -189,7 +192,11 @@ impl Owner<'_> {
                 self.hearing.dismiss();
                 self.end();
             }
-            Notice::Stopped { signal, .. } => self.stop(signal),
+            // Unless a SIGCONT that was handed on has ended that stop, or is about to.
+            Notice::Stopped { signal, after, .. } if after == self.continuations => {
+                self.stop(signal);
+            }
+            Notice::Stopped { .. } => {}
             Notice::Died { death, .. } => {
                 self.death = Some(death);
                 self.died = Some(Instant::now());
@@ -259,6 +266,7 @@ impl Owner<'_> {
     }
 
     fn hand_on(&mut self, signal: i32, group: bool) {
+        self.continuations += u64::from(signal == libc::SIGCONT);
         self.send(&Request::Signal {
             worker: 0,
             signal,

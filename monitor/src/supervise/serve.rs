@@ -12,7 +12,7 @@ use super::launch::Launch;
 use super::lend::{self, Lending};
 use super::message::{Channel, Notice, Request, Spec};
 use super::spawn::{Group, Place, spawn};
-use super::stops::{self, Stops};
+use super::stops::Stops;
 use crate::ProcessId;
 use crate::kill::ending::Ending;
 use crate::kill::outcome::{Order, Rest};
@@ -251,7 +251,8 @@ impl Guarding {
     fn wait(&self) -> io::Result<[bool; 6]> {
         let ending = self.ending.as_ref();
         let launch = self.alone.as_ref().and_then(|alone| alone.launch.as_ref());
-        let look = self.looks().then_some(stops::LOOK);
+        let looking = self.alone.as_ref().filter(|_| self.looks());
+        let look = looking.map(|alone| alone.stops.pause());
         let look = self.order.as_ref().map(|_| lend::LOOK).or(look);
         let owner = self.owner.as_ref().map(OwnedFd::as_fd);
         let sources = [
@@ -272,10 +273,15 @@ impl Guarding {
     }
 
     fn look_at_owner(&mut self) {
+        let looking = self.looks().then_some(self.alone.as_mut()).flatten();
+        let Some(owners) = looking.and_then(|alone| alone.stops.look()) else {
+            return;
+        };
+        self.reap();
         if self.looks()
             && let Some(alone) = &mut self.alone
         {
-            alone.stops.look();
+            alone.stops.stop(owners);
         }
     }
 
@@ -360,10 +366,16 @@ impl Guarding {
 
     /// Hands a signal on. An unreaped child keeps its pid, and a process group exists as long as
     /// its leader is not reaped: so both signals hit whom they mean.
-    fn signal(&self, worker: usize, signal: i32, group: bool) {
+    fn signal(&mut self, worker: usize, signal: i32, group: bool) {
         let Some(worker) = self.workers.get(worker).filter(|worker| worker.is_alive) else {
             return;
         };
+        if signal == libc::SIGCONT
+            && let Some(alone) = &mut self.alone
+            && !alone.stops.asked_to_go_on()
+        {
+            return;
+        }
         // One that is dying does not need it.
         let _ = signals::send_to_child(worker.pid, signal, group);
     }
@@ -406,9 +418,14 @@ impl Guarding {
     }
 
     fn stopped(&mut self, worker: usize, signal: i32) {
-        let alone = self.alone.as_mut();
-        if alone.is_none_or(|alone| alone.stops.stopped()) {
-            self.send(&Notice::Stopped { worker, signal });
+        if let Some(alone) = &mut self.alone
+            && let Some(after) = alone.stops.stopped()
+        {
+            self.send(&Notice::Stopped {
+                worker,
+                signal,
+                after,
+            });
         }
     }
 
