@@ -254,10 +254,12 @@ fn verdict(reports: &[Report], is_ci: bool) -> Result<()> {
         !is_ci || had >= KERNELS_MIN.min(wanted.count()),
         "only {had} kernels that work could be had, and {KERNELS_MIN} are needed"
     );
-    let failed: Vec<&str> = reports
+    let failed: Vec<String> = reports
         .iter()
         .filter_map(|report| match &report.outcome {
-            Outcome::Ran(ran) if !ran.is_good() => Some(report.suite.name),
+            Outcome::Ran(ran) if !ran.is_good() => {
+                Some(format!("{} ({})", report.suite.name, ran.reasons()))
+            }
             _ => None,
         })
         .collect();
@@ -309,6 +311,9 @@ mod tests {
             ran.problems.push("it died".to_owned());
         }
         let error = verdict(&[report, good(SUITES[1])], false).unwrap_err();
-        assert_eq!(error.to_string(), "failed on the kernels of bookworm");
+        assert_eq!(
+            error.to_string(),
+            "failed on the kernels of bookworm (it died)"
+        );
     }
 }

@@ -132,6 +132,13 @@ impl Ran {
         self.problems.is_empty() && self.tests.counts.failed == 0
     }
 
+    /// Returns what was not good, in one line: for the end of a long output.
+    pub(crate) fn reasons(&self) -> String {
+        let failed = self.tests.failed.iter().map(|(test, _)| test.as_str());
+        let problems = self.problems.iter().map(String::as_str);
+        failed.chain(problems).collect::<Vec<_>>().join(", ")
+    }
+
     /// Returns the features that are not as good as on other kernels.
     pub(crate) fn degraded(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.state == "degraded")
