@@ -182,18 +182,20 @@ fn run_each(
     let mut failed = Vec::new();
     for (name, command) in runs {
         eprintln!("running {name}");
-        let status = run_counted(&mut command?, counts)?;
-        if !status.success() {
-            let how = match status.code() {
+        let run = run_counted(&mut command?, counts)?;
+        if !run.status.success() {
+            let how = match run.status.code() {
                 Some(TIMED_OUT | KILLED) => format!("did not end in {} s", MODULE_LIMIT.as_secs()),
-                _ => format!("failed ({status})"),
+                _ => format!("failed ({})", run.status),
             };
             eprintln!("{name}: {how}");
-            failed.push(name);
+            failed.push(format!("{name}: {how}"));
+            failed.extend(run.failed.iter().map(|test| format!("  {test}")));
         }
     }
+    // At the end of the output, which is what is left of one that is too long to be kept.
     if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
+        bail!("failed:\n{}", failed.join("\n"));
     }
     Ok(())
 }
@@ -215,20 +217,40 @@ fn end_to_end(test: &Executable, lifemon: &Path) -> Result<Command> {
     Ok(command)
 }
 
+/// How one test executable ended.
+struct Run {
+    status: ExitStatus,
+    /// The tests that failed, each followed by the messages of the panics in it.
+    failed: Vec<String>,
+}
+
 /// Shows the output while counting. One that dies without a verdict counts as a failed test.
-fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<ExitStatus> {
+fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<Run> {
     let mut own = Counts::default();
+    let mut failed = Vec::new();
+    let (mut is_failure, mut is_message) = (false, false);
     let status = run_lines(command, |line| {
         println!("{line}");
         if let Some(result) = Counts::parse(line) {
             own += result;
         }
+        // A panic is no failure where it was expected: those come before.
+        is_failure |= line == "failures:";
+        if !is_failure {
+            return;
+        }
+        if let Some(test) = line.strip_prefix("---- ") {
+            failed.push(test.trim_end_matches(" stdout ----").to_owned());
+        } else if is_message && let Some(test) = failed.last_mut() {
+            *test = format!("{test}: {line}");
+        }
+        is_message = line.starts_with("thread '") && line.contains("panicked at");
     })?;
     if !status.success() && own.failed == 0 {
         own.failed = 1;
     }
     *counts += own;
-    Ok(status)
+    Ok(Run { status, failed })
 }
 
 #[cfg(test)]
@@ -244,9 +266,37 @@ mod tests {
     #[test]
     fn what_dies_without_a_verdict_counts_as_failed() {
         let mut counts = Counts::default();
-        let status = run_counted(&mut script("kill -9 $$"), &mut counts);
-        assert!(status.is_ok_and(|status| !status.success()));
+        let run = run_counted(&mut script("kill -9 $$"), &mut counts);
+        assert!(run.is_ok_and(|run| !run.status.success()));
         assert_eq!(counts.to_string(), "0 passed, 1 failed");
+    }
+
+    #[test]
+    fn what_failed_is_said_once_more_at_the_end() {
+        let output = "\
+---- fine stdout ----
+thread 'fine' (1) panicked at a.rs:1:1:
+expected
+
+failures:
+
+---- kill::one stdout ----
+
+thread 'kill::one' (2) panicked at b.rs:2:2:
+nobody is left
+note: more
+
+failures:
+    kill::one
+test result: FAILED. 1 passed; 1 failed; 0 ignored";
+        let text = format!("echo \"{output}\"; exit 101");
+        let runs = [("the tests of kill".to_owned(), Ok(script(&text)))];
+        let mut counts = Counts::default();
+        let error = run_each(runs.into_iter(), &mut counts).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "failed:\nthe tests of kill: failed (exit status: 101)\n  kill::one: nobody is left"
+        );
     }
 
     #[test]
