@@ -236,6 +236,35 @@ fn a_list_is_watched_until_ctrl_c() {
     assert!(each.flatten().all(|report| report["kind"] == "orphans"));
 }
 
+/// As soon as it does not end lifemon by itself any more: what listens may not be complete by then.
+#[test]
+fn a_ctrl_c_that_comes_first_of_all_is_heard() {
+    let sandbox = Sandbox::new();
+    let actor = actor!(sandbox, "pause");
+    let lifemon = Lifemon::find();
+    let pid = actor.pid().to_string();
+    for words in [&["orphans", "--watch"][..], &["wait", &pid]] {
+        for _ in 0..10 {
+            let mut running = lifemon.start(lifemon.command(words.iter().copied()));
+            while !catches(running.pid(), libc::SIGINT) {
+                assert!(lifemon_tests::proc::is_running(running.pid()), "{words:?}");
+            }
+            running.signal(nix::sys::signal::Signal::SIGINT);
+            let output = running.finish(DEADLINE);
+            assert!(matches!(output.code, Some(0 | 130)), "{output:?}");
+        }
+    }
+}
+
+fn catches(pid: i32, signal: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigCgt:\t"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 #[test]
 fn a_stream_of_chosen_events() {
     needs!(host_tracker);

@@ -407,8 +407,14 @@ impl Interrupts {
         self.has_come.load(Ordering::SeqCst)
     }
 
-    /// Waits for one of them.
+    /// Waits until one of them has come.
+    ///
+    /// Race: one may come while `listen` has begun with the flag and not with the streams, which
+    /// would never tell. The flag does.
     async fn next(&mut self) {
+        if self.have_come() {
+            return;
+        }
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
