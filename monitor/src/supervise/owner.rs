@@ -196,7 +196,6 @@ impl Owner<'_> {
             Notice::Stopped { signal, after, .. } if after == self.continuations => {
                 self.stop(signal);
             }
-            Notice::Stopped { .. } => {}
             Notice::Died { death, .. } => {
                 self.death = Some(death);
                 self.died = Some(Instant::now());
@@ -206,7 +205,7 @@ impl Owner<'_> {
             }
             Notice::Daemons => self.left_daemons = true,
             Notice::Ended(rest) => self.rest = Some(rest),
-            Notice::Killed { .. } => {}
+            Notice::Stopped { .. } | Notice::Killed { .. } => {}
         }
     }
 
