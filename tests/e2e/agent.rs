@@ -123,6 +123,8 @@ fn the_front_has_no_privileges_and_is_replaced_when_it_dies() {
             let status = std::fs::read_to_string(format!("/proc/{front}/status"));
             let status = status.expect("it lives");
             assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+            // Only the calls that it needs.
+            assert!(status.contains("Seccomp:\t2"), "{status}");
             assert!(
                 status.contains("Uid:\t65534\t65534\t65534\t65534"),
                 "{status}"

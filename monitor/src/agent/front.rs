@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream as StdStream;
 
 use crate::sys::poll::readable;
 use crate::sys::runtime::current_thread;
-use crate::sys::{child, privilege};
+use crate::sys::{child, privilege, sandbox};
 
 use super::wire;
 use link::Link;
@@ -47,6 +47,8 @@ pub(crate) fn run(parent: u32, calls: RawFd, connections: RawFd) -> io::Result<(
     let calls = StdStream::from(calls);
     calls.set_nonblocking(true)?;
     let runtime = current_thread()?;
+    // The runtime has its descriptors by now, and nothing has been read from anybody.
+    sandbox::enter()?;
     runtime.block_on(serve(calls, connections))
 }
 

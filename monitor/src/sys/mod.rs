@@ -4,8 +4,7 @@
 //! [`pidfd`] (a process that cannot be mistaken), [`poll`] (waiting for descriptors), [`signals`]
 //! (blocked signals as a descriptor, and sending), [`child`] (fork, exec, wait, subreaper),
 //! [`inherited`] (what the runtime changes before `main`), [`descriptor`] (flags and numbers of
-//! descriptors), [`terminal`], [`limits`], [`priority`],
-//! [`text`] (files of the kernel).
+//! descriptors), [`terminal`], [`limits`], [`priority`], [`text`] (files of the kernel).
 //!
 //! What `rustix` or `nix` offer as a safe call is taken from there. What is left to `libc` needs
 //! signal numbers that those refuse: libc keeps 32 and 33 for itself, and they are forwarded too.
@@ -23,6 +22,8 @@ pub(crate) mod priority;
 #[cfg(feature = "agent")]
 pub(crate) mod privilege;
 pub(crate) mod runtime;
+#[cfg(feature = "agent")]
+pub(crate) mod sandbox;
 pub(crate) mod signals;
 pub(crate) mod terminal;
 pub(crate) mod text;
