@@ -4,7 +4,7 @@
 //! [`pidfd`] (a process that cannot be mistaken), [`poll`] (waiting for descriptors), [`signals`]
 //! (blocked signals as a descriptor, and sending), [`child`] (fork, exec, wait, subreaper),
 //! [`inherited`] (what the runtime changes before `main`), [`descriptor`] (flags and numbers of
-//! descriptors), [`terminal`], [`limits`], [`priority`],
+//! descriptors), [`terminal`], [`limits`], [`memory`], [`priority`],
 //! [`text`] (files of the kernel).
 //!
 //! What `rustix` or `nix` offer as a safe call is taken from there. What is left to `libc` needs
@@ -16,6 +16,7 @@ pub(crate) mod child;
 pub(crate) mod descriptor;
 pub(crate) mod inherited;
 pub(crate) mod limits;
+pub(crate) mod memory;
 pub(crate) mod peer;
 pub(crate) mod pidfd;
 pub(crate) mod poll;
