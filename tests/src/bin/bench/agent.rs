@@ -90,7 +90,9 @@ fn latency(agent: &Agent, path: &'static str) {
     let mut figures = Figures::default();
     for client in clients {
         let times = client.join().expect("no panic");
-        times.into_iter().for_each(|time| figures.push(ms(time)));
+        for time in times {
+            figures.push(ms(time));
+        }
     }
     println!(
         "agent, {CLIENTS} clients at once, {path}: {}",
