@@ -7,6 +7,10 @@ use lifemon::cli::{self, Cli};
 
 fn main() -> ExitCode {
     lifemon::manager::run_if_asked();
+    #[cfg(feature = "agent")]
+    if let Some(code) = cli::agent::run_if_asked() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return cli::refuse_usage(&error),

@@ -9,6 +9,7 @@ mod restarts;
 mod rights;
 mod servers;
 mod streams;
+mod upgrades;
 
 use lifemon_tests::agent::{Agent, Caller, Sleeper};
 use lifemon_tests::{Lifemon, Sandbox, needs};

@@ -41,6 +41,7 @@ use super::handles::Handles;
 use super::limits::{Good, Limits, Taken};
 use super::peer::{Host, Peer};
 use super::problem::{Code, Problem};
+use super::trim::Trim;
 use events::Events;
 use fronts::{Front, Fronts};
 use guards::Guards;
@@ -68,6 +69,7 @@ pub(super) struct Core {
     guards: Guards,
     events: Events,
     audit: Audit,
+    trim: Trim,
 }
 
 /// An open connection.
@@ -114,9 +116,13 @@ impl Core {
             guards: Guards::open(state)?,
             events: Events::default(),
             audit: Audit::open(),
+            trim: Trim::default(),
         });
         core.fronts.start(&core)?;
         Guards::adopt(&core);
+        let trims = Arc::clone(&core);
+        tokio::spawn(async move { trims.trim.run().await });
+        core.trim.note();
         Ok(core)
     }
 
@@ -273,6 +279,7 @@ impl Core {
         }
         let _ = rustix::net::shutdown(connection.socket.get_ref(), rustix::net::Shutdown::Both);
         Guards::disconnected(self, connection.number, by_caller);
+        self.trim.note();
     }
 
     /// Ends the connections of a front that has ended. The callers have not closed them.
@@ -353,6 +360,7 @@ impl Core {
                 front.answer(number, answer);
             }
             lock(&of.asks).remove(&number);
+            core.trim.note();
         });
         if let Some(ask) = lock(&connection.asks).get_mut(&number) {
             *ask = Some(task.abort_handle());

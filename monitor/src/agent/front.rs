@@ -77,5 +77,6 @@ async fn serve(calls: StdStream, connections: OwnedFd) -> io::Result<()> {
     tokio::select! {
         ended = accepting => ended,
         ended = link.listen(from) => ended,
+        () = link.trims() => Ok(()),
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! Reading order: `rights` (what a caller may: pure), `peer` (who a caller is), `naming` and `view`
 //! (whom it names and sees), `call`, `problem`, `wire`, `front`, `core` with what it does for a
-//! caller, `deputy`, and what these need: `limits`, `state`, `audit`, `handles`, `place`.
+//! caller, `deputy`, and what these need: `limits`, `state`, `audit`, `handles`, `place`, `trim`.
 //!
 //! Seams: policies would ask `core::kills` as a caller does; metrics would read `limits` and
 //! `core`.
@@ -27,6 +27,7 @@ mod rights;
 mod state;
 mod time;
 mod token;
+mod trim;
 mod view;
 mod wire;
 
@@ -38,6 +39,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::kernel::{LoadOptions, Tracker};
 use crate::proc;
 use crate::sys::limits::raise_descriptor_limit;
+use crate::sys::memory;
 
 use self::core::Core;
 use place::Place;
@@ -71,6 +73,7 @@ pub(crate) struct Options {
 /// # Errors
 /// When it cannot work here, or another one does.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    memory::use_one_heap();
     raise_descriptor_limit();
     let place = Place::take(&options.runtime_dir)?;
     Tracker::switch_on(&LoadOptions::default())?;

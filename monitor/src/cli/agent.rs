@@ -1,7 +1,8 @@
-//! `lifemon agent`: the node agent, and the hidden commands of the processes that it starts.
+//! `lifemon agent`: the node agent, and how the processes begin that it starts.
 
 use std::os::unix::process::parent_id;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use super::Code;
 use crate::agent::{self, Options, deputy, front};
@@ -40,34 +41,25 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Code> {
     Ok(Code::Done)
 }
 
-/// Arguments of the front, which the agent starts.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  started by `lifemon agent`")]
-pub struct FrontArgs {
-    /// Descriptor of the socket to the core
-    calls: i32,
-    /// Descriptor of the socket that connections come over
-    connections: i32,
-}
-
-pub(super) fn front(args: &FrontArgs) -> anyhow::Result<Code> {
-    front::run(parent_id(), args.calls, args.connections)?;
-    Ok(Code::Done)
-}
-
-/// Arguments of a deputy, which the agent starts.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  started by `lifemon agent`")]
-pub struct DeputyArgs {
-    /// User
-    uid: u32,
-    /// Group
-    gid: u32,
-    /// Descriptor of the socket to the core
-    socket: i32,
-}
-
-pub(super) fn deputy(args: &DeputyArgs) -> anyhow::Result<Code> {
-    deputy::run(args.uid, args.gid, args.socket)?;
-    Ok(Code::Done)
+/// Becomes a front or a deputy if the agent has started this process to be one; its exit code then.
+/// These words are not for people, and the parser of all others would be the larger part of what a
+/// front has in memory.
+#[must_use]
+pub fn run_if_asked() -> Option<ExitCode> {
+    let mut words = std::env::args_os().skip(1);
+    let command = words.next()?;
+    let numbers: Option<Vec<u32>> = words.map(|word| word.to_str()?.parse().ok()).collect();
+    let fd = u32::cast_signed;
+    let ended = match (command.to_str()?, numbers?.as_slice()) {
+        (front::COMMAND, &[calls, connections]) => {
+            super::start_logging(0);
+            front::run(parent_id(), fd(calls), fd(connections))
+        }
+        (deputy::COMMAND, &[uid, gid, socket]) => deputy::run(uid, gid, fd(socket)),
+        _ => return None,
+    };
+    Some(match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => super::fail(&error.into()),
+    })
 }

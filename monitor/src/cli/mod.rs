@@ -2,7 +2,7 @@
 //! processes is made here.
 
 #[cfg(feature = "agent")]
-mod agent;
+pub mod agent;
 #[cfg(feature = "agent")]
 mod asked;
 mod attach;
@@ -204,14 +204,6 @@ pub enum Command {
     /// Run the node agent: answers and kills for everybody, with their own rights
     #[cfg(feature = "agent")]
     Agent(agent::Args),
-    /// Parse what callers of the agent write
-    #[cfg(feature = "agent")]
-    #[command(name = crate::agent::front::COMMAND, hide = true)]
-    AgentFront(agent::FrontArgs),
-    /// Send signals for a caller of the agent
-    #[cfg(feature = "agent")]
-    #[command(name = crate::agent::deputy::COMMAND, hide = true)]
-    AgentDeputy(agent::DeputyArgs),
     /// Ask NVIDIA's library for the process that started this one
     #[command(name = crate::gpu::nvml::COMMAND, hide = true, after_help = "Example:\n  echo ask | lifemon nvml-server")]
     NvmlServer,
@@ -263,10 +255,6 @@ pub fn run(cli: &Cli) -> anyhow::Result<Code> {
         Command::Track(args) => track::run(args, cli.output, cli.verbose),
         #[cfg(feature = "agent")]
         Command::Agent(args) => agent::run(args),
-        #[cfg(feature = "agent")]
-        Command::AgentFront(args) => agent::front(args),
-        #[cfg(feature = "agent")]
-        Command::AgentDeputy(args) => agent::deputy(args),
         Command::Doctor => doctor::run(cli.output),
         Command::Completions(args) => generate::completions(args),
         Command::Schema(args) => schema::run(args),

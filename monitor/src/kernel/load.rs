@@ -21,6 +21,7 @@ use super::preflight::{self, Refusal};
 use super::shared::{HostView, PassView, Shared};
 use super::{Error, clock};
 use crate::proc;
+use crate::sys::memory;
 
 /// The compiled kernel half.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker"));
@@ -131,7 +132,8 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, Error> {
     };
     loaded.load_programs(&btf)?;
     drop(btf);
-    give_memory_back();
+    // The types take tens of megabytes while they are read, and none afterwards.
+    memory::give_back();
     loaded.start()?;
     Ok(loaded)
 }
@@ -181,16 +183,6 @@ fn create(
 /// Returns whether a driver of devices, as `/proc/devices` names it, is one of GPUs.
 fn is_gpu(name: &str) -> bool {
     name.starts_with("nvidia") || name == "drm" || name == "kfd"
-}
-
-/// Returns free memory to the kernel: its types take tens of megabytes while they are read, and
-/// none afterwards.
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no preconditions; it only returns free memory to the kernel.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Raises the limit of locked memory, against which map memory counted before 5.11.

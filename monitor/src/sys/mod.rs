@@ -4,7 +4,8 @@
 //! [`pidfd`] (a process that cannot be mistaken), [`poll`] (waiting for descriptors), [`signals`]
 //! (blocked signals as a descriptor, and sending), [`child`] (fork, exec, wait, subreaper),
 //! [`inherited`] (what the runtime changes before `main`), [`descriptor`] (flags and numbers of
-//! descriptors), [`terminal`], [`limits`], [`priority`], [`text`] (files of the kernel).
+//! descriptors), [`terminal`], [`limits`], [`memory`], [`priority`], [`text`] (files of the
+//! kernel).
 //!
 //! What `rustix` or `nix` offer as a safe call is taken from there. What is left to `libc` needs
 //! signal numbers that those refuse: libc keeps 32 and 33 for itself, and they are forwarded too.
@@ -15,6 +16,7 @@ pub(crate) mod child;
 pub(crate) mod descriptor;
 pub(crate) mod inherited;
 pub(crate) mod limits;
+pub(crate) mod memory;
 pub(crate) mod peer;
 pub(crate) mod pidfd;
 pub(crate) mod poll;

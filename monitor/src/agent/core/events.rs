@@ -27,7 +27,7 @@ use crate::agent::token;
 use crate::agent::view::View;
 use crate::sys::runtime::current_thread;
 
-/// Bytes of events that are kept for those who come back.
+/// Bytes that the events take which are kept for those who come back.
 const REPLAY_BYTES: u64 = 8 << 20;
 /// Bytes that a stream may be behind.
 const BEHIND_BYTES: u64 = 1 << 20;
@@ -75,17 +75,24 @@ struct Kept {
     line: Arc<str>,
 }
 
+impl Kept {
+    /// Returns the bytes that it takes here: a line is short beside what is kept with it.
+    fn size(&self) -> u64 {
+        (size_of::<Self>() + self.kind.len() + self.line.len()) as u64
+    }
+}
+
 impl Buffer {
     fn push(&mut self, mut kept: Kept) {
         self.seq += 1;
         self.bytes += kept.line.len() as u64;
-        self.held += kept.line.len() as u64;
+        self.held += kept.size();
         (kept.seq, kept.bytes) = (self.seq, self.bytes);
         self.lines.push_back(kept);
         while self.held > REPLAY_BYTES
             && let Some(oldest) = self.lines.pop_front()
         {
-            self.held -= oldest.line.len() as u64;
+            self.held -= oldest.size();
         }
     }
 

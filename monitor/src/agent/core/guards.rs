@@ -2,6 +2,8 @@
 //! trees end. They are kept on disk: a new agent takes them over, and one whose owner has died
 //! meanwhile fires once the lineage says so. The agent's own end is no disconnect.
 
+mod ending;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,23 +11,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lifemon_ebpf::LIVE;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::AbortHandle;
 
-use crate::kernel::snapshot::Snapshot;
 use crate::kernel::{Tracker, WatchOptions, Watcher};
-use crate::kill::KillOptions;
-use crate::kill::envoy::Envoy;
-use crate::process::Signal;
 use crate::sys::pidfd;
 use crate::{ProcessId, proc};
 
+use super::permits;
 use super::{Connection, Core, lock};
-use super::{kills, permits};
 use crate::agent::call::{Answer, GuardRequest};
-use crate::agent::deputy::Deputy;
 use crate::agent::limits::{Good, Taken};
 use crate::agent::peer::{Peer, Scope};
 use crate::agent::problem::{Code, Problem};
@@ -33,14 +29,12 @@ use crate::agent::state::{Store, boot};
 use crate::agent::time::parse_duration;
 use crate::agent::token;
 use crate::agent::view::View;
+use ending::{end, state};
 
 /// Trees of one guard at most.
 const TREES_MAX: usize = 4;
 /// The longest wait between SIGTERM and the kill.
 const GRACE_MAX: Duration = Duration::from_mins(5);
-/// Tries to end a tree after the first one has failed: slots and memory come again.
-const TRIES: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of the ring that the watch of a guard must have: nobody reads it.
 const RING_BYTES: u32 = 4_096;
 
@@ -59,6 +53,9 @@ struct Guard {
     trees: Vec<ProcessId>,
     grace_ms: Option<u64>,
     on_disconnect: bool,
+    /// The beginning of the lineage that it was made in; 0 where an agent before did not note it.
+    #[serde(default)]
+    tracked_since_ns: u64,
     /// The reason why it fires, once it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fires: Option<Cause>,
@@ -80,6 +77,8 @@ struct Entry {
     waiting: Option<AbortHandle>,
     /// Keeps the roots' ghosts, so that their trees are found.
     watcher: Option<Watcher>,
+    /// It has fired, and not everything could be done: the next agent tries again.
+    has_failed: bool,
     _taken: Vec<Taken>,
 }
 
@@ -100,6 +99,7 @@ impl Guards {
 
     /// Takes over the guards of the agent before.
     pub(super) fn adopt(core: &Arc<Core>) {
+        let since_ns = core.snapshot().map_or(0, |snapshot| snapshot.since_ns);
         for guard in core.guards().store.read_all::<Guard>() {
             if guard.boot != boot() {
                 core.guards().store.remove(&guard.id);
@@ -108,14 +108,16 @@ impl Guards {
             let taken = guard.trees.iter();
             let taken = taken.filter_map(|_| core.limits().take(Good::Tree, &guard.account).ok());
             let taken = taken.collect();
-            core.audit()
-                .write("guard_adopted", None, json!({"id": guard.id}));
+            let is_older = guard.tracked_since_ns != since_ns;
+            let fields = json!({"id": guard.id, "older_than_lineage": is_older});
+            core.audit().write("guard_adopted", None, fields);
             let (id, owner) = (guard.id.clone(), guard.owner);
             let watcher = watch(&guard.trees).ok().flatten();
             let entry = Entry {
                 connection: None,
                 waiting: None,
                 watcher,
+                has_failed: false,
                 _taken: taken,
                 guard,
             };
@@ -185,6 +187,7 @@ impl Guards {
                     trees,
                     grace_ms: grace.map(|grace| grace.as_millis().try_into().unwrap_or(u64::MAX)),
                     on_disconnect: request.on_disconnect,
+                    tracked_since_ns: snapshot.since_ns,
                     fires: None,
                 };
                 let id = guard.id.clone();
@@ -200,6 +203,7 @@ impl Guards {
                     connection: None,
                     waiting: None,
                     watcher,
+                    has_failed: false,
                     _taken: taken,
                 };
                 let answer = entry.json();
@@ -246,7 +250,7 @@ impl Guards {
         let removed = {
             let mut guards = lock(&core.guards().guards);
             let entry = own(&mut guards, peer, id)?;
-            if entry.guard.fires.is_some() {
+            if entry.guard.fires.is_some() && !entry.has_failed {
                 let detail = format!("guard {id} has fired");
                 return Err(Problem::new(Code::NoSuchGuard, detail));
             }
@@ -326,10 +330,18 @@ impl Guards {
             .write("guard_fires", None, json!({"id": id, "cause": cause}));
         let (core_, of) = (Arc::clone(core), id.to_owned());
         let run = move || {
-            let done = end(&core_, &guard);
-            core_
-                .audit()
-                .write("guard_done", None, json!({"id": of, "trees": done}));
+            let (done, failure) = end(&core_, &guard);
+            let mut fields = json!({"id": of, "trees": done});
+            if let Some(failure) = failure {
+                // It stays on disk: the next agent tries again, or its caller releases it.
+                if let Some(entry) = lock(&core_.guards().guards).get_mut(&of) {
+                    entry.has_failed = true;
+                }
+                fields["error"] = failure.into();
+                core_.audit().write("guard_failed", None, fields);
+                return;
+            }
+            core_.audit().write("guard_done", None, fields);
             let removed = lock(&core_.guards().guards).remove(&of);
             core_.guards().store.remove(&of);
             drop(removed);
@@ -343,75 +355,13 @@ impl Guards {
     }
 }
 
-/// Ends the trees of a guard; returns what came of it.
-fn end(core: &Arc<Core>, guard: &Guard) -> Vec<Value> {
-    let envoy: Option<Arc<dyn Envoy>> = if guard.ends.is_all() {
-        None
-    } else {
-        match try_again(|| Deputy::start(guard.ends.clone(), guard.uid, guard.gid)) {
-            Ok(deputy) => Some(Arc::new(deputy)),
-            Err(error) => return vec![json!({"error": error.to_string()})],
-        }
-    };
-    let grace = guard.grace_ms.map(Duration::from_millis);
-    let options = KillOptions {
-        first_signal: grace.map(|_| Signal::TERM),
-        grace: grace.unwrap_or_default(),
-        protected: permits::protected(core),
-        envoy,
-        ..KillOptions::default()
-    };
-    let snapshot = match core.snapshot() {
-        Ok(snapshot) => snapshot,
-        Err(problem) => return vec![json!({"error": problem.detail})],
-    };
-    let (living, dead): (Vec<_>, Vec<_>) = guard
-        .trees
-        .iter()
-        .filter_map(|id| state(&snapshot, *id).map(|is_live| (*id, is_live)))
-        .partition(|(_, is_live)| *is_live);
-    let living: Vec<_> = living.into_iter().map(|(id, _)| id).collect();
-    // The trees of the dead one by one: only one root of a kill may be a ghost.
-    let mut groups: Vec<(ProcessId, &[ProcessId])> = Vec::new();
-    match (dead.first(), living.split_first()) {
-        (Some((ghost, _)), _) => groups.push((*ghost, &living)),
-        (None, Some((first, rest))) => groups.push((*first, rest)),
-        (None, None) => {}
-    }
-    groups.extend(dead.iter().skip(1).map(|(ghost, _)| (*ghost, &[][..])));
-    let end = |(root, others): (ProcessId, &[ProcessId])| match try_again(|| {
-        kills::execute_all(root, others, &options)
-    }) {
-        Ok(report) => json!({"tree": text(root), "killed": report.outcome.killed.len(),
-                "survivors": report.outcome.survivors.len(), "others": report.others,
-                "extinct": report.extinct}),
-        Err(error) => json!({"tree": text(root), "error": error.to_string()}),
-    };
-    groups.into_iter().map(end).collect()
-}
-
-/// Tries something until it is done: for as long as that may help.
-fn try_again<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    for _ in 0..TRIES {
-        if let Ok(done) = attempt() {
-            return Ok(done);
-        }
-        std::thread::sleep(PAUSE);
-    }
-    attempt()
-}
-
-/// Returns whether a process lives; `None` where nothing is known of it.
-fn state(snapshot: &Snapshot, id: ProcessId) -> Option<bool> {
-    let record = snapshot.records.iter().find(|(known, _)| *known == id);
-    record.map(|(_, record)| record.state == LIVE)
-}
-
 /// Opens a descriptor of an owner; `None` where it is dead.
 fn open_owner(core: &Core, owner: ProcessId) -> Result<Option<OwnedFd>, Problem> {
+    // Race: without a record it may be dead, or have been lost to a full map. `/proc` decides then.
     let is_live = |core: &Core| {
         let snapshot = core.snapshot()?;
-        Ok::<_, Problem>(state(&snapshot, owner) == Some(true))
+        let state = state(&snapshot, owner);
+        Ok::<_, Problem>(state.unwrap_or_else(|| !proc::is_gone(owner)))
     };
     if !is_live(core)? {
         return Ok(None);
@@ -428,21 +378,20 @@ fn open_owner(core: &Core, owner: ProcessId) -> Result<Option<OwnedFd>, Problem>
 /// Watches trees as one, so that the ghost of the first root stays; `None` where no slot is left,
 /// or the root has gone: the lineage keeps ghosts by itself, but for long rows of them.
 fn watch(trees: &[ProcessId]) -> Result<Option<Watcher>, Problem> {
-    let Some((root, others)) = trees.split_first() else {
+    let Some(tracker) = Tracker::open()? else {
         return Ok(None);
     };
-    let Some(tracker) = Tracker::open()? else {
+    let is_known = |id: &&ProcessId| tracker.record(id).is_ok_and(|record| record.is_some());
+    let Some(root) = trees.iter().find(is_known) else {
         return Ok(None);
     };
     let options = WatchOptions {
         ring_bytes: RING_BYTES,
         ..WatchOptions::default()
     };
-    let others: Vec<_> = others
-        .iter()
-        .copied()
-        .filter(|id| proc::is_live(*id))
-        .collect();
+    let others = trees.iter().copied();
+    let others = others.filter(|id| id != root && proc::is_live(*id));
+    let others: Vec<_> = others.collect();
     match tracker.watch(*root, &others, &options) {
         Ok(watcher) => Ok(Some(watcher)),
         Err(crate::Error::NoProcess(_)) => Ok(None),
@@ -471,7 +420,11 @@ impl Entry {
             "grace_ms": guard.grace_ms,
             "on_disconnect": guard.on_disconnect,
             "connected": self.connection.is_some(),
-            "state": if guard.fires.is_some() { "firing" } else { "armed" },
+            "state": match guard.fires {
+                None => "armed",
+                Some(_) if self.has_failed => "failed",
+                Some(_) => "firing",
+            },
         })
     }
 

@@ -15,6 +15,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::super::call::{Call, Message, Part};
+use super::super::trim::Trim;
 use super::super::wire;
 
 /// The link to the core.
@@ -29,6 +30,7 @@ struct Inner {
     next: AtomicU64,
     waiting: Mutex<Waiting>,
     out: UnboundedSender<Message>,
+    trim: Trim,
 }
 
 impl Link {
@@ -51,6 +53,7 @@ impl Link {
             next: AtomicU64::new(1),
             waiting: Mutex::default(),
             out,
+            trim: Trim::default(),
         }))
     }
 
@@ -61,6 +64,7 @@ impl Link {
             if part.is_last {
                 if let Some(to) = waiting.remove(&part.number) {
                     let _ = to.send((part, body));
+                    self.0.trim.note();
                 }
             } else if let Some(to) = waiting.get(&part.number) {
                 let _ = to.send((part, body));
@@ -88,8 +92,15 @@ impl Link {
         }
     }
 
+    /// Gives memory back, for as long as this is waited for: first what the start has left.
+    pub(super) async fn trims(&self) {
+        self.0.trim.note();
+        self.0.trim.run().await;
+    }
+
     /// Says that nothing more will be asked in the name of a connection.
     pub(super) fn done(&self, connection: u64) {
+        self.0.trim.note();
         self.send(Message::Done { connection });
     }
 

@@ -2,20 +2,25 @@
 //! answers a hundred clients, how long a guard takes to end a tree, and how long nobody answers
 //! when it is killed and started again.
 
-use std::fs;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+pub(super) mod million;
+mod rate;
+mod running;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::Pidfd;
 
+use super::TrackerOn;
 use super::stats::Figures;
-use super::{TrackerOn, lifemon};
+use running::{Agent, ask, children};
 
 const IDLE: Duration = Duration::from_secs(10);
+const IDLE_ROUNDS: usize = 3;
+/// Longer than threads of the agent wait for more work.
+const SETTLE: Duration = Duration::from_secs(12);
 const CLIENTS: usize = 100;
 const REQUESTS: usize = 20;
 const GUARDS: usize = 50;
@@ -25,163 +30,51 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-struct Agent {
-    child: Child,
-    directory: PathBuf,
-}
-
-impl Agent {
-    fn start(directory: &Path) -> Self {
-        let child = lifemon()
-            .args(["agent", "--runtime-dir"])
-            .arg(directory)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the agent starts");
-        let agent = Self {
-            child,
-            directory: directory.to_owned(),
-        };
-        while agent.try_connect().is_none() {
-            thread::sleep(Duration::from_millis(1));
-        }
-        agent
-    }
-
-    fn try_connect(&self) -> Option<UnixStream> {
-        UnixStream::connect(self.directory.join("lifemon.sock")).ok()
-    }
-
-    /// Returns the pids of the core and of its fronts.
-    fn pids(&self) -> Vec<u32> {
-        let own = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
-        let children = children.unwrap_or_default();
-        let children = children
-            .split_whitespace()
-            .filter_map(|pid| pid.parse().ok());
-        [own].into_iter().chain(children).collect()
-    }
-
-    /// Returns the time on processors of all of them.
-    fn cpu(&self) -> Duration {
-        let of = |pid: u32| {
-            let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
-            // Of all threads.
-            let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-                .into_iter()
-                .flatten();
-            let sum: u64 = tasks
-                .flatten()
-                .filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok())
-                .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
-                .sum();
-            sum.max(
-                text.split(' ')
-                    .next()
-                    .and_then(|ns| ns.parse().ok())
-                    .unwrap_or(0),
-            )
-        };
-        Duration::from_nanos(self.pids().into_iter().map(of).sum())
-    }
-
-    /// Returns the proportional and the resident memory of all of them, in KiB.
-    fn memory(&self) -> (u64, u64) {
-        let field = |pid: u32, name: &str| {
-            let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok())
-                .unwrap_or(0)
-        };
-        let pids = self.pids();
-        let sum = |name| pids.iter().map(|pid| field(*pid, name)).sum();
-        (sum("Pss:"), sum("Rss:"))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Returns where the agent has its sockets and its state.
+fn directory() -> PathBuf {
+    std::env::temp_dir().join(format!("lifemon-bench-agent-{}", std::process::id()))
 }
 
 pub(super) fn measure() {
     let _tracker = TrackerOn::new();
-    let directory =
-        std::env::temp_dir().join(format!("lifemon-bench-agent-{}", std::process::id()));
+    let directory = directory();
     {
         let agent = Agent::start(&directory);
+        thread::sleep(SETTLE);
+        agent.print_memory("at first");
         idle(&agent);
-        load(&agent);
         for path in ["/v1/tree/self", "/v1/orphans", "/v1/health/self"] {
             latency(&agent, path);
         }
-        let (pss, rss) = agent.memory();
-        println!(
-            "agent, memory after that: {pss} KiB proportional, {rss} KiB resident, in 3 processes"
-        );
+        agent.print_memory("after the last answer");
+        thread::sleep(SETTLE);
+        agent.print_memory(&format!("{SETTLE:?} later"));
+        rate::measure(&agent);
         guards(&agent);
     }
     restarts(&directory);
-    let _ = fs::remove_dir_all(&directory);
+    let _ = std::fs::remove_dir_all(&directory);
 }
 
 fn idle(agent: &Agent) {
-    thread::sleep(Duration::from_secs(12));
-    let before = agent.cpu();
-    thread::sleep(IDLE);
-    let used = agent.cpu().saturating_sub(before);
-    let (pss, rss) = agent.memory();
-    println!("agent, idle for {IDLE:?}: {used:?} of processor time");
-    println!("agent, memory at first: {pss} KiB proportional, {rss} KiB resident, in 3 processes");
-}
-
-fn load(agent: &Agent) {
-    let before = agent.cpu();
-    let begun = Instant::now();
-    let mut made = 0_u32;
-    while begun.elapsed() < Duration::from_secs(5) {
-        let _ = Command::new("true").status();
-        made += 1;
+    let mut percent = Figures::default();
+    for _ in 0..IDLE_ROUNDS {
+        let before = agent.cpu();
+        thread::sleep(IDLE);
+        let used = agent.cpu().saturating_sub(before);
+        percent.push(used.as_secs_f64() / IDLE.as_secs_f64() * 100.0);
     }
-    let used = agent.cpu().saturating_sub(before);
-    println!("agent, while {made} processes come and go in 5 s: {used:?} of processor time");
-}
-
-/// Asks, and reads the whole answer; returns its status line.
-fn ask(socket: &mut UnixStream, method: &str, path: &str, body: &str) -> String {
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
+    println!(
+        "agent, idle: {:.3} % of a processor, at most {:.3} % (n {IDLE_ROUNDS} of {IDLE:?})",
+        percent.at(0.5),
+        percent.at(1.0)
     );
-    socket.write_all(request.as_bytes()).expect("it listens");
-    let mut answer = Vec::new();
-    let mut buffer = [0; 16 << 10];
-    loop {
-        let length = socket.read(&mut buffer).expect("it answers");
-        answer.extend_from_slice(&buffer[..length]);
-        let text = String::from_utf8_lossy(&answer);
-        let whole = text.split_once("\r\n\r\n").is_some_and(|(head, body)| {
-            let length = head.lines().find_map(|line| {
-                let (name, value) = line.split_once(": ")?;
-                name.eq_ignore_ascii_case("content-length")
-                    .then(|| value.parse::<usize>().ok())?
-            });
-            length.is_some_and(|length| body.len() >= length)
-        });
-        if whole || length == 0 {
-            return text.into_owned();
-        }
-    }
 }
 
 fn latency(agent: &Agent, path: &'static str) {
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
-            let mut socket = agent.try_connect().expect("it listens");
+            let mut socket = agent.connect();
             thread::spawn(move || {
                 (0..REQUESTS)
                     .map(|_| {
@@ -196,18 +89,17 @@ fn latency(agent: &Agent, path: &'static str) {
         .collect();
     let mut figures = Figures::default();
     for client in clients {
-        client
-            .join()
-            .expect("no panic")
-            .into_iter()
-            .for_each(|time| figures.push(ms(time)));
+        let times = client.join().expect("no panic");
+        for time in times {
+            figures.push(ms(time));
+        }
     }
     println!(
         "agent, {CLIENTS} clients at once, {path}: {}",
         figures.line("ms")
     );
     let mut alone = Figures::default();
-    let mut socket = agent.try_connect().expect("it listens");
+    let mut socket = agent.connect();
     for _ in 0..200 {
         let begun = Instant::now();
         ask(&mut socket, "GET", path, "");
@@ -216,45 +108,82 @@ fn latency(agent: &Agent, path: &'static str) {
     println!("agent, one client, {path}: {}", alone.line("ms"));
 }
 
+/// Starts a tree of four processes; returns its root, and a descriptor of each.
+fn tree() -> (Child, Vec<Pidfd>) {
+    let script = "sleep 300 & sleep 300 & sleep 300 & wait";
+    let root = Command::new("sh").args(["-c", script]).spawn();
+    let root = root.expect("sh");
+    let below = loop {
+        let below = children(root.id());
+        if below.len() == 3 {
+            break below;
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    let open = |pid: u32| Pidfd::open(pid.cast_signed()).expect("it lives");
+    let members = [root.id()].into_iter().chain(below).map(open).collect();
+    (root, members)
+}
+
 fn guards(agent: &Agent) {
     let mut figures = Figures::default();
-    let mut socket = agent.try_connect().expect("it listens");
+    let mut socket = agent.connect();
     for _ in 0..GUARDS {
         let mut owner = Command::new("sleep").arg("300").spawn().expect("sleep");
-        let mut tree = Command::new("sleep").arg("300").spawn().expect("sleep");
-        let body = format!(
-            "{{\"owner\":\"ns:{}\",\"trees\":[\"ns:{}\"]}}",
-            owner.id(),
-            tree.id()
-        );
-        let answer = ask(&mut socket, "POST", "/v1/guards", &body);
-        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
-        let dead = Pidfd::open(tree.id().cast_signed()).expect("it lives");
+        let (mut root, members) = tree();
+        make_guard(&mut socket, &owner, &root);
         let begun = Instant::now();
         let _ = owner.kill();
-        dead.wait_gone(Duration::from_secs(10));
+        for member in members {
+            member.wait_gone(Duration::from_secs(10));
+        }
         figures.push(ms(begun.elapsed()));
-        let _ = (owner.wait(), tree.wait());
+        let _ = (owner.wait(), root.wait());
     }
     println!(
-        "agent, from the owner's SIGKILL until a guarded process is gone: {}",
+        "agent, from the owner's SIGKILL until its guarded tree of four is extinct: {}",
         figures.line("ms")
     );
 }
 
+fn make_guard(socket: &mut std::os::unix::net::UnixStream, owner: &Child, root: &Child) {
+    let body = format!(
+        "{{\"owner\":\"ns:{}\",\"trees\":[\"ns:{}\"],\"on_disconnect\":false}}",
+        owner.id(),
+        root.id()
+    );
+    let answer = ask(socket, "POST", "/v1/guards", &body);
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+}
+
+/// Kills an agent that has a guard, and the owner of that, and starts it again: until it answers, and
+/// until the guard has ended its tree.
 fn restarts(directory: &Path) {
-    let mut figures = Figures::default();
+    let (mut answers, mut fires) = (Figures::default(), Figures::default());
     let mut agent = Agent::start(directory);
     for _ in 0..RESTARTS {
+        let mut owner = Command::new("sleep").arg("300").spawn().expect("sleep");
+        let (mut root, members) = tree();
+        make_guard(&mut agent.connect(), &owner, &root);
         let begun = Instant::now();
         drop(agent);
+        let _ = (owner.kill(), owner.wait());
         agent = Agent::start(directory);
-        let mut socket = agent.try_connect().expect("it listens");
-        ask(&mut socket, "GET", "/v1/info", "");
-        figures.push(ms(begun.elapsed()));
+        let answer = ask(&mut agent.connect(), "GET", "/v1/info", "");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answers.push(ms(begun.elapsed()));
+        for member in members {
+            member.wait_gone(Duration::from_secs(10));
+        }
+        fires.push(ms(begun.elapsed()));
+        let _ = root.wait();
     }
     println!(
-        "agent, killed, started again, and the first answer: {}",
-        figures.line("ms")
+        "agent, killed and started again, until the first answer: {}",
+        answers.line("ms")
+    );
+    println!(
+        "agent, the same, until the tree is extinct whose owner died meanwhile: {}",
+        fires.line("ms")
     );
 }

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
@@ -14,11 +14,16 @@ use super::{TrackerOn, lifemon, ready};
 const ROUNDS: usize = 15;
 const FORKS: u32 = 3_000;
 
-/// Runs the loop itself: waits for a line, then prints how long `count` turns took, in ns.
+/// Runs the loop itself: for each line that comes it takes `count` turns, and prints how long they
+/// took, in ns.
 pub(super) fn run_loop(count: u32) {
     println!("ready");
-    let mut line = String::new();
-    let _ = std::io::stdin().read_line(&mut line);
+    for _ in std::io::stdin().lines() {
+        println!("{}", turns(count).as_nanos());
+    }
+}
+
+fn turns(count: u32) -> Duration {
     let start = Instant::now();
     for _ in 0..count {
         // SAFETY: this process has one thread, and the child exits at once.
@@ -33,7 +38,7 @@ pub(super) fn run_loop(count: u32) {
             Err(error) => panic!("fork: {error}"),
         }
     }
-    println!("{}", start.elapsed().as_nanos());
+    start.elapsed()
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -15,17 +15,22 @@ mod walk;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
+use lifemon_tests::{HostLock, host_lock};
+
 fn main() -> ExitCode {
     // The guardian of the managers that are measured.
     lifemon::manager::run_if_asked();
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let is_measured = !matches!(words.as_slice(), ["loop" | "quiet", _]);
+    if is_measured {
+        machine();
+    }
     match words.as_slice() {
         // The processes that are measured, started by this program itself.
         ["loop", count] => fork_loop::run_loop(count.parse().unwrap_or(0)),
         ["quiet", count] => kill::run_quiet(count.parse().unwrap_or(1)),
         [] => {
-            machine();
             ready::measure();
             death::measure();
             fork_loop::measure();
@@ -45,9 +50,11 @@ fn main() -> ExitCode {
         ["orphans"] => orphans::measure(),
         ["serve"] => serve::measure(),
         ["agent"] => agent::measure(),
+        ["agent-million"] => agent::million::measure(),
         _ => {
             eprintln!(
-                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | orphans | serve | agent]"
+                "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | orphans | serve | agent \
+                | agent-million]"
             );
             return ExitCode::from(2);
         }
@@ -91,13 +98,14 @@ fn track(action: &str) {
     );
 }
 
-/// The host's tracker, on until this is dropped.
-struct TrackerOn;
+/// The host's tracker, on until this is dropped. Tests of other checkouts wait meanwhile.
+struct TrackerOn(#[expect(dead_code, reason = "held for its drop")] HostLock);
 
 impl TrackerOn {
     fn new() -> Self {
+        let lock = host_lock();
         track("on");
-        Self
+        Self(lock)
     }
 }
 
