@@ -218,6 +218,9 @@ pub(super) struct WaitRequest {
 pub(super) struct WatchRequest {
     /// The root of the tree.
     pub(super) process: Name,
+    /// Ends the watch when the connection that has made it is closed.
+    #[serde(default)]
+    pub(super) on_disconnect: bool,
 }
 
 /// Which events, and from where on.
@@ -231,7 +234,10 @@ pub(super) struct EventsQuery {
     /// Only those of this watched tree.
     #[serde(default)]
     pub(super) tree: Option<Name>,
-    /// Only those of these kinds, separated by commas.
+    /// Only those of this watch, by its id. The stream ends with the watch.
+    #[serde(default)]
+    pub(super) watch: Option<String>,
+    /// Only those of these kinds, separated by commas; `attached`, `lost` and `detached` always.
     #[serde(default, rename = "type")]
     pub(super) kinds: Option<String>,
 }
