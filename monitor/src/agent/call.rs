@@ -204,12 +204,23 @@ pub(super) struct GuardRequest {
 #[serde(deny_unknown_fields)]
 pub(super) struct WaitRequest {
     /// The process, or the root of the tree.
-    pub(super) process: Name,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) process: Option<Name>,
+    /// Several of them, at most 64: their trees are waited for as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) processes: Vec<Name>,
     /// The condition.
     pub(super) until: Until,
     /// The longest wait, at most a day; without it one of 30 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timeout: Option<String>,
+}
+
+impl WaitRequest {
+    /// Returns all that are meant.
+    pub(super) fn names(self) -> Vec<Name> {
+        self.process.into_iter().chain(self.processes).collect()
+    }
 }
 
 /// What to watch.
