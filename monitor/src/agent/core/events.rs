@@ -1,5 +1,6 @@
-//! Watches and their events: a source follows each watched tree ([`source`]); what it tells goes
-//! into one buffer ([`buffer`]), from which every stream reads at its own pace ([`stream`]).
+//! Watches and their events: a source follows each watched tree, for all who watch it ([`source`]);
+//! what it tells goes into one buffer ([`buffer`]), from which every stream reads at its own pace
+//! ([`stream`]).
 
 mod buffer;
 mod source;
@@ -43,10 +44,8 @@ struct Watched {
     _taken: Taken,
 }
 
-impl Watched {
-    fn json(&self, id: &str) -> Value {
-        json!({"id": id, "tree": {"pid": self.root.pid, "start_ns": self.root.start_ns}})
-    }
+fn tree_json(root: ProcessId) -> Value {
+    json!({"pid": root.pid, "start_ns": root.start_ns})
 }
 
 /// A watch whose source has not begun: ends with the request that makes it.
@@ -81,8 +80,37 @@ impl Events {
                 View::new(&snapshot, &caller).find(&request.process, core.handles())
             })
             .await?;
-        let commands = source::start(core, root)?;
+        let connection = request.on_disconnect.then_some(connection.number);
+        let (mut beginning, has_begun) = Self::join(core, &account, root, connection, taken)?;
+        let failed = || Problem::new(Code::Internal, "the watch has ended at once");
+        let before = has_begun.await.map_err(|_| failed())??;
+        beginning.has_begun = true;
+        let answer = json!({
+            "id": &*beginning.id,
+            "tree": tree_json(root),
+            "after": format!("{}:{before}", core.epoch()),
+        });
+        Ok(Answer::object(201, &answer))
+    }
+
+    /// Joins a watch to the source of its tree, which is started where there is none.
+    fn join<'a>(
+        core: &'a Arc<Core>,
+        account: &str,
+        root: ProcessId,
+        connection: Option<u64>,
+        taken: Taken,
+    ) -> Result<(Beginning<'a>, oneshot::Receiver<Result<u64, Problem>>), Problem> {
         let (id, account) = (Arc::<str>::from(token::new()), Arc::<str>::from(account));
+        let events = core.events();
+        let mut all = lock(&events.watches);
+        // Under one lock with the entry: a source that is found here has a watch, and does not end
+        // before it has this one as well.
+        let source = all.values().find(|watched| watched.root == root);
+        let commands = match source.map(|watched| watched.commands.clone()) {
+            Some(commands) => commands,
+            None => source::start(core, root, core.limits().take(Good::Slot, &account)?)?,
+        };
         let whose = Whose {
             watch: Arc::clone(&id),
             account: Arc::clone(&account),
@@ -92,23 +120,17 @@ impl Events {
         let watched = Watched {
             account,
             root,
-            connection: request.on_disconnect.then_some(connection.number),
+            connection,
             commands,
             _taken: taken,
         };
-        let mut answer = watched.json(&id);
-        let events = core.events();
-        lock(&events.watches).insert(Arc::clone(&id), watched);
-        let mut beginning = Beginning {
+        all.insert(Arc::clone(&id), watched);
+        let beginning = Beginning {
             events,
             id,
             has_begun: false,
         };
-        let failed = || Problem::new(Code::Internal, "the watch has ended at once");
-        let before = has_begun.await.map_err(|_| failed())??;
-        beginning.has_begun = true;
-        answer["after"] = format!("{}:{before}", core.epoch()).into();
-        Ok(Answer::object(201, &answer))
+        Ok((beginning, has_begun))
     }
 
     /// Lists the watches of a caller's account.
@@ -117,7 +139,9 @@ impl Events {
         let own = watches.iter();
         let own =
             own.filter(|(_, watched)| *watched.account == *peer.account() || peer.is_operator());
-        let own: Vec<_> = own.map(|(id, watched)| watched.json(id)).collect();
+        let own: Vec<_> = own
+            .map(|(id, watched)| json!({"id": &**id, "tree": tree_json(watched.root)}))
+            .collect();
         Answer::object(200, &json!({"watches": own}))
     }
 
@@ -156,9 +180,9 @@ impl Events {
     }
 
     fn has_watch(&self, id: &str, is_own: impl Fn(&str) -> bool) -> bool {
-        let watches = lock(&self.watches);
-        let watched = watches.get(id);
-        watched.is_some_and(|watched| is_own(&watched.account))
+        let all = lock(&self.watches);
+        let found = all.get(id);
+        found.is_some_and(|watched| is_own(&watched.account))
     }
 
     /// Returns where the sources of these watches are asked, each once.

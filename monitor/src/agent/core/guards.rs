@@ -26,7 +26,7 @@ use super::{Connection, Core, lock};
 use super::{kills, permits};
 use crate::agent::call::{Answer, GuardRequest};
 use crate::agent::deputy::Deputy;
-use crate::agent::limits::{Good, Taken};
+use crate::agent::limits::Taken;
 use crate::agent::peer::{Peer, Scope};
 use crate::agent::problem::{Code, Problem};
 use crate::agent::state::{Store, boot};
@@ -80,7 +80,7 @@ struct Entry {
     waiting: Option<AbortHandle>,
     /// Keeps the roots' ghosts, so that their trees are found.
     watcher: Option<Watcher>,
-    _taken: Vec<Taken>,
+    _taken: Vec<[Taken; 2]>,
 }
 
 /// All guards.
@@ -106,7 +106,7 @@ impl Guards {
                 continue;
             }
             let taken = guard.trees.iter();
-            let taken = taken.filter_map(|_| core.limits().take(Good::Tree, &guard.account).ok());
+            let taken = taken.filter_map(|_| core.limits().take_tree(&guard.account).ok());
             let taken = taken.collect();
             core.audit()
                 .write("guard_adopted", None, json!({"id": guard.id}));
@@ -154,7 +154,7 @@ impl Guards {
         let account = peer.account();
         let mut taken = Vec::new();
         for _ in &request.trees {
-            taken.push(core.limits().take(Good::Tree, &account)?);
+            taken.push(core.limits().take_tree(&account)?);
         }
         let caller = Arc::clone(&peer);
         let (id, pidfd, answer) = core

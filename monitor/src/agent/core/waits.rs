@@ -46,7 +46,7 @@ pub(super) async fn wait(
     }
     let account = peer.account();
     let _work = core.limits().take(Good::Work, &account)?;
-    let _tree = core.limits().take(Good::Tree, &account)?;
+    let _tree = core.limits().take_tree(&account)?;
     let caller = Arc::clone(peer);
     let roots: Vec<_> = core
         .at_work(peer, move |core| {

@@ -18,6 +18,7 @@ use crate::watch::Totals;
 
 use super::buffer::Whose;
 use crate::agent::core::Core;
+use crate::agent::limits::Taken;
 use crate::agent::problem::{Code, Problem};
 
 /// A request to a source.
@@ -37,14 +38,15 @@ pub(super) enum Command {
 /// Where a source is asked. It ends with the last of these.
 pub(super) type Commands = UnboundedSender<Command>;
 
-/// Starts to follow a tree.
-pub(super) fn start(core: &Arc<Core>, root: ProcessId) -> Result<Commands, Problem> {
+/// Starts to follow a tree, in a slot that was taken for it.
+pub(super) fn start(core: &Arc<Core>, root: ProcessId, slot: Taken) -> Result<Commands, Problem> {
     let (commands, asked) = unbounded_channel();
     let (core, own) = (Arc::clone(core), commands.downgrade());
     let run = move || {
         if let Ok(runtime) = current_thread() {
             runtime.block_on(follow(&core, root, &own, asked));
         }
+        drop(slot);
     };
     let started = std::thread::Builder::new()
         .name("watch".to_owned())
