@@ -1,5 +1,6 @@
 //! Asks the node agent over its socket: one small request after the other on one connection, each
-//! with an answer whose length is said. What needs more (streams) takes a real client.
+//! with an answer whose length is said, and a stream as the last one. What needs more takes a real
+//! client.
 
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -88,14 +89,37 @@ impl Client {
         headers: &[&str],
         body: &str,
     ) -> io::Result<Answer> {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: lifemon\r\n");
+        self.send(&format!("{method} {path} HTTP/1.1"), headers, body)?;
+        let (status, length) = self.read_head()?;
+        self.read_body(status, length)
+    }
+
+    /// Asks for a stream, and returns what it can be read from; or the answer, where it is refused.
+    /// The request is one of HTTP/1.0, so that the body is the lines alone, up to the end of the
+    /// connection.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    #[cfg(feature = "agent")]
+    pub(crate) fn stream(
+        mut self,
+        path: &str,
+    ) -> io::Result<Result<BufReader<UnixStream>, Answer>> {
+        self.send(&format!("GET {path} HTTP/1.0"), &[], "")?;
+        match self.read_head()? {
+            (200, None) => Ok(Ok(self.0)),
+            (status, length) => self.read_body(status, length).map(Err),
+        }
+    }
+
+    fn send(&mut self, request: &str, headers: &[&str], body: &str) -> io::Result<()> {
+        let mut head = format!("{request}\r\nhost: lifemon\r\n");
         for line in headers {
             head.push_str(line);
             head.push_str("\r\n");
         }
         head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
-        self.0.get_mut().write_all((head + body).as_bytes())?;
-        self.read()
+        self.0.get_mut().write_all((head + body).as_bytes())
     }
 
     /// Returns whether the agent has not closed the connection.
@@ -109,8 +133,8 @@ impl Client {
                 .is_some_and(|events| events.intersects(ended))
     }
 
-    fn read(&mut self) -> io::Result<Answer> {
-        let wrong = || io::Error::other("the agent does not answer as it should");
+    /// Reads the status, and the length of the body where that is said.
+    fn read_head(&mut self) -> io::Result<(u16, Option<usize>)> {
         let mut head = (&mut self.0).take(HEAD_BYTES_MAX);
         let mut line = String::new();
         head.read_line(&mut line)?;
@@ -126,18 +150,25 @@ impl Client {
                 return Err(wrong());
             }
             let Some((name, value)) = line.trim_end().split_once(':') else {
-                break;
+                return Ok((status, length));
             };
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse().ok();
             }
         }
+    }
+
+    fn read_body(&mut self, status: u16, length: Option<usize>) -> io::Result<Answer> {
         let length = length.filter(|length| *length <= BODY_BYTES_MAX);
         let mut body = vec![0; length.ok_or_else(wrong)?];
         self.0.read_exact(&mut body)?;
         let body = String::from_utf8(body).map_err(|_| wrong())?;
         Ok(Answer { status, body })
     }
+}
+
+fn wrong() -> io::Error {
+    io::Error::other("the agent does not answer as it should")
 }
 
 #[cfg(test)]
@@ -154,11 +185,35 @@ mod tests {
         )
         .unwrap();
         drop(its);
-        let first = client.read().unwrap();
+        let mut read = || {
+            let (status, length) = client.read_head()?;
+            client.read_body(status, length)
+        };
+        let first = read().unwrap();
         assert!(first.is_granted() && first.body == "{}");
-        let second = client.read().unwrap();
+        let second = read().unwrap();
         assert_eq!((second.status, second.problem().0), (404, "a".to_owned()));
-        assert!(client.read().is_err(), "no length");
-        assert!(client.read().is_err(), "nothing more");
+        assert!(read().is_err(), "no length");
+        assert!(read().is_err(), "nothing more");
+    }
+
+    #[cfg(feature = "agent")]
+    #[test]
+    fn a_stream_is_what_follows_the_head_and_a_refusal_is_an_answer() {
+        for (answer, lines) in [
+            (
+                "HTTP/1.0 200 OK\r\ncontent-type: x\r\n\r\na\nb\n",
+                Ok("a\nb\n"),
+            ),
+            ("HTTP/1.0 429 No\r\ncontent-length: 2\r\n\r\n{}", Err(429)),
+        ] {
+            let (own, mut its) = UnixStream::pair().unwrap();
+            its.write_all(answer.as_bytes()).unwrap();
+            its.shutdown(std::net::Shutdown::Write).unwrap();
+            let stream = Client(BufReader::new(own)).stream("/").unwrap();
+            let read = stream.map(|stream| io::read_to_string(stream).unwrap());
+            let read = read.map_err(|answer| answer.status);
+            assert_eq!(read, lines.map(str::to_owned));
+        }
     }
 }

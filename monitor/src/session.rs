@@ -177,6 +177,32 @@ impl Session {
         &self.watch
     }
 
+    /// Describes the tree as the updates so far have left it: what it does not show is in one that
+    /// follows.
+    ///
+    /// # Errors
+    /// When the maps cannot be read.
+    #[cfg(feature = "agent")]
+    pub(crate) fn now(&self) -> Result<Start, Error> {
+        let members = self.watch.members();
+        let ids: Vec<_> = members.iter().map(|member| member.id).collect();
+        let snapshot = self.watcher().tracker().snapshot()?;
+        let (root, since_ns) = (self.watch.root(), snapshot.since_ns);
+        let records = &snapshot.records;
+        let mut start = describe(root, &[], &ids, records, since_ns, self.watcher());
+        // Who has died since has its `exit` to come, and is a member until then.
+        start
+            .ghosts
+            .retain(|ghost| !ids.contains(&ghost.process.id));
+        start.members = members;
+        let lost = |loss: &Loss| LostAtStart {
+            loss: *loss,
+            count: 0,
+        };
+        start.losses = self.standing.iter().map(lost).collect();
+        Ok(start)
+    }
+
     /// Returns the kernel's side.
     #[must_use]
     pub fn watcher(&self) -> &Watcher {

@@ -180,6 +180,14 @@ impl Watch {
         self.alive.len()
     }
 
+    /// Returns the living members as the model has them, each creator before what it created.
+    #[must_use]
+    pub fn members(&self) -> Vec<Process> {
+        let mut members: Vec<_> = self.alive.values().map(|node| &node.process).collect();
+        members.sort_unstable_by_key(|process| (process.id.start_ns, process.id.pid));
+        members.into_iter().cloned().collect()
+    }
+
     /// Returns whether it is live as the model has it.
     #[must_use]
     pub fn is_live(&self, id: &ProcessId) -> bool {

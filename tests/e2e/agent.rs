@@ -1,6 +1,7 @@
 //! `lifemon agent`, through its sockets: what it answers and to whom, what it ends and for whom,
 //! and what stays when it is killed.
 
+mod attached;
 mod guards;
 mod kills;
 mod malformed;

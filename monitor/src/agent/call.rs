@@ -204,12 +204,23 @@ pub(super) struct GuardRequest {
 #[serde(deny_unknown_fields)]
 pub(super) struct WaitRequest {
     /// The process, or the root of the tree.
-    pub(super) process: Name,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) process: Option<Name>,
+    /// Several of them, at most 64: their trees are waited for as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) processes: Vec<Name>,
     /// The condition.
     pub(super) until: Until,
     /// The longest wait, at most a day; without it one of 30 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timeout: Option<String>,
+}
+
+impl WaitRequest {
+    /// Returns all that are meant.
+    pub(super) fn names(self) -> Vec<Name> {
+        self.process.into_iter().chain(self.processes).collect()
+    }
 }
 
 /// What to watch.
@@ -218,6 +229,9 @@ pub(super) struct WaitRequest {
 pub(super) struct WatchRequest {
     /// The root of the tree.
     pub(super) process: Name,
+    /// Ends the watch when the connection that has made it is closed.
+    #[serde(default)]
+    pub(super) on_disconnect: bool,
 }
 
 /// Which events, and from where on.
@@ -231,7 +245,10 @@ pub(super) struct EventsQuery {
     /// Only those of this watched tree.
     #[serde(default)]
     pub(super) tree: Option<Name>,
-    /// Only those of these kinds, separated by commas.
+    /// Only those of this watch, by its id. The stream ends with the watch.
+    #[serde(default)]
+    pub(super) watch: Option<String>,
+    /// Only those of these kinds, separated by commas; `attached`, `lost` and `detached` always.
     #[serde(default, rename = "type")]
     pub(super) kinds: Option<String>,
 }

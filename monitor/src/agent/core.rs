@@ -278,6 +278,7 @@ impl Core {
             abort.abort();
         }
         let _ = rustix::net::shutdown(connection.socket.get_ref(), rustix::net::Shutdown::Both);
+        self.events.disconnected(connection.number);
         Guards::disconnected(self, connection.number, by_caller);
         self.trim.note();
     }
@@ -439,11 +440,11 @@ impl Core {
             Call::TakeUp { id } => Guards::take_up(self, connection, &id),
             Call::Release { id } => Guards::release(self, &peer, &id),
             Call::Wait { request } => waits::wait(self, &peer, request).await,
-            Call::Watch { request } => Events::watch(self, &peer, request).await,
+            Call::Watch { request } => Events::watch(self, connection, request).await,
             Call::Watches => Ok(self.events.list(&peer)),
             Call::Unwatch { id } => self.events.unwatch(&peer, &id),
             Call::Events { query } => {
-                match Events::stream(self, &peer, front, number, query).await {
+                match events::stream(self, &peer, front, number, query).await {
                     Ok(()) => return None,
                     Err(problem) => Err(problem),
                 }

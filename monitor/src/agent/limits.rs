@@ -20,8 +20,10 @@ const ACCOUNTS_MAX: usize = 4_096;
 pub(super) enum Good {
     /// Open connections.
     Connection,
-    /// Trees that are watched, for events or for a guard.
+    /// Trees that are watched for somebody: for events, a guard or a wait.
     Tree,
+    /// Slots of the kernel. Watches of one tree share one.
+    Slot,
     /// Open streams of events.
     Stream,
     /// Kills under way, and waits.
@@ -33,8 +35,10 @@ impl Good {
     const fn limits(self) -> (usize, usize, usize) {
         match self {
             Self::Connection => (16, 512, 1_024),
-            // Of 63 slots 8 are for kills alone; 16 of the others stay for the operator.
-            Self::Tree => (4, 32, 31),
+            Self::Tree => (4, 32, 256),
+            // Of 63 slots 8 are for kills alone; 16 of the others stay for the operator. What one
+            // account has of them its trees say.
+            Self::Slot => (31, 32, 31),
             Self::Stream => (4, 16, 64),
             Self::Work => (4, 16, 24),
         }
@@ -44,6 +48,7 @@ impl Good {
         match self {
             Self::Connection => "connections",
             Self::Tree => "watched trees",
+            Self::Slot => "slots of the kernel",
             Self::Stream => "streams",
             Self::Work => "kills and waits at once",
         }
@@ -99,6 +104,15 @@ impl Limits {
             good,
             account: account.to_owned(),
         })
+    }
+
+    /// Takes a tree for an account, and a slot that nobody else shares.
+    ///
+    /// # Errors
+    /// [`Code::LimitReached`].
+    pub(super) fn take_tree(self: &Arc<Self>, account: &str) -> Result<[Taken; 2], Problem> {
+        let tree = self.take(Good::Tree, account)?;
+        Ok([tree, self.take(Good::Slot, account)?])
     }
 
     /// Counts a kill of an account.
@@ -162,15 +176,17 @@ mod tests {
         taken.pop();
         taken.push(take("uid 1").unwrap());
         // Others have theirs, and what is the operator's stays.
-        for user in 2..9 {
+        let mut trees = Vec::new();
+        for user in 2..20 {
             let account = format!("uid {user}");
             for _ in 0..4 {
-                taken.extend(limits.take(Good::Tree, &account).ok());
+                trees.extend(limits.take_tree(&account).ok());
             }
         }
-        assert_eq!(taken.len(), 31);
-        assert!(take("uid 99").is_err());
-        assert!(take(OPERATOR).is_ok());
+        assert_eq!(trees.len(), 31);
+        assert!(limits.take_tree("uid 99").is_err());
+        assert!(take("uid 99").is_ok(), "a slot that is there is shared");
+        assert!(limits.take_tree(OPERATOR).is_ok());
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::io::ErrorKind;
 
 use serde_json::{Value, json};
 
-use super::{Cli, Code, Command, NoSuchProcess, Output, Usage};
-use crate::client::{Answer, Client, socket};
+use super::attach::told::{self, Told};
+use super::refusal::{NoAgent, refusal};
+use super::{Cli, Code, Command, Output, Usage};
+use crate::client::{Client, socket};
 use crate::kernel::preflight;
 use crate::proc;
 use crate::report::{self, out};
@@ -17,11 +19,6 @@ pub(super) const WAIT: &str = "/v1/wait";
 /// The inode of the initial pid namespace:
 /// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/linux/proc_ns.h?h=v6.12.118#n45>.
 const HOST_PIDS: u64 = 0xEFFF_FFFC;
-
-/// It was the agent that had to answer, and cannot: exit code 3.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct NoAgent(String);
 
 /// A request that stands for a command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +48,14 @@ impl Request {
     }
 }
 
+/// What the agent is asked for.
+enum Asked {
+    /// Answers.
+    Answers(Vec<Request>),
+    /// The events of a tree.
+    Events(Told),
+}
+
 /// Lets the agent answer, if it is to; `None` where the command is done here.
 ///
 /// # Errors
@@ -59,19 +64,7 @@ pub(super) fn answer(cli: &Cli) -> anyhow::Result<Option<Code>> {
     if cli.local || (!cli.agent && preflight::check_privileges().is_ok()) {
         return Ok(None);
     }
-    let is_known = matches!(cli.output, Output::Text | Output::Json) && cli.inside.is_none();
-    let requests = match &cli.command {
-        _ if !is_known => None,
-        Command::Tree(args) => args.requests(),
-        Command::Orphans(args) => args.requests(),
-        Command::Gpu(args) => args.requests(),
-        Command::Kill(args) => args.requests(),
-        Command::Explain(args) => args.requests(),
-        Command::Log(args) => args.requests(),
-        Command::Wait(args) => args.requests(),
-        _ => None,
-    };
-    let Some(requests) = requests else {
+    let Some(asked) = asked(cli) else {
         if cli.agent {
             let what = "the agent cannot be asked for this; leave out --agent, or some options";
             return Err(Usage(what.to_owned()).into());
@@ -93,7 +86,30 @@ pub(super) fn answer(cli: &Cli) -> anyhow::Result<Option<Code>> {
             return Err(NoAgent(format!("{}: {why}", path.display())).into());
         }
     };
-    run(client, &requests, cli.output).map(Some)
+    let code = match asked {
+        Asked::Answers(requests) => run(client, &requests, cli.output),
+        Asked::Events(told) => told::run(client, told, cli.output),
+    };
+    code.map(Some)
+}
+
+/// Returns what the agent is to be asked for; `None` where it does not know what this user wants.
+fn asked(cli: &Cli) -> Option<Asked> {
+    if !matches!(cli.output, Output::Text | Output::Json) || cli.inside.is_some() {
+        return None;
+    }
+    let requests = match &cli.command {
+        Command::Attach(args) => return args.told().map(Asked::Events),
+        Command::Tree(args) => args.requests(),
+        Command::Orphans(args) => args.requests(),
+        Command::Gpu(args) => args.requests(),
+        Command::Kill(args) => args.requests(),
+        Command::Explain(args) => args.requests(),
+        Command::Log(args) => args.requests(),
+        Command::Wait(args) => args.requests(),
+        _ => None,
+    };
+    requests.map(Asked::Answers)
 }
 
 fn run(mut client: Client, requests: &[Request], output: Output) -> anyhow::Result<Code> {
@@ -166,18 +182,6 @@ fn is_done(report: &Value) -> bool {
     report["extinct"] == true
         && is_empty(&report["survivors"])
         && suspects.is_none_or(|suspects| suspects.iter().all(is_killed))
-}
-
-/// Returns an answer that is a problem as the error that the command would have failed with.
-fn refusal(answer: &Answer) -> anyhow::Error {
-    let (code, detail) = answer.problem();
-    match code.as_str() {
-        "no_such_process" => NoSuchProcess(detail).into(),
-        "invalid_request" | "invalid_json" => Usage(detail).into(),
-        "unavailable" => NoAgent(detail).into(),
-        "own_tree" | "mps_clients" => anyhow::anyhow!("{detail} (--force)"),
-        _ => anyhow::anyhow!("{detail}"),
-    }
 }
 
 /// Returns a target as the agent takes it. A pid alone is made exact here, as long as it is the

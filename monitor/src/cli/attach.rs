@@ -1,6 +1,9 @@
 //! `lifemon attach`: shows a tree as it is now, then reports every event in it. What an event means
 //! is decided in `watch`, how it is printed in `report::stream`.
 
+#[cfg(feature = "agent")]
+pub(super) mod told;
+
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
@@ -39,7 +42,8 @@ Examples:
   sudo lifemon attach 4200 -o json | jq -c 'select(.event == \"exit\")'
 
 Ends with 0 when the tree is extinct, the time is over or Ctrl-C was pressed; with 1 when that left
-something alive that was to be killed.")]
+something alive that was to be killed, or what followed is not known: the tracker was switched off, or
+the agent that has told it has ended.")]
 pub struct Args {
     /// Root of the tree: PID, or `PID@START_NS` for exactly that process
     target: Target,

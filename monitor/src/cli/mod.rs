@@ -17,6 +17,8 @@ mod helper;
 mod kill;
 mod log;
 mod orphans;
+#[cfg(feature = "agent")]
+mod refusal;
 mod repeat;
 mod run;
 pub mod schema;
@@ -338,7 +340,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
         return 2;
     }
     #[cfg(feature = "agent")]
-    if error.downcast_ref::<asked::NoAgent>().is_some() {
+    if error.downcast_ref::<refusal::NoAgent>().is_some() {
         return 3;
     }
     if let Some(error) = error.downcast_ref::<kernel::Error>() {

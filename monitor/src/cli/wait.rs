@@ -45,17 +45,16 @@ pub struct Args {
 #[cfg(feature = "agent")]
 impl Args {
     /// Returns the request to the agent that stands for this command; `None` where it has options
-    /// that the agent does not know, or more processes than one.
+    /// that the agent does not know.
     pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
-        let [target] = self.targets.as_slice() else {
-            return None;
-        };
         if self.gpus.are_chosen() {
             return None;
         }
+        let targets = self.targets.iter().map(|target| target.for_agent());
+        let targets = targets.collect::<Option<Vec<_>>>()?;
         let timeout = self.timeout.unwrap_or(LONGEST);
         let body = serde_json::json!({
-            "process": target.for_agent()?,
+            "processes": targets,
             "until": self.until,
             "timeout": format!("{}ms", timeout.as_millis()),
         });

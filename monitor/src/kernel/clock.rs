@@ -82,6 +82,14 @@ impl WallClock {
             .map(|time| time.strftime("%Y-%m-%dT%H:%M:%S.%9fZ").to_string())
             .unwrap_or_default()
     }
+
+    /// Reads a time of RFC 3339, in ns since boot; `None` where it is none, or before boot.
+    #[cfg(feature = "agent")]
+    #[must_use]
+    pub(crate) fn boot_ns_of(self, rfc3339: &str) -> Option<u64> {
+        let unix = rfc3339.parse::<jiff::Timestamp>().ok()?.as_nanosecond();
+        u64::try_from(unix - i128::from(self.boot_unix_ns)).ok()
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +102,13 @@ mod tests {
             boot_unix_ns: 1_700_000_000_000_000_000,
         };
         assert_eq!(clock.rfc3339(5), "2023-11-14T22:13:20.000000005Z");
+        #[cfg(feature = "agent")]
+        {
+            let read = |text| clock.boot_ns_of(text);
+            assert_eq!(read("2023-11-14T22:13:20.000000005Z"), Some(5));
+            assert_eq!(read("2023-11-14T22:13:19.999999999Z"), None);
+            assert_eq!(read("soon"), None);
+        }
     }
 
     #[test]

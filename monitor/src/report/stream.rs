@@ -2,6 +2,8 @@
 //! `text` for people, `json` for scripts; a [`Printer`] is one of both.
 
 mod json;
+#[cfg(feature = "agent")]
+mod retold;
 mod text;
 
 use schemars::JsonSchema;
@@ -17,6 +19,8 @@ use crate::session::{Start, Update};
 use crate::watch::{Happening, Totals, What};
 pub(crate) use json::Line as LineJson;
 use json::Stream;
+#[cfg(feature = "agent")]
+pub(crate) use retold::Retold;
 use text::Text;
 
 /// The root of the tree of who has sent a signal.

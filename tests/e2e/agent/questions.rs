@@ -324,11 +324,56 @@ fn the_command_line_lets_the_agent_wait() {
     assert_eq!(waited.code, Some(0), "{waited:?}");
     assert!(waited.stdout.contains("sleep has died after"), "{waited:?}");
     assert!(waited.stdout.contains("SIGKILL"), "{waited:?}");
-    for words in [
-        &["--agent", "wait", "1", "2"][..],
-        &["--agent", "wait", "--device", "/dev/x", "1"],
-    ] {
-        let output = lifemon(&agent, words);
-        assert_eq!(output.code, Some(2), "{output:?}");
+    let refused = lifemon(&agent, &["--agent", "wait", "--device", "/dev/x", "1"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+}
+
+#[test]
+fn one_wait_is_for_several_trees_of_those_that_the_caller_sees() {
+    callers!();
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let root = Caller::root();
+    let mut sleepers: Vec<_> = (0..6).map(|_| Sleeper::start(&sandbox, &root)).collect();
+    let pids: Vec<_> = sleepers.iter().map(|one| one.pid().to_string()).collect();
+    let words = ["--agent", "wait", "-o", "json"].into_iter();
+    let words: Vec<_> = words.chain(pids.iter().map(String::as_str)).collect();
+    let over: Value = lifemon(&agent, &[&words[..], &["--timeout", "200ms"]].concat()).report();
+    assert_eq!(over["holds"], false, "{over}");
+    assert_eq!(over["alive"], 6, "{over}");
+    assert_eq!(over["targets"].as_array().map(Vec::len), Some(6), "{over}");
+    let start = |more: &[&str]| {
+        let mut command = Lifemon::find().command([&words[..], more].concat());
+        command.env("LIFEMON_AGENT", agent.socket());
+        Lifemon::find().start(command)
+    };
+    let (all, first) = (start(&[]), start(&["--until", "any-exit"]));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    sleepers.pop().expect("six").kill();
+    let first: Value = first.finish(DEADLINE).success();
+    assert_eq!(first["process"]["pid"].to_string(), pids[5], "{first}");
+    for mut sleeper in sleepers {
+        assert_eq!(all.stdout_so_far(), "", "not all have ended");
+        sleeper.kill();
     }
+    let all: Value = all.finish(DEADLINE).success();
+    assert_eq!(all["holds"], true, "{all}");
+    assert_eq!(all["answered_by"], "agent", "{all}");
+
+    // One that is not the caller's is enough for a refusal.
+    let user = Caller::user(USER, &[]);
+    let (own, foreign) = (
+        Sleeper::start(&sandbox, &user),
+        Sleeper::start(&sandbox, &root),
+    );
+    let wait = |processes: &Value| {
+        let body = json!({"processes": processes, "until": "gone", "timeout": "1ms"});
+        user.post(&agent, "/v1/wait", &body)
+    };
+    wait(&json!([own.name(), own.name()])).expect(200);
+    wait(&json!([own.name(), foreign.name()])).problem(403, "forbidden");
+    wait(&json!([own.name(), "4194304@1"])).problem(404, "no_such_process");
+    wait(&json!([])).problem(400, "invalid_request");
+    wait(&json!(vec![own.name(); 65])).problem(400, "invalid_request");
 }

@@ -1,10 +1,11 @@
-//! Events: what was missed is said, never passed over.
+//! Events: what was missed is said, never passed over, and who watches what others watch too has
+//! what is its own.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 
-use lifemon_tests::agent::{Agent, Caller, Sleeper};
-use lifemon_tests::{Sandbox, needs};
+use lifemon_tests::agent::{Agent, Caller, READERS, Sleeper};
+use lifemon_tests::{DEADLINE, Lifemon, Sandbox, needs, wait_until};
 use serde_json::{Value, json};
 
 use super::callers;
@@ -166,5 +167,149 @@ fn who_reads_slowly_gets_lost_and_a_snapshot_and_delays_nobody() {
         }
     };
     assert_eq!(lost["reason"], "slow_reader", "{lost}");
+    assert_eq!(slow.until_any()["event"], "attached");
+}
+
+/// Returns the slots of the kernel that are in use.
+#[track_caller]
+fn slots() -> u64 {
+    let status = Lifemon::find().run(["track", "status", "-o", "json"]);
+    let status: Value = status.success();
+    status["watched_trees"].as_u64().expect("a number")
+}
+
+/// Begins to watch a tree; returns the path of the watch.
+#[track_caller]
+fn watch(agent: &Agent, of: &Caller, tree: &Sleeper) -> String {
+    let body = json!({"process": tree.name()});
+    let made = of.post(agent, "/v1/watches", &body).expect(201);
+    format!("/v1/watches/{}", made["id"].as_str().expect("an id"))
+}
+
+#[test]
+fn all_who_watch_a_tree_share_one_slot_and_the_last_one_frees_it() {
+    callers!();
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let tree = Sleeper::run(
+        &sandbox,
+        &Caller::user(USER, &[]),
+        &["sh", "-c", "while :; do sleep 0.2; done"],
+        "sh",
+    );
+    assert_eq!(slots(), 0);
+    let callers: Vec<_> = (0..10)
+        .map(|index| Caller::user(USER + index, &[READERS.1]))
+        .collect();
+    let watches: Vec<_> = callers
+        .iter()
+        .flat_map(|caller| [caller; 4])
+        .map(|caller| (caller, watch(&agent, caller, &tree)))
+        .collect();
+    assert_eq!(watches.len(), 40);
+    assert_eq!(slots(), 1);
+    for caller in [&callers[0], &callers[9]] {
+        let body = json!({"process": tree.name()});
+        let one_more = caller.post(&agent, "/v1/watches", &body);
+        one_more.problem(429, "limit_reached");
+    }
+    // Each has its events once, and the others' ends are not its own.
+    let mut listener = Listener::start(&agent, &callers[9], "");
+    assert_eq!(listener.until("ready").len(), 2);
+    let (last, others) = watches.split_last().expect("forty");
+    for (caller, path) in others {
+        caller.ask(&agent, "DELETE", path, &[]).expect(200);
+    }
+    let mut forks = std::collections::HashSet::new();
+    let mut ends = 0;
+    while forks.len() < 10 {
+        let line = listener.until_any();
+        match line["event"].as_str() {
+            Some("fork") => assert!(forks.insert(line["process"].to_string()), "{line}"),
+            Some("detached") => ends += 1,
+            _ => {}
+        }
+    }
+    assert!(ends <= 3, "{ends}");
+    assert_eq!(slots(), 1);
+    last.0.ask(&agent, "DELETE", &last.1, &[]).expect(200);
+    wait_until("the slot is free", DEADLINE, || slots() == 0);
+}
+
+#[test]
+fn each_of_those_who_watch_a_tree_sees_what_it_may() {
+    callers!();
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let other = USER + 1;
+    let script = format!(
+        "while :; do setpriv --reuid {other} --regid {other} --clear-groups sleep 0.1; \
+         setpriv --reuid {USER} --regid {USER} --clear-groups sleep 0.1; done & \
+         exec setpriv --reuid {USER} --regid {USER} --clear-groups sleep 600"
+    );
+    let words = ["sh", "-c", &script];
+    let tree = Sleeper::run(&sandbox, &Caller::root(), &words, "sleep");
+    let user = Caller::user(USER, &[]);
+    let reader = Caller::user(USER + 2, &[READERS.1]);
+    let (own, all) = (watch(&agent, &user, &tree), watch(&agent, &reader, &tree));
+    assert_eq!(slots(), 1);
+    // Also of one stream that begins before the other's watch is told.
+    let mut of_user = Listener::start(&agent, &user, "");
+    let mut of_reader = Listener::start(&agent, &reader, "");
+    let (of_user_, of_reader_) = (of_user.until("ready"), of_reader.until("ready"));
+    assert_eq!((of_user_.len(), of_reader_.len()), (2, 2));
+    let uids = |listener: &mut Listener| {
+        let mut uids = std::collections::BTreeSet::new();
+        for _ in 0..60 {
+            let line = listener.until_any();
+            uids.extend(line["process"]["uid"].as_u64());
+        }
+        uids
+    };
+    let seen = uids(&mut of_user);
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [u64::from(USER)]);
+    let seen = uids(&mut of_reader);
+    for uid in [USER, other] {
+        assert!(seen.contains(&u64::from(uid)), "{seen:?}");
+    }
+    // Nobody ends, or reads, the watch of another.
+    reader.ask(&agent, "DELETE", &own, &[]).expect(404);
+    let id = all.rsplit('/').next().expect("an id");
+    let path = format!("/v1/events?watch={id}");
+    user.get(&agent, &path).expect(404);
+}
+
+#[test]
+fn who_reads_slowly_delays_nobody_who_watches_the_same_tree() {
+    callers!();
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let user = Caller::user(USER, &[]);
+    let script = "sleep 2; i=0; while [ $i -lt 6000 ]; do : & i=$((i+1)); done; wait; \
+        sh -c 'exit 7'; exec sleep 600";
+    let tree = Sleeper::run(&sandbox, &user, &["sh", "-c", script], "sh");
+    let reader = Caller::user(USER + 1, &[READERS.1]);
+    for caller in [&user, &reader] {
+        watch(&agent, caller, &tree);
+    }
+    let mut slow = Listener::start(&agent, &user, "");
+    let mut quick = Listener::start(&agent, &reader, "");
+    slow.until("ready");
+    quick.until("ready");
+    let mut forks = 0;
+    loop {
+        let line = quick.until_any();
+        forks += usize::from(line["event"] == "fork");
+        assert_ne!(line["reason"], "slow_reader", "{line}");
+        if line["exit"]["code"] == 7 {
+            break;
+        }
+    }
+    assert!(forks >= 6_000, "{forks}");
+    let lost = slow.until("lost");
+    assert_eq!(lost.last().expect("it")["reason"], "slow_reader");
     assert_eq!(slow.until_any()["event"], "attached");
 }

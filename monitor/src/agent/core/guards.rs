@@ -22,7 +22,7 @@ use crate::{ProcessId, proc};
 use super::permits;
 use super::{Connection, Core, lock};
 use crate::agent::call::{Answer, GuardRequest};
-use crate::agent::limits::{Good, Taken};
+use crate::agent::limits::Taken;
 use crate::agent::peer::{Peer, Scope};
 use crate::agent::problem::{Code, Problem};
 use crate::agent::state::{Store, boot};
@@ -79,7 +79,7 @@ struct Entry {
     watcher: Option<Watcher>,
     /// It has fired, and not everything could be done: the next agent tries again.
     has_failed: bool,
-    _taken: Vec<Taken>,
+    _taken: Vec<[Taken; 2]>,
 }
 
 /// All guards.
@@ -106,7 +106,7 @@ impl Guards {
                 continue;
             }
             let taken = guard.trees.iter();
-            let taken = taken.filter_map(|_| core.limits().take(Good::Tree, &guard.account).ok());
+            let taken = taken.filter_map(|_| core.limits().take_tree(&guard.account).ok());
             let taken = taken.collect();
             let is_older = guard.tracked_since_ns != since_ns;
             let fields = json!({"id": guard.id, "older_than_lineage": is_older});
@@ -156,7 +156,7 @@ impl Guards {
         let account = peer.account();
         let mut taken = Vec::new();
         for _ in &request.trees {
-            taken.push(core.limits().take(Good::Tree, &account)?);
+            taken.push(core.limits().take_tree(&account)?);
         }
         let caller = Arc::clone(&peer);
         let (id, pidfd, answer) = core

@@ -24,6 +24,8 @@ use crate::sys::runtime::current_thread;
 /// The wait where none was asked for, and the longest.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const TIMEOUT_MAX: Duration = Duration::from_hours(24);
+/// Processes of one wait at most.
+const PROCESSES_MAX: usize = 64;
 
 /// Waits for a caller.
 pub(super) async fn wait(
@@ -36,23 +38,32 @@ pub(super) async fn wait(
     let limit =
         limit.map_err(|why| Problem::new(Code::InvalidRequest, format!("timeout: {why}")))?;
     let limit = limit.unwrap_or(TIMEOUT).min(TIMEOUT_MAX);
+    let until = request.until;
+    let names = request.names();
+    if !(1..=PROCESSES_MAX).contains(&names.len()) {
+        let detail = format!("from 1 to {PROCESSES_MAX} processes");
+        return Err(Problem::new(Code::InvalidRequest, detail));
+    }
     let account = peer.account();
     let _work = core.limits().take(Good::Work, &account)?;
-    let _tree = core.limits().take(Good::Tree, &account)?;
-    let (caller, name) = (Arc::clone(peer), request.process);
-    let root = core
+    let _tree = core.limits().take_tree(&account)?;
+    let caller = Arc::clone(peer);
+    let roots: Vec<_> = core
         .at_work(peer, move |core| {
             let snapshot = core.snapshot()?;
-            View::new(&snapshot, &caller).find(&name, core.handles())
+            let view = View::new(&snapshot, &caller);
+            let found = names.iter().map(|name| view.find(name, core.handles()));
+            found.collect::<Result<_, _>>()
         })
         .await?;
-    let mut waited = on_a_thread(root, request.until, limit).await?;
+    let mut waited = on_a_thread(roots.clone(), until, limit).await?;
     if !peer.scope(peer.rights.sees).is_all() {
         // The dead of others are none of the caller's business, and of the dead of a container
         // nothing says that they were of it.
         let own = peer.scope(peer.rights.sees).uid_of_ghosts();
-        let is_own =
-            |process: &crate::Process| process.id == root || (own.is_some() && process.uid == own);
+        let is_own = |process: &crate::Process| {
+            roots.contains(&process.id) || (own.is_some() && process.uid == own)
+        };
         waited.died = waited.died.filter(|(process, _)| is_own(process));
     }
     let json = report::wait::json(&waited);
@@ -60,8 +71,12 @@ pub(super) async fn wait(
     Ok(Answer::json(200, json))
 }
 
-/// Follows a tree on a thread of its own, because that looks at maps; ends with its caller.
-async fn on_a_thread(root: ProcessId, until: Until, limit: Duration) -> Result<Waited, Problem> {
+/// Follows trees on a thread of its own, because that looks at maps; ends with its caller.
+async fn on_a_thread(
+    roots: Vec<ProcessId>,
+    until: Until,
+    limit: Duration,
+) -> Result<Waited, Problem> {
     let (done, result) = oneshot::channel();
     let run = move || {
         let runtime = current_thread();
@@ -69,7 +84,7 @@ async fn on_a_thread(root: ProcessId, until: Until, limit: Duration) -> Result<W
         runtime.block_on(async {
             let mut done = done;
             let followed = tokio::select! {
-                followed = follow(root, until, limit) => followed,
+                followed = follow(roots, until, limit) => followed,
                 () = done.closed() => return,
             };
             let _ = done.send(followed);
@@ -83,11 +98,11 @@ async fn on_a_thread(root: ProcessId, until: Until, limit: Duration) -> Result<W
     result.await.map_err(|_| ended())?
 }
 
-async fn follow(root: ProcessId, until: Until, limit: Duration) -> Result<Waited, Problem> {
+async fn follow(roots: Vec<ProcessId>, until: Until, limit: Duration) -> Result<Waited, Problem> {
     let tracker = Tracker::open_or_load(&LoadOptions::default())?;
     let snapshot = tracker.snapshot()?;
     let has_gpus = DeviceFiles::default().exist();
-    let mut waiting = Waiting::begin(tracker, &snapshot, vec![root], until, has_gpus)?;
+    let mut waiting = Waiting::begin(tracker, &snapshot, roots, until, has_gpus)?;
     let holds = waiting.holds(Some(limit)).await?;
     Ok(waiting.end(holds))
 }

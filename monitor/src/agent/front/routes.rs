@@ -376,7 +376,8 @@ async fn wait(caller: Caller, bytes: Bytes) -> Answered {
 
 /// Watches a tree: its events are kept for `/events`.
 #[utoipa::path(post, path = "/watches", request_body = WatchRequest,
-    responses((status = 201, description = "the watch, with its `id`"),
+    responses((status = 201, description = "the watch, with its `id`; `after` is where its events \
+        begin"),
         (status = 404, body = Problem), (status = 429, body = Problem)))]
 async fn watch(caller: Caller, bytes: Bytes) -> Answered {
     let request = body(&bytes)?;
@@ -400,8 +401,8 @@ async fn unwatch(caller: Caller, Path(id): Path<String>) -> Answered {
 
 /// Streams the events of the caller's watches, one object a line. `id` is `EPOCH:SEQ`.
 #[utoipa::path(get, path = "/events", params(EventsQuery),
-    responses((status = 200, description = "lines, until the caller goes",
-        content_type = "application/x-ndjson"), (status = 429, body = Problem)))]
+    responses((status = 200, description = "lines, until the caller goes, or the one `watch` ends",
+        content_type = "application/x-ndjson"), (status = 404, body = Problem), (status = 429, body = Problem)))]
 async fn events(caller: Caller, uri: Uri) -> Answered {
     let query = query(&uri)?;
     Ok(caller.ask(Call::Events { query }).await)

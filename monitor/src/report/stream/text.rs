@@ -10,6 +10,8 @@ use crate::gpu::release::News;
 use crate::kernel::clock::WallClock;
 use crate::loss::Loss;
 use crate::process::{Cause, Death, Died, Process, Who};
+#[cfg(feature = "agent")]
+use crate::report::out::printable;
 use crate::report::text::{self, Tone, duration_ms, duration_us, from, how, paint, process, who};
 use crate::session::Start;
 use crate::watch::{Happening, What};
@@ -244,6 +246,15 @@ impl Text {
             self.paint(Tone::Bad, "lost    "),
             loss.advice()
         )
+    }
+
+    /// Writes that events were not told, in the word of who was to tell them.
+    #[cfg(feature = "agent")]
+    #[must_use]
+    pub(super) fn not_told(self, at_ns: u64, reason: &str) -> String {
+        let (time, kind) = (self.time(Some(at_ns)), self.paint(Tone::Bad, "lost    "));
+        let reason = printable(reason);
+        format!("{time} {kind} what happened before this is not known: {reason}\n")
     }
 
     /// Writes that no member can run again.
