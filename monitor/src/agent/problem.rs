@@ -28,6 +28,8 @@ pub enum Code {
     NoSuchKill,
     /// There is no such guard of this caller.
     NoSuchGuard,
+    /// There is no such watch of this caller.
+    NoSuchWatch,
     /// The caller may not do that.
     Forbidden,
     /// Nobody may end that.
@@ -57,7 +59,11 @@ impl Code {
         match self {
             Self::InvalidRequest | Self::InvalidJson | Self::JsonTooDeep => 400,
             Self::Forbidden | Self::Protected | Self::PeerGone => 403,
-            Self::NotFound | Self::NoSuchProcess | Self::NoSuchKill | Self::NoSuchGuard => 404,
+            Self::NotFound
+            | Self::NoSuchProcess
+            | Self::NoSuchKill
+            | Self::NoSuchGuard
+            | Self::NoSuchWatch => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
             Self::KeyReused | Self::OwnTree | Self::MpsClients => 409,
@@ -88,6 +94,7 @@ impl Code {
             Self::NoSuchProcess => "no such process",
             Self::NoSuchKill => "no such kill",
             Self::NoSuchGuard => "no such guard",
+            Self::NoSuchWatch => "no such watch",
             Self::Forbidden => "not permitted",
             Self::Protected => "protected",
             Self::OwnTree => "the caller is of that tree",

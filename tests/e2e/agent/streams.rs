@@ -96,7 +96,8 @@ fn a_stream_goes_on_where_it_was_and_says_so_where_it_cannot() {
     let path = format!("/v1/watches/{}", made["id"].as_str().expect("an id"));
     agent.kill();
     agent.start_again();
-    user.ask(&agent, "DELETE", &path, &[]).expect(404);
+    let gone = user.ask(&agent, "DELETE", &path, &[]).expect(404);
+    assert_eq!(gone["code"], "no_such_watch", "{gone}");
     user.post(&agent, "/v1/watches", &body).expect(201);
     let mut after = Listener::start(&agent, &user, &format!("?after={id}"));
     let begin = after.until("ready");

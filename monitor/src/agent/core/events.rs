@@ -150,7 +150,7 @@ impl Events {
         let is_own = |account: &str| account == peer.account() || peer.is_operator();
         if !self.has_watch(id, is_own) {
             return Err(Problem::new(
-                Code::NoSuchKill,
+                Code::NoSuchWatch,
                 format!("no watch {id} of yours"),
             ));
         }

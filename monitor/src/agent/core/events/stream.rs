@@ -124,7 +124,7 @@ impl Stream<'_> {
             return Ok(());
         }
         let detail = format!("no watch {id} of yours");
-        Err(Problem::new(Code::NoSuchKill, detail))
+        Err(Problem::new(Code::NoSuchWatch, detail))
     }
 
     /// Begins behind an event, or with a snapshot; returns false where it has ended by that.
