@@ -42,6 +42,8 @@ pub(crate) fn run(parent: u32, calls: RawFd, connections: RawFd) -> io::Result<(
         )
     };
     child::set_name(c"lifemon-front");
+    // Away from the terminal of whoever has started the agent.
+    let _ = nix::unistd::setsid();
     privilege::give_up(NOBODY, NOBODY)?;
     child::die_with(parent)?;
     let calls = StdStream::from(calls);

@@ -125,11 +125,13 @@ impl Peer {
 
     /// Returns whom its limits are counted for: others of the same share them.
     pub(super) fn account(&self) -> String {
-        match (self.is_operator(), &self.container, self.rights.ends) {
-            (true, ..) => "root".to_owned(),
-            (_, Some(container), _) => format!("uid {} in {}", self.uid, container.path()),
-            (_, _, Reach::Namespaces) => format!("uid {} in {}", self.uid, self.namespaces.pid),
-            _ => format!("uid {}", self.uid),
+        let uid = self.uid;
+        match &self.container {
+            _ if self.is_operator() => "root".to_owned(),
+            // Other groups and namespaces anybody can make, as many as are wanted.
+            Some(container) if container.is_roots() => format!("uid {uid} in {}", container.path()),
+            None if uid == 0 => format!("uid {uid} in {}", self.namespaces.pid),
+            _ => format!("uid {uid}"),
         }
     }
 
@@ -180,11 +182,11 @@ impl Scope {
     /// Returns whether the asker may know what a process that it sees has open: where a uid alone
     /// decides, that uid has to be able to look itself.
     pub(super) fn looks_into(&self, id: ProcessId) -> bool {
+        let is_roots = |container: &ContainerGroup| container.is_roots();
         match self.reach {
-            Reach::All | Reach::Container => true,
-            Reach::User | Reach::Namespaces => {
-                proc::owner(id.pid) == Some(self.uid) && proc::owns_pid(id)
-            }
+            Reach::All => true,
+            Reach::Container if self.container.as_ref().is_some_and(is_roots) => true,
+            _ => proc::owner(id.pid) == Some(self.uid) && proc::owns_pid(id),
         }
     }
 

@@ -75,6 +75,9 @@ pub(crate) struct ContainerGroup {
     controllers: String,
     /// Path of the container's own group.
     path: String,
+    /// Root has made it. Others can make groups that are called so, below those that are theirs.
+    #[serde(default)]
+    is_roots: bool,
 }
 
 impl ContainerGroup {
@@ -94,12 +97,34 @@ impl ContainerGroup {
     pub(crate) fn path(&self) -> &str {
         &self.path
     }
+
+    /// Returns whether root has made it, as far as that can be known.
+    pub(crate) fn is_roots(&self) -> bool {
+        self.is_roots
+    }
+
+    fn owner(&self) -> Option<u32> {
+        // Hierarchies of version 1 are called as their controllers; beside them stands version 2.
+        let hierarchies = match self.controllers.strip_prefix("name=") {
+            Some(name) => [name, ""],
+            None if self.controllers.is_empty() => ["", "unified"],
+            None => [self.controllers.as_str(), ""],
+        };
+        hierarchies.iter().find_map(|hierarchy| {
+            let group = format!("/sys/fs/cgroup/{hierarchy}{}", self.path);
+            Some(fs::metadata(group).ok()?.uid())
+        })
+    }
 }
 
 /// Returns the container that whoever has this pid is in, the outermost one.
 pub(crate) fn container_group(pid: u32) -> Option<ContainerGroup> {
     let text = text::read(format!("/proc/{pid}/cgroup")).ok()?;
-    group_in(&text)
+    let group = group_in(&text)?;
+    Some(ContainerGroup {
+        is_roots: group.owner() == Some(0),
+        ..group
+    })
 }
 
 fn group_in(text: &str) -> Option<ContainerGroup> {
@@ -112,6 +137,7 @@ fn group_in(text: &str) -> Option<ContainerGroup> {
                 return Some(ContainerGroup {
                     controllers,
                     path: own,
+                    is_roots: false,
                 });
             }
         }

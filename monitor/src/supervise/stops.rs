@@ -106,6 +106,8 @@ impl Stops {
         // What comes to the owner from here on it hands on, and what comes to its group reaches the
         // command; what came to both before this SIGSTOP would be lost until the next look.
         if !is_stopped(self.owner_pid) {
+            self.by_guardian = false;
+            self.owners = None;
             self.send(libc::SIGCONT);
         }
     }

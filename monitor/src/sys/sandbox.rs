@@ -9,7 +9,10 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _,
     Scope,
 };
-use seccompiler::{SeccompAction, SeccompFilter};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as ArgLen, SeccompCmpOp,
+    SeccompCondition, SeccompFilter, SeccompRule,
+};
 
 /// The system calls that are left: memory, time, waiting, and what is done with a descriptor that
 /// is open. All others fail with EPERM.
@@ -31,7 +34,6 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_eventfd2,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_futex,
     libc::SYS_getpeername,
@@ -41,7 +43,6 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_getsockname,
     libc::SYS_getsockopt,
     libc::SYS_gettid,
-    libc::SYS_ioctl,
     libc::SYS_lseek,
     libc::SYS_madvise,
     libc::SYS_membarrier,
@@ -69,9 +70,24 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_set_robust_list,
     libc::SYS_shutdown,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
     libc::SYS_write,
     libc::SYS_writev,
+];
+
+/// Those of which one argument has to be one of these.
+const CALLS_WITH: &[(libc::c_long, u8, &[u64])] = &[
+    (
+        libc::SYS_fcntl,
+        1,
+        &[
+            libc::F_GETFD as u64,
+            libc::F_SETFD as u64,
+            libc::F_GETFL as u64,
+            libc::F_SETFL as u64,
+            libc::F_DUPFD_CLOEXEC as u64,
+        ],
+    ),
+    (libc::SYS_ioctl, 1, &[libc::FIONBIO]),
 ];
 
 /// Leaves this thread, and all that it starts, the descriptors that are open: no path, no TCP port,
@@ -84,12 +100,29 @@ pub(crate) fn enter() -> io::Result<()> {
     // Before the filter, which leaves no way to do it.
     keep_away_from_files().map_err(io::Error::other)?;
     let architecture = ARCH.try_into().map_err(io::Error::other)?;
-    let rules: BTreeMap<_, _> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
     let eperm = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    let filter = SeccompFilter::new(rules, eperm, SeccompAction::Allow, architecture);
-    let program = filter.and_then(TryInto::try_into);
-    let program: seccompiler::BpfProgram = program.map_err(io::Error::other)?;
+    let filter = rules().and_then(|rules| {
+        SeccompFilter::new(rules, eperm, SeccompAction::Allow, architecture)?.try_into()
+    });
+    let program: BpfProgram = filter.map_err(io::Error::other)?;
     seccompiler::apply_filter(&program).map_err(io::Error::other)
+}
+
+/// Returns what is left, with the conditions of each call.
+fn rules() -> Result<BTreeMap<libc::c_long, Vec<SeccompRule>>, BackendError> {
+    let mut rules: BTreeMap<_, _> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let only = |argument, value| {
+        let is_it = SeccompCondition::new(argument, ArgLen::Dword, SeccompCmpOp::Eq, value)?;
+        SeccompRule::new(vec![is_it])
+    };
+    for (call, argument, values) in CALLS_WITH {
+        let values = values.iter().map(|value| only(*argument, *value));
+        rules.insert(*call, values.collect::<Result<_, _>>()?);
+    }
+    // To itself alone: this is how a process aborts.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![only(0, own)?]);
+    Ok(rules)
 }
 
 fn keep_away_from_files() -> Result<(), landlock::RulesetError> {
@@ -124,6 +157,13 @@ mod tests {
         thread.join().expect("it does not panic")
     }
 
+    /// Sends the null signal to process 1.
+    fn signal_init() -> Option<io::Error> {
+        // SAFETY: the call takes no pointer, and the null signal does nothing.
+        let result = unsafe { libc::syscall(libc::SYS_tgkill, 1, 1, 0) };
+        (result < 0).then(io::Error::last_os_error)
+    }
+
     #[test]
     fn what_is_open_can_be_used_and_nothing_else_opened() {
         let (mut here, mut there) = std::os::unix::net::UnixStream::pair().expect("two sockets");
@@ -140,6 +180,7 @@ mod tests {
                     UdpSocket::bind("127.0.0.1:0").err(),
                     TcpListener::bind("127.0.0.1:0").err(),
                     Command::new("/bin/true").spawn().err(),
+                    signal_init(),
                 ];
                 (
                     written,
@@ -148,7 +189,7 @@ mod tests {
             },
         );
         assert!(written.is_ok(), "{written:?}");
-        assert_eq!(errors, [Some(libc::EPERM); 4]);
+        assert_eq!(errors, [Some(libc::EPERM); 5]);
     }
 
     #[test]

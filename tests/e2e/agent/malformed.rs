@@ -140,6 +140,51 @@ print(answers.count("HTTP/1.1 200"), answers.count("HTTP/1.1 429"))
     assert_eq!(run(&Caller::user(54_321, &[]), "20"), "16 4");
 }
 
+/// Namespaces anybody can make, as many as are wanted.
+#[test]
+fn a_user_has_no_more_in_namespaces_of_its_own() {
+    callers!();
+    let Some(python) = python_for_all() else {
+        return;
+    };
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let agent = Agent::start(&sandbox, &[]);
+    let script = r#"
+import ctypes, os, socket, sys
+NEW_USER, NEW_PID = 0x10000000, 0x20000000
+sockets = []
+def granted(count):
+    for number in range(count):
+        one = socket.socket(socket.AF_UNIX)
+        one.settimeout(20)
+        one.connect(sys.argv[1])
+        one.sendall(b"GET /v1/info HTTP/1.1\r\nhost: x\r\n\r\n")
+        sockets.append(one)
+    return sum(one.recv(12) == b"HTTP/1.1 200" for one in sockets[-count:])
+print(granted(10), flush=True)
+if os.fork() == 0:
+    if ctypes.CDLL(None).unshare(NEW_USER | NEW_PID):
+        print("no namespaces", flush=True)
+    elif os.fork() == 0:
+        print(granted(10), flush=True)
+    else:
+        os.wait()
+    os._exit(0)
+os.wait()
+"#;
+    let socket = agent.socket().display().to_string();
+    let mut command = Caller::user(54_321, &[]).command(&[&python, "-c", script, &socket]);
+    let output = command.output().expect("python runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let granted: Vec<_> = text.lines().collect();
+    if granted == ["10", "no namespaces"] {
+        println!("skipped: users may not make namespaces");
+        return;
+    }
+    assert_eq!(granted, ["10", "6"], "{output:?}");
+}
+
 #[test]
 fn a_front_that_lies_gets_nothing() {
     callers!();

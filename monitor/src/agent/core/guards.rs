@@ -79,6 +79,8 @@ struct Entry {
     watcher: Option<Watcher>,
     /// It has fired, and not everything could be done: the next agent tries again.
     has_failed: bool,
+    /// It has fired, and is not fired again by this agent.
+    is_firing: bool,
     _taken: Vec<[Taken; 2]>,
 }
 
@@ -118,6 +120,7 @@ impl Guards {
                 waiting: None,
                 watcher,
                 has_failed: false,
+                is_firing: false,
                 _taken: taken,
                 guard,
             };
@@ -204,6 +207,7 @@ impl Guards {
                     waiting: None,
                     watcher,
                     has_failed: false,
+                    is_firing: false,
                     _taken: taken,
                 };
                 let answer = entry.json();
@@ -315,9 +319,10 @@ impl Guards {
             let Some(entry) = guards.get_mut(id) else {
                 return;
             };
-            if entry.guard.fires.is_some() && entry.waiting.is_some() {
+            if entry.is_firing {
                 return;
             }
+            entry.is_firing = true;
             entry.guard.fires = Some(cause);
             entry.connection = None;
             entry.guard.clone()
@@ -334,9 +339,7 @@ impl Guards {
             let mut fields = json!({"id": of, "trees": done});
             if let Some(failure) = failure {
                 // It stays on disk: the next agent tries again, or its caller releases it.
-                if let Some(entry) = lock(&core_.guards().guards).get_mut(&of) {
-                    entry.has_failed = true;
-                }
+                Self::failed(&core_, &of);
                 fields["error"] = failure.into();
                 core_.audit().write("guard_failed", None, fields);
                 return;
@@ -344,13 +347,24 @@ impl Guards {
             core_.audit().write("guard_done", None, fields);
             let removed = lock(&core_.guards().guards).remove(&of);
             core_.guards().store.remove(&of);
-            drop(removed);
+            if let Some(mut entry) = removed {
+                entry.stop();
+            }
         };
         if let Err(error) = std::thread::Builder::new()
             .name("guard".to_owned())
             .spawn(run)
         {
             log::warn!("guard {id} cannot fire now: {error}");
+            Self::failed(core, id);
+        }
+    }
+
+    /// Notes that not everything could be done.
+    fn failed(core: &Core, id: &str) {
+        if let Some(entry) = lock(&core.guards().guards).get_mut(id) {
+            entry.has_failed = true;
+            entry.stop();
         }
     }
 }

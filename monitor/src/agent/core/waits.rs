@@ -14,7 +14,7 @@ use crate::wait::{Until, Waited, Waiting};
 
 use super::Core;
 use crate::agent::call::{Answer, WaitRequest};
-use crate::agent::limits::Good;
+use crate::agent::limits::{Good, Taken};
 use crate::agent::peer::Peer;
 use crate::agent::problem::{Code, Problem};
 use crate::agent::time::parse_duration;
@@ -45,8 +45,8 @@ pub(super) async fn wait(
         return Err(Problem::new(Code::InvalidRequest, detail));
     }
     let account = peer.account();
-    let _work = core.limits().take(Good::Work, &account)?;
-    let _tree = core.limits().take_tree(&account)?;
+    let work = core.limits().take(Good::Work, &account)?;
+    let tree = core.limits().take_tree(&account)?;
     let caller = Arc::clone(peer);
     let roots: Vec<_> = core
         .at_work(peer, move |core| {
@@ -56,7 +56,7 @@ pub(super) async fn wait(
             found.collect::<Result<_, _>>()
         })
         .await?;
-    let mut waited = on_a_thread(roots.clone(), until, limit).await?;
+    let mut waited = on_a_thread((work, tree), roots.clone(), until, limit).await?;
     if !peer.scope(peer.rights.sees).is_all() {
         // The dead of others are none of the caller's business, and of the dead of a container
         // nothing says that they were of it.
@@ -71,8 +71,10 @@ pub(super) async fn wait(
     Ok(Answer::json(200, json))
 }
 
-/// Follows trees on a thread of its own, because that looks at maps; ends with its caller.
+/// Follows trees on a thread of its own, because that looks at maps; ends with its caller. What was
+/// taken for it is given back when the thread ends, which gives back the slot itself.
 async fn on_a_thread(
+    taken: (Taken, [Taken; 2]),
     roots: Vec<ProcessId>,
     until: Until,
     limit: Duration,
@@ -89,6 +91,7 @@ async fn on_a_thread(
             };
             let _ = done.send(followed);
         });
+        drop(taken);
     };
     let started = std::thread::Builder::new()
         .name("wait".to_owned())

@@ -92,8 +92,8 @@ impl Buffer {
         }
     }
 
-    /// Returns what comes after `seq`; `None` where some of it is not kept any more, or it is too
-    /// much for one who is to keep up.
+    /// Returns what comes after `seq`; `None` where some of it is not kept any more, or what comes
+    /// after the next event is too much for one who is to keep up.
     pub(super) fn after(&self, seq: u64, most: u64) -> Option<Vec<Kept>> {
         if seq > self.seq {
             return None;
@@ -104,8 +104,10 @@ impl Buffer {
         }
         let skipped = usize::try_from(seq + 1 - first).ok()?;
         let next = self.lines.get(skipped);
-        let before = next.map_or(self.bytes, |next| next.bytes - next.line.len() as u64);
-        (self.bytes - before <= most).then(|| self.lines.iter().skip(skipped).cloned().collect())
+        // One line alone may be longer than what somebody may be behind.
+        let up_to_next = next.map_or(self.bytes, |next| next.bytes);
+        (self.bytes - up_to_next <= most)
+            .then(|| self.lines.iter().skip(skipped).cloned().collect())
     }
 
     /// Returns whether an event of a watch of this account is kept.
@@ -143,11 +145,9 @@ mod tests {
             buffer.after(18, u64::MAX).map(|events| events.len()),
             Some(2)
         );
-        assert!(buffer.after(18, 1 << 20).is_none(), "too far behind");
-        assert_eq!(
-            buffer.after(19, 1 << 20).map(|events| events.len()),
-            Some(1)
-        );
+        assert!(buffer.after(18, (1 << 20) - 1).is_none(), "too far behind");
+        // A line that is longer than that alone is not.
+        assert_eq!(buffer.after(19, 0).map(|events| events.len()), Some(1));
         assert_eq!(buffer.after(20, 0).map(|events| events.len()), Some(0));
         assert!(buffer.held <= REPLAY_BYTES);
     }

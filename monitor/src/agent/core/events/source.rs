@@ -127,7 +127,6 @@ impl<'a> Source<'a> {
     async fn serve(&mut self, asked: &mut UnboundedReceiver<Command>) -> Problem {
         loop {
             tokio::select! {
-                biased;
                 command = asked.recv() => match command {
                     Some(command) => self.hear(command),
                     None => return Problem::new(Code::Unavailable, "nobody watches any more"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::buffer::Kept;
 use super::source::Command;
@@ -27,6 +27,8 @@ const BEHIND_BYTES: u64 = 1 << 20;
 const FLOW_BYTES: u64 = 256 << 10;
 /// The time between two signs of life on a stream.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// The time in which the end of a watch is told that is forgotten already, at most.
+const FORGOTTEN: Duration = Duration::from_secs(1);
 /// The kinds of events that nobody can leave out.
 const ALWAYS: [&str; 3] = ["attached", "lost", "detached"];
 
@@ -55,6 +57,7 @@ pub(in crate::agent::core) async fn stream(
         watch: query.watch,
         kinds,
         at: lock(&core.events().buffer).seq,
+        behind: u64::MAX,
     };
     stream.check_watch()?;
     let after = query.after.as_deref().map(read_after).transpose()?;
@@ -108,6 +111,8 @@ struct Stream<'a> {
     kinds: Option<Vec<String>>,
     /// The last event that it has had.
     at: u64,
+    /// Bytes that it may be behind: what is kept, until it has had all that once.
+    behind: u64,
 }
 
 impl Stream<'_> {
@@ -142,14 +147,38 @@ impl Stream<'_> {
             return self.snapshot(Some("overrun")).await;
         }
         self.at = seq;
-        self.send(json!({"event": "resumed"}))
+        if !self.send(json!({"event": "resumed"})) {
+            return false;
+        }
+        if self.has_no_more().await {
+            self.send(json!({"event": "detached", "complete": false}));
+            return false;
+        }
+        true
+    }
+
+    /// Returns whether the one watch that this is about has ended, and its end is not to come.
+    async fn has_no_more(&self) -> bool {
+        let Some(id) = &self.watch else { return false };
+        let events = self.core.events();
+        let is_to_come = || {
+            let next = lock(&events.buffer).after(self.at, u64::MAX);
+            let ends = next.is_some_and(|next| next.iter().any(|kept| self.is_end(kept)));
+            ends || events.has_watch(id, |_| true)
+        };
+        if is_to_come() {
+            return false;
+        }
+        // A watch is forgotten a moment before its end is told.
+        sleep(FORGOTTEN).await;
+        !is_to_come()
     }
 
     /// Sends what has come since; returns false where nobody listens any more, or it has ended.
     async fn catch_up(&mut self) -> bool {
         loop {
             self.front.has_room(self.number, FLOW_BYTES).await;
-            let events = lock(&self.core.events().buffer).after(self.at, BEHIND_BYTES);
+            let events = lock(&self.core.events().buffer).after(self.at, self.behind);
             let Some(events) = events else {
                 if !self.snapshot(Some("slow_reader")).await {
                     return false;
@@ -157,6 +186,7 @@ impl Stream<'_> {
                 continue;
             };
             let Some(last) = events.last().map(|kept| kept.seq) else {
+                self.behind = BEHIND_BYTES;
                 return true;
             };
             let mut text = String::new();
@@ -175,8 +205,12 @@ impl Stream<'_> {
             if !text.is_empty() && !self.front.stream(self.number, text.into_bytes()) {
                 return false;
             }
-            if is_over || self.at == last {
-                return !is_over;
+            if is_over {
+                return false;
+            }
+            if self.at == last {
+                self.behind = BEHIND_BYTES;
+                return true;
             }
         }
     }
@@ -193,9 +227,13 @@ impl Stream<'_> {
         let is_own = whose.any(|whose| {
             self.is_own(&whose.account) && watch.is_none_or(|watch| *whose.watch == *watch)
         });
-        let is_user = self.peer.rights.sees == Reach::User;
-        let is_foreign = is_user && kept.uid.is_some_and(|uid| uid != self.peer.uid);
+        let is_foreign = self.sees_its_uid() && kept.uid.is_some_and(|uid| uid != self.peer.uid);
         is_own && !is_foreign && self.wants(kept.root, &kept.kind)
+    }
+
+    /// Returns whether the caller sees only processes of its uid.
+    fn sees_its_uid(&self) -> bool {
+        matches!(self.peer.rights.sees, Reach::User | Reach::Namespaces)
     }
 
     fn wants(&self, root: ProcessId, kind: &str) -> bool {
@@ -255,7 +293,7 @@ impl Stream<'_> {
     /// Leaves out of the line that opens a stream the members that a user does not see, and counts
     /// them.
     fn own_members(&self, kind: &str, line: &str) -> String {
-        if kind != "attached" || self.peer.rights.sees != Reach::User {
+        if kind != "attached" || !self.sees_its_uid() {
             return line.to_owned();
         }
         let Ok(mut value) = serde_json::from_str::<Value>(line) else {
