@@ -29,9 +29,9 @@ use aya_ebpf::{
     programs::{RawTracePointContext, TracePointContext},
 };
 
-use lifemon_ebpf::is_meant;
+use lifemon_ebpf::{is_meant, membership};
 
-use crate::{maps::host, members, task::Task};
+use crate::{lineage::Map, maps::host, task::Task};
 
 const SIGKILL: u32 = 9;
 
@@ -57,7 +57,7 @@ fn close() {
         return;
     }
     let task = Task::current();
-    let Some(tree) = members::condemned(&task.process(), layers) else {
+    let Some(tree) = membership::condemned(&Map, &task.process(), layers) else {
         return;
     };
     // The credentials are those of this moment: a member can have executed a program of another

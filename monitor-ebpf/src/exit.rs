@@ -26,12 +26,13 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
-use lifemon_ebpf::{EVENT_EXIT, Event, OOM_KILLED, ProcessId, Record};
+use lifemon_ebpf::{EVENT_EXIT, Event, OOM_KILLED, ProcessId, Record, lifecycle, records};
 
 use crate::{
-    events, lineage, log,
+    events,
+    lineage::Map,
     maps::{HAS_GROUP_DEAD, OOM_VICTIMS, Room, Scratch, scratch, tree},
-    members, signal,
+    signal,
     task::{Kernel, Task, offset},
 };
 
@@ -72,7 +73,7 @@ fn is_last(task: Task, group_dead: impl FnOnce() -> u8) -> bool {
 #[inline(always)]
 fn died(ctx: &impl EbpfContext, task: Task, room: Room) {
     let process = task.process();
-    if task.is_kernel_thread() || !lineage::claim_exit(&process) {
+    if task.is_kernel_thread() || !records::claim_exit(&Map, &process) {
         return;
     }
     let Some(Scratch { event, .. }) = scratch(room) else {
@@ -82,18 +83,14 @@ fn died(ctx: &impl EbpfContext, task: Task, room: Room) {
     if let Some(all) = tree(0) {
         all.exits.increment();
     }
-    let creator = lineage::mark_dead(&process, |record| note(record, event));
-    event.creator = creator.unwrap_or(ProcessId::NONE);
-    members::leave_all(&process, event);
-    if creator.is_some() {
-        log::record(&process, event);
-        lineage::bury(&process);
-    }
+    lifecycle::died(&Map, &process, event, note, |event, creator| {
+        event.creator = creator;
+    });
     debug!(ctx, "exit {} status {}", process.pid, event.status);
 }
 
 /// Makes `event` say how the process dies. A function of its own: what it needs of the stack is
-/// given back before [`lineage::bury`] takes more (512 bytes for all that call each other).
+/// given back before the burial takes more (512 bytes for all that call each other).
 #[inline(never)]
 fn describe(event: &mut Event, task: Task, process: ProcessId) {
     events::begin(event, EVENT_EXIT, process);

@@ -20,12 +20,12 @@
 
 use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
-use lifemon_ebpf::{EVENT_FORK, ProcessId};
+use lifemon_ebpf::{EVENT_FORK, ProcessId, lifecycle};
 
 use crate::{
-    events, lineage,
+    events,
+    lineage::{self, Map},
     maps::{Room, Scratch, scratch, tree},
-    members,
     task::Task,
 };
 
@@ -71,7 +71,6 @@ fn created(ctx: &impl EbpfContext, parent: Task, child: Task) {
     event.uid = record.uid;
     event.ns_pid = record.ns_pid;
     event.cgroup_id = record.cgroup_id;
-    let is_followed = lineage::insert_child(&creator, &process, record);
-    members::inherit(&creator, &process, event, is_followed);
+    lifecycle::born(&Map, &creator, &process, record, event);
     debug!(ctx, "fork {} -> {}", creator.pid, process.pid);
 }

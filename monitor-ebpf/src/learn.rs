@@ -10,12 +10,13 @@ use aya_ebpf::{
 use lifemon_ebpf::{
     DEAD, EXIT_UNSEEN, INFERRED, LEARNING, LIVE, ProcessId,
     learning::{self, Ancestor, Processes},
+    records::{self, EEXIST},
     rules::{Lineage, Link},
 };
 
 use crate::{
     atomic::Counter,
-    lineage::{self, EEXIST, Map},
+    lineage::{self, Map},
     maps::{LINEAGE, PassView, Room, Scratch, host, is_learning, pass, scratch},
     task::Task,
 };
@@ -109,7 +110,7 @@ impl Processes for Map {
 
     #[inline(always)]
     fn hold(&self, id: &ProcessId, by: &ProcessId) -> bool {
-        lineage::hold(id, by)
+        records::hold(self, id, by)
     }
 
     #[inline(always)]
@@ -165,7 +166,7 @@ fn insert(task: Task, creator: &ProcessId, holds_creator: u64, room: Room) -> bo
     lineage::describe(record, task, *creator);
     record.origin = INFERRED;
     record.holds_creator = holds_creator;
-    let inserted = lineage::insert(&task.process(), record);
+    let inserted = records::insert(&Map, &task.process(), record);
     match inserted {
         Ok(()) => count(|pass| &pass.inserted),
         Err(EEXIST) => {}
@@ -190,7 +191,9 @@ fn end(process: &ProcessId) {
     };
     // SAFETY: no record is removed while tracking starts.
     unsafe {
-        if Counter::at(&raw mut (*record).state).read() != LIVE || !lineage::claim_exit(process) {
+        if Counter::at(&raw mut (*record).state).read() != LIVE
+            || !records::claim_exit(&Map, process)
+        {
             return;
         }
         (*record).exit_ns = bpf_ktime_get_boot_ns();

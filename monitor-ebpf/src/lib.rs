@@ -1,5 +1,5 @@
 //! What the kernel half and userspace share: identities, records, events, limits and the rules of
-//! the lineage. It is written once, here, so that the two halves cannot disagree.
+//! the lineage and of membership. It is written once, here, so that the two halves cannot disagree.
 //!
 //! Nothing here touches a map, a pointer of the kernel or a clock: all of it is tested on the host.
 
@@ -17,9 +17,12 @@ mod abi;
 #[cfg(not(target_arch = "bpf"))]
 mod json;
 pub mod learning;
+pub mod lifecycle;
 pub mod limits;
+pub mod membership;
 pub mod offsets;
 pub mod recorder;
+pub mod records;
 pub mod rules;
 mod view;
 

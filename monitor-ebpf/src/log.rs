@@ -7,11 +7,13 @@
 //! numbers differ.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use lifemon_ebpf::{Event, HELD_GPU, LogShare, OOM_KILLED, ProcessId, limits, recorder};
+use lifemon_ebpf::{
+    Event, HELD_GPU, LogShare, OOM_KILLED, ProcessId, limits, recorder, records::tried,
+};
 
 use crate::{
     atomic::Counter,
-    lineage::{self, tried},
+    lineage,
     maps::{GPU_MAJORS, LOG, LOG_SHARES, RecorderView, recorder},
     task::Task,
 };

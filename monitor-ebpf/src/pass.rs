@@ -8,15 +8,15 @@ use core::ffi::c_void;
 
 use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_seq_write};
 use lifemon_ebpf::{
-    MemberKey, Membership, PASS_LABEL, PASS_LEARN, ProcessId, SUBREAPER, Traits,
-    rules::{self, Descent, Step},
+    Membership, PASS_LABEL, PASS_LEARN, ProcessId, SUBREAPER, Traits,
+    membership::{self, Visited, Wanted},
+    rules::Step,
 };
 
 use crate::{
     learn,
     lineage::Map,
-    maps::{self, MEMBERS, PassView},
-    members::{self, Joined},
+    maps::{self, PassView},
     task::Task,
 };
 
@@ -94,25 +94,27 @@ pub(crate) extern "C" fn label(ctx: *mut c_void) -> i32 {
     let Some((task, pass)) = Visit::asked(ctx, PASS_LABEL) else {
         return 0;
     };
-    if task.live_threads() == 0 {
-        return 0;
-    }
-    let process = task.process();
-    let wanted = Membership {
-        slot: pass.slot.read(),
-        generation: pass.generation.read(),
+    let wanted = Wanted {
+        root: pass.root.read(),
+        layer: pass.layer.read(),
+        membership: Membership {
+            slot: pass.slot.read(),
+            generation: pass.generation.read(),
+        },
     };
-    let (root, layer) = (pass.root.read(), pass.layer.read());
-    let found = rules::climb(&process, |at| match look(at, &root, layer, wanted) {
+    let is_alive = || task.live_threads() != 0;
+    let step = |at: &mut ProcessId| match look(at, &wanted) {
         INSIDE => Step::Inside,
         UNRECORDED => Step::Unrecorded,
         holds => Step::Up(holds),
-    });
-    match found {
-        Descent::Inside => add(pass, task, &process, wanted),
-        Descent::Outside => {}
-        Descent::Unsettled => pass.unsettled.increment(),
-        Descent::Unrecorded => pass.unrecorded.increment(),
+    };
+    match membership::label(&Map, &task.process(), &wanted, is_alive, step) {
+        Visited::Settled => {}
+        Visited::Inserted => pass.inserted.increment(),
+        Visited::Unsettled => pass.unsettled.increment(),
+        Visited::Unrecorded => pass.unrecorded.increment(),
+        Visited::Conflict => pass.conflicts.increment(),
+        Visited::Full => pass.failed.increment(),
     }
     0
 }
@@ -124,51 +126,10 @@ const UNRECORDED: u64 = u64::MAX - 1;
 /// One step of the climb: in one word and not inlined, so that the verifier forgets on which way it
 /// came to the answer, and many steps cost it little.
 #[inline(never)]
-fn look(at: &mut ProcessId, root: &ProcessId, layer: u32, wanted: Membership) -> u64 {
-    match rules::step(&Map, at, |id| *id == *root || is_member(id, layer, wanted)) {
+fn look(at: &mut ProcessId, wanted: &Wanted) -> u64 {
+    match membership::look(&Map, at, wanted) {
         Step::Inside => INSIDE,
         Step::Unrecorded => UNRECORDED,
         Step::Up(holds) => holds,
-    }
-}
-
-/// Returns whether `process` is a member by exactly this membership. An ancestor may die now and
-/// its entry be recycled: what was read counts only if the same element is still there under its
-/// key.
-#[inline(always)]
-fn is_member(process: &ProcessId, layer: u32, wanted: Membership) -> bool {
-    let key = MemberKey::new(*process, layer);
-    let Some(found) = MEMBERS.get_ptr(key) else {
-        return false;
-    };
-    // SAFETY: a map value stays mapped while a program runs.
-    let value = unsafe { found.read_volatile() };
-    value == wanted
-        && MEMBERS
-            .get_ptr(key)
-            .is_some_and(|again| again as u64 == found as u64)
-}
-
-/// Makes a process a member, and takes that back if it has died meanwhile: its exit hook may have
-/// looked before the insert. Both delete by key, so one of them counts it down.
-#[inline(always)]
-fn add(pass: &PassView, task: Task, process: &ProcessId, wanted: Membership) {
-    let layer = pass.layer.read();
-    match members::join(process, layer, wanted) {
-        Joined::Now => {
-            if task.live_threads() != 0 {
-                pass.inserted.increment();
-            } else {
-                members::leave(process, layer, wanted);
-            }
-        }
-        Joined::Before => match members::membership(process, layer) {
-            Some(found) if found != wanted => pass.conflicts.increment(),
-            Some(_) => {}
-            // A stale entry in its place, or it has just died.
-            None if task.live_threads() != 0 => pass.unsettled.increment(),
-            None => {}
-        },
-        Joined::Full => pass.failed.increment(),
     }
 }

@@ -13,11 +13,12 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use lifemon_ebpf::{
     EVENT_SIGNAL, Event, PARENT_DEATH, ProcessId, SENDER_KNOWN, SENT_BY_KERNEL, SignalFact,
+    membership, records::tried,
 };
 
 use crate::{
     events,
-    lineage::tried,
+    lineage::Map,
     maps::{HAS_GROUP_DEAD, LINEAGE, Room, SIGNALS, Scratch, host, scratch},
     members,
     task::{Kernel, Task, offset},
@@ -125,7 +126,7 @@ pub(crate) fn explain_closer(event: &mut Event) {
     if layers == 0 || event.flags & SENT_BY_KERNEL == 0 {
         return;
     }
-    let Some(tree) = members::condemned(&event.process, layers) else {
+    let Some(tree) = membership::condemned(&Map, &event.process, layers) else {
         return;
     };
     let owner = tree.owner.read();

@@ -8,13 +8,9 @@ use aya_ebpf::{
     EbpfContext, helpers::bpf_ktime_get_boot_ns, macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use lifemon_ebpf::{EXIT_UNSEEN, ProcessId, rules};
+use lifemon_ebpf::{EXIT_UNSEEN, ProcessId, lifecycle, rules};
 
-use crate::{
-    lineage::{self, Map},
-    maps::is_learning,
-    members,
-};
+use crate::{lineage::Map, maps::is_learning};
 
 /// Arguments: pid, start in ns since boot.
 #[raw_tracepoint(tracepoint = "sys_enter")]
@@ -46,19 +42,12 @@ pub(crate) fn compact(ctx: RawTracePointContext) -> i32 {
 #[unsafe(link_section = "raw_tp/sys_enter")]
 pub(crate) extern "C" fn settle(ctx: *mut c_void) -> i32 {
     let process = argument(&RawTracePointContext::new(ctx));
-    if is_learning() || !lineage::claim_exit(&process) {
-        return 0;
-    }
-    let died = lineage::mark_dead(&process, |record| {
+    let settled = lifecycle::settle(&Map, &process, |record| {
         // SAFETY: the helper has no preconditions.
         record.exit_ns = unsafe { bpf_ktime_get_boot_ns() };
         record.exit_flags = EXIT_UNSEEN;
     });
-    members::leave_unseen(&process);
-    if died.is_some() {
-        lineage::bury(&process);
-    }
-    1
+    i32::from(settled)
 }
 
 /// Returns the process that the arguments name.

@@ -272,6 +272,28 @@ impl Session {
         }
     }
 
+    /// Returns what has happened until now and was not returned yet: for whoever stops listening.
+    /// What waits for the next tick is in the ring, without a wakeup.
+    ///
+    /// # Errors
+    /// As [`Session::next`].
+    pub(crate) fn rest(&mut self) -> Result<Vec<Update>, Error> {
+        let now_ns = clock::boot_ns();
+        loop {
+            let mut events = Vec::new();
+            let is_empty = self.watcher.get_mut().drain(&mut events, DRAIN_LIMIT);
+            for event in &events {
+                self.handle(event)?;
+            }
+            let is_later = events.last().is_some_and(|event| event.time_ns > now_ns);
+            if is_empty || is_later {
+                break;
+            }
+        }
+        self.check_losses()?;
+        Ok(std::mem::take(&mut self.ready))
+    }
+
     /// Handles what is in the ring; whether there was anything.
     fn drain(&mut self) -> Result<bool, Error> {
         let mut events = Vec::new();

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
-use lifemon_tests::reports::{Exec, Exit, Exited, Gone, Identified as _};
+use lifemon_tests::reports::{Exec, Exit, Exited, Fork, Gone, Identified as _};
 use lifemon_tests::{Lifemon, Sandbox, Watching, actor, needs, on_every_path};
 use serde_json::Value;
 
@@ -231,4 +231,18 @@ fn text_is_for_people_and_plain_where_there_is_no_terminal() {
     );
     let summary = last.next().expect("a summary");
     assert!(summary.contains(" alive; exits: "), "{summary}");
+}
+
+#[test]
+fn what_has_happened_before_ctrl_c_is_reported() {
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "three-children", 0);
+    let watching = Watching::of(&actor);
+    actor.step();
+    // Forks wake nobody: they wait in the ring for the next tick.
+    let story = watching.interrupt();
+    let forks = story.all::<Fork>().map(|fork| fork.process.process());
+    let created: Vec<_> = forks.collect();
+    let workers = actor.children("worker");
+    assert_eq!(created, [&[actor.child("middle")], &workers[..]].concat());
 }

@@ -15,6 +15,7 @@ mod load;
 mod log;
 mod loss;
 mod pins;
+mod traces;
 mod tracker;
 mod tree;
 mod watchers;

@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod dist;
 mod ebpf;
+mod explore;
 mod python;
 mod real_programs;
 mod run;
@@ -68,6 +69,10 @@ enum Task {
         /// npm, which are fetched first (300 MB). ARGS are parts of the names of its rows
         #[arg(long, conflicts_with = "this_kernel")]
         real_programs: bool,
+        /// Nothing but the exploration of the protocol between the two halves, for minutes, and the
+        /// defects that it has to find. ARGS are parts of the names of defects
+        #[arg(long, conflicts_with_all = ["this_kernel", "real_programs"])]
+        explore: bool,
         /// A part of the names of tests (of a module too, as `kill::`), or an option of libtest.
         /// Then only on the running kernel as well
         #[arg(last = true)]
@@ -108,6 +113,11 @@ fn main() -> ExitCode {
             args,
             ..
         } => real_programs::run(&args),
+        Task::Test {
+            explore: true,
+            args,
+            ..
+        } => explore::run(&args),
         Task::Test {
             this_kernel,
             pythons,

@@ -236,16 +236,17 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
                 None if releases.is_last => break,
                 None => continue,
             },
-            () = at(deadline) => break,
-            () = interrupts.next() => break,
+            () = at(deadline) => {
+                show(&mut printer, &session.rest()?, &session)?;
+                break;
+            }
+            () = interrupts.next() => {
+                show(&mut printer, &session.rest()?, &session)?;
+                break;
+            }
         };
         releases.tell(&updates);
-        let losses = session.standing_losses();
-        let text: String = updates
-            .iter()
-            .map(|update| printer.update(update, losses, sender_root(&session, update).as_ref()))
-            .collect();
-        out::print(&text)?;
+        show(&mut printer, &updates, &session)?;
         if updates.iter().any(|update| matches!(update, Update::End)) && !releases.end() {
             break;
         }
@@ -254,6 +255,17 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         left::keep(&start.root.who(), &session.watch().orphans());
     }
     close(&mut printer, &session, force.is_some())
+}
+
+/// Prints what has happened.
+fn show(printer: &mut Printer, updates: &[Update], session: &Session) -> anyhow::Result<()> {
+    let losses = session.standing_losses();
+    let text: String = updates
+        .iter()
+        .map(|update| printer.update(update, losses, sender_root(session, update).as_ref()))
+        .collect();
+    out::print(&text)?;
+    Ok(())
 }
 
 /// Returns the root of the tree of who has sent the signal that an update is about.

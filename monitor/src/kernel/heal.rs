@@ -21,6 +21,25 @@ const FORKS_BETWEEN: u64 = 256;
 /// meanwhile need some as well.
 const ROOM: usize = 64;
 
+/// What the counters give a reason for.
+pub(super) struct Due {
+    /// To settle deaths that went unseen.
+    pub(super) settling: bool,
+    /// To remove records that nobody needs.
+    pub(super) sweeping: bool,
+}
+
+impl Due {
+    /// Returns what is due after so many exits without a hook, deletions that the kernel refused,
+    /// and burials that stopped at their limit.
+    pub(super) const fn of(missed_exits: u64, failed_deletes: u64, overruns: u64) -> Self {
+        Self {
+            settling: missed_exits > 0 || failed_deletes > 0,
+            sweeping: overruns > 0 || failed_deletes > 0,
+        }
+    }
+}
+
 impl Tracker {
     /// Makes good what can be made good, as far as the counters say that there is something.
     ///
@@ -29,12 +48,13 @@ impl Tracker {
     pub fn heal(&mut self) -> Result<(), Error> {
         let failed_deletes = &self.slots.host().failed_deletes;
         let failed = failed_deletes.load(Ordering::SeqCst);
-        if self.missed_exits() > 0 || failed > 0 {
-            self.settle_all()?;
-        }
         let overruns = &self.slots.host().release_overruns;
         let left = overruns.load(Ordering::SeqCst);
-        if left > 0 || failed > 0 {
+        let due = Due::of(self.missed_exits(), failed, left);
+        if due.settling {
+            self.settle_all()?;
+        }
+        if due.sweeping {
             self.sweep()?;
             // What was counted before the sweep is done; what comes meanwhile counts on.
             overruns.fetch_sub(left, Ordering::SeqCst);

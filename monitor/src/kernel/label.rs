@@ -14,16 +14,18 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lifemon_ebpf::{HELD, LIVE, Membership, PASS_LABEL, Pass, ProcessId};
+use lifemon_ebpf::{HELD, LIVE, Membership, PASS_LABEL, Pass, ProcessId, Record};
 
 use super::load::drain_iterator;
-use super::slots::Added;
+use super::maps::{Maps, TreeMaps};
+use super::slots::{Added, Slots};
 use super::snapshot::Snapshot;
 use super::tracker::Tracker;
 use super::{Error, clock};
 use crate::forest::{Forest, walk};
+use crate::proc;
 
 /// Rounds that find somebody to label. A tree that forks all the time settles in a few, because
 /// what a member forks is labelled by its fork hook.
@@ -74,136 +76,210 @@ pub(super) enum Labelled {
     Overlaps,
 }
 
-/// What the pass of the kernel half found.
+/// The host as labelling sees it.
+pub(super) trait Scene {
+    /// The maps of its slots.
+    type Maps: Maps;
+
+    /// Returns the slots.
+    fn slots(&self) -> &Slots<Self::Maps>;
+    /// Reads one record.
+    fn record(&self, id: &ProcessId) -> Result<Option<Record>, Error>;
+    /// Reads all records.
+    fn snapshot(&self) -> Result<Snapshot, Error>;
+    /// Lets the kernel half label what it sees, to the end.
+    fn run_label_pass(&mut self, wanted: &Pass) -> Result<Found, Error>;
+    /// Removes what deaths have left behind while the tracker was learning.
+    fn tidy(&self) -> Result<(), Error>;
+    /// Returns whether the owner of a slot lives.
+    fn is_watching(&self, owner: &ProcessId) -> Result<bool, Error>;
+    /// Returns the time since boot.
+    fn now(&self) -> Duration;
+    /// Sleeps.
+    fn pause(&self, time: Duration);
+
+    /// Returns whether the record of this process is live.
+    fn has_live_record(&self, id: &ProcessId) -> Result<bool, Error> {
+        let record = self.record(id)?;
+        Ok(record.is_some_and(|record| record.state == LIVE))
+    }
+}
+
+/// The findings of a pass of the kernel half.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Found {
+    pub(super) inserted: u64,
+    pub(super) unrecorded: u64,
+    pub(super) unsettled: u64,
+    pub(super) conflicts: u64,
+}
+
+/// What is concluded from them.
 struct Passed {
     inserted: bool,
     is_clear: bool,
 }
 
-impl Tracker {
-    /// Labels the living members of a tree.
-    ///
-    /// # Errors
-    /// When a map cannot be read or written, or a pass cannot run.
-    pub(super) fn label(&mut self, tree: &Tree<'_>) -> Result<Labelled, Error> {
-        // The pass knows one root; it climbs to any member.
-        for other in tree.roots.iter().skip(1) {
-            let record = self.record(other)?;
-            if record.is_some_and(|record| record.state == LIVE)
-                && self.add(tree, other)? == Added::Overlaps
-            {
-                return Ok(Labelled::Overlaps);
-            }
-        }
-        let (mut round, mut idle_since, mut pause) = (0, None, SETTLE_PAUSES[0]);
-        let mut failed = 0;
-        loop {
-            round += 1;
-            let Some(passed) = self.pass(tree)? else {
-                return Ok(Labelled::Overlaps);
-            };
-            if passed.inserted && round < ROUNDS {
-                continue;
-            }
-            let reading = self.read_tree(tree)?;
-            let missing = reading.missing();
-            let is_last = round >= ROUNDS || failed > 0;
-            if !missing.is_empty() && !is_last {
-                for id in &missing {
-                    match self.add(tree, id)? {
-                        Added::Yes => {}
-                        Added::Overlaps => return Ok(Labelled::Overlaps),
-                        Added::Full => failed += 1,
-                    }
-                }
-                idle_since = None;
-                continue;
-            }
-            let since = *idle_since.get_or_insert_with(Instant::now);
-            let is_sure = passed.is_clear || reading.is_closed();
-            if is_sure || is_last || since.elapsed() >= SETTLE_TIME {
-                let left = match (failed, is_sure) {
-                    (0, false) => 1 + missing.len() as u64,
-                    _ => 0,
-                };
-                let unlabelled = Unlabelled {
-                    unrecorded: reading.snapshot.lost_records,
-                    unsettled: reading.open + left,
-                    failed,
-                };
-                return Ok(Labelled::Done(unlabelled, reading.snapshot));
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(SETTLE_PAUSES[1]);
-        }
+impl Scene for Tracker {
+    type Maps = TreeMaps;
+
+    fn slots(&self) -> &Slots {
+        &self.slots
     }
 
-    /// Makes one process a member, if it still lives.
-    fn add(&self, tree: &Tree<'_>, id: &ProcessId) -> Result<Added, Error> {
-        let is_live = || {
-            let record = self.record(id)?;
-            Ok(record.is_some_and(|record| record.state == LIVE))
-        };
-        self.slots.add(id, tree.layer, tree.membership, is_live)
+    fn record(&self, id: &ProcessId) -> Result<Option<Record>, Error> {
+        Self::record(self, id)
     }
 
-    /// Runs the pass of the kernel half; `None` when another tree of the layer has one of the
-    /// members. Where somebody is spared it does not run: it would label that one again.
-    fn pass(&mut self, tree: &Tree<'_>) -> Result<Option<Passed>, Error> {
-        if !tree.spared.is_empty() {
-            return Ok(Some(Passed {
-                inserted: false,
-                is_clear: false,
-            }));
-        }
-        self.pass.at(0).ask(&Pass {
-            kind: PASS_LABEL,
-            slot: tree.membership.slot,
-            generation: tree.membership.generation,
-            layer: tree.layer,
-            root: tree.roots[0],
-            ..Pass::default()
-        });
+    fn snapshot(&self) -> Result<Snapshot, Error> {
+        Self::snapshot(self)
+    }
+
+    fn run_label_pass(&mut self, wanted: &Pass) -> Result<Found, Error> {
+        self.pass.at(0).ask(wanted);
         drain_iterator(self.open_pass("label")?).map_err(Error::Map)?;
         // The pass has ended: the iterator was read to its end.
         let found = self.pass.at(0);
-        if found.conflicts.load(Ordering::SeqCst) > 0 {
-            return Ok(None);
-        }
-        let unsettled = found.unsettled.load(Ordering::SeqCst);
-        let unrecorded = found.unrecorded.load(Ordering::SeqCst);
-        Ok(Some(Passed {
-            inserted: found.inserted.load(Ordering::SeqCst) > 0,
-            is_clear: unsettled == 0 && unrecorded == 0,
-        }))
-    }
-
-    /// Reads the members, all records, and the members once more.
-    fn read_tree(&self, tree: &Tree<'_>) -> Result<Reading, Error> {
-        let begun_ns = clock::boot_ns();
-        let forks = self.host_counters().forks;
-        let before = self.slots.members_of(tree.membership)?;
-        let snapshot = self.snapshot()?;
-        let after = self.slots.members_of(tree.membership)?;
-        let is_quiet = self.host_counters().forks == forks;
-        let members: HashSet<_> = before.union(&after).copied().collect();
-        let Below {
-            forest,
-            inside,
-            living,
-            open,
-        } = below(&snapshot, tree.roots, &members, tree.spared);
-        Ok(Reading {
-            begun_ns,
-            is_quiet,
-            members,
-            snapshot,
-            forest,
-            inside,
-            living,
-            open,
+        Ok(Found {
+            inserted: found.inserted.load(Ordering::SeqCst),
+            unrecorded: found.unrecorded.load(Ordering::SeqCst),
+            unsettled: found.unsettled.load(Ordering::SeqCst),
+            conflicts: found.conflicts.load(Ordering::SeqCst),
         })
     }
+
+    fn tidy(&self) -> Result<(), Error> {
+        // A pinned one has done it when it was switched on.
+        if !self.is_pinned() {
+            self.sweep()?;
+        }
+        Ok(())
+    }
+
+    /// A watcher lives if its record says so: `/proc` may hide it.
+    fn is_watching(&self, owner: &ProcessId) -> Result<bool, Error> {
+        let record = self.record(owner)?;
+        Ok(record.map_or_else(|| proc::is_live(*owner), |record| record.state == LIVE))
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_nanos(clock::boot_ns())
+    }
+
+    fn pause(&self, time: Duration) {
+        thread::sleep(time);
+    }
+}
+
+/// Labels the living members of a tree.
+///
+/// # Errors
+/// When a map cannot be read or written, or a pass cannot run.
+pub(super) fn label<S: Scene>(scene: &mut S, tree: &Tree<'_>) -> Result<Labelled, Error> {
+    // The pass knows one root; it climbs to any member.
+    for other in tree.roots.iter().skip(1) {
+        if scene.has_live_record(other)? && add(scene, tree, other)? == Added::Overlaps {
+            return Ok(Labelled::Overlaps);
+        }
+    }
+    let (mut round, mut idle_since, mut pause) = (0, None, SETTLE_PAUSES[0]);
+    let mut failed = 0;
+    loop {
+        round += 1;
+        let Some(passed) = pass(scene, tree)? else {
+            return Ok(Labelled::Overlaps);
+        };
+        if passed.inserted && round < ROUNDS {
+            continue;
+        }
+        let reading = read_tree(scene, tree)?;
+        let missing = reading.missing();
+        let is_last = round >= ROUNDS || failed > 0;
+        if !missing.is_empty() && !is_last {
+            for id in &missing {
+                match add(scene, tree, id)? {
+                    Added::Yes => {}
+                    Added::Overlaps => return Ok(Labelled::Overlaps),
+                    Added::Full => failed += 1,
+                }
+            }
+            idle_since = None;
+            continue;
+        }
+        let since = *idle_since.get_or_insert_with(|| scene.now());
+        let is_sure = passed.is_clear || reading.is_closed();
+        if is_sure || is_last || scene.now().saturating_sub(since) >= SETTLE_TIME {
+            let left = match (failed, is_sure) {
+                (0, false) => 1 + missing.len() as u64,
+                _ => 0,
+            };
+            let unlabelled = Unlabelled {
+                unrecorded: reading.snapshot.lost_records,
+                unsettled: reading.open + left,
+                failed,
+            };
+            return Ok(Labelled::Done(unlabelled, reading.snapshot));
+        }
+        scene.pause(pause);
+        pause = (pause * 2).min(SETTLE_PAUSES[1]);
+    }
+}
+
+/// Makes one process a member, if it still lives.
+fn add<S: Scene>(scene: &S, tree: &Tree<'_>, id: &ProcessId) -> Result<Added, Error> {
+    let is_live = || scene.has_live_record(id);
+    scene.slots().add(id, tree.layer, tree.membership, is_live)
+}
+
+/// Runs the pass of the kernel half; `None` when another tree of the layer has one of the
+/// members. Where somebody is spared it does not run: it would label that one again.
+fn pass<S: Scene>(scene: &mut S, tree: &Tree<'_>) -> Result<Option<Passed>, Error> {
+    if !tree.spared.is_empty() {
+        return Ok(Some(Passed {
+            inserted: false,
+            is_clear: false,
+        }));
+    }
+    let found = scene.run_label_pass(&Pass {
+        kind: PASS_LABEL,
+        slot: tree.membership.slot,
+        generation: tree.membership.generation,
+        layer: tree.layer,
+        root: tree.roots[0],
+        ..Pass::default()
+    })?;
+    Ok((found.conflicts == 0).then_some(Passed {
+        inserted: found.inserted > 0,
+        is_clear: found.unsettled == 0 && found.unrecorded == 0,
+    }))
+}
+
+/// Reads the members, all records, and the members once more.
+fn read_tree<S: Scene>(scene: &S, tree: &Tree<'_>) -> Result<Reading, Error> {
+    let slots = scene.slots();
+    let begun_ns = u64::try_from(scene.now().as_nanos()).unwrap_or(u64::MAX);
+    let forks = slots.counters(0).forks;
+    let before = slots.members_of(tree.membership)?;
+    let snapshot = scene.snapshot()?;
+    let after = slots.members_of(tree.membership)?;
+    let is_quiet = slots.counters(0).forks == forks;
+    let members: HashSet<_> = before.union(&after).copied().collect();
+    let Below {
+        forest,
+        inside,
+        living,
+        open,
+    } = below(&snapshot, tree.roots, &members, tree.spared);
+    Ok(Reading {
+        begun_ns,
+        is_quiet,
+        members,
+        snapshot,
+        forest,
+        inside,
+        living,
+        open,
+    })
 }
 
 /// The records at one time, and the members.

@@ -3,25 +3,30 @@
 //! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`hooks`]
 //! (which programs stand where), [`load`], `trusted` (paths that root may follow), [`place`] (where
 //! pins are), [`lock`], [`pins`] (the tracker that stays), [`switch`] (on and off), [`tracker`]
-//! (open maps, passes), [`snapshot`], `slots` and [`watcher`] (one watched tree), [`left`]
-//! (what a watcher has seen left behind).
+//! (open maps, passes), [`snapshot`], `maps`, `slots`, `label`, `seat` and [`watcher`] (one watched
+//! tree), [`left`] (what a watcher has seen left behind).
 
 use std::io;
 
 pub mod btf;
 pub mod clock;
 mod closer;
+#[cfg(test)]
+mod explore;
 mod heal;
 mod hooks;
 mod label;
 pub mod left;
 pub mod load;
 pub mod lock;
+mod maps;
 mod missed;
 pub mod pins;
 pub mod place;
 pub mod preflight;
 pub mod recorder;
+pub(crate) mod sandwich;
+mod seat;
 mod shared;
 mod slots;
 pub mod snapshot;

@@ -13,6 +13,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 lifemon_ebpf::view! {
     /// A slot of a watched tree, as userspace sees it.
+    #[cfg_attr(test, derive(Default))]
     TreeView of Tree {
         live: AtomicU64,
         forks: AtomicU64,
@@ -32,6 +33,7 @@ lifemon_ebpf::view! {
 
 lifemon_ebpf::view! {
     /// The state of the whole tracker, as userspace sees it.
+    #[cfg_attr(test, derive(Default))]
     HostView of Host {
         layers: AtomicU64,
         learning: AtomicU64,
@@ -97,6 +99,7 @@ impl Counters {
 /// A process identity in shared memory. It is written under the lock of the tracker, before the
 /// word that says that it counts; whoever reads it without the lock can see half of a new one.
 #[repr(C)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct Identity {
     start_ns: AtomicU64,
     pid: AtomicU32,

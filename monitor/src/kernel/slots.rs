@@ -2,13 +2,13 @@
 //! with the layers of their memberships. All changes are made under the lock of the tracker.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
 use lifemon_ebpf::{MemberKey, Membership, ProcessId, limits};
 
-use super::shared::{Counters, HostView, Shared, TreeView};
-use super::{Error, sys};
+use super::Error;
+use super::maps::{Maps, TreeMaps};
+use super::shared::{Counters, HostView, TreeView};
 
 /// What a slot is taken for: kills have some for themselves, and a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,40 +31,30 @@ pub(super) enum Added {
 }
 
 /// The slots of a tracker: counters and owners in shared memory, rings, roots and memberships.
-pub(super) struct Slots {
-    trees: Shared<TreeView>,
-    host: Shared<HostView>,
-    members: OwnedFd,
-    roots: OwnedFd,
-    rings: OwnedFd,
+pub(super) struct Slots<M = TreeMaps> {
+    maps: M,
 }
 
-impl Slots {
-    /// Opens the maps, which `map` gives by their names.
-    ///
-    /// # Errors
-    /// When `map` fails, or a map cannot be mapped.
-    pub(super) fn open(
-        map: impl Fn(&'static str) -> Result<OwnedFd, Error>,
-    ) -> Result<Self, Error> {
-        let trees = Shared::new(map("TREES")?, limits::TREE_SLOTS as usize).map_err(Error::Map)?;
-        Ok(Self {
-            trees,
-            host: Shared::new(map("HOST")?, 1).map_err(Error::Map)?,
-            members: map("MEMBERS")?,
-            roots: map("ROOTS")?,
-            rings: map("RINGS")?,
-        })
+impl<M: Maps> Slots<M> {
+    /// Returns the slots in these maps.
+    pub(super) const fn new(maps: M) -> Self {
+        Self { maps }
+    }
+
+    /// Returns the maps.
+    #[cfg(test)]
+    pub(super) const fn maps(&self) -> &M {
+        &self.maps
     }
 
     /// Returns the shared memory of a slot; slot 0 is the host.
     pub(super) fn tree(&self, slot: u32) -> &TreeView {
-        self.trees.at(slot as usize)
+        self.maps.tree(slot)
     }
 
     /// Returns what holds for the whole tracker.
     pub(super) fn host(&self) -> &HostView {
-        self.host.at(0)
+        self.maps.host()
     }
 
     /// Reads the counters of a slot.
@@ -74,15 +64,13 @@ impl Slots {
 
     /// Marks `root` as one whose ghost stays.
     pub(super) fn keep_root(&self, root: ProcessId) -> Result<(), Error> {
-        sys::update(self.roots.as_fd(), &root, &1_u64).map_err(Error::Map)
+        self.maps.mark_root(&root).map_err(Error::Map)
     }
 
     /// Brings the ring of a slot. Waits until all running programs have ended: from here on every
     /// hook knows the slot, its layer and its root.
-    /// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n145>
-    pub(super) fn set_ring(&self, slot: u32, ring: BorrowedFd<'_>) -> Result<(), Error> {
-        let ring = ring.as_raw_fd().cast_unsigned();
-        sys::update(self.rings.as_fd(), &slot, &ring).map_err(Error::Map)
+    pub(super) fn set_ring(&self, slot: u32, ring: M::Ring<'_>) -> Result<(), Error> {
+        self.maps.set_ring(slot, ring).map_err(Error::Map)
     }
 
     /// Makes a living process a member.
@@ -102,33 +90,32 @@ impl Slots {
         membership: Membership,
         is_live: impl Fn() -> Result<bool, Error>,
     ) -> Result<Added, Error> {
-        let members = self.members.as_fd();
-        let live = &self.tree(membership.slot).live;
+        let live = || &self.tree(membership.slot).live;
         let key = MemberKey::new(*process, layer);
         // Counted before it is inserted: the counter never under-counts (I1).
-        live.fetch_add(1, Ordering::SeqCst);
+        live().fetch_add(1, Ordering::SeqCst);
         let inserted = loop {
-            match sys::insert(members, &key, &membership) {
+            match self.maps.insert_member(&key, membership) {
                 Ok(true) => break true,
                 Ok(false) => {}
                 Err(error) if error.raw_os_error() == Some(libc::E2BIG) => {
-                    live.fetch_sub(1, Ordering::SeqCst);
+                    live().fetch_sub(1, Ordering::SeqCst);
                     return Ok(Added::Full);
                 }
                 Err(error) => {
-                    live.fetch_sub(1, Ordering::SeqCst);
+                    live().fetch_sub(1, Ordering::SeqCst);
                     return Err(Error::Map(error));
                 }
             }
-            match sys::lookup::<_, Membership>(members, &key).map_err(Error::Map)? {
+            match self.maps.member(&key).map_err(Error::Map)? {
                 Some(found) if found == membership => break false,
                 Some(found) if self.generation(found.slot) == found.generation => {
-                    live.fetch_sub(1, Ordering::SeqCst);
+                    live().fetch_sub(1, Ordering::SeqCst);
                     return Ok(Added::Overlaps);
                 }
                 // Of a tree that nobody watches any more.
                 Some(_) => {
-                    sys::delete(members, &key).map_err(Error::Map)?;
+                    self.maps.delete_member(&key).map_err(Error::Map)?;
                 }
                 // It has died since, or the stale one has just gone.
                 None if !is_live()? => break false,
@@ -136,13 +123,13 @@ impl Slots {
             }
         };
         if !inserted {
-            live.fetch_sub(1, Ordering::SeqCst);
+            live().fetch_sub(1, Ordering::SeqCst);
             return Ok(Added::Yes);
         }
         // The insertion is to be seen before the record is read.
         fence(Ordering::SeqCst);
-        if !is_live()? && sys::delete(members, &key).map_err(Error::Map)? {
-            live.fetch_sub(1, Ordering::SeqCst);
+        if !is_live()? && self.maps.delete_member(&key).map_err(Error::Map)? {
+            live().fetch_sub(1, Ordering::SeqCst);
         }
         Ok(Added::Yes)
     }
@@ -153,7 +140,7 @@ impl Slots {
     /// When the map cannot be read.
     pub(super) fn layers(&self, rank: Rank, living: &[ProcessId]) -> Result<Vec<u32>, Error> {
         let living: HashSet<_> = living.iter().collect();
-        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
+        let all = self.maps.members();
         let mut taken = 0_u64;
         for (key, found) in all.map_err(Error::Map)? {
             if living.contains(&key.process) && self.generation(found.slot) == found.generation {
@@ -183,7 +170,10 @@ impl Slots {
                 reclaimed += 1;
             }
         }
+        // Also where there was no slot to give back: whoever gave one back can have been killed when
+        // it was free, and its mark and its layer were not.
         self.forget_roots()?;
+        self.refresh_layers();
         Ok(reclaimed)
     }
 
@@ -220,27 +210,28 @@ impl Slots {
     /// No hook counts in a free slot (giving it back waited for all that did), and nobody else
     /// takes it, because the lock is held.
     pub(super) fn take(&self, slot: u32, layer: u32, root: ProcessId, owner: ProcessId) -> u32 {
-        let tree = self.tree(slot);
+        let tree = || self.tree(slot);
         let taken = self.generation(slot).wrapping_add(1);
+        let counted = tree();
         let counters = [
-            &tree.live,
-            &tree.forks,
-            &tree.execs,
-            &tree.exits,
-            &tree.condemned,
-            &tree.lost_events,
-            &tree.lost_members,
-            &tree.lost_records,
-            &tree.sleeping,
+            &counted.live,
+            &counted.forks,
+            &counted.execs,
+            &counted.exits,
+            &counted.condemned,
+            &counted.lost_events,
+            &counted.lost_members,
+            &counted.lost_records,
+            &counted.sleeping,
         ];
         for counter in counters {
             counter.store(0, Ordering::SeqCst);
         }
-        tree.root.set(root);
-        tree.owner.set(owner);
-        tree.layer.store(layer, Ordering::SeqCst);
+        tree().root.set(root);
+        tree().owner.set(owner);
+        tree().layer.store(layer, Ordering::SeqCst);
         // Last: from here on the slot is in use, and all above counts.
-        tree.generation.store(taken, Ordering::SeqCst);
+        tree().generation.store(taken, Ordering::SeqCst);
         self.host().layers.fetch_or(1 << layer, Ordering::SeqCst);
         taken
     }
@@ -249,26 +240,27 @@ impl Slots {
     /// no memberships at all, and only then is it free. Whoever is killed on the way leaves a slot
     /// that is in use by nobody, and the next command goes on from there.
     pub(super) fn give_back(&self, slot: u32) -> Result<(), Error> {
-        let tree = self.tree(slot);
+        let tree = || self.tree(slot);
         let used = self.generation(slot);
         if used.is_multiple_of(2) {
             return Ok(());
         }
         // Still odd, but another one: every membership of the slot is stale.
-        tree.generation
+        tree()
+            .generation
             .store(used.wrapping_add(2), Ordering::SeqCst);
-        tree.owner.set(ProcessId::NONE);
-        tree.condemned.store(0, Ordering::SeqCst);
+        tree().owner.set(ProcessId::NONE);
+        tree().condemned.store(0, Ordering::SeqCst);
         // Deleting waits until all running programs have ended; where nothing is left to delete,
         // somebody was killed just here.
-        // <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n157>
-        if !sys::delete(self.rings.as_fd(), &slot).map_err(Error::Map)? {
-            sys::wait_for_running_programs().map_err(Error::Map)?;
+        if !self.maps.delete_ring(slot).map_err(Error::Map)? {
+            self.maps.wait_for_running_programs().map_err(Error::Map)?;
         }
         for key in self.memberships(|found| found.slot == slot)? {
-            sys::delete(self.members.as_fd(), &key).map_err(Error::Map)?;
+            self.maps.delete_member(&key).map_err(Error::Map)?;
         }
-        tree.generation
+        tree()
+            .generation
             .store(used.wrapping_add(3), Ordering::SeqCst);
         self.forget_roots()?;
         self.refresh_layers();
@@ -282,11 +274,26 @@ impl Slots {
             .in_use()
             .map(|slot| self.tree(slot).root.get())
             .collect();
-        let marked = sys::read_all::<ProcessId, u64>(self.roots.as_fd()).map_err(Error::Map)?;
-        for (root, _) in marked.iter().filter(|(root, _)| !watched.contains(root)) {
-            sys::delete(self.roots.as_fd(), root).map_err(Error::Map)?;
+        let marked = self.maps.roots().map_err(Error::Map)?;
+        for root in marked.iter().filter(|root| !watched.contains(root)) {
+            self.maps.unmark_root(root).map_err(Error::Map)?;
         }
         Ok(())
+    }
+
+    /// Reads the counters of a tree. Where its slot was taken away (its watcher was held for dead),
+    /// nothing is known of the tree any more, and nothing is proven.
+    pub(super) fn counters_of(&self, membership: Membership) -> Counters {
+        let counters = self.counters(membership.slot);
+        // After the counters: they are this tree's if the slot still is.
+        if self.is_own(membership) {
+            counters
+        } else {
+            Counters {
+                live: u64::MAX,
+                ..Counters::default()
+            }
+        }
     }
 
     /// Returns whether a slot still belongs to who took it with this generation.
@@ -316,9 +323,7 @@ impl Slots {
         let mut settled = 0;
         for key in self.memberships(|found| *found == membership)? {
             // The delete that succeeds owns the decrement (I2).
-            if !is_live(&key.process)?
-                && sys::delete(self.members.as_fd(), &key).map_err(Error::Map)?
-            {
+            if !is_live(&key.process)? && self.maps.delete_member(&key).map_err(Error::Map)? {
                 self.tree(membership.slot)
                     .live
                     .fetch_sub(1, Ordering::SeqCst);
@@ -353,7 +358,7 @@ impl Slots {
     /// Takes one process out of the tree of a slot.
     pub(super) fn spare(&self, slot: u32, key: &MemberKey) -> Result<(), Error> {
         // The delete that succeeds owns the decrement (I2).
-        if sys::delete(self.members.as_fd(), key).map_err(Error::Map)? {
+        if self.maps.delete_member(key).map_err(Error::Map)? {
             self.tree(slot).live.fetch_sub(1, Ordering::SeqCst);
         }
         Ok(())
@@ -364,7 +369,7 @@ impl Slots {
         &self,
         is_wanted: impl Fn(&Membership) -> bool,
     ) -> Result<Vec<MemberKey>, Error> {
-        let all = sys::read_all::<MemberKey, Membership>(self.members.as_fd());
+        let all = self.maps.members();
         let all = all.map_err(Error::Map)?.into_iter();
         let wanted = all.filter(|(_, found)| is_wanted(found));
         Ok(wanted.map(|(key, _)| key).collect())

@@ -7,19 +7,20 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lifemon_ebpf::{LIVE, ProcessId, Record, SUBREAPER, Traits};
+use lifemon_ebpf::{ProcessId, Record, SUBREAPER, Traits};
 
 use super::closer::Closer;
 use super::hooks::{self, Role};
 use super::load::{self, LoadOptions, Loaded};
 use super::lock::{Lock, Patience};
+use super::maps::TreeMaps;
 use super::pins::{self, Found, Pins};
 use super::recorder::{Log, Recorder};
+use super::seat;
 use super::shared::{Counters, PassView, Shared};
 use super::slots::Slots;
 use super::snapshot::{self, Snapshot};
 use super::{Error, sys};
-use crate::proc;
 
 /// Tries to open a tracker that is being switched meanwhile.
 const OPEN_TRIES: u32 = 5;
@@ -97,7 +98,7 @@ impl Tracker {
         let loaded = load::load(options)?;
         let map = |name| loaded.map(name)?.try_clone_to_owned().map_err(Error::Map);
         let (lineage, oom) = (map("LINEAGE")?, map("OOM_VICTIMS")?);
-        let slots = Slots::open(map)?;
+        let slots = Slots::new(TreeMaps::open(map)?);
         let recorder = Recorder::open(map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let hooks = loaded.hook_programs()?;
@@ -151,7 +152,7 @@ impl Tracker {
     fn open_pins(pins: &Pins) -> Result<impl FnOnce(Pins) -> Self + use<>, Error> {
         let map = |name| pins.map(name);
         let (lineage, oom) = (map("LINEAGE")?, map("OOM_VICTIMS")?);
-        let slots = Slots::open(map)?;
+        let slots = Slots::new(TreeMaps::open(map)?);
         let recorder = Recorder::open(map)?;
         let pass = Shared::new(map("PASS")?, 1).map_err(Error::Map)?;
         let (hooks, sweep, compact, settle) = (
@@ -271,16 +272,7 @@ impl Tracker {
     /// When the lock cannot be taken or the maps cannot be accessed.
     pub fn reclaim_locked(&self) -> Result<usize, Error> {
         let _lock = self.lock(Patience::FULL)?;
-        self.reclaim()
-    }
-
-    /// Gives back the slots of watchers that were killed; under the lock. A watcher lives if its
-    /// record says so: `/proc` may hide it.
-    pub(super) fn reclaim(&self) -> Result<usize, Error> {
-        self.slots.reclaim(|owner| {
-            let record = self.record(&owner)?;
-            Ok(record.map_or_else(|| proc::is_live(owner), |record| record.state == LIVE))
-        })
+        seat::reclaim(self)
     }
 
     /// Returns how many slots are in use.

@@ -1,13 +1,7 @@
 //! One watched tree: takes a slot, reads its events and counters, spares or condemns members, and
 //! gives everything back when it is dropped.
 //!
-//! Slot and ring come before the first label: whatever a member does from the moment when it is
-//! labelled is in the ring (I5).
-//!
-//! In the kernel:
-//! - An update of an array of maps returns after every running program has ended:
-//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n145>
-//!   <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/bpf/syscall.c?h=v6.12.118#n157>
+//! How it takes the slot stands in [`super::seat`].
 
 use std::collections::HashSet;
 use std::fmt;
@@ -20,8 +14,9 @@ use lifemon_ebpf::{Event, LIVE, MemberKey, Membership, ProcessId, limits};
 
 use super::Error;
 use super::closer::Closer;
-use super::label::{Labelled, Tree, Unlabelled, below};
+use super::label::{Labelled, Tree, Unlabelled, label};
 use super::lock::Patience;
+use super::seat;
 use super::shared::Counters;
 use super::slots::Rank;
 use super::snapshot::Snapshot;
@@ -49,8 +44,7 @@ impl Default for WatchOptions {
 /// A watched tree. Dropping it gives the slot back.
 pub struct Watcher {
     pub(super) tracker: Tracker,
-    pub(super) slot: u32,
-    pub(super) generation: u32,
+    membership: Membership,
     pub(super) layer: u32,
     /// The root for which the slot is named, and others.
     pub(super) roots: Vec<ProcessId>,
@@ -65,7 +59,7 @@ impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watcher")
             .field("root", &self.root())
-            .field("slot", &self.slot)
+            .field("slot", &self.membership.slot)
             .finish_non_exhaustive()
     }
 }
@@ -83,63 +77,24 @@ impl Tracker {
         options: &WatchOptions,
     ) -> Result<Watcher, Error> {
         let _lock = self.lock(Patience::FULL)?;
-        self.reclaim()?;
-        let first = self.snapshot()?;
-        let owner = own_id(&first)?;
         let rank = if options.is_for_kill {
             Rank::Kill
         } else {
             Rank::Watcher
         };
-        let slot = self.slots.free(rank).ok_or(Error::NoSlot)?;
         let ring = create_ring(options.ring_bytes)?;
         let roots: Vec<_> = [root].into_iter().chain(others.iter().copied()).collect();
-        let spared = HashSet::new();
-        let taken = below(&first, &roots, &HashSet::new(), &spared);
-        for layer in self.slots.layers(rank, &taken.living)? {
-            self.slots.keep_root(root)?;
-            let generation = self.slots.take(slot, layer, root, owner);
-            let membership = Membership { slot, generation };
-            // Slot and ring first: whatever a member does once it is labelled is in the ring (I5).
-            let set = self.slots.set_ring(slot, ring.as_fd());
-            let labelled = set.and_then(|()| {
-                if !self.is_pinned() {
-                    // What deaths have left behind while the tracker was learning.
-                    self.sweep()?;
-                }
-                if self.record(&root)?.is_none() {
-                    return Err(Error::NoProcess(root.pid.to_string()));
-                }
-                self.label(&Tree {
-                    membership,
-                    layer,
-                    roots: &roots,
-                    spared: &spared,
-                })
-            });
-            match labelled {
-                Ok(Labelled::Done(unlabelled, snapshot)) => {
-                    return Ok(Watcher {
-                        tracker: self,
-                        slot,
-                        generation,
-                        layer,
-                        roots,
-                        spared,
-                        ring,
-                        unlabelled,
-                        first: Some(snapshot),
-                    });
-                }
-                // Another tree of this layer overlaps: its members stay, ours go.
-                Ok(Labelled::Overlaps) => self.slots.give_back(slot)?,
-                Err(error) => {
-                    self.slots.give_back(slot)?;
-                    return Err(error);
-                }
-            }
-        }
-        Err(Error::NoLayer)
+        let seat = seat::take(&mut self, rank, &roots, own_id, ring.as_fd())?;
+        Ok(Watcher {
+            tracker: self,
+            membership: seat.membership,
+            layer: seat.layer,
+            roots,
+            spared: HashSet::new(),
+            ring,
+            unlabelled: seat.unlabelled,
+            first: Some(seat.snapshot),
+        })
     }
 }
 
@@ -148,13 +103,6 @@ impl Watcher {
     #[must_use]
     pub fn root(&self) -> ProcessId {
         self.roots[0]
-    }
-
-    fn membership(&self) -> Membership {
-        Membership {
-            slot: self.slot,
-            generation: self.generation,
-        }
     }
 
     /// Takes the records as they were read when the tree was labelled; later ones the second time.
@@ -190,16 +138,7 @@ impl Watcher {
     /// any more, and nothing is proven.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let counters = self.tracker.slots.counters(self.slot);
-        // After the counters: they are this tree's if the slot still is.
-        if self.tracker.slots.is_own(self.membership()) {
-            counters
-        } else {
-            Counters {
-                live: u64::MAX,
-                ..Counters::default()
-            }
-        }
+        self.tracker.slots.counters_of(self.membership)
     }
 
     /// Returns the living members.
@@ -207,7 +146,7 @@ impl Watcher {
     /// # Errors
     /// When the map cannot be read.
     pub fn live_members(&self) -> Result<Vec<ProcessId>, Error> {
-        let members = self.tracker.slots.members_of(self.membership())?;
+        let members = self.tracker.slots.members_of(self.membership)?;
         Ok(members.into_iter().collect())
     }
 
@@ -217,12 +156,13 @@ impl Watcher {
     /// When a pass cannot run.
     pub fn relabel(&mut self) -> Result<Unlabelled, Error> {
         let _lock = self.tracker.lock(Patience::FULL)?;
-        let labelled = self.tracker.label(&Tree {
-            membership: self.membership(),
+        let tree = Tree {
+            membership: self.membership,
             layer: self.layer,
             roots: &self.roots,
             spared: &self.spared,
-        })?;
+        };
+        let labelled = label(&mut self.tracker, &tree)?;
         if let Labelled::Done(unlabelled, _) = labelled {
             self.unlabelled = unlabelled;
         }
@@ -241,7 +181,7 @@ impl Watcher {
             // One without a record may be alive: the map was full.
             Ok(record.map_or_else(|| !proc::is_gone(*id), |record| record.state == LIVE))
         };
-        self.tracker.slots.settle(self.membership(), is_live)
+        self.tracker.slots.settle(self.membership, is_live)
     }
 
     /// Takes what is in the ring, at most `limit` events; whether that emptied it.
@@ -260,7 +200,7 @@ impl Watcher {
     /// Asks to be woken by the next urgent event. After this the ring must be drained once more
     /// before sleeping.
     pub fn ask_for_wakeup(&self) {
-        let tree = self.tracker.slots.tree(self.slot);
+        let tree = self.tracker.slots.tree(self.membership.slot);
         tree.sleeping.swap(1, Ordering::SeqCst);
     }
 
@@ -272,7 +212,7 @@ impl Watcher {
         // First: whoever labels again leaves it out.
         self.spared.insert(id);
         let key = MemberKey::new(id, self.layer);
-        self.tracker.slots.spare(self.slot, &key)
+        self.tracker.slots.spare(self.membership.slot, &key)
     }
 
     /// Condemns the tree, with a condemnation as the kernel half has it: once the closer is
@@ -283,7 +223,9 @@ impl Watcher {
     /// When the lock cannot be taken.
     pub fn condemn(&self, condemnation: u64) -> Result<(), Error> {
         let _lock = self.tracker.lock(Patience::FULL)?;
-        self.tracker.slots.condemn(self.slot, condemnation);
+        self.tracker
+            .slots
+            .condemn(self.membership.slot, condemnation);
         Ok(())
     }
 
@@ -298,7 +240,7 @@ impl Watcher {
     /// Returns whether the tracker was switched off under this watcher: no more events will come.
     #[must_use]
     pub fn is_cut_off(&self) -> bool {
-        self.tracker.since_ns() == 0 || !self.tracker.slots.is_own(self.membership())
+        self.tracker.since_ns() == 0 || !self.tracker.slots.is_own(self.membership)
     }
 }
 
@@ -318,14 +260,14 @@ impl Drop for Watcher {
         let lock = self.tracker.lock(Patience::SHORT);
         let give_back = |_lock| {
             // Otherwise it was taken away meanwhile.
-            if self.tracker.slots.is_own(self.membership()) {
-                self.tracker.slots.give_back(self.slot)?;
+            if self.tracker.slots.is_own(self.membership) {
+                self.tracker.slots.give_back(self.membership.slot)?;
             }
             Ok(())
         };
         if let Err(error) = lock.and_then(give_back) {
             // The next command reclaims it: the owner is dead by then.
-            log::warn!("slot {} was not given back: {error}", self.slot);
+            log::warn!("slot {} was not given back: {error}", self.membership.slot);
         }
     }
 }

@@ -1,10 +1,4 @@
-//! One signal to exactly one process.
-//!
-//! The race: a pid can be free and taken again between the look and the signal. The sandwich
-//! settles it: the process is a living member (the reading of the map that named it is this first
-//! look), the descriptor is opened, the record is *still* live. A record stops being live before
-//! its pid can be used again (I2), so the descriptor is that process's, and the signal goes through
-//! the descriptor.
+//! A signal to a member of a tree that is being killed: [`sandwich`], and what each refusal means.
 
 use std::os::fd::OwnedFd;
 
@@ -13,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::envoy::Envoy;
 use super::survivor;
+use crate::kernel::sandwich::{self, Sent};
 use crate::kernel::{Error, Tracker};
 use crate::sys::pidfd;
 
@@ -41,33 +36,27 @@ pub(super) fn strike(
     signal: Option<Signal>,
     envoy: Option<&dyn Envoy>,
 ) -> Result<Strike, Error> {
-    let opened = match pidfd::open(id.pid) {
-        Ok(opened) => opened,
-        Err(error) => {
-            return Ok(match error.raw_os_error() {
-                // Nobody, or (on some kernels) a thread of somebody else.
-                Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => Strike::Stale,
-                Some(libc::EMFILE | libc::ENFILE) => Strike::NoRoom,
-                _ => Strike::Denied(format!("cannot be opened: {error}")),
-            });
-        }
-    };
-    if !is_live(tracker, id)? {
-        return Ok(Strike::Stale);
-    }
     let number = signal.map_or(0, |signal| signal as i32);
-    let sent = match envoy {
-        Some(envoy) => envoy.send(id, &opened, number),
-        None => pidfd::send_signal(&opened, number),
+    let send = |opened: &OwnedFd| match envoy {
+        Some(envoy) => envoy.send(id, opened, number),
+        None => pidfd::send_signal(opened, number),
     };
-    match sent {
-        Ok(()) => Ok(Strike::Sent(opened)),
-        Err(error) if envoy.is_some() && error.raw_os_error() == Some(libc::EPERM) => {
-            Ok(Strike::Foreign)
-        }
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(Strike::Dying),
-        Err(error) => Ok(Strike::Denied(survivor::denied(&error))),
-    }
+    let outcome = sandwich::send(|| pidfd::open(id.pid), || is_live(tracker, id), send)?;
+    Ok(match outcome {
+        Sent::Through(opened) => Strike::Sent(opened),
+        Sent::Stale => Strike::Stale,
+        Sent::Unopened(error) => match error.raw_os_error() {
+            // Nobody, or (on some kernels) a thread of somebody else.
+            Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => Strike::Stale,
+            Some(libc::EMFILE | libc::ENFILE) => Strike::NoRoom,
+            _ => Strike::Denied(format!("cannot be opened: {error}")),
+        },
+        Sent::Refused(error) => match error.raw_os_error() {
+            Some(libc::EPERM) if envoy.is_some() => Strike::Foreign,
+            Some(libc::ESRCH) => Strike::Dying,
+            _ => Strike::Denied(survivor::denied(&error)),
+        },
+    })
 }
 
 /// Returns whether its record is live. A member without a record (the lineage map was full) is
