@@ -8,7 +8,8 @@
 //!
 //! It is over when a pass has inserted nobody, and a reading that began after it shows nobody
 //! either, and no line can have slipped through between the two: the pass has met nothing that was
-//! unsettled; or nobody on the host has forked while the records were read; or every record above
+//! unsettled, and pids were given out upwards all the time, as the kernel lists them, so whatever
+//! was created was still ahead of it; or nobody on the host has forked while the records were read; or every record above
 //! the members that was read is held by as many records as it counts, so none of them was missed.
 
 use std::collections::{HashMap, HashSet};
@@ -93,6 +94,8 @@ pub(super) trait Scene {
     fn tidy(&self) -> Result<(), Error>;
     /// Returns whether the owner of a slot lives.
     fn is_watching(&self, owner: &ProcessId) -> Result<bool, Error>;
+    /// Returns how far the kernel is in giving out pids; nothing where it does not say.
+    fn pids(&self) -> Option<Pids>;
     /// Returns the time since boot.
     fn now(&self) -> Duration;
     /// Sleeps.
@@ -103,6 +106,15 @@ pub(super) trait Scene {
         let record = self.record(id)?;
         Ok(record.is_some_and(|record| record.state == LIVE))
     }
+}
+
+/// The state of the giving out of pids: upwards, and from the beginning again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pids {
+    /// The last one.
+    pub(super) last: u32,
+    /// The time that one turn takes at least.
+    pub(super) turn: Duration,
 }
 
 /// The findings of a pass of the kernel half.
@@ -160,6 +172,15 @@ impl Scene for Tracker {
     fn is_watching(&self, owner: &ProcessId) -> Result<bool, Error> {
         let record = self.record(owner)?;
         Ok(record.map_or_else(|| proc::is_live(*owner), |record| record.state == LIVE))
+    }
+
+    fn pids(&self) -> Option<Pids> {
+        /// Below what the locks take that every new process and thread passes, one after another.
+        const ONE: Duration = Duration::from_micros(1);
+        Some(Pids {
+            last: proc::last_pid()?,
+            turn: ONE * proc::pid_max()?,
+        })
     }
 
     fn now(&self) -> Duration {
@@ -240,6 +261,7 @@ fn pass<S: Scene>(scene: &mut S, tree: &Tree<'_>) -> Result<Option<Passed>, Erro
             is_clear: false,
         }));
     }
+    let (begun, before) = (scene.now(), scene.pids());
     let found = scene.run_label_pass(&Pass {
         kind: PASS_LABEL,
         slot: tree.membership.slot,
@@ -248,9 +270,13 @@ fn pass<S: Scene>(scene: &mut S, tree: &Tree<'_>) -> Result<Option<Passed>, Erro
         root: tree.roots[0],
         ..Pass::default()
     })?;
+    let took = scene.now().saturating_sub(begun);
+    let is_one_turn = before
+        .zip(scene.pids())
+        .is_some_and(|(before, after)| before.last <= after.last && took < after.turn);
     Ok((found.conflicts == 0).then_some(Passed {
         inserted: found.inserted > 0,
-        is_clear: found.unsettled == 0 && found.unrecorded == 0,
+        is_clear: found.unsettled == 0 && found.unrecorded == 0 && is_one_turn,
     }))
 }
 

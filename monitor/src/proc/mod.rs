@@ -207,11 +207,26 @@ pub fn parent(id: ProcessId) -> Option<u32> {
 /// up all of them before one comes again.
 #[must_use]
 pub(crate) fn has_many_pids() -> bool {
-    const DEFAULT_PIDS: u64 = 32_768;
-    let text = text::read("/proc/sys/kernel/pid_max").unwrap_or_default();
-    text.trim()
-        .parse()
-        .is_ok_and(|pids: u64| pids >= DEFAULT_PIDS)
+    const DEFAULT_PIDS: u32 = 32_768;
+    pid_max().is_some_and(|pids| pids >= DEFAULT_PIDS)
+}
+
+/// Returns the number of pids; `None` where the kernel does not say.
+#[must_use]
+pub(crate) fn pid_max() -> Option<u32> {
+    setting("pid_max")
+}
+
+/// Returns the pid that was given out last, in the pid namespace of this process; `None` where the
+/// kernel does not say.
+#[must_use]
+pub(crate) fn last_pid() -> Option<u32> {
+    setting("ns_last_pid")
+}
+
+fn setting(name: &str) -> Option<u32> {
+    let text = text::read(&format!("/proc/sys/kernel/{name}")).ok()?;
+    text.trim().parse().ok()
 }
 
 /// The kind of a pid that has no record.

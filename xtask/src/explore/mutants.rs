@@ -129,6 +129,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         broken: "let is_sure = true;",
     },
     Mutant {
+        name: "a pass is taken for a proof although pids have begun again",
+        file: "monitor/src/kernel/label.rs",
+        sound: " && is_one_turn",
+        broken: "",
+    },
+    Mutant {
         name: "a record is copied without the second look",
         file: "monitor-ebpf/src/records.rs",
         sound: "    let again = store.find(id)?;

@@ -41,6 +41,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) cache: &'a Path,
     /// What travels.
     pub(crate) load: &'a Load,
+    /// Processors of a guest.
+    pub(crate) processors: u32,
     /// Loads are divided by this.
     pub(crate) scale: u32,
     /// For one guest.
@@ -146,6 +148,7 @@ fn boot(plan: &Plan<'_>, kernel: &Kernel, deadline: Duration) -> Result<Ran> {
     fs::create_dir_all(&consoles)?;
     let machine = Machine {
         architecture: suite.architecture,
+        processors: plan.processors,
         image: &kernel.image,
         initramfs: &initramfs,
         console: &consoles.join(format!("{name}.txt")),

@@ -66,6 +66,9 @@ pub struct Options {
     /// Divides the load of the heaviest tests (`LIFEMON_TEST_SCALE` in the guest)
     #[arg(long, value_name = "N", default_value_t = SCALE)]
     scale: u32,
+    /// Processors of a guest, which are emulated in turns
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    processors: u32,
     /// Ends a guest after this many seconds, with no limit for all together
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
@@ -120,6 +123,7 @@ fn of_one(options: &Options, architecture: Architecture, suites: &[Suite]) -> Re
         &Plan {
             cache: &host.cache,
             load: &load,
+            processors: options.processors,
             scale: options.scale,
             budget,
             end: Instant::now() + all,
@@ -192,6 +196,7 @@ pub fn stage(fetched: Result<Fetched>, built: ForTests, counts: &mut Counts) -> 
         &Plan {
             cache: &host.cache,
             load: &load,
+            processors: 1,
             scale: SCALE,
             budget: GUEST_BUDGET,
             end: Instant::now() + ALL_BUDGET,

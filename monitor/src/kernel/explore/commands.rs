@@ -13,7 +13,7 @@ use lifemon_ebpf::{CONDEMNED, LIVE, MemberKey, Membership, Pass, ProcessId, Reco
 
 use super::super::Error;
 use super::super::heal::Due;
-use super::super::label::{Found, Scene, Tree, label};
+use super::super::label::{Found, Pids, Scene, Tree, label};
 use super::super::maps::Maps;
 use super::super::seat::{self, Seat};
 use super::super::shared::{HostView, TreeView};
@@ -447,6 +447,17 @@ impl Scene for Command {
             || self.world.step(|state| state.task(*owner).is_some()),
             |record| record.state == LIVE,
         ))
+    }
+
+    fn pids(&self) -> Option<Pids> {
+        /// Steps of a fork at least, each of which takes a nanosecond.
+        const STEPS: u64 = 20;
+        self.world.step(|state| {
+            Some(Pids {
+                last: state.last_pid,
+                turn: Duration::from_nanos(STEPS * u64::from(state.measures.pids)),
+            })
+        })
     }
 
     fn now(&self) -> Duration {

@@ -85,7 +85,7 @@ pub(super) struct State {
     /// The clock, in ns. Every step takes one.
     pub(super) now_ns: u64,
     pub(super) tasks: BTreeMap<u32, Task>,
-    last_pid: u32,
+    pub(super) last_pid: u32,
     /// The truth: every process that ever was, with its creator.
     creators: BTreeMap<ProcessId, ProcessId>,
     pub(super) lineage: Elements<ProcessId, Record>,
@@ -106,6 +106,8 @@ pub(super) struct State {
     pub(super) spared: BTreeSet<ProcessId>,
     /// The closer is attached.
     pub(super) is_closed: bool,
+    /// A process that forks and dies at once, as what it has forked does.
+    pub(super) comet: Option<ProcessId>,
 }
 
 pub(super) struct World {
@@ -141,6 +143,7 @@ impl World {
             counted: BTreeSet::new(),
             spared: BTreeSet::new(),
             is_closed: false,
+            comet: None,
         };
         state.settle_in(INIT, ProcessId::NONE);
         Self {
@@ -168,11 +171,27 @@ impl World {
     /// Makes one step.
     pub(super) fn step<T>(&self, step: impl FnOnce(&mut State) -> T) -> T {
         self.yield_now();
+        self.fly();
         let mut state = self.state();
         state.now_ns += 1;
         let result = step(&mut state);
         self.check(&mut state);
         result
+    }
+
+    /// Lets the comet live for one generation, between two steps of somebody else, now and then: a
+    /// scheduler alone comes to that too seldom.
+    fn fly(&self) {
+        let is_due = |_: &mut ProcessId| thread_rng().gen_range(0..8) == 0;
+        // Its own steps are not interrupted by it: it is out of its place meanwhile.
+        let Some(comet) = self.peek(|state| state.comet.take_if(is_due)) else {
+            return;
+        };
+        let next = self.fork(comet);
+        if next.is_some() {
+            self.exit(comet);
+        }
+        self.peek(|state| state.comet = next.or(Some(comet)));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
