@@ -141,11 +141,11 @@ fn gpu() -> Check {
                 let remedy = "see the kernel's log for messages of the driver";
                 return Check::with(NAME, State::Degraded, error.as_str(), remedy);
             }
-            let count = gpus.len();
-            Check::ok(
-                NAME,
-                format!("{count} GPUs of NVIDIA tell memory by process"),
-            )
+            let detail = match gpus.len() {
+                1 => "1 GPU of NVIDIA tells memory by process".to_owned(),
+                count => format!("{count} GPUs of NVIDIA tell memory by process"),
+            };
+            Check::ok(NAME, detail)
         }
         // The normal state of a host without such a GPU.
         Answer::Absent(why) => Check::ok(NAME, format!("{why}: device files only")),

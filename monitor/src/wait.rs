@@ -138,6 +138,19 @@ impl Waiting {
         });
         let follow = || Releases::follow(Server::of_this_program(), DRIVER_LIMIT);
         let follows = until == Until::Released && has_gpus;
+        let releases = follows.then(follow);
+        if let Some(releases) = &releases {
+            // Who has died before the watching began is reported by nobody, and its driver may
+            // still be taking its memory back.
+            let all = tops
+                .iter()
+                .flat_map(|top| forest.living(*top))
+                .chain(ids.iter().copied());
+            let all: HashSet<_> = all.filter(|id| !is_watched(id)).collect();
+            for id in all {
+                releases.died(id, clock::boot_ns());
+            }
+        }
         Ok(Self {
             until,
             begun,
@@ -145,7 +158,7 @@ impl Waiting {
             session,
             not_gone: ids,
             died,
-            releases: follows.then(follow),
+            releases,
             trouble: None,
         })
     }
@@ -239,6 +252,9 @@ impl Waiting {
                 }
                 News::Hung => {
                     self.trouble = Some("the driver of the GPUs does not answer".to_owned());
+                }
+                News::Failed(why) => {
+                    self.trouble = Some(format!("the driver of the GPUs does not say: {why}"));
                 }
             }
         }

@@ -2,16 +2,20 @@
 //! driver says; a driver that fails or hangs; memory that is released late or never. The driver is
 //! a stand-in, the device files and everything else are real.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use lifemon_tests::killing::{alive, assert_killed};
+use lifemon_tests::killing::{alive, assert_killed, kill};
 use lifemon_tests::left_behind::kill_and_wait;
 use lifemon_tests::nvml::NvmlDouble;
 use lifemon_tests::reports::{
-    Detached, Event, Gone, GpuHeld, GpuReleased, GpuReport, Identified as _, Memory, OrphansReport,
-    entry, find,
+    Detached, Event, Gone, GpuHeld, GpuReleased, GpuReport, Holder, Identified as _, Memory,
+    OrphansReport, entry, find, set_of,
 };
-use lifemon_tests::{Actor, DEADLINE, Lifemon, Output, Process, Sandbox, actor, needs, stretched};
+use lifemon_tests::{
+    Actor, DEADLINE, Lifemon, Output, Process, Running, Sandbox, actor, needs, proc, stretched,
+};
+use serde_json::Value;
 
 /// Device nodes that hosts have, in the place of a GPU's.
 const DEVICES: [&str; 5] = [
@@ -72,9 +76,12 @@ fn wait_for_device(process: Process) {
 fn who_has_a_device_open_holds_it() {
     needs!(host_tracker);
     let sandbox = Sandbox::new();
+    // Whatever this host has, there is no driver behind the library.
+    let double = NvmlDouble::new(&sandbox);
+    double.answer("init 9");
+    let gpu = || with_driver(&double, &["gpu", "--device", device()]);
     let (mut actor, server, workers) = server_on(&sandbox, 2);
-    let output = Lifemon::find().run(["gpu", "-o", "json", "--device", device()]);
-    let report: GpuReport = output.success();
+    let report: GpuReport = gpu().success();
     assert_eq!(report.schema, "lifemon/2");
     assert_eq!(report.nvml.state, "absent", "{report:?}");
     assert!(report.complete, "{report:?}");
@@ -95,8 +102,7 @@ fn who_has_a_device_open_holds_it() {
 
     kill_and_wait(server);
     actor.kill();
-    let output = Lifemon::find().run(["gpu", "-o", "json", "--device", device()]);
-    let report: GpuReport = output.success();
+    let report: GpuReport = gpu().success();
     for worker in &workers {
         let holder = entry(&report.holders, *worker);
         let verdict = holder.orphan.as_ref().map(|orphan| orphan.verdict.as_str());
@@ -151,6 +157,34 @@ fn memory_is_told_by_process_and_by_tree() {
     assert_eq!(holding.expect("a holding").memory_bytes, Some(1000));
 }
 
+/// What a process forks after it has begun to compute inherits its descriptors, and with them what
+/// the driver accounts to it.
+#[test]
+fn memory_of_the_dead_is_listed_with_who_keeps_it() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    let (_actor, server, workers) = server_on(&sandbox, 2);
+    kill_and_wait(server);
+    double.answer(&format!(
+        "process {} 4096\nprocess 2147483647 5\n",
+        server.pid
+    ));
+    let report: GpuReport = with_driver(&double, &["gpu", "--device", device()]).success();
+    let kept = |pid: i32| {
+        let mut strangers = report.strangers.iter();
+        let found = strangers.find(|stranger| stranger.pid == pid);
+        let kept = found.unwrap_or_else(|| panic!("no {pid}: {report:?}"));
+        kept.kept_by
+            .iter()
+            .map(|id| id.pid)
+            .collect::<BTreeSet<_>>()
+    };
+    let workers = workers.iter().map(|worker| worker.pid);
+    assert_eq!(kept(server.pid), workers.collect(), "{report:?}");
+    assert_eq!(kept(i32::MAX), [].into(), "{report:?}");
+}
+
 #[test]
 fn a_driver_that_fails_is_said() {
     needs!(host_tracker);
@@ -189,6 +223,27 @@ fn the_librarys_process_has_no_capability() {
             "{set} {status}"
         );
     }
+}
+
+/// It has the devices open for its answer alone, as long as the command that has started it.
+#[test]
+fn the_process_that_asks_the_library_is_no_holder() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    double.answer(&format!("open {}\n", device()));
+    let (actor, _, workers) = server_on(&sandbox, 1);
+    let mut stream = attach(&double, &actor, &[]);
+    stream.attached();
+    double.wait_until_asked();
+    let report: GpuReport = with_driver(&double, &["gpu", "--device", device()]).success();
+    let ours: Vec<_> = report.holders.iter().filter(|one| is_server(one)).collect();
+    assert!(ours.is_empty(), "{ours:?}");
+    let _ = entry(&report.holders, workers[0]);
+}
+
+fn is_server(holder: &Holder) -> bool {
+    holder.command.iter().any(|word| word == "nvml-server")
 }
 
 #[test]
@@ -306,6 +361,75 @@ fn a_kill_waits_until_memory_is_released() {
     assert_eq!(released.process(), worker, "{memory:?}");
     assert!(released.after_ms >= 60.0, "{memory:?}");
     assert_eq!(memory.held, [], "{memory:?}");
+}
+
+/// A real driver has often taken the memory back before it first answers.
+#[test]
+fn a_kill_reports_released_what_came_back_before_the_drivers_first_answer() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    let (actor, server, workers) = server_on(&sandbox, 3);
+    let pid = actor.pid().to_string();
+    let report = assert_killed(&with_driver(&double, &["kill", &pid, "--device", device()]));
+    let memory = report.gpu.expect("memory to wait for");
+    let released = set_of(&memory.released);
+    assert_eq!(released, workers.into_iter().collect(), "{memory:?}");
+    assert!(!released.contains(&server), "{memory:?}");
+    assert_eq!(memory.held, [], "{memory:?}");
+}
+
+/// `wait --until released` with the stand-in.
+fn wait_for_released(double: &NvmlDouble, process: Process) -> Running {
+    let lifemon = Lifemon::find();
+    let pid = process.pid.to_string();
+    let words = ["wait", &pid, "--until", "released", "-o", "json"];
+    let mut command = lifemon.command(words.iter().chain(&["--device", device()]));
+    double.offer_to(&mut command);
+    lifemon.start(command)
+}
+
+#[test]
+fn a_wait_covers_who_was_dead_when_it_began() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    let (_actor, server, workers) = server_on(&sandbox, 2);
+    double.answer(&format!("process {} 4096\n", server.pid));
+    kill_and_wait(server);
+    let waiting = wait_for_released(&double, server);
+    double.wait_until_asked();
+    workers.into_iter().for_each(kill_and_wait);
+    std::thread::sleep(stretched(Duration::from_millis(60)));
+    assert!(
+        proc::is_running(waiting.pid()),
+        "{}",
+        waiting.stdout_so_far()
+    );
+    double.answer("");
+    let it: Value = waiting.finish(DEADLINE).success();
+    assert_eq!(it["holds"], true, "{it}");
+}
+
+#[test]
+fn a_wait_with_a_driver_that_fails_does_not_say_released() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    double.answer("init 999");
+    let (actor, _, _) = server_on(&sandbox, 1);
+    let waiting = wait_for_released(&double, actor.process());
+    assert_killed(&kill(&actor.pid(), &[]));
+    let output = waiting.finish(DEADLINE);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let it: Value = output.report();
+    assert_eq!(it["holds"], false, "{it}");
+    assert!(
+        it["reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("does not say")),
+        "{it}"
+    );
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod script;
 pub mod story;
 mod stream;
 mod toll;
+pub mod torch;
 mod tracker;
 mod wait;
 mod watching;

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 /// - `bash`: this shell, and with it the programs that come with most systems.
 /// - `runit`, `s6`: the programs of these supervisors.
 /// - `su`: the program of that name, which changes its user when it is executed.
+/// - `gpu`: a GPU of NVIDIA that `PyTorch` can use.
 /// - `private_tracker`: the host's tracker is off, and lifemon loads one of its own.
 /// - `host_tracker`: the host's tracker is on, for this test alone.
 /// - `no_tracker`: nothing of lifemon is in the kernel, but what this test puts there.
@@ -47,6 +48,11 @@ macro_rules! needs {
     };
     (su) => {
         if !$crate::has_su() {
+            return;
+        }
+    };
+    (gpu) => {
+        if !$crate::torch::has_gpu() {
             return;
         }
     };

@@ -7,6 +7,7 @@ mod ci;
 mod dist;
 mod ebpf;
 mod explore;
+mod gpu;
 mod python;
 mod real_programs;
 mod run;
@@ -56,7 +57,8 @@ enum Task {
     #[command(after_help = "Examples:\n  cargo xtask test\n  \
                             cargo xtask test -- orphans\n  \
                             cargo xtask test --this-kernel\n  \
-                            cargo xtask test --real-programs -- postgres")]
+                            cargo xtask test --real-programs -- postgres\n  \
+                            cargo xtask test --gpu")]
     Test {
         /// Only on the running kernel: not in emulated machines, which takes minutes
         #[arg(long)]
@@ -73,6 +75,10 @@ enum Task {
         /// defects that it has to find. ARGS are parts of the names of defects
         #[arg(long, conflicts_with_all = ["this_kernel", "real_programs"])]
         explore: bool,
+        /// Nothing but the tests with a real GPU, which need one of NVIDIA and a python3 with
+        /// `PyTorch`. What they have measured is printed
+        #[arg(long, conflicts_with_all = ["this_kernel", "real_programs", "explore"])]
+        gpu: bool,
         /// A part of the names of tests (of a module too, as `kill::`), or an option of libtest.
         /// Then only on the running kernel as well
         #[arg(last = true)]
@@ -118,6 +124,9 @@ fn main() -> ExitCode {
             args,
             ..
         } => explore::run(&args),
+        Task::Test {
+            gpu: true, args, ..
+        } => gpu::run(&args),
         Task::Test {
             this_kernel,
             pythons,

@@ -174,7 +174,7 @@ impl Following {
         };
         let of = match &news {
             News::Released { id, .. } | News::StillHeld { id, .. } => self.dead.remove(id),
-            News::Hung => None,
+            News::Hung | News::Failed(_) => None,
         };
         Some((news, of))
     }

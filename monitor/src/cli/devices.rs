@@ -36,5 +36,6 @@ pub(super) fn release(files: &DeviceFiles) -> Option<ReleaseOptions> {
     files.exist().then(|| ReleaseOptions {
         program: PathBuf::from(crate::proc::OWN_PROGRAM),
         timeout: RELEASE_TIMEOUT,
+        files: files.clone(),
     })
 }

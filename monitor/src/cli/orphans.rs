@@ -284,9 +284,10 @@ async fn look(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow
     };
     let (mut held, mut forest) = scan(&snapshot);
     let mut answer = Answer::NotAsked;
+    let mut server = Server::of_this_program();
     let asked_ns = clock::boot_ns();
     if wants_gpu || !held.holders.is_empty() {
-        answer = Server::of_this_program().ask().await;
+        answer = server.ask().await;
         snapshot = tracker.snapshot()?;
         (held, forest) = scan(&snapshot);
     }

@@ -3,15 +3,16 @@
 //! has no file on this host is recognised by its name. Nothing here touches a device or waits for a
 //! driver.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use lifemon_ebpf::ProcessId;
 
-use super::{Holders, Holding, drm};
+use super::{Holders, Holding, drm, nvml};
 #[cfg(feature = "cli")]
 use crate::forest::{Forest, walk};
 use crate::proc;
@@ -140,7 +141,23 @@ pub(crate) fn scan_below_orphans(forest: &Forest, all: bool, files: &DeviceFiles
     scan(below.filter(|id| forest.is_live(id)), files)
 }
 
-/// Returns what one process has open; nothing when its pid is another process's by now.
+/// Returns those of these processes that have one of the files open, as far as there is time to look.
+/// Asks no driver for memory.
+pub(crate) fn openers(
+    processes: impl IntoIterator<Item = ProcessId>,
+    files: &DeviceFiles,
+    until: Instant,
+) -> HashSet<ProcessId> {
+    let numbers = files.numbers();
+    let in_time = processes.into_iter().take_while(|_| Instant::now() < until);
+    let has_open = |id: &ProcessId| {
+        open_devices(*id, files, &numbers).is_ok_and(|open| !open.is_empty()) && proc::owns_pid(*id)
+    };
+    in_time.filter(has_open).collect()
+}
+
+/// Returns what one process has open; nothing when its pid is another process's by now, or when it
+/// asks the driver for lifemon.
 fn holding(
     id: ProcessId,
     files: &DeviceFiles,
@@ -148,6 +165,37 @@ fn holding(
 ) -> io::Result<Holding> {
     let mut holding = Holding::default();
     let mut clients = Vec::new();
+    for (descriptor, device) in open_devices(id, files, numbers)? {
+        if device.starts_with(DRM) {
+            clients.extend(drm::client(id.pid, descriptor));
+        }
+        holding.devices.insert(device);
+    }
+    let is_left_out = || clients.is_empty() && asks_for_lifemon(id.pid);
+    if holding.is_empty() || is_left_out() || !proc::owns_pid(id) {
+        return Ok(Holding::default());
+    }
+    holding.memory = drm::memory(clients);
+    Ok(holding)
+}
+
+/// Returns whether a process is the one that asks NVIDIA's library for lifemon: that has the devices
+/// open for its answer alone. Proven by its program, which is this one, or by its parent, which is
+/// this process; its name and arguments would be anybody's.
+fn asks_for_lifemon(pid: u32) -> bool {
+    let line = proc::command_line_of(pid).unwrap_or_default();
+    let is_meant = line.arguments().nth(1) == Some(nvml::COMMAND.as_bytes());
+    let is_child = || proc::stat(pid).is_some_and(|stat| stat.parent == std::process::id());
+    is_meant && (proc::runs_this_program(pid) || is_child())
+}
+
+/// Returns the descriptors of one process that stand for one of the files, each with the name of that
+/// here.
+fn open_devices(
+    id: ProcessId,
+    files: &DeviceFiles,
+    numbers: &HashMap<(u32, u32), PathBuf>,
+) -> io::Result<Vec<(u32, PathBuf)>> {
     let device_of = |descriptor: u32, target: &Path| {
         // Pipes, sockets and the like have no path.
         let number = target
@@ -161,20 +209,11 @@ fn holding(
     let held = proc::open_files(id.pid, |file| {
         device_of(file.descriptor, &file.target).is_some()
     });
-    for file in held? {
-        let Some(device) = device_of(file.descriptor, &file.target) else {
-            continue;
-        };
-        if device.starts_with(DRM) {
-            clients.extend(drm::client(id.pid, file.descriptor));
-        }
-        holding.devices.insert(device);
-    }
-    if holding.is_empty() || !proc::owns_pid(id) {
-        return Ok(Holding::default());
-    }
-    holding.memory = drm::memory(clients);
-    Ok(holding)
+    let named = held?.into_iter().filter_map(|file| {
+        let device = device_of(file.descriptor, &file.target)?;
+        Some((file.descriptor, device))
+    });
+    Ok(named.collect())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub mod mps;
 pub mod nvml;
 pub mod release;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use lifemon_ebpf::ProcessId;
@@ -109,6 +109,14 @@ pub struct Stranger {
     /// The GPUs and the GPU memory that it holds.
     #[serde(flatten)]
     pub memory: Memory,
+    /// Living processes below the dead one that have a GPU open: what is forked after a process has
+    /// begun to compute inherits the descriptors, and keeps the memory that they stand for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(
+        feature = "cli",
+        schemars(with = "Vec<crate::process::json::IdSchema>")
+    )]
+    pub kept_by: Vec<ProcessId>,
 }
 
 /// Everything that is known about GPUs at one time.
@@ -160,13 +168,21 @@ pub fn survey(forest: &Forest, answer: Answer, asked_ns: u64, scan: Scan) -> Sur
         unreadable,
     } = scan;
     let mut strangers = Vec::new();
+    let scanned: HashSet<ProcessId> = holders.keys().copied().collect();
     if let Answer::Gpus(gpus) = &answer {
         for gpu in gpus {
             for (pid, memory) in gpu.memory() {
-                match forest.live(pid).filter(|id| id.start_ns < asked_ns) {
-                    Some(id) => holders.entry(id).or_default().memory.push(memory),
-                    None => strangers.push(Stranger { pid, memory }),
+                let holder = forest.live(pid).filter(|id| id.start_ns < asked_ns);
+                if let Some(id) = holder {
+                    holders.entry(id).or_default().memory.push(memory);
+                    continue;
                 }
+                let kept_by = keepers(forest, pid, &scanned);
+                strangers.push(Stranger {
+                    pid,
+                    memory,
+                    kept_by,
+                });
             }
         }
     }
@@ -176,6 +192,16 @@ pub fn survey(forest: &Forest, answer: Answer, asked_ns: u64, scan: Scan) -> Sur
         strangers,
         unreadable,
     }
+}
+
+/// Returns the living below the dead process of this pid that have a GPU open.
+fn keepers(forest: &Forest, pid: u32, holders: &HashSet<ProcessId>) -> Vec<ProcessId> {
+    let ghosts = forest.records().map(|(id, _)| *id);
+    let ghosts = ghosts.filter(|id| id.pid == pid && forest.is_dead(id));
+    let below = ghosts.flat_map(|ghost| forest.living(ghost));
+    let mut keepers: Vec<_> = below.filter(|id| holders.contains(id)).collect();
+    keepers.sort();
+    keepers
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! that held some. A dead process can keep it for long, or for ever when the driver hangs.
 //!
 //! Works in a task of its own: it receives deaths, asks the driver with growing pauses, and reports
-//! when the memory is released. The race: a pid can be used again while it is waited for; memory
+//! when the memory is released. The driver's first answer takes longer than a small holder needs to
+//! die: who had a GPU open is noted before a kill, so that its release is reported all the same. The race: a pid can be used again while it is waited for; memory
 //! that the driver accounts to a pid whose process started later is not the dead one's.
 
 use std::collections::HashSet;
@@ -46,6 +47,8 @@ pub enum News {
     },
     /// The driver does not answer: nothing more will be reported.
     Hung,
+    /// The driver's answer is an error, in its words: nothing more will be reported.
+    Failed(String),
 }
 
 /// A member that began to die.
@@ -53,6 +56,8 @@ pub enum News {
 struct Died {
     id: ProcessId,
     at_ns: u64,
+    /// True if it is known to have held a GPU, whatever the driver says afterwards.
+    held: bool,
 }
 
 /// Follows the GPU memory of the members of one tree.
@@ -75,11 +80,24 @@ impl Releases {
         }
     }
 
-    /// Takes note that a member has begun to die at `at_ns`, ns since boot.
+    /// Takes note that a member has begun to die at `at_ns`, ns since boot. Its release is reported
+    /// if an answer of the driver shows that it held memory.
     pub fn died(&self, id: ProcessId, at_ns: u64) {
+        let held = false;
+        self.take_note(Died { id, at_ns, held });
+    }
+
+    /// Takes note of the death of a member that had a GPU open while it lived. Its release is
+    /// reported also where the driver took the memory back before its first answer.
+    pub fn holder_died(&self, id: ProcessId, at_ns: u64) {
+        let held = true;
+        self.take_note(Died { id, at_ns, held });
+    }
+
+    fn take_note(&self, died: Died) {
         if let Some(deaths) = &self.deaths {
             // Without a driver nobody receives.
-            let _ = deaths.send(Died { id, at_ns });
+            let _ = deaths.send(died);
         }
     }
 
@@ -152,7 +170,7 @@ impl Waiting {
     fn add(&mut self, died: Died, timeout: Duration) {
         self.dead.push(Dead {
             died,
-            held: self.holders.contains(&died.id.pid),
+            held: died.held || self.holders.contains(&died.id.pid),
             deadline: Instant::now() + timeout,
         });
     }
@@ -165,13 +183,17 @@ impl Waiting {
                 let _ = news.send(News::Hung);
                 return false;
             }
-            Answer::Absent(_) | Answer::NotAsked | Answer::Failed(_) => return false,
+            Answer::Failed(why) => {
+                let _ = news.send(News::Failed(why.clone()));
+                return false;
+            }
+            Answer::Absent(_) | Answer::NotAsked => return false,
         }
         self.holders = answer.pids().collect();
         let now = clock::boot_ns();
         let holders = &self.holders;
         self.dead.retain_mut(|dead| {
-            let Died { id, at_ns } = dead.died;
+            let Died { id, at_ns, .. } = dead.died;
             let after_ns = now.saturating_sub(at_ns);
             let holds = holders.contains(&id.pid) && !proc::has_successor(id);
             dead.held |= holds;
@@ -202,8 +224,12 @@ impl Waiting {
 
 /// Describes what a process that does not let go is doing.
 fn state(id: ProcessId) -> String {
-    let Some(stat) = proc::stat(id.pid).filter(|_| proc::owns_pid(id)) else {
-        return "it is gone, and its driver accounts memory to it".to_owned();
+    let stat = proc::stat(id.pid).filter(|_| proc::owns_pid(id));
+    // A zombie has closed its files: whoever has inherited them keeps what they stand for.
+    let Some(stat) = stat.filter(|stat| stat.state != 'Z') else {
+        return "it is gone, and its driver accounts memory to it: a process that has inherited \
+                its descriptors keeps it, or the driver hangs"
+            .to_owned();
     };
     match proc::wait_channel(id.pid) {
         Some(channel) => format!("state {} in {channel}", stat.state),
@@ -222,6 +248,7 @@ mod tests {
         Died {
             id: ProcessId::new(pid, 7),
             at_ns: 9,
+            held: false,
         }
     }
 
@@ -264,6 +291,19 @@ mod tests {
     }
 
     #[test]
+    fn who_is_known_to_have_held_is_told_although_no_answer_shows_it() {
+        let nobody = Answer::Gpus(Vec::new());
+        let (tell, mut news) = unbounded_channel();
+        let mut waiting = Waiting::default();
+        waiting.take(&nobody, &tell);
+        let held = true;
+        waiting.add(Died { held, ..died(PID) }, RELEASE_TIMEOUT);
+        waiting.take(&nobody, &tell);
+        let news = std::iter::from_fn(|| news.try_recv().ok()).collect::<Vec<_>>();
+        assert!(matches!(&news[..], [News::Released { .. }]), "{news:?}");
+    }
+
+    #[test]
     fn who_does_not_let_go_is_told_with_its_state() {
         let news = told(&holds(PID), &[holds(PID)], Duration::ZERO);
         assert!(matches!(&news[..], [News::StillHeld { .. }]), "{news:?}");
@@ -273,5 +313,15 @@ mod tests {
     fn a_driver_that_hangs_ends_it() {
         let news = told(&holds(PID), &[Answer::Hung(5)], RELEASE_TIMEOUT);
         assert_eq!(news, [News::Hung]);
+    }
+
+    #[test]
+    fn a_driver_that_fails_ends_it_and_is_told() {
+        let news = told(
+            &holds(PID),
+            &[Answer::Failed("x".to_owned())],
+            RELEASE_TIMEOUT,
+        );
+        assert_eq!(news, [News::Failed("x".to_owned())]);
     }
 }

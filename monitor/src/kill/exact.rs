@@ -17,6 +17,7 @@ use super::outcome::{Held, KillReport, Killed, Outcome, Release, Released};
 use super::refuse::{Guard, KillRefusal};
 use super::strike::{Strike, strike};
 use super::suspects::{self, Suspects};
+use crate::gpu::holders;
 use crate::gpu::nvml::{ANSWER_TIMEOUT, Server};
 use crate::gpu::release::{News, Releases};
 use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock};
@@ -33,6 +34,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The time to wait for the killed to be gone, once none of them can run any more. Memory of very
 /// large processes takes its time; the kill is proven before.
 const GONE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The time for the look who has a GPU open, before anybody is killed. Who is not reached is known as a
+/// holder by the driver's answers alone.
+const LOOK_FOR_HOLDERS: Duration = Duration::from_millis(20);
 
 /// A reason why a kill could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +135,9 @@ async fn kill_guarded(
     if options.dry_run {
         return Ok(killing.report(false));
     }
-    // The driver is asked beside the killing, never before it.
+    // The driver is asked beside the killing, never before it. Its first answer can come when it has
+    // taken back the memory of the first dead, so who has a device open is looked up before.
+    killing.deaths.holders = killing.find_holders(options.release.as_ref());
     let releases = options.release.as_ref().map(follow_releases);
     if let Some(signal) = first_signal {
         killing
@@ -225,6 +232,16 @@ impl Killing {
             rejected: 0,
             others: 0,
         }
+    }
+
+    /// Finds the members that have a GPU open, as far as there is time.
+    fn find_holders(&self, options: Option<&ReleaseOptions>) -> HashSet<ProcessId> {
+        let Some(options) = options else {
+            return HashSet::new();
+        };
+        let until = Instant::now() + LOOK_FOR_HOLDERS;
+        let members = self.members.iter().map(|member| member.id);
+        holders::openers(members, &options.files, until.into_std())
     }
 
     /// Takes these processes out of the tree, with what they have created.
@@ -389,6 +406,8 @@ impl Killing {
 struct Deaths {
     dead: HashMap<ProcessId, Dead>,
     order: Vec<ProcessId>,
+    /// Those who had a GPU open when the kill began.
+    holders: HashSet<ProcessId>,
     /// True if no more will come.
     are_all: bool,
 }
@@ -426,7 +445,12 @@ impl Deaths {
     async fn wait_until_released(&self, mut releases: Releases) -> Release {
         for id in &self.order {
             let at_ns = self.dead.get(id).and_then(|dead| dead.at_ns);
-            releases.died(*id, at_ns.unwrap_or_else(clock::boot_ns));
+            let at_ns = at_ns.unwrap_or_else(clock::boot_ns);
+            if self.holders.contains(id) {
+                releases.holder_died(*id, at_ns);
+            } else {
+                releases.died(*id, at_ns);
+            }
         }
         releases.close();
         let mut release = Release::default();
@@ -438,6 +462,8 @@ impl Deaths {
                 }
                 News::StillHeld { id, state, .. } => release.held.push(Held { id, state }),
                 News::Hung => release.hung = true,
+                // It is known no better than on a host without a driver.
+                News::Failed(_) => {}
             }
         }
         release

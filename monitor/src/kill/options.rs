@@ -8,6 +8,7 @@ use lifemon_ebpf::ProcessId;
 
 use super::envoy::Envoy;
 use super::suspects::Suspects;
+use crate::gpu::holders::DeviceFiles;
 use crate::process::Signal;
 
 /// The default duration of a kill.
@@ -49,6 +50,8 @@ pub(crate) struct ReleaseOptions {
     pub(crate) program: PathBuf,
     /// The longest wait.
     pub(crate) timeout: Duration,
+    /// The device files that count as GPUs.
+    pub(crate) files: DeviceFiles,
 }
 
 impl Default for KillOptions {
@@ -139,6 +142,7 @@ impl KillOptions {
         self.release = Some(ReleaseOptions {
             program: lifemon.into(),
             timeout,
+            files: DeviceFiles::default(),
         });
         self
     }

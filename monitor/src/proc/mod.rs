@@ -32,7 +32,7 @@ pub use sockets::{Socket, listening};
 pub use status::{name, wait_channel};
 pub use zombies::{Zombie, zombie, zombies};
 
-pub(crate) use command::{Commands, command_line_of, variable};
+pub(crate) use command::{Commands, command_line_of, runs_this_program, variable};
 pub(crate) use family::{children, children_by_parent, children_of, own_threads, pids};
 pub(crate) use files::{
     descriptor_device, descriptor_info, device_majors, device_number, input_device, with_pidfd,
@@ -225,7 +225,7 @@ pub(crate) fn last_pid() -> Option<u32> {
 }
 
 fn setting(name: &str) -> Option<u32> {
-    let text = text::read(&format!("/proc/sys/kernel/{name}")).ok()?;
+    let text = text::read(format!("/proc/sys/kernel/{name}")).ok()?;
     text.trim().parse().ok()
 }
 

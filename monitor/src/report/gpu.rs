@@ -103,6 +103,21 @@ pub fn describe(forest: &Forest, survey: &Survey) -> Vec<Holder> {
     found
 }
 
+/// Writes memory of a pid that no living process has, and who keeps it.
+fn one_stranger(text: &mut String, stranger: &Stranger) {
+    let Stranger { pid, memory, .. } = stranger;
+    let bytes = memory.bytes.map_or_else(|| "memory".to_owned(), size);
+    let keepers = stranger.kept_by.iter().map(|id| id.pid.to_string());
+    let keepers: Vec<_> = keepers.collect();
+    let why = if keepers.is_empty() {
+        "no living process of this host has this pid".to_owned()
+    } else {
+        let keepers = keepers.join(", ");
+        format!("it is dead; kept by {keepers}, with the descriptors that it has inherited")
+    };
+    let _ = writeln!(text, "{pid}  {bytes} on {}: {why}", printable(&memory.gpu));
+}
+
 /// Returns the report as text.
 #[must_use]
 pub fn text(report: &GpuReport<'_>, style: Style) -> String {
@@ -130,13 +145,8 @@ pub fn text(report: &GpuReport<'_>, style: Style) -> String {
         let orphan = report.orphans.get(&holder.process.id);
         one_holder(&mut text, holder, orphan.copied(), style);
     }
-    for Stranger { pid, memory } in &report.survey.strangers {
-        let bytes = memory.bytes.map_or_else(|| "memory".to_owned(), size);
-        let _ = writeln!(
-            text,
-            "{pid}  {bytes} on {}: no living process of this host has this pid",
-            printable(&memory.gpu)
-        );
+    for stranger in &report.survey.strangers {
+        one_stranger(&mut text, stranger);
     }
     totals(&mut text, report.holders);
     let mut text = fit(&text, style.columns);

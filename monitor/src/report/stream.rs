@@ -159,23 +159,21 @@ impl Printer {
 
     /// Writes what became of the GPU memory of a process that died.
     pub fn news(&mut self, news: &News, of: Option<&Process>) -> String {
-        let is_wanted = match news {
-            News::Released { .. } => self.prints("released"),
-            News::StillHeld { .. } => self.prints("held"),
-            News::Hung => true,
+        let now_ns = clock::boot_ns();
+        let (is_wanted, loss) = match news {
+            News::Released { .. } => (self.prints("released"), None),
+            News::StillHeld { .. } => (self.prints("held"), None),
+            News::Hung => (true, Some(Loss::DriverHung)),
+            News::Failed(_) => (true, Some(Loss::DriverFailed)),
         };
         if !is_wanted {
             return String::new();
         }
-        match (&mut self.format, news) {
-            (Format::Json(stream), News::Hung) => {
-                stream.lost(clock::boot_ns(), Loss::DriverHung, 0, false, false)
-            }
-            (Format::Text(text), News::Hung) => {
-                text.lost(clock::boot_ns(), Loss::DriverHung, 0, false)
-            }
-            (Format::Json(stream), news) => stream.news(news, of, clock::boot_ns()),
-            (Format::Text(text), news) => text.news(news, of, clock::boot_ns()),
+        match (&mut self.format, loss) {
+            (Format::Json(stream), Some(loss)) => stream.lost(now_ns, loss, 0, false, false),
+            (Format::Text(text), Some(loss)) => text.lost(now_ns, loss, 0, false),
+            (Format::Json(stream), None) => stream.news(news, of, now_ns),
+            (Format::Text(text), None) => text.news(news, of, now_ns),
         }
     }
 

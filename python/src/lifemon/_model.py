@@ -126,6 +126,7 @@ class Memory:
     bytes: int | None = None
     gpu_instance: int | None = None
     pid: int | None = None
+    kept_by: list[Id] = field(default_factory=list[Id])
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,9 @@ pub struct Stranger {
     pub bytes: Option<u64>,
     /// The instance of a partitioned GPU.
     pub gpu_instance: Option<u32>,
+    /// The living below the dead one that have a GPU open.
+    #[serde(default)]
+    pub kept_by: Vec<super::Id>,
 }
 
 /// What a tree holds of GPUs.

@@ -29,6 +29,9 @@ pub struct Executable {
 const TESTS: &str = "tests";
 const END_TO_END: &str = "e2e";
 
+/// The target of the tests that need a real GPU, and are run on request alone.
+const GPU: &str = "gpu";
+
 /// Builds lifemon for release.
 ///
 /// # Errors
@@ -69,6 +72,8 @@ pub struct ForTests {
     pub unit: Vec<Executable>,
     /// The tests that need root.
     pub end_to_end: Executable,
+    /// The tests that need root and a real GPU.
+    pub gpu: Executable,
     /// What the end-to-end tests start besides: the actors, an example, a library.
     pub helpers: Vec<PathBuf>,
 }
@@ -85,9 +90,11 @@ pub fn for_tests(adapt: impl FnOnce(&mut Command)) -> Result<ForTests> {
     adapt(&mut command);
     let built = executables(command)?;
     let (tests, others): (Vec<_>, Vec<_>) = built.into_iter().partition(|built| built.is_test);
-    let (end_to_end, unit): (Vec<_>, Vec<_>) =
-        tests.into_iter().partition(|test| test.name == END_TO_END);
-    let end_to_end = end_to_end.into_iter().next();
+    let (privileged, unit): (Vec<_>, Vec<_>) = tests
+        .into_iter()
+        .partition(|test| [END_TO_END, GPU].contains(&test.name.as_str()));
+    let (gpu, end_to_end): (Vec<_>, Vec<_>) =
+        privileged.into_iter().partition(|test| test.name == GPU);
     let helpers = others.iter();
     let helpers = helpers.filter(|other| other.package_dir.ends_with(TESTS));
     let helpers = helpers.map(|helper| helper.path.clone()).collect();
@@ -95,11 +102,15 @@ pub fn for_tests(adapt: impl FnOnce(&mut Command)) -> Result<ForTests> {
     Ok(ForTests {
         lifemon,
         unit,
-        end_to_end: end_to_end.with_context(|| {
-            format!("cargo built no test called {END_TO_END}: is its [[test]] renamed?")
-        })?,
+        end_to_end: only(end_to_end, END_TO_END)?,
+        gpu: only(gpu, GPU)?,
         helpers,
     })
+}
+
+fn only(tests: Vec<Executable>, name: &str) -> Result<Executable> {
+    let test = tests.into_iter().next();
+    test.with_context(|| format!("cargo built no test called {name}: is its [[test]] renamed?"))
 }
 
 /// Builds the actors and the benchmarks.

@@ -112,7 +112,9 @@ fn look(snapshot: &Snapshot, query: &OrphansQuery, files: &DeviceFiles) -> (hold
 /// Answers with the holders of GPUs.
 pub(super) async fn gpu(core: &Core, peer: &Peer, form: Form) -> Answered {
     let asked_ns = clock::boot_ns();
-    let answer = Server::of_this_program().ask().await;
+    // It lives until the scan is over: one that is dying has no program to know it by.
+    let mut server = Server::of_this_program();
+    let answer = server.ask().await;
     let (snapshot, subreapers) = core.snapshot_with_subreapers()?;
     let forest = Forest::new(snapshot.records.iter().copied());
     let scan = holders::scan(forest.all_living(), &DeviceFiles::default());

@@ -215,7 +215,7 @@ impl Stream {
                 after_ns,
                 state,
             } => ("held", *id, now_ns, *after_ns, Some(state.clone())),
-            News::Hung => return String::new(),
+            News::Hung | News::Failed(_) => return String::new(),
         };
         let mut line = self.line(event, Some(at_ns));
         let unknown = Process::unknown(id);

@@ -227,7 +227,7 @@ impl Text {
                 subject(*id),
                 duration_us(after_ns / 1_000),
             ),
-            News::Hung => String::new(),
+            News::Hung | News::Failed(_) => String::new(),
         }
     }
 
