@@ -12,7 +12,7 @@ use crate::forest::Forest;
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
 use crate::kernel::snapshot::Snapshot;
-use crate::kernel::{Error, Tracker, WatchOptions, clock};
+use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock};
 use crate::loss::Loss;
 use crate::proc;
 use crate::process::{Death, Process};
@@ -118,14 +118,16 @@ impl Waiting {
             })
             .filter(|id| seen.insert(*id))
             .collect();
-        let targets: Vec<_> = ids
-            .iter()
-            .filter_map(|id| Some(Process::of_record(*id, forest.record(id)?)))
-            .collect();
-        let session = match tops.split_first() {
-            Some((first, others)) => watch(tracker, *first, others)?,
-            None => None,
-        };
+        // One without a record has ended since it was found, and nothing is left of its tree.
+        let described = ids.iter().map(|id| {
+            let record = forest.record(id);
+            record.map_or_else(
+                || Process::unknown(*id),
+                |record| Process::of_record(*id, record),
+            )
+        });
+        let targets: Vec<_> = described.collect();
+        let session = watch(tracker, &tops)?;
         let is_watched = |id: &ProcessId| {
             let session = session.as_ref();
             session.is_some_and(|session| session.watch().is_live(id))
@@ -278,18 +280,25 @@ impl Waiting {
     }
 }
 
-/// Watches trees as one; `None` where nothing is left of a single one, whose root has died since
-/// the snapshot.
-fn watch(
-    tracker: Tracker,
-    first: ProcessId,
-    others: &[ProcessId],
-) -> Result<Option<Session>, Error> {
-    match Session::start_all(tracker, first, others, &WatchOptions::default()) {
-        Ok((session, _)) => Ok(Some(session)),
-        Err(Error::NoProcess(_)) if others.is_empty() => Ok(None),
-        Err(error) => Err(error),
+/// Watches trees as one; `None` where nothing is left of any.
+///
+/// Race: a root can die since the snapshot, in which it lives. As long as something below it lives,
+/// its ghost stands for it. Only the end of a process takes its record: where there is none any
+/// more, nothing of its tree can run again, and the others are watched without it.
+fn watch(tracker: Tracker, mut roots: &[ProcessId]) -> Result<Option<Session>, Error> {
+    let mut tracker = Some(tracker);
+    while let Some((first, others)) = roots.split_first() {
+        let tracker = match tracker.take() {
+            Some(tracker) => tracker,
+            None => Tracker::open_or_load(&LoadOptions::default())?,
+        };
+        match Session::start_all(tracker, *first, others, &WatchOptions::default()) {
+            Ok((session, _)) => return Ok(Some(session)),
+            Err(Error::NoProcess(_)) => roots = others,
+            Err(error) => return Err(error),
+        }
     }
+    Ok(None)
 }
 
 #[cfg(test)]

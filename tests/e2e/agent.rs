@@ -4,6 +4,7 @@
 mod attached;
 mod guards;
 mod kills;
+mod limits;
 mod malformed;
 mod questions;
 mod restarts;
@@ -11,6 +12,7 @@ mod rights;
 mod servers;
 mod streams;
 mod upgrades;
+mod waits;
 
 use lifemon_tests::agent::{Agent, Caller, Sleeper};
 use lifemon_tests::{Lifemon, Sandbox, needs};
@@ -24,7 +26,7 @@ macro_rules! callers {
         }
     };
     (python) => {
-        callers!();
+        $crate::agent::callers!();
         if lifemon_tests::agent::python_for_all().is_none() {
             return;
         }
@@ -32,12 +34,38 @@ macro_rules! callers {
 }
 pub(crate) use callers;
 
+/// Begins a test as most of them begin: with the host's tracker, a sandbox, and an agent in it.
+/// `python = NAME` names a Python that every caller may run; `tracker = NAME` the host's tracker.
+macro_rules! begin {
+    (python = $python:ident, $($rest:tt)+) => {
+        $crate::agent::callers!();
+        let Some($python) = lifemon_tests::agent::python_for_all() else {
+            return;
+        };
+        $crate::agent::begin!($($rest)+);
+    };
+    (python, $($rest:tt)+) => {
+        $crate::agent::callers!(python);
+        $crate::agent::begin!($($rest)+);
+    };
+    (tracker = $host:ident, $sandbox:ident, $($agent:tt)+) => {
+        $crate::agent::callers!();
+        let $host = lifemon_tests::HostTracker::on(&[]);
+        let $sandbox = lifemon_tests::Sandbox::new();
+        let $($agent)+ = lifemon_tests::agent::Agent::start(&$sandbox, &[]);
+    };
+    ($sandbox:ident, $($agent:tt)+) => {
+        $crate::agent::callers!();
+        lifemon_tests::needs!(host_tracker);
+        let $sandbox = lifemon_tests::Sandbox::new();
+        let $($agent)+ = lifemon_tests::agent::Agent::start(&$sandbox, &[]);
+    };
+}
+pub(crate) use begin;
+
 #[test]
 fn it_answers_with_the_objects_that_the_command_line_prints() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let sleeper = Sleeper::start(&sandbox, &Caller::root());
     let root = Caller::root();
     assert_eq!(root.get(&agent, "/livez").expect(200)["live"], true);
@@ -87,10 +115,7 @@ fn it_switches_the_tracker_on_where_that_is_off_and_leaves_it_on() {
 
 #[test]
 fn one_agent_has_a_directory_and_takes_over_what_a_killed_one_has_left() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, mut agent);
     let directory = agent.directory().display().to_string();
     let second = Lifemon::find().run(["agent", "--runtime-dir", &directory]);
     assert_eq!(second.code, Some(1), "{second:?}");
@@ -113,10 +138,7 @@ fn one_agent_has_a_directory_and_takes_over_what_a_killed_one_has_left() {
 
 #[test]
 fn the_front_has_no_privileges_and_is_replaced_when_it_dies() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     for _ in 0..10 {
         assert_eq!(Caller::root().get(&agent, "/v1/info").status, 200);
         let fronts = agent.fronts();

@@ -1,11 +1,16 @@
 //! Questions about one process or one tree: `explain`, `wait`, zombies; and the ways to ask: `-o
 //! name`, `-q`, `--watch`, `--events`.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lifemon_tests::left_behind::{ask, kill_and_wait, leave_workers, orphans, tree};
 use lifemon_tests::reports::{Identified as _, find};
-use lifemon_tests::{DEADLINE, Lifemon, Pidfd, Sandbox, Script, actor, needs, wait_until};
+use lifemon_tests::{
+    DEADLINE, HostTracker, Lifemon, Pidfd, Sandbox, Script, actor, needs, wait_until,
+};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 /// Waits until a running lifemon has something in its stdout.
@@ -184,6 +189,41 @@ fn the_first_exit_says_who_and_how() {
     let report: Value = output.success();
     assert_eq!(report["process"]["pid"], workers[1].pid, "{report}");
     assert_eq!(report["exit"]["signal"], 9, "{report}");
+}
+
+#[test]
+fn one_that_dies_before_the_watching_begins_has_ended() {
+    let host = HostTracker::on(&[]);
+    let sandbox = Sandbox::new();
+    let mut actor = actor!(sandbox, "fork-hold", 2);
+    actor.step();
+    let workers = actor.children("worker");
+    // Whoever begins to watch has looked at the lineage by then, and waits for this.
+    let directory = PathBuf::from(host.status().directory);
+    let home = File::open(directory.parent().expect("a home")).expect("it is there");
+    let lock = Flock::lock(home, FlockArg::LockExclusive).expect("free");
+    let lifemon = Lifemon::find();
+    let waits = ["extinct", "any-exit", "gone"].map(|until| {
+        let words = ["wait", "-o", "json", "--until", until].map(str::to_owned);
+        let pids = workers.iter().map(|worker| worker.pid.to_string());
+        lifemon.start(lifemon.command(words.into_iter().chain(pids)))
+    });
+    for waiting in &waits {
+        wait_until("it waits for the lock", DEADLINE, || {
+            waiting.stderr_so_far().contains("waiting for")
+        });
+    }
+    kill_and_wait(workers[0]);
+    drop(lock);
+    let [extinct, any_exit, gone] = waits;
+    let report: Value = any_exit.finish(DEADLINE).report();
+    assert_eq!(report["process"]["pid"], workers[0].pid, "{report}");
+    kill_and_wait(workers[1]);
+    for done in [extinct, gone] {
+        let output = done.finish(DEADLINE);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        assert_eq!(output.report::<Value>()["holds"], true, "{output:?}");
+    }
 }
 
 #[test]

@@ -117,6 +117,57 @@ impl Drop for Job {
     }
 }
 
+/// A job that sleeps: a shell that has become lifemon, if it is not alone, and its command.
+struct Sleeping {
+    job: Job,
+    command: i32,
+    _sandbox: Sandbox,
+}
+
+impl Sleeping {
+    #[track_caller]
+    fn start(before: Before) -> Self {
+        let sandbox = Sandbox::new();
+        let job = Job::start(&sandbox, "sh", "exec RUN sleep 120", before);
+        let command = wait_for_sleep(&sandbox, "120");
+        Self {
+            job,
+            command,
+            _sandbox: sandbox,
+        }
+    }
+
+    /// Returns the pid of lifemon, or that of the command where it is alone.
+    fn lifemon(&self) -> i32 {
+        self.job.pid()
+    }
+
+    #[track_caller]
+    fn guardian(&self) -> i32 {
+        proc::ppid(self.command).expect("it lives")
+    }
+
+    /// Returns whether both are in this state.
+    fn both(&self, wanted: char) -> bool {
+        [self.command, self.lifemon()].map(state) == [Some(wanted); 2]
+    }
+
+    /// Stops lifemon, and lets the command go on.
+    #[track_caller]
+    fn send_both_ways(&self) {
+        send(self.lifemon(), Signal::SIGSTOP);
+        wait_until("both stopped", DEADLINE, || self.both('T'));
+        send(self.command, Signal::SIGCONT);
+        wait_until("both go on", DEADLINE, || self.both('S'));
+    }
+}
+
+/// Sends a signal to one process.
+#[track_caller]
+fn send(pid: i32, signal: Signal) {
+    nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it lives");
+}
+
 /// Processes of the sandbox that have this argument.
 fn with_argument(sandbox: &Sandbox, argument: &str) -> Vec<i32> {
     let has = |pid: &i32| {
@@ -267,29 +318,20 @@ fn timeout_that_kills_the_group_leaves_nobody() {
 #[test]
 fn a_job_that_is_stopped_stands_still_and_goes_on() {
     for before in Before::ALL {
-        let sandbox = Sandbox::new();
-        let job = Job::start(&sandbox, "sh", "exec RUN sleep 120", before);
-        let sleep = wait_for_sleep(&sandbox, "120");
-        let lifemon = job.pid();
-        let both = |wanted| [sleep, lifemon].map(state) == [Some(wanted); 2];
+        let sleeping = Sleeping::start(before);
         // To the group, and to the process alone, as supervisors do.
         for to_group in [true, false, true] {
-            let send = |signal| {
-                let pid = Pid::from_raw(lifemon);
-                let sent = if to_group {
-                    killpg(pid, signal)
+            for (signal, wanted) in [(Signal::SIGSTOP, 'T'), (Signal::SIGCONT, 'S')] {
+                if to_group {
+                    sleeping.job.signal_group(signal);
                 } else {
-                    nix::sys::signal::kill(pid, signal)
-                };
-                sent.expect("it lives");
-            };
-            send(Signal::SIGSTOP);
-            wait_until("both stopped", DEADLINE, || both('T'));
-            send(Signal::SIGCONT);
-            wait_until("both go on", DEADLINE, || both('S'));
+                    send(sleeping.lifemon(), signal);
+                }
+                wait_until(signal.as_str(), DEADLINE, || sleeping.both(wanted));
+            }
         }
         // Whoever lets the command alone go on lets the job go on.
-        send_both_ways(sleep, lifemon);
+        sleeping.send_both_ways();
     }
 }
 
@@ -297,35 +339,25 @@ fn a_job_that_is_stopped_stands_still_and_goes_on() {
 #[test]
 fn a_stop_that_follows_at_once_is_not_taken_back() {
     for before in [Before::Run(""), Before::Run("--group")] {
-        let sandbox = Sandbox::new();
-        let job = Job::start(&sandbox, "sh", "exec RUN sleep 120", before);
-        let sleep = wait_for_sleep(&sandbox, "120");
-        let lifemon = job.pid();
-        let guardian = proc::ppid(sleep).expect("it lives");
-        let kill =
-            |pid, signal| nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it lives");
+        let sleeping = Sleeping::start(before);
+        let (sleep, lifemon, guardian) =
+            (sleeping.command, sleeping.lifemon(), sleeping.guardian());
         for _ in 0..2 {
-            kill(lifemon, Signal::SIGSTOP);
+            send(lifemon, Signal::SIGSTOP);
             wait_until("stopped", DEADLINE, || state(sleep) == Some('T'));
             // It has seen the stop of the command.
             std::thread::sleep(Duration::from_millis(50));
-            kill(guardian, Signal::SIGSTOP);
+            send(guardian, Signal::SIGSTOP);
             wait_until("late", DEADLINE, || state(guardian) == Some('T'));
-            killpg(Pid::from_raw(lifemon), Signal::SIGCONT).expect("it lives");
-            kill(sleep, Signal::SIGCONT);
-            wait_until("it goes on", DEADLINE, || {
-                [sleep, lifemon].map(state) == [Some('S'); 2]
-            });
-            kill(lifemon, Signal::SIGSTOP);
+            sleeping.job.signal_group(Signal::SIGCONT);
+            send(sleep, Signal::SIGCONT);
+            wait_until("it goes on", DEADLINE, || sleeping.both('S'));
+            send(lifemon, Signal::SIGSTOP);
             wait_until("stopped", DEADLINE, || state(lifemon) == Some('T'));
-            kill(guardian, Signal::SIGCONT);
-            wait_until("both stopped", DEADLINE, || {
-                [sleep, lifemon].map(state) == [Some('T'); 2]
-            });
-            kill(lifemon, Signal::SIGCONT);
-            wait_until("both go on", DEADLINE, || {
-                [sleep, lifemon].map(state) == [Some('S'); 2]
-            });
+            send(guardian, Signal::SIGCONT);
+            wait_until("both stopped", DEADLINE, || sleeping.both('T'));
+            send(lifemon, Signal::SIGCONT);
+            wait_until("both go on", DEADLINE, || sleeping.both('S'));
         }
     }
 }
@@ -335,46 +367,40 @@ fn a_stop_that_follows_at_once_is_not_taken_back() {
 #[test]
 fn whatever_is_stopped_last_is_stopped_and_what_goes_on_last_goes_on() {
     for before in [Before::Run(""), Before::Run("--group")] {
-        let sandbox = Sandbox::new();
-        let job = Job::start(&sandbox, "sh", "exec RUN sleep 120", before);
-        let sleep = wait_for_sleep(&sandbox, "120");
-        let lifemon = job.pid();
-        let guardian = proc::ppid(sleep).expect("it lives");
-        let all = |signal| killpg(Pid::from_raw(lifemon), signal).expect("it lives");
-        let one =
-            |pid, signal| nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it lives");
+        let sleeping = Sleeping::start(before);
+        let (lifemon, guardian) = (sleeping.lifemon(), sleeping.guardian());
         let lifemon_and_command = |signal| {
-            all(signal);
+            sleeping.job.signal_group(signal);
             // With --group the group of lifemon is not that of the command.
-            one(sleep, signal);
+            send(sleeping.command, signal);
         };
-        let both = |wanted| [sleep, lifemon].map(state) == [Some(wanted); 2];
+        let both = |wanted| sleeping.both(wanted);
         for round in 0..60 {
             let is_late = round % 3 == 1;
             match round % 4 {
                 0 | 2 => lifemon_and_command(Signal::SIGSTOP),
-                _ => one(lifemon, Signal::SIGSTOP),
+                _ => send(lifemon, Signal::SIGSTOP),
             }
             at_once(&format!("both stopped in round {round}"), || both('T'));
             if is_late {
-                one(guardian, Signal::SIGSTOP);
+                send(guardian, Signal::SIGSTOP);
                 at_once("late", || state(guardian) == Some('T'));
             }
             match round % 5 {
-                0 | 3 if !is_late => one(lifemon, Signal::SIGCONT),
+                0 | 3 if !is_late => send(lifemon, Signal::SIGCONT),
                 _ => lifemon_and_command(Signal::SIGCONT),
             }
             at_once(&format!("both go on in round {round}"), || both('S'));
             if is_late {
-                one(lifemon, Signal::SIGSTOP);
+                send(lifemon, Signal::SIGSTOP);
                 at_once("stopped", || state(lifemon) == Some('T'));
-                one(guardian, Signal::SIGCONT);
+                send(guardian, Signal::SIGCONT);
                 at_once(&format!("both stopped late in round {round}"), || both('T'));
-                one(lifemon, Signal::SIGCONT);
+                send(lifemon, Signal::SIGCONT);
                 at_once(&format!("both go on late in round {round}"), || both('S'));
             }
         }
-        send_both_ways(sleep, lifemon);
+        sleeping.send_both_ways();
     }
 }
 
@@ -387,27 +413,15 @@ fn at_once(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Stops lifemon, and lets the command go on.
-#[track_caller]
-fn send_both_ways(command: i32, lifemon: i32) {
-    let both = |wanted| [command, lifemon].map(state) == [Some(wanted); 2];
-    let kill = |pid, signal| nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("it lives");
-    kill(lifemon, Signal::SIGSTOP);
-    wait_until("both stopped", DEADLINE, || both('T'));
-    kill(command, Signal::SIGCONT);
-    wait_until("both go on", DEADLINE, || both('S'));
-}
-
 #[test]
 fn a_command_that_dies_while_it_is_stopped_ends_the_job() {
     for before in Before::BOTH {
-        let sandbox = Sandbox::new();
-        let mut job = Job::start(&sandbox, "sh", "exec RUN sleep 120", before);
-        let sleep = wait_for_sleep(&sandbox, "120");
-        job.signal_group(Signal::SIGSTOP);
+        let mut sleeping = Sleeping::start(before);
+        let sleep = sleeping.command;
+        sleeping.job.signal_group(Signal::SIGSTOP);
         wait_until("stopped", DEADLINE, || state(sleep) == Some('T'));
-        nix::sys::signal::kill(Pid::from_raw(sleep), Signal::SIGKILL).expect("it lives");
-        let status = job.end();
+        send(sleep, Signal::SIGKILL);
+        let status = sleeping.job.end();
         let code = status.code().or(status.signal().map(|signal| 128 + signal));
         assert_eq!(code, Some(137), "{before:?}");
     }

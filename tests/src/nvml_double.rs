@@ -121,6 +121,7 @@ fn note(extension: &str, contents: &[u8]) {
 }
 
 /// Notes what the kernel says of the process that has loaded it.
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInit_v2() -> c_int {
     let status = std::fs::read("/proc/self/status").unwrap_or_default();
@@ -133,17 +134,20 @@ pub extern "C" fn nvmlInit_v2() -> c_int {
     code("init")
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlShutdown() -> c_int {
     SUCCESS
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlSystemGetDriverVersion(to: *mut c_char, length: c_uint) -> c_int {
     // SAFETY: passed on.
     unsafe { put(VERSION, to, length) }
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> c_int {
     // SAFETY: the caller passes a place.
@@ -151,6 +155,7 @@ pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> c_int {
     code("count")
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
     _index: c_uint,
@@ -161,6 +166,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
     code("device")
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetUUID(
     _device: *mut c_void,
@@ -171,6 +177,7 @@ pub unsafe extern "C" fn nvmlDeviceGetUUID(
     unsafe { put(UUID, to, length) }
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetName(
     _device: *mut c_void,
@@ -181,6 +188,7 @@ pub unsafe extern "C" fn nvmlDeviceGetName(
     unsafe { put(NAME, to, length) }
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
     _device: *mut c_void,
@@ -196,6 +204,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
     SUCCESS
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     _device: *mut c_void,
@@ -210,6 +219,7 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     code
 }
 
+// SAFETY: the name is of NVIDIA's library, which is not loaded beside this stand-in.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
     _device: *mut c_void,

@@ -21,7 +21,7 @@ use super::problem::{Code, Problem};
 use super::token;
 use super::wire;
 
-/// Handles of one account at most; the oldest goes.
+/// Handles of one user at most; the oldest goes.
 const HANDLES_MAX: usize = 64;
 /// Handles of all at most.
 const ALL_HANDLES_MAX: usize = 4_096;
@@ -41,7 +41,7 @@ struct Inner {
 #[derive(Debug)]
 struct Handle {
     order: u64,
-    account: String,
+    budget: String,
     /// The caller that has handed it over.
     caller: ProcessId,
     process: ProcessId,
@@ -81,13 +81,13 @@ impl Handles {
             return Err(no_pidfd());
         }
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let account = peer.account();
-        inner.make_room(&account);
+        let budget = peer.budget();
+        inner.make_room(&budget);
         let token = token::new();
         inner.next += 1;
         let handle = Handle {
             order: inner.next,
-            account,
+            budget,
             caller: peer.process,
             process,
             pidfd,
@@ -99,20 +99,20 @@ impl Handles {
 
 impl Inner {
     /// Removes the handles of the gone, and the oldest ones where there are too many.
-    fn make_room(&mut self, account: &str) {
+    fn make_room(&mut self, budget: &str) {
         if self.handles.len() >= ALL_HANDLES_MAX {
             self.handles
                 .retain(|_, handle| matches!(pidfd::is_gone(&handle.pidfd), Ok(false)));
         }
-        let of_account: Vec<_> = self
+        let own: Vec<_> = self
             .handles
             .iter()
-            .filter(|(_, handle)| handle.account == account)
+            .filter(|(_, handle)| handle.budget == budget)
             .map(|(token, handle)| (handle.order, token.clone()))
             .collect();
         let everybody_is_full = self.handles.len() >= ALL_HANDLES_MAX;
-        if of_account.len() >= HANDLES_MAX {
-            let oldest = of_account.into_iter().min();
+        if own.len() >= HANDLES_MAX {
+            let oldest = own.into_iter().min();
             oldest.and_then(|(_, token)| self.handles.remove(&token));
         } else if everybody_is_full {
             let all = self.handles.iter();

@@ -1,4 +1,4 @@
-//! What one account may take at once, so that nobody takes everything. The operator of the host
+//! What one budget may take at once, so that nobody takes everything. The operator of the host
 //! has limits of its own, and what is kept for it.
 
 use std::collections::{HashMap, VecDeque};
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::problem::{Code, Problem};
 
-/// The name of the operator's account.
+/// The name of the operator's budget.
 const OPERATOR: &str = "root";
-/// Kills of an account in [`WINDOW`].
+/// Kills of a budget in [`WINDOW`].
 const KILLS: usize = 10;
 const WINDOW: Duration = Duration::from_mins(1);
-/// Accounts whose kills are remembered.
-const ACCOUNTS_MAX: usize = 4_096;
+/// Budgets whose kills are remembered.
+const BUDGETS_MAX: usize = 4_096;
 
 /// A thing of which there is not enough for everybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,13 +31,13 @@ pub(super) enum Good {
 }
 
 impl Good {
-    /// Returns how many one account has, the operator, and all others together.
+    /// Returns how many one budget has, the operator, and all others together.
     const fn limits(self) -> (usize, usize, usize) {
         match self {
             Self::Connection => (16, 512, 1_024),
             Self::Tree => (4, 32, 256),
             // Of 63 slots 8 are for kills alone; 16 of the others stay for the operator. What one
-            // account has of them its trees say.
+            // budget has of them its trees say.
             Self::Slot => (31, 32, 31),
             Self::Stream => (4, 16, 64),
             Self::Work => (4, 16, 24),
@@ -70,67 +70,67 @@ struct Inner {
 pub(super) struct Taken {
     limits: Arc<Limits>,
     good: Good,
-    account: String,
+    budget: String,
 }
 
 impl Limits {
-    /// Takes one for an account.
+    /// Takes one for a budget.
     ///
     /// # Errors
     /// [`Code::LimitReached`].
-    pub(super) fn take(self: &Arc<Self>, good: Good, account: &str) -> Result<Taken, Problem> {
+    pub(super) fn take(self: &Arc<Self>, good: Good, budget: &str) -> Result<Taken, Problem> {
         let (each, operators, others) = good.limits();
         let mut inner = self.lock();
-        let own = inner.taken.get(&(good, account.to_owned())).copied();
+        let own = inner.taken.get(&(good, budget.to_owned())).copied();
         let own = own.unwrap_or(0);
-        let is_operator = account == OPERATOR;
+        let is_operator = budget == OPERATOR;
         let of_others = || {
             let all = inner.taken.iter();
-            let of_good = all.filter(|((taken, account), _)| *taken == good && account != OPERATOR);
+            let of_good = all.filter(|((taken, budget), _)| *taken == good && budget != OPERATOR);
             of_good.map(|(_, count)| count).sum::<usize>()
         };
         let limit = if is_operator { operators } else { each };
         if own >= limit {
-            let detail = format!("{account} has {limit} {} already", good.noun());
+            let detail = format!("{budget} has {limit} {} already", good.noun());
             return Err(Problem::new(Code::LimitReached, detail));
         }
         if !is_operator && of_others() >= others {
             let detail = format!("all {} are in use; try again later", good.noun());
             return Err(Problem::new(Code::LimitReached, detail));
         }
-        inner.taken.insert((good, account.to_owned()), own + 1);
+        inner.taken.insert((good, budget.to_owned()), own + 1);
         Ok(Taken {
             limits: Arc::clone(self),
             good,
-            account: account.to_owned(),
+            budget: budget.to_owned(),
         })
     }
 
-    /// Takes a tree for an account, and a slot that nobody else shares.
+    /// Takes a tree for a budget, and a slot that nobody else shares.
     ///
     /// # Errors
     /// [`Code::LimitReached`].
-    pub(super) fn take_tree(self: &Arc<Self>, account: &str) -> Result<[Taken; 2], Problem> {
-        let tree = self.take(Good::Tree, account)?;
-        Ok([tree, self.take(Good::Slot, account)?])
+    pub(super) fn take_tree(self: &Arc<Self>, budget: &str) -> Result<[Taken; 2], Problem> {
+        let tree = self.take(Good::Tree, budget)?;
+        Ok([tree, self.take(Good::Slot, budget)?])
     }
 
-    /// Counts a kill of an account.
+    /// Counts a kill of a budget.
     ///
     /// # Errors
     /// [`Code::LimitReached`].
-    pub(super) fn count_kill(&self, account: &str, now: Instant) -> Result<(), Problem> {
-        if account == OPERATOR {
+    pub(super) fn count_kill(&self, budget: &str, now: Instant) -> Result<(), Problem> {
+        if budget == OPERATOR {
             return Ok(());
         }
         let mut inner = self.lock();
-        if inner.kills.len() >= ACCOUNTS_MAX {
+        if inner.kills.len() >= BUDGETS_MAX {
             let is_recent = |at: &Instant| now.duration_since(*at) < WINDOW;
             inner
                 .kills
                 .retain(|_, kills| kills.back().is_some_and(is_recent));
         }
-        let kills = inner.kills.entry(account.to_owned()).or_default();
+        let kills = inner.kills.entry(budget.to_owned()).or_default();
         while kills
             .front()
             .is_some_and(|at| now.duration_since(*at) >= WINDOW)
@@ -138,7 +138,7 @@ impl Limits {
             kills.pop_front();
         }
         if kills.len() >= KILLS {
-            let detail = format!("{account} has had {KILLS} kills in a minute");
+            let detail = format!("{budget} has had {KILLS} kills in a minute");
             return Err(Problem::new(Code::LimitReached, detail));
         }
         kills.push_back(now);
@@ -153,7 +153,7 @@ impl Limits {
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut inner = self.limits.lock();
-        let key = (self.good, std::mem::take(&mut self.account));
+        let key = (self.good, std::mem::take(&mut self.budget));
         if let Some(count) = inner.taken.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
@@ -168,9 +168,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_has_its_share_and_gets_it_again() {
+    fn a_budget_has_its_share_and_gets_it_again() {
         let limits = Arc::new(Limits::default());
-        let take = |account| limits.take(Good::Tree, account);
+        let take = |budget| limits.take(Good::Tree, budget);
         let mut taken: Vec<_> = (0..4).map(|_| take("uid 1").unwrap()).collect();
         assert_eq!(take("uid 1").unwrap_err().code, Code::LimitReached);
         taken.pop();
@@ -178,9 +178,9 @@ mod tests {
         // Others have theirs, and what is the operator's stays.
         let mut trees = Vec::new();
         for user in 2..20 {
-            let account = format!("uid {user}");
+            let budget = format!("uid {user}");
             for _ in 0..4 {
-                trees.extend(limits.take_tree(&account).ok());
+                trees.extend(limits.take_tree(&budget).ok());
             }
         }
         assert_eq!(trees.len(), 31);

@@ -31,6 +31,7 @@ mod trim;
 mod view;
 mod wire;
 
+use std::io;
 use std::path::PathBuf;
 
 use tokio::net::UnixListener;
@@ -91,15 +92,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 async fn serve(options: &Options, place: &Place, tracker: Tracker) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    // First: who connects meanwhile waits, and what is taken over next can need every descriptor.
+    let (main, handles) = (place.listen(SOCKET)?, place.listen("handle.sock")?);
     let host = peer::Host::look(&options.readers, &options.killers)?;
     let core = Core::start(
         host,
-        epoch(),
+        epoch()?,
         tracker,
         &place.state(),
         options.front.clone(),
     )?;
-    let (main, handles) = (place.listen(SOCKET)?, place.listen("handle.sock")?);
     log::info!("listening on {}", place.path(SOCKET).display());
     Place::say_ready();
     loop {
@@ -124,11 +126,12 @@ async fn accept(listener: &UnixListener, take: impl FnOnce(tokio::net::UnixStrea
 }
 
 /// Returns a word for this start of the agent in this boot.
-fn epoch() -> String {
-    let boot = state::boot();
+fn epoch() -> io::Result<String> {
+    let boot = state::boot()?;
     let start_ns = proc::identify(std::process::id()).map_or(0, |own| own.start_ns);
     let word = token::new();
-    format!("{}-{start_ns:x}-{}", &boot[..boot.len().min(8)], &word[..8])
+    let boot = &boot[..boot.len().min(8)];
+    Ok(format!("{boot}-{start_ns:x}-{}", &word[..8]))
 }
 
 #[cfg(test)]

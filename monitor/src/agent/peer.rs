@@ -60,6 +60,8 @@ pub(super) struct Peer {
     pub(super) namespaces: Namespaces,
     /// Its container.
     pub(super) container: Option<ContainerGroup>,
+    /// The user whom its limits are counted for.
+    payer: u32,
     pidfd: OwnedFd,
 }
 
@@ -83,6 +85,7 @@ impl Peer {
         let live = proc::credentials(pid).ok_or_else(gone)?;
         let container =
             proc::container_group(pid).filter(|own| Some(own) != host.container.as_ref());
+        let makers = proc::makers_of_user_namespaces(pid, host.namespaces.user)?;
         let is_same = proc::owns_pid(process) && (is_given || live.uid == credentials.uid);
         // Last: all that was read is of the process that has connected.
         if !is_same || pidfd::is_gone(&pidfd)? {
@@ -109,6 +112,7 @@ impl Peer {
             rights,
             namespaces,
             container,
+            payer: payer(credentials.uid, &makers),
             pidfd,
         })
     }
@@ -123,9 +127,18 @@ impl Peer {
         self.uid == 0 && self.rights.ends == Reach::All && self.rights.sees == Reach::All
     }
 
-    /// Returns whom its limits are counted for: others of the same share them.
+    /// Returns to whom belongs what it makes: others of the same may look at it and end it.
     pub(super) fn account(&self) -> String {
-        let uid = self.uid;
+        self.account_of(self.uid)
+    }
+
+    /// Returns whom its limits are counted for: others of the same share them. The subordinate
+    /// users of a user do, and are others all the same.
+    pub(super) fn budget(&self) -> String {
+        self.account_of(self.payer)
+    }
+
+    fn account_of(&self, uid: u32) -> String {
         match &self.container {
             _ if self.is_operator() => "root".to_owned(),
             // Other groups and namespaces anybody can make, as many as are wanted.
@@ -144,6 +157,17 @@ impl Peer {
             container: self.container.clone(),
         }
     }
+}
+
+/// Returns the user whom the limits of a caller are counted for, from its own uid and the makers of
+/// the user namespaces that it is in, its own first. A user can give processes any uid of a range
+/// that is subordinate to it, but only in a user namespace that it has made, or in one below. Of
+/// several it is the outermost that says who the user of the host is. In those that root has made,
+/// for containers, each uid stands for itself.
+fn payer(uid: u32, makers: &[u32]) -> u32 {
+    let of_users = makers.iter().rev();
+    let outermost = of_users.copied().find(|maker| *maker != 0);
+    outermost.filter(|_| uid != 0).unwrap_or(uid)
 }
 
 /// A set of living processes, as they are now.
@@ -200,5 +224,25 @@ impl Scope {
                 container.is_some_and(|container| container.has(pid))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_counted_for_the_user_who_has_made_the_outermost_namespace() {
+        const SUBORDINATE: u32 = 100_005;
+        assert_eq!(payer(1_000, &[]), 1_000);
+        assert_eq!(payer(1_000, &[1_000]), 1_000);
+        assert_eq!(payer(SUBORDINATE, &[1_000]), 1_000);
+        // It has made one of its own there.
+        assert_eq!(payer(SUBORDINATE, &[SUBORDINATE, 1_000]), 1_000);
+        // In the namespace of a container that root has made.
+        assert_eq!(payer(SUBORDINATE, &[0]), SUBORDINATE);
+        assert_eq!(payer(SUBORDINATE, &[100_001, 0]), 100_001);
+        // Root has gone there itself.
+        assert_eq!(payer(0, &[1_000]), 0);
     }
 }

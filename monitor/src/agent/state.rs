@@ -30,9 +30,15 @@ impl Store {
         Ok(Self(path))
     }
 
-    /// Reads all files. What cannot be read is left out, with a warning: it was not written by us.
+    /// Reads all files, in the order of their names. What cannot be read is left out, with a warning:
+    /// it was not written by us, or stays for the next agent.
     pub(super) fn read_all<T: DeserializeOwned>(&self) -> Vec<T> {
         let files = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = files.map(|file| file.path()).collect();
+        paths.sort_unstable();
+        let left_out = |path: &Path, error: &dyn std::fmt::Display| {
+            log::warn!("{} is left out: {error}", path.display());
+        };
         let read = |path: PathBuf| {
             if path.extension().is_none_or(|kind| kind != "json") {
                 // The rest of a writing that was interrupted.
@@ -40,12 +46,12 @@ impl Store {
                 return None;
             }
             let is_small = fs::metadata(&path).is_ok_and(|file| file.len() <= BYTES_MAX);
-            let bytes = fs::read(&path).ok().filter(|_| is_small)?;
+            let bytes = fs::read(&path).inspect_err(|error| left_out(&path, error));
+            let bytes = bytes.ok().filter(|_| is_small)?;
             let read = serde_json::from_slice(&bytes);
-            read.inspect_err(|error| log::warn!("{} is left out: {error}", path.display()))
-                .ok()
+            read.inspect_err(|error| left_out(&path, error)).ok()
         };
-        files.filter_map(|file| read(file.path())).collect()
+        paths.into_iter().filter_map(read).collect()
     }
 
     /// Writes one, whole.
@@ -75,9 +81,12 @@ impl Store {
 }
 
 /// Returns the id of this boot: identities of another are not of this one.
-pub(super) fn boot() -> String {
-    let id = text::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
+///
+/// # Errors
+/// When the kernel does not tell it, or no descriptor is left.
+pub(super) fn boot() -> io::Result<String> {
+    let id = text::read("/proc/sys/kernel/random/boot_id")?;
+    Ok(id.trim().to_owned())
 }
 
 #[cfg(test)]

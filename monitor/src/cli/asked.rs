@@ -6,15 +6,13 @@ use std::io::ErrorKind;
 use serde_json::{Value, json};
 
 use super::attach::told::{self, Told};
-use super::refusal::{NoAgent, refusal};
+use super::refusal::{NoAgent, refusal, shown};
+use super::wait::asked::{self as wait, Wait};
 use super::{Cli, Code, Command, Output, Usage};
 use crate::client::{Client, socket};
 use crate::kernel::preflight;
 use crate::proc;
-use crate::report::{self, out};
-
-/// Where the agent waits for somebody.
-pub(super) const WAIT: &str = "/v1/wait";
+use crate::report::out;
 
 /// The inode of the initial pid namespace:
 /// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/include/linux/proc_ns.h?h=v6.12.118#n45>.
@@ -52,6 +50,8 @@ impl Request {
 enum Asked {
     /// Answers.
     Answers(Vec<Request>),
+    /// The end of processes.
+    Wait(Wait),
     /// The events of a tree.
     Events(Told),
 }
@@ -71,7 +71,7 @@ pub(super) fn answer(cli: &Cli) -> anyhow::Result<Option<Code>> {
         }
         return Ok(None);
     };
-    let client = match Client::connect(None) {
+    let mut client = match Client::connect(None) {
         Ok(client) => client,
         // Then the command says itself what is missing.
         Err(_) if !cli.agent => return Ok(None),
@@ -88,6 +88,7 @@ pub(super) fn answer(cli: &Cli) -> anyhow::Result<Option<Code>> {
     };
     let code = match asked {
         Asked::Answers(requests) => run(client, &requests, cli.output),
+        Asked::Wait(wait) => wait::run(&mut client, &wait, cli.output),
         Asked::Events(told) => told::run(client, told, cli.output),
     };
     code.map(Some)
@@ -100,13 +101,13 @@ fn asked(cli: &Cli) -> Option<Asked> {
     }
     let requests = match &cli.command {
         Command::Attach(args) => return args.told().map(Asked::Events),
+        Command::Wait(args) => return args.asked().map(Asked::Wait),
         Command::Tree(args) => args.requests(),
         Command::Orphans(args) => args.requests(),
         Command::Gpu(args) => args.requests(),
         Command::Kill(args) => args.requests(),
         Command::Explain(args) => args.requests(),
         Command::Log(args) => args.requests(),
-        Command::Wait(args) => args.requests(),
         _ => None,
     };
     requests.map(Asked::Answers)
@@ -138,17 +139,6 @@ fn run(mut client: Client, requests: &[Request], output: Output) -> anyhow::Resu
             out::print(&shown(&answer.body, output))?;
             continue;
         }
-        if request.path == WAIT {
-            let waited = report::wait::read(&answer.body)?;
-            if !waited.holds {
-                code = Code::No;
-            }
-            out::print(&match output {
-                Output::Json => shown(&answer.body, output),
-                _ => report::wait::text(&waited, out::wants_colour()),
-            })?;
-            continue;
-        }
         let report = answer.json();
         if report["dry_run"] != true && !is_done(&report) {
             code = Code::No;
@@ -164,14 +154,6 @@ fn run(mut client: Client, requests: &[Request], output: Output) -> anyhow::Resu
         }
     }
     Ok(code)
-}
-
-/// Returns an answer as it is printed: JSON says who has given it.
-fn shown(body: &str, output: Output) -> String {
-    match (output, body.trim_end().strip_suffix('}')) {
-        (Output::Json, Some(open)) => format!("{open},\"answered_by\":\"agent\"}}\n"),
-        _ => body.to_owned(),
-    }
 }
 
 /// Returns whether a kill has left nothing that was to end.
@@ -218,13 +200,6 @@ pub(super) fn kill_body(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn json_says_who_has_answered_and_text_does_not() {
-        let shown = |output| super::shown("{\"a\":1}\n", output);
-        assert_eq!(shown(Output::Json), "{\"a\":1,\"answered_by\":\"agent\"}\n");
-        assert_eq!(super::shown("a }\n", Output::Text), "a }\n");
-    }
 
     #[test]
     fn a_kill_is_done_when_nothing_is_left() {

@@ -11,9 +11,11 @@ mod devices;
 mod doctor;
 mod ending;
 mod explain;
+mod failure;
 mod generate;
 mod gpu;
 mod helper;
+mod interrupts;
 mod kill;
 mod log;
 mod orphans;
@@ -27,24 +29,21 @@ mod sparing;
 mod target;
 mod track;
 mod tree;
+mod values;
 mod wait;
 
-use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anstream::ColorChoice;
-use clap::{ArgAction, CommandFactory as _, Parser, Subcommand, ValueEnum};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
-use crate::kernel::{self, Closer, LoadOptions};
-use crate::kill::KillError;
-use crate::report::out::{self, WriteError, printable};
+use crate::kernel::{Closer, LoadOptions};
+use crate::report::out::{self, printable};
 use crate::sys::capabilities;
+pub use failure::{NoSuchProcess, Usage, fail, refuse_usage};
+use interrupts::Interrupts;
+use values::{parse_capacity, parse_duration, parse_ring_size};
 
 /// Version and commit.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LIFEMON_COMMIT"), ")");
@@ -69,16 +68,6 @@ impl From<Code> for ExitCode {
         }
     }
 }
-
-/// No such process, or no longer that one: exit code 4.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct NoSuchProcess(pub String);
-
-/// A usage error: exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}; try --help")]
-pub struct Usage(pub String);
 
 /// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -281,137 +270,6 @@ pub fn start_logging(verbose: u8) {
         .init();
 }
 
-/// Prints what is wrong with what was typed, or the help that was asked for. A wrong value is one
-/// line; where words are missing or unknown, the usage belongs to the answer.
-#[must_use]
-pub fn refuse_usage(error: &clap::Error) -> ExitCode {
-    let code = match error.exit_code() {
-        0 => 0,
-        // The other codes are those of the command.
-        _ if is_run(std::env::args_os()) => run::FAILED,
-        _ => 2,
-    };
-    if error.kind() != clap::error::ErrorKind::ValueValidation {
-        let _ = error.print();
-        return ExitCode::from(code);
-    }
-    let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    let line = line.strip_prefix("error: ").unwrap_or(line);
-    out::tell(&format!("lifemon: {line}; try --help"));
-    ExitCode::from(code)
-}
-
-/// Returns whether these words, which are wrong somewhere, are for the command `run`.
-fn is_run(words: impl IntoIterator<Item = OsString>) -> bool {
-    let found = Cli::command()
-        .ignore_errors(true)
-        .try_get_matches_from(words);
-    found.is_ok_and(|found| found.subcommand_name() == Some("run"))
-}
-
-/// Prints why a command failed, and picks the exit code.
-#[must_use]
-pub fn fail(error: &anyhow::Error) -> ExitCode {
-    if let Some(WriteError::Closed) = error.downcast_ref() {
-        return ExitCode::SUCCESS;
-    }
-    out::tell(&format!("lifemon: {}", chain(error)));
-    ExitCode::from(code_of(error))
-}
-
-/// Returns the whole chain in one line, without what a cause repeats.
-fn chain(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
-fn code_of(error: &anyhow::Error) -> u8 {
-    if error.downcast_ref::<NoSuchProcess>().is_some() {
-        return 4;
-    }
-    if error.downcast_ref::<Usage>().is_some() {
-        return 2;
-    }
-    #[cfg(feature = "agent")]
-    if error.downcast_ref::<refusal::NoAgent>().is_some() {
-        return 3;
-    }
-    if let Some(error) = error.downcast_ref::<kernel::Error>() {
-        return code_of_kernel(error);
-    }
-    match error.downcast_ref::<KillError>() {
-        Some(KillError::Kernel(error)) => return code_of_kernel(error),
-        Some(KillError::Refused(_)) => return 1,
-        Some(KillError::Unsendable(_)) => return 2,
-        Some(KillError::NotPrepared(_)) => return 3,
-        None => {}
-    }
-    let cannot_run = error.downcast_ref::<kernel::Refusal>().is_some()
-        || error.downcast_ref::<select::NoKubelet>().is_some()
-        || error.downcast_ref::<log::NoRecorder>().is_some();
-    if cannot_run { 3 } else { 1 }
-}
-
-fn code_of_kernel(error: &kernel::Error) -> u8 {
-    match error {
-        kernel::Error::NoProcess(_) => 4,
-        kernel::Error::NoSlot
-        | kernel::Error::NoLayer
-        | kernel::Error::Locked { .. }
-        | kernel::Error::Interrupted { .. } => 1,
-        _ => 3,
-    }
-}
-
-/// SIGINT and SIGTERM, which end a command instead of the process: what was attached is given back.
-struct Interrupts {
-    has_come: Arc<AtomicBool>,
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Interrupts {
-    /// Begins to listen. From here on they also end a wait for the lock of the tracker.
-    fn listen() -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        for number in [SIGINT, SIGTERM] {
-            signal_hook::flag::register(number, Arc::clone(&stop))?;
-        }
-        kernel::lock::stop_waiting_when(Arc::clone(&stop));
-        Ok(Self {
-            has_come: stop,
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Returns whether one of them has come since the beginning.
-    fn have_come(&self) -> bool {
-        self.has_come.load(Ordering::SeqCst)
-    }
-
-    /// Waits until one of them has come.
-    ///
-    /// Race: one may come while `listen` has begun with the flag and not with the streams, which
-    /// would never tell. The flag does.
-    async fn next(&mut self) {
-        if self.have_come() {
-            return;
-        }
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
 /// Returns the options for a tracker that a command loads itself.
 fn load_options(verbose: u8) -> LoadOptions {
     LoadOptions {
@@ -428,56 +286,10 @@ fn give_up_rights(kills: bool, enters_namespaces: bool) {
     }
 }
 
-/// Reads `10s`, `1.5s`, `500ms`, `5m`, `1h`, or seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a time like 10s, 1.5s, 500ms, 5m or 1h".to_owned();
-    let is_number = |c: char| c.is_ascii_digit() || c == '.';
-    let length = text.find(|c| !is_number(c)).unwrap_or(text.len());
-    let (number, unit) = text.split_at(length);
-    let unit_us: u64 = match unit {
-        "ms" => 1_000,
-        "" | "s" => 1_000_000,
-        "m" => 60_000_000,
-        "h" => 3_600_000_000,
-        "d" => 86_400_000_000,
-        _ => return Err(wrong()),
-    };
-    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
-    let whole: u64 = whole.parse().map_err(|_| wrong())?;
-    // Six digits are more than anybody measures by.
-    let digits = part.len().min(6);
-    let parts: u64 = part[..digits].parse().map_err(|_| wrong())?;
-    part.parse::<f64>().map_err(|_| wrong())?;
-    let us = whole.checked_mul(unit_us).ok_or_else(wrong)?;
-    // At most a million days in millionths: it fits.
-    let us = us.checked_add(parts * unit_us / 10_u64.pow(digits as u32));
-    us.map(Duration::from_micros).ok_or_else(wrong)
-}
-
-/// Reads a number of processes: at least a few, at most what a map can hold.
-fn parse_capacity(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(number @ 16..=4_194_304) => Ok(number),
-        _ => Err("a number from 16 to 4194304".to_owned()),
-    }
-}
-
-/// Reads the size of a ring: `64K`, `1M`, or bytes.
-fn parse_ring_size(text: &str) -> Result<u32, String> {
-    let (digits, factor) = match text.as_bytes().last() {
-        Some(b'k' | b'K') => (&text[..text.len() - 1], 1 << 10),
-        Some(b'm' | b'M') => (&text[..text.len() - 1], 1 << 20),
-        _ => (text, 1),
-    };
-    let bytes: Option<u32> = digits.parse().ok().and_then(|n: u32| n.checked_mul(factor));
-    match bytes {
-        Some(bytes @ 4_096..=268_435_456) if bytes.is_power_of_two() => Ok(bytes),
-        _ => Err("a power of two from 4K to 256M".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]
@@ -498,70 +310,5 @@ mod tests {
                 command.get_name()
             );
         }
-    }
-
-    #[test]
-    fn wrong_words_for_run_are_known_by_its_name() {
-        let is_run = |words: &[&str]| is_run(words.iter().map(OsString::from));
-        for words in [
-            &["lifemon", "run"][..],
-            &["lifemon", "-v", "run", "--no-such-option", "--", "x"],
-            &["lifemon", "-o", "json", "run", "--grace", "x", "--", "x"],
-        ] {
-            assert!(is_run(words), "{words:?}");
-        }
-        for words in [
-            &["lifemon"][..],
-            &["lifemon", "kill", "run", "--no-such-option"],
-            &["lifemon", "-o", "run"],
-        ] {
-            assert!(!is_run(words), "{words:?}");
-        }
-    }
-
-    #[test]
-    fn times_as_they_are_typed() {
-        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_mins(2)));
-        assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
-        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
-        assert_eq!(parse_duration("0.25"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("0.5h"), Ok(Duration::from_mins(30)));
-        for wrong in [
-            ".5s",
-            "1.s",
-            "1.2.3s",
-            "",
-            "s",
-            "1x",
-            "-1s",
-            "99999999999999999999h",
-            "18446744073709551615h",
-        ] {
-            assert!(parse_duration(wrong).is_err(), "{wrong:?} parsed");
-        }
-    }
-
-    #[test]
-    fn ring_sizes() {
-        assert_eq!(parse_ring_size("4K"), Ok(4_096));
-        assert_eq!(parse_ring_size("1M"), Ok(1 << 20));
-        assert!(parse_ring_size("5000").is_err());
-        assert!(parse_ring_size("4096M").is_err());
-        assert!(parse_ring_size("").is_err());
-    }
-
-    #[test]
-    fn exit_codes_follow_the_contract() {
-        let code = |error: anyhow::Error| code_of(&error);
-        assert_eq!(code(NoSuchProcess("x".into()).into()), 4);
-        assert_eq!(code(kernel::Error::NoProcess("1".into()).into()), 4);
-        assert_eq!(code(kernel::Refusal::NoBtf.into()), 3);
-        assert_eq!(
-            code(kernel::Error::Refused(kernel::Refusal::NoBtf).into()),
-            3
-        );
-        assert_eq!(code(anyhow::anyhow!("other")), 1);
     }
 }

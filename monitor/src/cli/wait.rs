@@ -1,5 +1,8 @@
 //! `lifemon wait`: waits for the end of processes, each stage of it by its name.
 
+#[cfg(feature = "agent")]
+pub(super) mod asked;
+
 use std::time::Duration;
 
 use super::devices::DeviceArgs;
@@ -12,10 +15,6 @@ use crate::wait::{Until, Waiting};
 
 /// The exit code after Ctrl-C: that of a command that SIGINT has ended.
 const INTERRUPTED: u8 = 130;
-
-/// The longest wait of the agent.
-#[cfg(feature = "agent")]
-const LONGEST: Duration = Duration::from_hours(24);
 
 /// Arguments of `wait`.
 #[derive(Debug, clap::Args)]
@@ -40,26 +39,6 @@ pub struct Args {
     timeout: Option<Duration>,
     #[command(flatten)]
     gpus: DeviceArgs,
-}
-
-#[cfg(feature = "agent")]
-impl Args {
-    /// Returns the request to the agent that stands for this command; `None` where it has options
-    /// that the agent does not know.
-    pub(super) fn requests(&self) -> Option<Vec<super::asked::Request>> {
-        if self.gpus.are_chosen() {
-            return None;
-        }
-        let targets = self.targets.iter().map(|target| target.for_agent());
-        let targets = targets.collect::<Option<Vec<_>>>()?;
-        let timeout = self.timeout.unwrap_or(LONGEST);
-        let body = serde_json::json!({
-            "processes": targets,
-            "until": self.until,
-            "timeout": format!("{}ms", timeout.as_millis()),
-        });
-        Some(vec![super::asked::Request::post(super::asked::WAIT, body)])
-    }
 }
 
 pub(super) fn run(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code> {

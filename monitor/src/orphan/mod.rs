@@ -116,6 +116,19 @@ pub fn find(known: &Known<'_>, tree: Option<ProcessId>) -> Vec<Orphan> {
     found
 }
 
+/// Finds the processes of a tree that were leaked, oldest first. Processes older than tracking are
+/// not looked at: on those the verdict is another.
+#[cfg(feature = "agent")]
+pub(crate) fn leaked(known: &Known<'_>, root: ProcessId) -> Vec<ProcessId> {
+    let members = known.forest.tree(root).into_iter();
+    let orphans = members.filter(|id| known.forest.is_orphan(id));
+    let mut search = Search::new(known);
+    let is_leaked = |id: &ProcessId| search.verdict(*id) == Some(Verdict::Leaked);
+    let mut leaked: Vec<_> = orphans.filter(is_leaked).collect();
+    leaked.sort_unstable();
+    leaked
+}
+
 /// Returns the orphan that this process is, measured; `None` when it is none.
 #[must_use]
 pub fn of(known: &Known<'_>, id: ProcessId) -> Option<Orphan> {

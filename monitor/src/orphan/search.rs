@@ -66,6 +66,20 @@ impl<'a> Search<'a> {
         proc::is_live(id).then_some(orphan)
     }
 
+    /// Returns the verdict on an orphan whose creator's death was seen, and nothing else of it;
+    /// `None` when it has died meanwhile.
+    #[cfg(feature = "agent")]
+    pub(super) fn verdict(&mut self, id: ProcessId) -> Option<Verdict> {
+        let record = self.known.forest.record(&id)?;
+        if record.origin & INFERRED != 0 {
+            return Some(Verdict::Inferred);
+        }
+        let root = self.roots.root_of(record.creator);
+        let (stat, placement) = (proc::stat(id.pid)?, proc::placement_of(id.pid)?);
+        let facts = self.facts(id, record, &stat, &placement, root);
+        proc::is_live(id).then(|| judge(&facts).0)
+    }
+
     /// Collects what the verdict depends on.
     fn facts(
         &self,

@@ -43,7 +43,8 @@ pub(crate) use shared::Belongings;
 pub(crate) use sockets::{listens_on, sockets_on};
 #[cfg(feature = "agent")]
 pub(crate) use standing::{
-    ContainerGroup, Namespaces, container_group, credentials, namespaces, owner, pid_of_pidfd,
+    ContainerGroup, Namespaces, container_group, credentials, makers_of_user_namespaces,
+    namespaces, owner, pid_of_pidfd,
 };
 pub(crate) use status::{frozen_cgroup, ignores_hangup, lock_limits, switches, tracer};
 

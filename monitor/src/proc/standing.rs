@@ -2,13 +2,14 @@
 //! The caller checks that the pid still belongs to the process that it means.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 
 use serde::{Deserialize, Serialize};
 
 use super::placement::container_in;
-use crate::sys::text;
+use crate::sys::{namespace, text};
 
 /// The namespaces that say whose host a process sees, by their inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -26,6 +27,30 @@ pub(crate) fn namespaces(pid: u32) -> Option<Namespaces> {
         pid: inode("pid")?,
         user: inode("user")?,
     })
+}
+
+/// User namespaces in each other at most, as the kernel limits them:
+/// <https://git.kernel.org/pub/scm/linux/kernel/git/stable/linux.git/tree/kernel/user_namespace.c?h=v6.12.118#n97>.
+const USER_NAMESPACES_MAX: usize = 33;
+
+/// Returns the users that have made the user namespaces which whoever has this pid is in, from its
+/// own outwards, up to the one with this inode: that is where the look ends.
+///
+/// # Errors
+/// When the namespaces cannot be opened.
+pub(crate) fn makers_of_user_namespaces(pid: u32, up_to: u64) -> io::Result<Vec<u32>> {
+    let mut at = fs::File::open(format!("/proc/{pid}/ns/user"))?;
+    let mut makers = Vec::new();
+    while at.metadata()?.ino() != up_to && makers.len() < USER_NAMESPACES_MAX {
+        makers.push(namespace::owner(&at)?);
+        at = match namespace::parent(&at) {
+            Ok(parent) => parent.into(),
+            // What is above is not for this process to know.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => break,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(makers)
 }
 
 /// What the kernel lets a process do.

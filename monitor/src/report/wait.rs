@@ -98,7 +98,7 @@ pub fn text(waited: &Waited, colour: bool) -> String {
     text
 }
 
-/// Reads what [`json`] has written, but for the processes that were named.
+/// Reads what [`json`] has written.
 ///
 /// # Errors
 /// When it is something else.
@@ -108,6 +108,7 @@ pub fn read(text: &str) -> Result<Waited, serde_json::Error> {
     struct Read {
         until: Until,
         holds: bool,
+        targets: Vec<Process>,
         process: Option<Process>,
         exit: Option<Death>,
         alive: u64,
@@ -120,7 +121,7 @@ pub fn read(text: &str) -> Result<Waited, serde_json::Error> {
     Ok(Waited {
         until: read.until,
         holds: read.holds,
-        targets: Vec::new(),
+        targets: read.targets,
         died: read.process.map(|process| (process, read.exit)),
         alive: read.alive,
         trouble: read.reason,
@@ -162,6 +163,7 @@ mod tests {
             };
             let again = read(&json(&waited).unwrap()).unwrap();
             assert_eq!(text(&again, false), text(&waited, false));
+            assert_eq!(again.targets, waited.targets);
         }
     }
 }

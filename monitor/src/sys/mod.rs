@@ -17,6 +17,8 @@ pub(crate) mod descriptor;
 pub(crate) mod inherited;
 pub(crate) mod limits;
 pub(crate) mod memory;
+#[cfg(feature = "agent")]
+pub(crate) mod namespace;
 pub(crate) mod peer;
 pub(crate) mod pidfd;
 pub(crate) mod poll;

@@ -10,11 +10,11 @@ use std::time::Duration;
 use lifemon_tests::agent::{Agent, Caller, Sleeper};
 use lifemon_tests::handicap::readable_copy;
 use lifemon_tests::schema::assert_is;
-use lifemon_tests::{DEADLINE, Lifemon, Output, Running, Sandbox, needs, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, Output, Running, Sandbox, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::callers;
+use super::begin;
 
 const USER: u32 = 54_321;
 const OTHER: u32 = 54_322;
@@ -89,10 +89,7 @@ fn told(output: &Output) -> Vec<String> {
 
 #[test]
 fn it_tells_what_it_tells_without_the_agent() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     for options in [&[][..], &["--events", "exit,orphaned"]] {
         let mut tree = tree(&sandbox);
         let pid = tree.id().to_string();
@@ -143,10 +140,7 @@ fn read(output: &Output) -> Vec<String> {
 
 #[test]
 fn its_text_is_the_same_without_the_agent() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let mut tree = tree(&sandbox);
     let pid = tree.id().to_string();
     let here = start(&agent, &["attach", &pid, "--local"]);
@@ -168,10 +162,7 @@ fn its_text_is_the_same_without_the_agent() {
 
 #[test]
 fn it_ends_as_it_ends_without_the_agent_and_leaves_no_watch() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let sleeper = Sleeper::start(&sandbox, &Caller::root());
     let pid = sleeper.pid().to_string();
     let attach = ["--agent", "attach", &pid, "-o", "json"];
@@ -202,10 +193,7 @@ fn it_ends_as_it_ends_without_the_agent_and_leaves_no_watch() {
 
 #[test]
 fn a_signal_at_any_moment_ends_it_and_its_watch() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let sleeper = Sleeper::start(&sandbox, &Caller::root());
     let pid = sleeper.pid().to_string();
     for index in 0..60 {
@@ -223,10 +211,7 @@ fn a_signal_at_any_moment_ends_it_and_its_watch() {
 
 #[test]
 fn what_the_agent_does_not_know_is_refused() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let sleeper = Sleeper::start(&sandbox, &Caller::root());
     let pid = sleeper.pid().to_string();
     for option in [
@@ -247,10 +232,7 @@ fn what_the_agent_does_not_know_is_refused() {
 
 #[test]
 fn a_user_asks_the_agent_unasked_and_sees_what_is_its_own() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     std::fs::set_permissions(sandbox.directory(), Permissions::from_mode(0o755)).expect("its mode");
     let program = readable_copy(&sandbox).display().to_string();
     // Root's shell becomes the user, beside one of another.
@@ -301,10 +283,7 @@ fn a_user_asks_the_agent_unasked_and_sees_what_is_its_own() {
 
 #[test]
 fn what_a_slow_reader_has_missed_is_shown() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     for output in ["json", "text"] {
         let script = "read go; i=0; while [ $i -lt 8000 ]; do : & i=$((i+1)); done; wait; exit 3";
         let mut command = Command::new("sh");
@@ -332,10 +311,7 @@ fn what_a_slow_reader_has_missed_is_shown() {
 
 #[test]
 fn an_agent_that_ends_is_no_end_of_the_tree() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, mut agent);
     let sleeper = Sleeper::start(&sandbox, &Caller::root());
     let attached = start(&agent, &["--agent", "attach", &sleeper.pid().to_string()]);
     wait_until("it is attached", DEADLINE, || {

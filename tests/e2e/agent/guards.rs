@@ -4,10 +4,10 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use lifemon_tests::agent::{Agent, Caller, Sleeper, pids, python_for_all};
-use lifemon_tests::{DEADLINE, Sandbox, needs, wait_until};
+use lifemon_tests::{DEADLINE, wait_until};
 use serde_json::{Value, json};
 
-use super::callers;
+use super::begin;
 
 const USER: u32 = 54_321;
 
@@ -77,10 +77,7 @@ fn wait_until_ended(what: &str, sleeper: &mut Sleeper) {
 
 #[test]
 fn trees_end_with_their_owner() {
-    callers!(python);
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(python, sandbox, agent);
     let user = Caller::user(USER, &[]);
     let mut owner = Sleeper::start(&sandbox, &user);
     let mut tree = Sleeper::start(&sandbox, &user);
@@ -103,10 +100,7 @@ fn trees_end_with_their_owner() {
 
 #[test]
 fn trees_end_with_the_connection_and_a_released_guard_ends_nothing() {
-    callers!(python);
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(python, sandbox, agent);
     let user = Caller::user(USER, &[]);
     let mut owner = Sleeper::start(&sandbox, &user);
     let mut tree = Sleeper::start(&sandbox, &user);
@@ -128,10 +122,7 @@ fn trees_end_with_the_connection_and_a_released_guard_ends_nothing() {
 
 #[test]
 fn the_end_of_the_agent_is_no_disconnect() {
-    callers!(python);
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(python, sandbox, mut agent);
     let user = Caller::user(USER, &[]);
     let owner = Sleeper::start(&sandbox, &user);
     let mut tree = Sleeper::start(&sandbox, &user);
@@ -171,10 +162,7 @@ fn the_end_of_the_agent_is_no_disconnect() {
 
 #[test]
 fn a_guard_whose_owner_dies_while_no_agent_runs_fires_afterwards() {
-    callers!(python);
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(python, sandbox, mut agent);
     let user = Caller::user(USER, &[]);
     // The owner is the root of the tree, and what it leaves is to end.
     let words = ["sh", "-c", "sleep 600 & sleep 601 & exec sleep 602"];
@@ -192,10 +180,7 @@ fn a_guard_whose_owner_dies_while_no_agent_runs_fires_afterwards() {
 
 #[test]
 fn an_agent_that_is_killed_again_and_again_loses_no_guard() {
-    callers!(python);
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(python, sandbox, mut agent);
     let user = Caller::user(USER, &[]);
     for round in 0..lifemon_tests::scaled(10).max(3) {
         let mut owner = Sleeper::start(&sandbox, &user);

@@ -6,16 +6,13 @@ use lifemon_tests::agent::{Agent, Caller, Sleeper, name_of, pids};
 use lifemon_tests::{DEADLINE, Lifemon, Sandbox, Script, needs, proc, wait_until};
 use serde_json::json;
 
-use super::callers;
+use super::{begin, callers};
 
 const USER: u32 = 54_321;
 
 #[test]
 fn a_user_ends_a_tree_without_the_members_of_others() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     // Root's shell has started one of its own, and then become the user.
     let script = "sleep 600 & sleep 601 & setpriv --reuid 54321 --regid 54321 --clear-groups \
         sleep 602 & exec setpriv --reuid 54321 --regid 54321 --clear-groups sleep 603";
@@ -133,10 +130,7 @@ fn clients_of_mps_and_the_caller_itself_are_not_ended_unasked() {
 
 #[test]
 fn a_key_ends_something_once() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, mut agent);
     let user = Caller::user(USER, &[]);
     let sleeper = Sleeper::start(&sandbox, &user);
     let body = json!({"process": sleeper.name()}).to_string();
@@ -163,10 +157,7 @@ fn a_key_ends_something_once() {
 
 #[test]
 fn a_kill_that_was_interrupted_is_not_repeated() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, mut agent);
     let user = Caller::user(USER, &[]);
     // It does not hear SIGTERM.
     let words = ["sh", "-c", "trap '' TERM; exec sleep 600"];
@@ -187,10 +178,7 @@ fn a_kill_that_was_interrupted_is_not_repeated() {
 
 #[test]
 fn ten_kills_in_a_minute_and_root_is_not_in_the_way() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let user = Caller::user(USER, &[]);
     for _ in 0..10 {
         let sleeper = Sleeper::start(&sandbox, &user);
@@ -216,10 +204,7 @@ fn wait_gone(pid: i32) -> bool {
 
 #[test]
 fn waiting_ends_with_the_process_or_the_time() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let user = Caller::user(USER, &[]);
     let sleeper = Sleeper::start(&sandbox, &user);
     for until in ["gone", "extinct", "any_exit"] {
@@ -239,10 +224,7 @@ fn waiting_ends_with_the_process_or_the_time() {
 
 #[test]
 fn a_user_who_takes_all_there_is_does_not_stop_roots_kill() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let mut sleepers = Vec::new();
     let mut waiting = Vec::new();
     for uid in USER..USER + 8 {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lifemon_tests::agent::{Agent, Caller, Sleeper, python_for_all};
 use lifemon_tests::{Sandbox, needs};
 
-use super::callers;
+use super::{begin, callers};
 
 /// Sends bytes, and returns what comes back until the connection is closed or the time is over.
 fn send(agent: &Agent, bytes: &[u8]) -> String {
@@ -26,10 +26,7 @@ fn send(agent: &Agent, bytes: &[u8]) -> String {
 
 #[test]
 fn what_is_no_request_is_refused_with_its_code() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let root = Caller::root();
     let post = |body: &str| {
         let file = sandbox.directory().join("body");
@@ -80,10 +77,7 @@ fn what_is_no_request_is_refused_with_its_code() {
 
 #[test]
 fn who_drips_is_cut_off_and_who_is_silent_between_requests_is_not() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let mut silent = UnixStream::connect(agent.socket()).expect("it listens");
     let ask = |socket: &mut UnixStream| {
         let request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -106,83 +100,6 @@ fn who_drips_is_cut_off_and_who_is_silent_between_requests_is_not() {
         begun.elapsed()
     );
     assert!(ask(&mut silent).starts_with("HTTP/1.1 200"));
-}
-
-#[test]
-fn a_user_has_sixteen_connections_and_two_hundred_of_root_are_served() {
-    callers!();
-    let Some(python) = python_for_all() else {
-        return;
-    };
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
-    let script = r#"
-import socket, sys
-sockets, answers = [], []
-for number in range(int(sys.argv[2])):
-    one = socket.socket(socket.AF_UNIX)
-    one.settimeout(20)
-    one.connect(sys.argv[1])
-    one.sendall(b"GET /v1/info HTTP/1.1\r\nhost: x\r\n\r\n")
-    sockets.append(one)
-for one in sockets:
-    answers.append(one.recv(12).decode())
-print(answers.count("HTTP/1.1 200"), answers.count("HTTP/1.1 429"))
-"#;
-    let socket = agent.socket().display().to_string();
-    let run = |caller: &Caller, count: &str| {
-        let mut command = caller.command(&[&python, "-c", script, &socket, count]);
-        let output = command.output().expect("python runs");
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
-    assert_eq!(run(&Caller::root(), "200"), "200 0");
-    assert_eq!(run(&Caller::user(54_321, &[]), "20"), "16 4");
-}
-
-/// Namespaces anybody can make, as many as are wanted.
-#[test]
-fn a_user_has_no_more_in_namespaces_of_its_own() {
-    callers!();
-    let Some(python) = python_for_all() else {
-        return;
-    };
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
-    let script = r#"
-import ctypes, os, socket, sys
-NEW_USER, NEW_PID = 0x10000000, 0x20000000
-sockets = []
-def granted(count):
-    for number in range(count):
-        one = socket.socket(socket.AF_UNIX)
-        one.settimeout(20)
-        one.connect(sys.argv[1])
-        one.sendall(b"GET /v1/info HTTP/1.1\r\nhost: x\r\n\r\n")
-        sockets.append(one)
-    return sum(one.recv(12) == b"HTTP/1.1 200" for one in sockets[-count:])
-print(granted(10), flush=True)
-if os.fork() == 0:
-    if ctypes.CDLL(None).unshare(NEW_USER | NEW_PID):
-        print("no namespaces", flush=True)
-    elif os.fork() == 0:
-        print(granted(10), flush=True)
-    else:
-        os.wait()
-    os._exit(0)
-os.wait()
-"#;
-    let socket = agent.socket().display().to_string();
-    let mut command = Caller::user(54_321, &[]).command(&[&python, "-c", script, &socket]);
-    let output = command.output().expect("python runs");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let granted: Vec<_> = text.lines().collect();
-    if granted == ["10", "no namespaces"] {
-        println!("skipped: users may not make namespaces");
-        return;
-    }
-    assert_eq!(granted, ["10", "6"], "{output:?}");
 }
 
 #[test]
@@ -251,10 +168,7 @@ while True:
 
 #[test]
 fn the_description_of_the_api_is_served() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let described = Caller::root().get(&agent, "/v1/openapi.json").expect(200);
     let paths = described["paths"].as_object().expect("paths");
     for path in [

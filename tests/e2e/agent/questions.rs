@@ -9,7 +9,7 @@ use lifemon_tests::{DEADLINE, Lifemon, Output, Sandbox, needs, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::callers;
+use super::{begin, callers};
 
 const USER: u32 = 54_321;
 const OTHER: u32 = 54_322;
@@ -24,10 +24,7 @@ fn lifemon(agent: &Agent, words: &[&str]) -> Output {
 
 #[test]
 fn one_process_is_explained_as_far_as_the_caller_sees() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     // Root's shell has started one of its own and one of the user, and then become the user.
     let script = "sleep 600 & setpriv --reuid 54321 --regid 54321 --clear-groups sleep 601 & \
         exec setpriv --reuid 54321 --regid 54321 --clear-groups sleep 602";
@@ -157,10 +154,7 @@ time.sleep(1000)"
 
 #[test]
 fn deaths_are_known_to_whose_they_are() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let die = |of: &Caller| {
         let mut sleeper = Sleeper::start(&sandbox, of);
         let (pid, name) = (sleeper.pid(), sleeper.name());
@@ -226,10 +220,7 @@ fn deaths_are_known_to_whose_they_are() {
 
 #[test]
 fn the_command_line_asks_for_all_of_these() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let mut sleeper = Sleeper::start(&sandbox, &Caller::root());
     let (pid, name) = (sleeper.pid().to_string(), sleeper.name());
     let told = lifemon(&agent, &["--agent", "explain", &pid]);
@@ -257,10 +248,7 @@ fn the_command_line_asks_for_all_of_these() {
 
 #[test]
 fn a_wait_says_who_has_died_of_those_that_the_caller_sees() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     // The user's tree, of which one member has become another user.
     let script = |uid: u32| {
         format!(
@@ -299,10 +287,7 @@ fn a_wait_says_who_has_died_of_those_that_the_caller_sees() {
 
 #[test]
 fn the_command_line_lets_the_agent_wait() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let mut sleeper = Sleeper::start(&sandbox, &Caller::root());
     let pid = sleeper.pid().to_string();
     let words = ["--agent", "wait", &pid, "--timeout", "200ms"];
@@ -330,10 +315,7 @@ fn the_command_line_lets_the_agent_wait() {
 
 #[test]
 fn one_wait_is_for_several_trees_of_those_that_the_caller_sees() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let root = Caller::root();
     let mut sleepers: Vec<_> = (0..6).map(|_| Sleeper::start(&sandbox, &root)).collect();
     let pids: Vec<_> = sleepers.iter().map(|one| one.pid().to_string()).collect();

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use lifemon_tests::agent::{Agent, Answer, Caller, Sleeper, name, pids};
-use lifemon_tests::{DEADLINE, Pidfd, Sandbox, has_programs, needs, wait_until};
+use lifemon_tests::{DEADLINE, Pidfd, Sandbox, has_programs, needs, poll, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::callers;
+use super::{begin, callers};
 
 const USER: u32 = 54_321;
 
@@ -84,6 +84,48 @@ fn a_full_disk_refuses_what_it_has_no_room_for_and_loses_nothing() {
     guard(&agent, &user, &owner, &free).expect(201);
     owner.kill();
     wait_until("the tree has ended", DEADLINE, || !free.is_running());
+}
+
+/// Sets the limit of open descriptors of a process, as it is until that raises it.
+fn limit_descriptors(pid: i32, soft: u32) {
+    let (pid, limit) = (pid.to_string(), format!("--nofile={soft}:"));
+    let set = std::process::Command::new("prlimit")
+        .args(["--pid", &pid, &limit])
+        .status();
+    assert!(set.is_ok_and(|status| status.success()), "prlimit");
+}
+
+#[test]
+fn an_owner_for_whom_no_descriptor_is_left_is_tried_again_with_the_next_request() {
+    if !has_programs(&["prlimit"]) {
+        return;
+    }
+    begin!(sandbox, mut agent);
+    let user = Caller::user(USER, &[]);
+    let mut owner = Sleeper::start(&sandbox, &user);
+    let mut tree = Sleeper::start(&sandbox, &user);
+    let id = id(&guard(&agent, &user, &owner, &tree).expect(201));
+    agent.kill();
+    // The next agent reads this behind the guard, and so stands still until it is written.
+    let hold = agent.directory().join("state/guards/z.json");
+    nix::unistd::mkfifo(&hold, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    agent.start_again();
+    let writing = std::fs::File::options().write(true).open(&hold);
+    limit_descriptors(agent.pid(), 3);
+    drop(writing.expect("it reads"));
+    let has_failed = |line: &str| line.contains(&id) && line.contains("is tried again");
+    let seen = poll(DEADLINE, || {
+        agent.stderr().lines().any(has_failed).then_some(())
+    });
+    assert!(seen.is_some(), "{}", agent.stderr());
+    std::fs::remove_file(&hold).expect("it is there");
+    limit_descriptors(agent.pid(), 1_024);
+    assert_eq!(armed(&agent, &user), BTreeSet::from([id]));
+    owner.kill();
+    wait_until("the tree has ended", DEADLINE, || !tree.is_running());
+    wait_until("the guard is gone", DEADLINE, || {
+        armed(&agent, &user).is_empty()
+    });
 }
 
 /// A part of the agent that is killed.

@@ -1,10 +1,10 @@
 //! Every cell of the table of rights, both ways: who sees and who ends what.
 
-use lifemon_tests::agent::{Agent, Caller, Container, KILLERS, READERS, Sleeper, python_for_all};
-use lifemon_tests::{Sandbox, needs};
+use lifemon_tests::Sandbox;
+use lifemon_tests::agent::{Agent, Caller, Container, KILLERS, READERS, Sleeper};
 use serde_json::json;
 
-use super::callers;
+use super::begin;
 
 const USER: u32 = 54_321;
 const OTHER: u32 = 54_322;
@@ -57,10 +57,7 @@ const NOTHING: (bool, bool) = (false, false);
 
 #[test]
 fn root_of_the_host() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     check(&agent, &sandbox, &Caller::root(), [ALL, ALL, ALL]);
     // What it is not able to, it may not: then uid 0 is a user like others.
     let sees = Caller::root().without(&["kill"]);
@@ -73,10 +70,7 @@ fn root_of_the_host() {
 
 #[test]
 fn users_and_groups() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let user = Caller::user(USER, &[]);
     check(&agent, &sandbox, &user, [NOTHING, ALL, NOTHING]);
     let reader = Caller::user(USER, &[READERS.1]);
@@ -96,10 +90,7 @@ fn users_and_groups() {
 
 #[test]
 fn uid_0_elsewhere_is_not_root() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let pids = Caller::root().unshared(&["--pid", "--fork", "--mount-proc"]);
     check(&agent, &sandbox, &pids, [NOTHING, NOTHING, NOTHING]);
     let users = Caller::root().unshared(&["--user", "--map-root-user"]);
@@ -116,10 +107,7 @@ fn uid_0_elsewhere_is_not_root() {
 
 #[test]
 fn a_container_has_what_is_in_it() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let container = Container::new(&sandbox);
     let inside = |caller: Caller| caller.within(container.path());
     let private = inside(Caller::root().unshared(&["--pid", "--fork", "--mount-proc"]));
@@ -144,10 +132,7 @@ fn a_container_has_what_is_in_it() {
 
 #[test]
 fn whom_one_does_not_see_is_counted() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let own = Sleeper::start(&sandbox, &Caller::user(USER, &[]));
     let foreign = Sleeper::start(&sandbox, &Caller::user(OTHER, &[]));
     let user = Caller::user(USER, &[]);
@@ -170,13 +155,7 @@ fn whom_one_does_not_see_is_counted() {
 
 #[test]
 fn a_program_in_a_container_names_its_processes_without_pids_of_the_host() {
-    callers!();
-    let Some(python) = python_for_all() else {
-        return;
-    };
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(python = python, sandbox, agent);
     // Two sockets: it sends a pidfd over one, and asks over the other.
     let script = r#"
 import array, http.client, json, os, socket, subprocess, sys

@@ -5,10 +5,10 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 
 use lifemon_tests::agent::{Agent, Caller, READERS, Sleeper};
-use lifemon_tests::{DEADLINE, Lifemon, Sandbox, needs, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, wait_until};
 use serde_json::{Value, json};
 
-use super::callers;
+use super::begin;
 
 const USER: u32 = 54_321;
 
@@ -68,10 +68,7 @@ impl Drop for Listener {
 
 #[test]
 fn a_stream_goes_on_where_it_was_and_says_so_where_it_cannot() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, mut agent);
     let user = Caller::user(USER, &[]);
     let words = ["sh", "-c", "sleep 2; sleep 3 & exec sleep 600"];
     let tree = Sleeper::run(&sandbox, &user, &words, "sh");
@@ -108,10 +105,7 @@ fn a_stream_goes_on_where_it_was_and_says_so_where_it_cannot() {
 
 #[test]
 fn four_trees_and_four_streams() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let user = Caller::user(USER, &[]);
     let sleepers: Vec<_> = (0..5).map(|_| Sleeper::start(&sandbox, &user)).collect();
     for (index, sleeper) in sleepers.iter().enumerate() {
@@ -133,10 +127,7 @@ fn four_trees_and_four_streams() {
 
 #[test]
 fn who_reads_slowly_gets_lost_and_a_snapshot_and_delays_nobody() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let user = Caller::user(USER, &[]);
     // Far more events than may be under way to one reader.
     let script = "sleep 2; i=0; while [ $i -lt 6000 ]; do : & i=$((i+1)); done; wait; \
@@ -189,10 +180,7 @@ fn watch(agent: &Agent, of: &Caller, tree: &Sleeper) -> String {
 
 #[test]
 fn all_who_watch_a_tree_share_one_slot_and_the_last_one_frees_it() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let tree = Sleeper::run(
         &sandbox,
         &Caller::user(USER, &[]),
@@ -240,10 +228,7 @@ fn all_who_watch_a_tree_share_one_slot_and_the_last_one_frees_it() {
 
 #[test]
 fn each_of_those_who_watch_a_tree_sees_what_it_may() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let other = USER + 1;
     let script = format!(
         "while :; do setpriv --reuid {other} --regid {other} --clear-groups sleep 0.1; \
@@ -284,10 +269,7 @@ fn each_of_those_who_watch_a_tree_sees_what_it_may() {
 
 #[test]
 fn who_reads_slowly_delays_nobody_who_watches_the_same_tree() {
-    callers!();
-    needs!(host_tracker);
-    let sandbox = Sandbox::new();
-    let agent = Agent::start(&sandbox, &[]);
+    begin!(sandbox, agent);
     let user = Caller::user(USER, &[]);
     let script = "sleep 2; i=0; while [ $i -lt 6000 ]; do : & i=$((i+1)); done; wait; \
         sh -c 'exit 7'; exec sleep 600";

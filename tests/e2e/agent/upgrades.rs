@@ -10,7 +10,7 @@ use lifemon_tests::agent::{Agent, Caller, Sleeper, name, pids};
 use lifemon_tests::{DEADLINE, HostTracker, Pidfd, Sandbox, poll, wait_until};
 use serde_json::{Value, json};
 
-use super::callers;
+use super::{begin, callers};
 
 const USER: u32 = 54_321;
 const HOME: &str = "/sys/fs/bpf/lifemon";
@@ -131,10 +131,7 @@ fn guards_and_kills_outlive_the_tracker_of_another_version() {
 
 #[test]
 fn a_guard_that_fires_while_the_tracker_is_off_is_kept_for_the_next_agent() {
-    callers!();
-    let host = HostTracker::on(&[]);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(tracker = host, sandbox, mut agent);
     let user = Caller::user(USER, &[]);
     let mut owner = Sleeper::start(&sandbox, &user);
     let mut tree = Sleeper::start(&sandbox, &user);
@@ -164,10 +161,7 @@ fn a_guard_that_fires_while_the_tracker_is_off_is_kept_for_the_next_agent() {
 
 #[test]
 fn an_owner_that_a_full_lineage_has_no_record_of_is_not_dead() {
-    callers!();
-    let host = HostTracker::on(&[]);
-    let sandbox = Sandbox::new();
-    let mut agent = Agent::start(&sandbox, &[]);
+    begin!(tracker = host, sandbox, mut agent);
     let user = Caller::user(USER, &[]);
     let mut owner = Sleeper::start(&sandbox, &user);
     let mut tree = Sleeper::start(&sandbox, &user);

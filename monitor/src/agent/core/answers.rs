@@ -13,7 +13,7 @@ use crate::gpu::nvml::{self, Server};
 use crate::gpu::{self, Survey};
 use crate::kernel::clock::{self, WallClock};
 use crate::kernel::snapshot::Snapshot;
-use crate::orphan::{self, Known, Verdict};
+use crate::orphan::{self, Known};
 use crate::report;
 use crate::report::gpu::{GpuReport, describe};
 use crate::report::orphans::OrphansReport;
@@ -184,13 +184,11 @@ pub(super) fn health(core: &Core, peer: &Peer, process: &Name) -> Answered {
     if !forest.is_live(&root) {
         causes.push(json!({"cause": "dead"}));
     }
-    let mut leaked = orphan::find(&known, Some(root));
-    leaked.retain(|orphan| orphan.verdict == Verdict::Leaked && view.shows_id(&orphan.process.id));
+    let mut leaked = orphan::leaked(&known, root);
+    leaked.retain(|id| view.shows_id(id));
     if !leaked.is_empty() {
-        let ids = leaked.iter().map(|orphan| {
-            let id = orphan.process.id;
-            json!({"pid": id.pid, "start_ns": id.start_ns})
-        });
+        let ids = leaked.iter();
+        let ids = ids.map(|id| json!({"pid": id.pid, "start_ns": id.start_ns}));
         let orphans: Vec<_> = ids.collect();
         causes.push(json!({"cause": "leaked_orphans", "orphans": orphans}));
     }

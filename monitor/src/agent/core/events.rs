@@ -71,8 +71,7 @@ impl Events {
         request: WatchRequest,
     ) -> Result<Answer, Problem> {
         let peer = &connection.peer;
-        let account = peer.account();
-        let taken = core.limits().take(Good::Tree, &account)?;
+        let taken = core.limits().take(Good::Tree, &peer.budget())?;
         let caller = Arc::clone(peer);
         let root = core
             .at_work(peer, move |core| {
@@ -81,7 +80,7 @@ impl Events {
             })
             .await?;
         let connection = request.on_disconnect.then_some(connection.number);
-        let (mut beginning, has_begun) = Self::join(core, &account, root, connection, taken)?;
+        let (mut beginning, has_begun) = Self::join(core, peer, root, connection, taken)?;
         let failed = || Problem::new(Code::Internal, "the watch has ended at once");
         let before = has_begun.await.map_err(|_| failed())??;
         beginning.has_begun = true;
@@ -96,12 +95,15 @@ impl Events {
     /// Joins a watch to the source of its tree, which is started where there is none.
     fn join<'a>(
         core: &'a Arc<Core>,
-        account: &str,
+        peer: &Peer,
         root: ProcessId,
         connection: Option<u64>,
         taken: Taken,
     ) -> Result<(Beginning<'a>, oneshot::Receiver<Result<u64, Problem>>), Problem> {
-        let (id, account) = (Arc::<str>::from(token::new()), Arc::<str>::from(account));
+        let (id, account) = (
+            Arc::<str>::from(token::new()),
+            Arc::<str>::from(peer.account()),
+        );
         let events = core.events();
         let mut all = lock(&events.watches);
         // Under one lock with the entry: a source that is found here has a watch, and does not end
@@ -109,7 +111,7 @@ impl Events {
         let source = all.values().find(|watched| watched.root == root);
         let commands = match source.map(|watched| watched.commands.clone()) {
             Some(commands) => commands,
-            None => source::start(core, root, core.limits().take(Good::Slot, &account)?)?,
+            None => source::start(core, root, core.limits().take(Good::Slot, &peer.budget())?)?,
         };
         let whose = Whose {
             watch: Arc::clone(&id),

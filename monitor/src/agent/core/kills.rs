@@ -123,7 +123,7 @@ impl Kills {
             return core.kills().answer(&known, request.wait).await;
         }
         let order = Order::read(&request)?;
-        let taken = core.limits().take(Good::Work, &account)?;
+        let taken = core.limits().take(Good::Work, &peer.budget())?;
         let (caller, asked) = (Arc::clone(peer), request.clone());
         let (root, lineage, envoy, marks) = core
             .at_work(peer, move |core| {
@@ -150,7 +150,7 @@ impl Kills {
             .await?;
         // What was refused is none.
         if !request.dry_run {
-            core.limits().count_kill(&account, Instant::now())?;
+            core.limits().count_kill(&peer.budget(), Instant::now())?;
         }
         let kill = Kill {
             id: token::new(),

@@ -44,9 +44,9 @@ pub(super) async fn wait(
         let detail = format!("from 1 to {PROCESSES_MAX} processes");
         return Err(Problem::new(Code::InvalidRequest, detail));
     }
-    let account = peer.account();
-    let work = core.limits().take(Good::Work, &account)?;
-    let tree = core.limits().take_tree(&account)?;
+    let budget = peer.budget();
+    let work = core.limits().take(Good::Work, &budget)?;
+    let tree = core.limits().take_tree(&budget)?;
     let caller = Arc::clone(peer);
     let roots: Vec<_> = core
         .at_work(peer, move |core| {

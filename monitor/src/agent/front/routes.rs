@@ -99,6 +99,26 @@ fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
     read.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))
 }
 
+/// Reads the query of a request whose answer has a form: its words are read by themselves, since
+/// words of one are unknown to the other.
+fn query_with_form<T: DeserializeOwned>(
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<(T, Form), Problem> {
+    let words = uri.query().unwrap_or_default().split('&');
+    let is_of_form = |word: &&str| {
+        let name = word.split('=').next();
+        name.is_some_and(|name| FormQuery::WORDS.contains(&name))
+    };
+    let (form, others): (Vec<_>, Vec<_>) = words.partition(is_of_form);
+    let part = |words: &[&str]| {
+        let uri = format!("/?{}", words.join("&")).parse();
+        uri.map_err(|_| Problem::new(Code::InvalidRequest, "this is no query"))
+    };
+    let form = query::<FormQuery>(&part(&form)?)?.form(headers);
+    Ok((query(&part(&others)?)?, form))
+}
+
 /// Reads a body.
 pub(crate) fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if depth(bytes) > DEPTH_MAX {
@@ -158,6 +178,8 @@ struct FormQuery {
 }
 
 impl FormQuery {
+    const WORDS: [&str; 2] = ["full", "colour"];
+
     fn form(&self, headers: &HeaderMap) -> Form {
         let accepted = headers.get(header::ACCEPT);
         Form {
@@ -198,29 +220,7 @@ async fn tree(
     responses((status = 200, description = "as `lifemon orphans -o json` prints it"),
         (status = 400, body = Problem)))]
 async fn orphans(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
-    // Fields of one are unknown to the other.
-    #[expect(clippy::struct_excessive_bools, reason = "each is a word of the query")]
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Both {
-        tree: Option<Name>,
-        #[serde(default)]
-        all: bool,
-        #[serde(default)]
-        gpu: bool,
-        #[serde(default)]
-        full: bool,
-        #[serde(default)]
-        colour: bool,
-    }
-    let both: Both = query(&uri)?;
-    let (full, colour) = (both.full, both.colour);
-    let form = FormQuery { full, colour }.form(&headers);
-    let query = OrphansQuery {
-        tree: both.tree,
-        all: both.all,
-        gpu: both.gpu,
-    };
+    let (query, form) = query_with_form(&uri, &headers)?;
     Ok(caller.ask(Call::Orphans { query, form }).await)
 }
 
@@ -254,26 +254,7 @@ async fn explain(
         (status = 400, body = Problem), (status = 403, body = Problem),
         (status = 404, body = Problem)))]
 async fn log(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
-    // Fields of one are unknown to the other.
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Both {
-        since: Option<String>,
-        user: Option<u32>,
-        tree: Option<Name>,
-        #[serde(default)]
-        full: bool,
-        #[serde(default)]
-        colour: bool,
-    }
-    let both: Both = query(&uri)?;
-    let (full, colour) = (both.full, both.colour);
-    let form = FormQuery { full, colour }.form(&headers);
-    let query = LogQuery {
-        since: both.since,
-        user: both.user,
-        tree: both.tree,
-    };
+    let (query, form) = query_with_form(&uri, &headers)?;
     Ok(caller.ask(Call::Log { query, form }).await)
 }
 

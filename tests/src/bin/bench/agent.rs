@@ -43,9 +43,7 @@ pub(super) fn measure() {
         thread::sleep(SETTLE);
         agent.print_memory("at first");
         idle(&agent);
-        for path in ["/v1/tree/self", "/v1/orphans", "/v1/health/self"] {
-            latency(&agent, path);
-        }
+        answers(&agent);
         agent.print_memory("after the last answer");
         thread::sleep(SETTLE);
         agent.print_memory(&format!("{SETTLE:?} later"));
@@ -54,6 +52,20 @@ pub(super) fn measure() {
     }
     restarts(&directory);
     let _ = std::fs::remove_dir_all(&directory);
+}
+
+/// Measures the answers alone: to run it with two programs in turn.
+pub(super) fn measure_answers() {
+    let _tracker = TrackerOn::new();
+    let directory = directory();
+    answers(&Agent::start(&directory));
+    let _ = std::fs::remove_dir_all(&directory);
+}
+
+fn answers(agent: &Agent) {
+    for path in ["/v1/tree/self", "/v1/orphans", "/v1/health/self"] {
+        latency(agent, path);
+    }
 }
 
 fn idle(agent: &Agent) {

@@ -50,11 +50,12 @@ fn main() -> ExitCode {
         ["orphans"] => orphans::measure(),
         ["serve"] => serve::measure(),
         ["agent"] => agent::measure(),
+        ["agent-answers"] => agent::measure_answers(),
         ["agent-million"] => agent::million::measure(),
         _ => {
             eprintln!(
                 "usage: bench [ready | death | fork-loop | kill | kill-bombs | walk | orphans | serve | agent \
-                | agent-million]"
+                | agent-answers | agent-million]"
             );
             return ExitCode::from(2);
         }

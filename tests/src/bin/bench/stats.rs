@@ -9,6 +9,11 @@ impl Figures {
         self.0.push(value);
     }
 
+    /// Returns how many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Returns the value below which `part` of the figures are.
     pub(super) fn at(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();

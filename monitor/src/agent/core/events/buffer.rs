@@ -92,17 +92,30 @@ impl Buffer {
         }
     }
 
+    /// Returns whether all that came after `seq` is kept, and `seq` is a number that was.
+    pub(super) fn has_all_after(&self, seq: u64) -> bool {
+        self.place_after(seq).is_some()
+    }
+
+    /// Returns whether one of those that are kept and came after `seq` is meant.
+    pub(super) fn has_after(&self, seq: u64, is_meant: impl Fn(&Kept) -> bool) -> bool {
+        let mut newer = self.lines.iter().rev().take_while(|kept| kept.seq > seq);
+        newer.any(is_meant)
+    }
+
+    /// Returns where what came after `seq` begins; `None` where some of it is not kept any more.
+    fn place_after(&self, seq: u64) -> Option<usize> {
+        let first = self.lines.front().map_or(self.seq + 1, |kept| kept.seq);
+        if seq > self.seq || seq + 1 < first {
+            return None;
+        }
+        usize::try_from(seq + 1 - first).ok()
+    }
+
     /// Returns what comes after `seq`; `None` where some of it is not kept any more, or what comes
     /// after the next event is too much for one who is to keep up.
     pub(super) fn after(&self, seq: u64, most: u64) -> Option<Vec<Kept>> {
-        if seq > self.seq {
-            return None;
-        }
-        let first = self.lines.front().map_or(self.seq + 1, |kept| kept.seq);
-        if seq + 1 < first {
-            return None;
-        }
-        let skipped = usize::try_from(seq + 1 - first).ok()?;
+        let skipped = self.place_after(seq)?;
         let next = self.lines.get(skipped);
         // One line alone may be longer than what somebody may be behind.
         let up_to_next = next.map_or(self.bytes, |next| next.bytes);
@@ -141,6 +154,10 @@ mod tests {
             buffer.push(kept(&line));
         }
         assert!(buffer.after(0, u64::MAX).is_none());
+        assert!(!buffer.has_all_after(0) && !buffer.has_all_after(21));
+        assert!(buffer.has_all_after(18) && buffer.has_all_after(20));
+        assert!(buffer.has_after(18, |kept| kept.seq == 19));
+        assert!(!buffer.has_after(19, |kept| kept.seq == 19));
         assert_eq!(
             buffer.after(18, u64::MAX).map(|events| events.len()),
             Some(2)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::buffer::Kept;
 use super::source::Command;
@@ -40,7 +40,7 @@ pub(in crate::agent::core) async fn stream(
     number: u64,
     query: EventsQuery,
 ) -> Result<(), Problem> {
-    let _taken = core.limits().take(Good::Stream, &peer.account())?;
+    let _taken = core.limits().take(Good::Stream, &peer.budget())?;
     let tree = match query.tree {
         None => None,
         Some(name) => Some(find(core, peer, name).await?),
@@ -68,8 +68,14 @@ pub(in crate::agent::core) async fn stream(
     }
     let mut last = core.events().last.subscribe();
     loop {
-        if !stream.catch_up().await {
+        if stream.has_no_more().await {
+            stream.send(json!({"event": "detached", "complete": false}));
             return Ok(());
+        }
+        match stream.catch_up().await {
+            Next::Wait => {}
+            Next::Look => continue,
+            Next::End => return Ok(()),
         }
         let changed = timeout(HEARTBEAT, last.changed()).await;
         if changed.is_err() && !stream.send(json!({"event": "heartbeat"})) {
@@ -97,6 +103,16 @@ impl Drop for EndOfStream<'_> {
     fn drop(&mut self) {
         self.front.end_stream(self.number);
     }
+}
+
+/// What follows on catching up.
+enum Next {
+    /// Waiting for more: all that is kept was sent.
+    Wait,
+    /// Another look: some was lost, and among that the end of the watch can have been.
+    Look,
+    /// Nothing: nobody listens any more, or the one watch that this is about has ended.
+    End,
 }
 
 /// A stream to one caller.
@@ -132,7 +148,7 @@ impl Stream<'_> {
         Err(Problem::new(Code::NoSuchWatch, detail))
     }
 
-    /// Begins behind an event, or with a snapshot; returns false where it has ended by that.
+    /// Begins behind an event, or with a snapshot; returns false where nobody listens any more.
     async fn begin(&mut self, after: Option<(&str, u64)>) -> bool {
         let Some((epoch, seq)) = after else {
             return self.snapshot(None).await;
@@ -140,21 +156,11 @@ impl Stream<'_> {
         if epoch != self.core.epoch() {
             return self.snapshot(Some("restarted")).await;
         }
-        let is_kept = lock(&self.core.events().buffer)
-            .after(seq, u64::MAX)
-            .is_some();
-        if !is_kept {
+        if !lock(&self.core.events().buffer).has_all_after(seq) {
             return self.snapshot(Some("overrun")).await;
         }
         self.at = seq;
-        if !self.send(json!({"event": "resumed"})) {
-            return false;
-        }
-        if self.has_no_more().await {
-            self.send(json!({"event": "detached", "complete": false}));
-            return false;
-        }
-        true
+        self.send(json!({"event": "resumed"}))
     }
 
     /// Returns whether the one watch that this is about has ended, and its end is not to come.
@@ -162,32 +168,30 @@ impl Stream<'_> {
         let Some(id) = &self.watch else { return false };
         let events = self.core.events();
         let is_to_come = || {
-            let next = lock(&events.buffer).after(self.at, u64::MAX);
-            let ends = next.is_some_and(|next| next.iter().any(|kept| self.is_end(kept)));
+            let ends = lock(&events.buffer).has_after(self.at, |kept| self.is_end(kept));
             ends || events.has_watch(id, |_| true)
         };
         if is_to_come() {
             return false;
         }
         // A watch is forgotten a moment before its end is told.
-        sleep(FORGOTTEN).await;
-        !is_to_come()
+        let mut last = events.last.subscribe();
+        let to_come = last.wait_for(|_| is_to_come());
+        timeout(FORGOTTEN, to_come).await.is_err()
     }
 
-    /// Sends what has come since; returns false where nobody listens any more, or it has ended.
-    async fn catch_up(&mut self) -> bool {
+    /// Sends what has come since.
+    async fn catch_up(&mut self) -> Next {
         loop {
             self.front.has_room(self.number, FLOW_BYTES).await;
             let events = lock(&self.core.events().buffer).after(self.at, self.behind);
             let Some(events) = events else {
-                if !self.snapshot(Some("slow_reader")).await {
-                    return false;
-                }
-                continue;
+                let is_heard = self.snapshot(Some("slow_reader")).await;
+                return if is_heard { Next::Look } else { Next::End };
             };
             let Some(last) = events.last().map(|kept| kept.seq) else {
                 self.behind = BEHIND_BYTES;
-                return true;
+                return Next::Wait;
             };
             let mut text = String::new();
             let mut is_over = false;
@@ -202,15 +206,13 @@ impl Stream<'_> {
                     break;
                 }
             }
-            if !text.is_empty() && !self.front.stream(self.number, text.into_bytes()) {
-                return false;
-            }
-            if is_over {
-                return false;
+            let is_heard = text.is_empty() || self.front.stream(self.number, text.into_bytes());
+            if !is_heard || is_over {
+                return Next::End;
             }
             if self.at == last {
                 self.behind = BEHIND_BYTES;
-                return true;
+                return Next::Wait;
             }
         }
     }
@@ -257,7 +259,7 @@ impl Stream<'_> {
     }
 
     /// Sends what is the case now, after `lost` where something is missing before it; returns false
-    /// where nobody listens any more, or the one watch that this is about is no more.
+    /// where nobody listens any more.
     async fn snapshot(&mut self, lost: Option<&str>) -> bool {
         // Whatever comes after this number comes after the snapshot as well.
         self.at = lock(&self.core.events().buffer).seq;
@@ -273,8 +275,8 @@ impl Stream<'_> {
                 && self.tree.is_none_or(|tree| tree == watched.root)
         });
         if chosen.is_some() && sources.is_empty() {
-            self.send(json!({"event": "detached", "complete": false}));
-            return false;
+            // It has ended: there is nothing for this to be ready for.
+            return true;
         }
         for commands in sources {
             let (to, line) = oneshot::channel();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use lifemon_ebpf::LIVE;
 use serde_json::{Value, json};
 
-use super::{Guard, text};
+use super::entry::{Guard, text};
 use crate::agent::core::{Core, kills, permits};
 use crate::agent::deputy::Deputy;
 use crate::kernel::snapshot::Snapshot;

@@ -1,5 +1,5 @@
 //! What an agent costs while so many programs a second are started and end, beside programs that
-//! print every fork, exec and exit.
+//! print every fork, exec and exit, in turn with it.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -15,6 +15,10 @@ const WINDOW: Duration = Duration::from_secs(5);
 const ROUNDS: usize = 5;
 /// Makers for each processor: one waits while another's program ends.
 const MAKERS: usize = 4;
+/// The time for one of the others to start.
+const START: Duration = Duration::from_secs(15);
+/// The time after which one without BPF programs has started.
+const SETTLE: Duration = Duration::from_secs(1);
 /// A maker starts what falls into one slot, then sleeps until the next.
 const SLOT: Duration = Duration::from_millis(10);
 
@@ -52,100 +56,125 @@ impl Drop for Measuring {
     }
 }
 
-/// What is measured: its name, its processes, and the figures of its own time and of its kernel
-/// half, in % of one processor.
+/// What is measured: its name, and the figures of its windows: programs a second, and the time of
+/// its processes and of its BPF programs in % of one processor.
 struct Subject {
     name: &'static str,
-    pids: Vec<u32>,
+    made: Figures,
     own: Figures,
     kernel: Figures,
 }
 
 impl Subject {
-    fn new(name: &'static str, pids: Vec<u32>) -> Self {
+    fn new(name: &'static str) -> Self {
         Self {
             name,
-            pids,
+            made: Figures::default(),
             own: Figures::default(),
             kernel: Figures::default(),
         }
     }
 
-    fn times(&self) -> [Duration; 2] {
-        let sum = |of: fn(u32) -> Duration| self.pids.iter().map(|pid| of(*pid)).sum();
-        [sum(cpu), sum(bpf_time)]
+    /// Measures one window of load.
+    fn measure(&mut self, rate: u32, pids: &[u32]) {
+        let times = || {
+            let sum = |of: fn(u32) -> Duration| pids.iter().map(|pid| of(*pid)).sum();
+            [sum(cpu), sum(bpf_time)]
+        };
+        let before: [Duration; 2] = times();
+        let (count, elapsed) = load(rate);
+        let after = times();
+        let share = |index: usize| {
+            let used = after[index].saturating_sub(before[index]);
+            used.as_secs_f64() / elapsed.as_secs_f64() * 100.0
+        };
+        self.made.push(f64::from(count) / elapsed.as_secs_f64());
+        self.own.push(share(0));
+        self.kernel.push(share(1));
+    }
+
+    fn print(&self, rate: u32) {
+        let made = self.made.at(0.5);
+        let (own, kernel) = (self.own.at(0.5), self.kernel.at(0.5));
+        println!(
+            "{}, at {made:.0} fork+exec+exit a second ({rate} asked for): {own:.2} % of a \
+             processor in its processes, {kernel:.2} % in its BPF programs, {:.2} us a program \
+             (medians, n {} of {WINDOW:?})",
+            self.name,
+            (own + kernel) * 1e4 / made,
+            self.made.count(),
+        );
     }
 }
 
-/// Measures the agent, and what is installed of the others, at the same time under the same load.
+/// Measures the agent and what is installed of the others, in turn, each alone in its windows. The
+/// tracker, which belongs to the agent, is on all the time: its time is that of the agent alone.
 pub(super) fn measure(agent: &Agent) {
     let Ok(_measuring) = Measuring::begin() else {
         println!("agent, under load: this kernel does not measure BPF programs");
         return;
     };
     for rate in RATES {
-        let others = start_others();
-        let mut subjects = vec![Subject::new("agent", agent.pids())];
-        for (name, child) in &others {
-            subjects.push(Subject::new(name, vec![child.id()]));
-        }
-        let mut made = Figures::default();
+        let mut own = Subject::new("agent");
+        let mut others = OTHERS.map(|(name, _)| Subject::new(name));
         for _ in 0..ROUNDS {
-            let before: Vec<_> = subjects.iter().map(Subject::times).collect();
-            let (count, elapsed) = load(rate);
-            made.push(f64::from(count) / elapsed.as_secs_f64());
-            for (subject, before) in subjects.iter_mut().zip(before) {
-                let after = subject.times();
-                let share = |index: usize| {
-                    let used: Duration = after[index].saturating_sub(before[index]);
-                    used.as_secs_f64() / elapsed.as_secs_f64() * 100.0
-                };
-                let (own, kernel) = (share(0), share(1));
-                subject.own.push(own);
-                subject.kernel.push(kernel);
+            own.measure(rate, &agent.pids());
+            for (subject, (name, words)) in others.iter_mut().zip(OTHERS) {
+                if let Some(other) = Other::start(name, words) {
+                    subject.measure(rate, &[other.0.id()]);
+                }
             }
         }
-        for (_, mut child) in others {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        print(rate, &made, &subjects);
-    }
-}
-
-fn print(rate: u32, made: &Figures, subjects: &[Subject]) {
-    let made = made.at(0.5);
-    for subject in subjects {
-        let (own, kernel) = (subject.own.at(0.5), subject.kernel.at(0.5));
-        println!(
-            "{}, at {made:.0} fork+exec+exit a second ({rate} asked for): {own:.2} % of a \
-             processor in its processes, {kernel:.2} % in its BPF programs, {:.2} us a program \
-             (medians, n {ROUNDS} of {WINDOW:?})",
-            subject.name,
-            (own + kernel) * 1e4 / made,
-        );
-    }
-    for (name, _) in OTHERS {
-        if subjects.iter().all(|subject| subject.name != name) {
-            println!("{name}: not installed");
+        own.print(rate);
+        for other in &others {
+            if other.made.count() == 0 {
+                println!("{}: is not installed, or did not start", other.name);
+            } else {
+                other.print(rate);
+            }
         }
     }
 }
 
-/// Starts those of the others that are installed.
-fn start_others() -> Vec<(&'static str, Child)> {
-    let start = |(name, words): (&'static str, &[&str])| {
-        let mut command = Command::new(name);
+/// One of the others, which runs; killed on drop.
+struct Other(Child);
+
+impl Other {
+    /// Starts one, and waits until it sees what happens; `None` where it is not installed or ends.
+    fn start(name: &str, words: &[&str]) -> Option<Self> {
+        // In a mount namespace of its own: bpftrace looks for tracepoints in a file system that is
+        // not mounted everywhere. What is mounted here is gone with the program.
+        let script = "command -v \"$1\" > /dev/null || exit 127; \
+            [ -d /sys/kernel/tracing/events ] || mount -t tracefs tracefs /sys/kernel/tracing; \
+            exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh", name]);
         command.args(words).stdin(Stdio::null());
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        child.ok().map(|child| (name, child))
-    };
-    let started: Vec<_> = OTHERS.into_iter().filter_map(start).collect();
-    if !started.is_empty() {
-        // They compile and attach.
-        thread::sleep(Duration::from_secs(5));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut other = Self(command.spawn().ok()?);
+        let begun = Instant::now();
+        // Each program that is started here is something for it to notice.
+        while begun.elapsed() < START {
+            if !matches!(other.0.try_wait(), Ok(None)) {
+                return None;
+            }
+            let _ = Command::new("/bin/true").status();
+            thread::sleep(SLOT);
+            let is_bpf = !bpf_time(other.0.id()).is_zero();
+            // The other listens to the kernel's messages about processes: nothing shows since when.
+            if is_bpf || (name == "forkstat" && begun.elapsed() > SETTLE) {
+                return Some(other);
+            }
+        }
+        None
     }
-    started
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Starts programs at a rate for a while, on all processors; returns how many, and in what time.
