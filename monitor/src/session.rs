@@ -290,7 +290,15 @@ impl Session {
                 break;
             }
         }
-        self.check_losses()?;
+        // What was lost is reported, and not recovered any more: that can wait for a lock.
+        let counters = self.watcher.get_ref().counters();
+        let members = counters.lost_members.saturating_sub(self.seen.members);
+        let events = counters.lost_events.saturating_sub(self.seen.events);
+        for (loss, count) in [(Loss::MembersFull, members), (Loss::RingFull, events)] {
+            if count > 0 {
+                self.lose(loss, count, false);
+            }
+        }
         Ok(std::mem::take(&mut self.ready))
     }
 

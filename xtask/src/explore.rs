@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::setup;
 use lifemon_tools::command::{self, cargo};
@@ -17,7 +17,8 @@ use lifemon_tools::kernel_half::{RECORD, SOURCES, checksum, recorded};
 use mutants::{MUTANTS, Mutant};
 
 /// Multiplies the runs of each exploration.
-const SCALE: &str = "40";
+const RUNS: &str = "LIFEMON_EXPLORE";
+const SCALE: &str = "20";
 
 /// The tests, by a part of their names.
 const EXPLORATIONS: &str = "kernel::explore::";
@@ -45,14 +46,21 @@ pub(crate) fn run(args: &[OsString]) -> Result<()> {
             "--lib",
             EXPLORATIONS,
         ]);
-        command.env("LIFEMON_EXPLORE", SCALE);
+        command.env(RUNS, SCALE);
         command::run(command)?;
     }
     let copy = Path::new("target/explore");
+    if copy.exists() {
+        fs::remove_dir_all(copy).context("cannot remove an older copy of the sources")?;
+    }
     let wanted = |mutant: &&Mutant| {
         let mut names = args.iter().filter_map(|name| name.to_str());
         args.is_empty() || names.any(|name| mutant.name.contains(name))
     };
+    ensure!(
+        MUTANTS.iter().any(|mutant| wanted(&mutant)),
+        "no defect has such a name"
+    );
     let mut survivors = Vec::new();
     for mutant in MUTANTS.iter().filter(wanted) {
         let found_by = mutant.find(copy)?;
@@ -107,6 +115,7 @@ impl Mutant {
         command.current_dir(copy);
         command.args(["test", "--package", "lifemon", "--lib", EXPLORATIONS]);
         // Not where the sources are built: cargo could take the one for the other.
+        command.env(RUNS, "1");
         command.env("CARGO_TARGET_DIR", fs::canonicalize(copy)?.join("target"));
         let name = self.name;
         command
@@ -115,7 +124,8 @@ impl Mutant {
     }
 }
 
-/// Copies the sources to `copy`, those that have changed there alone, so that little is built anew.
+/// Copies the sources to `copy`: those that have changed there alone, so that little is built anew.
+/// The copy is removed at the end, so what was there before is of this run.
 fn copy_sources(copy: &Path) -> Result<()> {
     fs::create_dir_all(copy)?;
     SOURCES_OF_IT

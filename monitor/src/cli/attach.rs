@@ -237,11 +237,11 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
                 None => continue,
             },
             () = at(deadline) => {
-                show(&mut printer, &session.rest()?, &session)?;
+                show_rest(&mut printer, &mut session)?;
                 break;
             }
             () = interrupts.next() => {
-                show(&mut printer, &session.rest()?, &session)?;
+                show_rest(&mut printer, &mut session)?;
                 break;
             }
         };
@@ -255,6 +255,17 @@ async fn attach(args: &Args, output: Output, verbose: u8) -> anyhow::Result<Code
         left::keep(&start.root.who(), &session.watch().orphans());
     }
     close(&mut printer, &session, force.is_some())
+}
+
+/// Prints what has happened and was not printed yet.
+fn show_rest(printer: &mut Printer, session: &mut Session) -> anyhow::Result<()> {
+    match session.rest() {
+        Ok(updates) => show(printer, &updates, session),
+        Err(error) => {
+            log::warn!("the last events are not known: {error}");
+            Ok(())
+        }
+    }
 }
 
 /// Prints what has happened.

@@ -21,23 +21,16 @@ const FORKS_BETWEEN: u64 = 256;
 /// meanwhile need some as well.
 const ROOM: usize = 64;
 
-/// What the counters give a reason for.
-pub(super) struct Due {
-    /// To settle deaths that went unseen.
-    pub(super) settling: bool,
-    /// To remove records that nobody needs.
-    pub(super) sweeping: bool,
+/// Returns whether deaths can have gone unseen, after so many exits without a hook and deletions that
+/// the kernel refused.
+pub(super) const fn is_settling_due(missed_exits: u64, failed_deletes: u64) -> bool {
+    missed_exits > 0 || failed_deletes > 0
 }
 
-impl Due {
-    /// Returns what is due after so many exits without a hook, deletions that the kernel refused,
-    /// and burials that stopped at their limit.
-    pub(super) const fn of(missed_exits: u64, failed_deletes: u64, overruns: u64) -> Self {
-        Self {
-            settling: missed_exits > 0 || failed_deletes > 0,
-            sweeping: overruns > 0 || failed_deletes > 0,
-        }
-    }
+/// Returns whether records can be left that nobody needs, after so many burials that stopped at
+/// their limit and deletions that the kernel refused.
+pub(super) const fn is_sweep_due(overruns: u64, failed_deletes: u64) -> bool {
+    overruns > 0 || failed_deletes > 0
 }
 
 impl Tracker {
@@ -48,13 +41,12 @@ impl Tracker {
     pub fn heal(&mut self) -> Result<(), Error> {
         let failed_deletes = &self.slots.host().failed_deletes;
         let failed = failed_deletes.load(Ordering::SeqCst);
-        let overruns = &self.slots.host().release_overruns;
-        let left = overruns.load(Ordering::SeqCst);
-        let due = Due::of(self.missed_exits(), failed, left);
-        if due.settling {
+        if is_settling_due(self.missed_exits(), failed) {
             self.settle_all()?;
         }
-        if due.sweeping {
+        let overruns = &self.slots.host().release_overruns;
+        let left = overruns.load(Ordering::SeqCst);
+        if is_sweep_due(left, failed) {
             self.sweep()?;
             // What was counted before the sweep is done; what comes meanwhile counts on.
             overruns.fetch_sub(left, Ordering::SeqCst);

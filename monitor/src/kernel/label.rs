@@ -7,26 +7,24 @@
 //! kernel lists tasks: what descends from the root and is no member is labelled by its key.
 //!
 //! It is over when a pass has inserted nobody, and a reading that began after it shows nobody
-//! either, and no line can have slipped through between the two: the pass has met nothing that was
-//! unsettled, and pids were given out upwards all the time, as the kernel lists them, so whatever
-//! was created was still ahead of it; or nobody on the host has forked while the records were read; or every record above
-//! the members that was read is held by as many records as it counts, so none of them was missed.
+//! either, and no line can have slipped through between the two. That is so if
+//! - two passes in a row have met nothing that was unsettled, and pids were given out upwards from
+//!   the first to the last: the kernel lists tasks by their pids, so whatever was created was still
+//!   ahead of the pass. (Two, because a pid is given out a moment before its process is listed.)
+//! - or nobody on the host has forked while the records were read;
+//! - or every record above the members that was read is held by as many records as it counts, so
+//!   none of them was missed.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
-use lifemon_ebpf::{HELD, LIVE, Membership, PASS_LABEL, Pass, ProcessId, Record};
+use lifemon_ebpf::{HELD, LIVE, Membership, PASS_LABEL, Pass, ProcessId};
 
-use super::load::drain_iterator;
-use super::maps::{Maps, TreeMaps};
-use super::slots::{Added, Slots};
+use super::Error;
+use super::scene::{Pids, Scene};
+use super::slots::Added;
 use super::snapshot::Snapshot;
-use super::tracker::Tracker;
-use super::{Error, clock};
 use crate::forest::{Forest, walk};
-use crate::proc;
 
 /// Rounds that find somebody to label. A tree that forks all the time settles in a few, because
 /// what a member forks is labelled by its fork hook.
@@ -77,118 +75,41 @@ pub(super) enum Labelled {
     Overlaps,
 }
 
-/// The host as labelling sees it.
-pub(super) trait Scene {
-    /// The maps of its slots.
-    type Maps: Maps;
-
-    /// Returns the slots.
-    fn slots(&self) -> &Slots<Self::Maps>;
-    /// Reads one record.
-    fn record(&self, id: &ProcessId) -> Result<Option<Record>, Error>;
-    /// Reads all records.
-    fn snapshot(&self) -> Result<Snapshot, Error>;
-    /// Lets the kernel half label what it sees, to the end.
-    fn run_label_pass(&mut self, wanted: &Pass) -> Result<Found, Error>;
-    /// Removes what deaths have left behind while the tracker was learning.
-    fn tidy(&self) -> Result<(), Error>;
-    /// Returns whether the owner of a slot lives.
-    fn is_watching(&self, owner: &ProcessId) -> Result<bool, Error>;
-    /// Returns how far the kernel is in giving out pids; nothing where it does not say.
-    fn pids(&self) -> Option<Pids>;
-    /// Returns the time since boot.
-    fn now(&self) -> Duration;
-    /// Sleeps.
-    fn pause(&self, time: Duration);
-
-    /// Returns whether the record of this process is live.
-    fn has_live_record(&self, id: &ProcessId) -> Result<bool, Error> {
-        let record = self.record(id)?;
-        Ok(record.is_some_and(|record| record.state == LIVE))
-    }
-}
-
-/// The state of the giving out of pids: upwards, and from the beginning again.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pids {
-    /// The last one.
-    pub(super) last: u32,
-    /// The time that one turn takes at least.
-    pub(super) turn: Duration,
-}
-
-/// The findings of a pass of the kernel half.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Found {
-    pub(super) inserted: u64,
-    pub(super) unrecorded: u64,
-    pub(super) unsettled: u64,
-    pub(super) conflicts: u64,
-}
-
-/// What is concluded from them.
+/// What is concluded from the findings of a pass.
 struct Passed {
     inserted: bool,
     is_clear: bool,
 }
 
-impl Scene for Tracker {
-    type Maps = TreeMaps;
+/// A time, and how far the giving out of pids is then.
+#[derive(Clone, Copy)]
+struct Moment {
+    at: Duration,
+    pids: Option<Pids>,
+}
 
-    fn slots(&self) -> &Slots {
-        &self.slots
+impl Moment {
+    /// Returns the time before something begins.
+    fn before(scene: &impl Scene) -> Self {
+        let at = scene.now();
+        let pids = scene.pids();
+        Self { at, pids }
     }
 
-    fn record(&self, id: &ProcessId) -> Result<Option<Record>, Error> {
-        Self::record(self, id)
+    /// Returns the time after something has ended.
+    fn after(scene: &impl Scene) -> Self {
+        let pids = scene.pids();
+        let at = scene.now();
+        Self { at, pids }
     }
 
-    fn snapshot(&self) -> Result<Snapshot, Error> {
-        Self::snapshot(self)
-    }
-
-    fn run_label_pass(&mut self, wanted: &Pass) -> Result<Found, Error> {
-        self.pass.at(0).ask(wanted);
-        drain_iterator(self.open_pass("label")?).map_err(Error::Map)?;
-        // The pass has ended: the iterator was read to its end.
-        let found = self.pass.at(0);
-        Ok(Found {
-            inserted: found.inserted.load(Ordering::SeqCst),
-            unrecorded: found.unrecorded.load(Ordering::SeqCst),
-            unsettled: found.unsettled.load(Ordering::SeqCst),
-            conflicts: found.conflicts.load(Ordering::SeqCst),
+    /// Returns whether pids were given out upwards from then until `later`, and did not begin again.
+    fn is_in_one_turn_with(&self, later: &Self) -> bool {
+        let took = later.at.saturating_sub(self.at);
+        let pids = self.pids.zip(later.pids);
+        pids.is_some_and(|(first, last)| {
+            first.last <= last.last && took < first.turn.min(last.turn)
         })
-    }
-
-    fn tidy(&self) -> Result<(), Error> {
-        // A pinned one has done it when it was switched on.
-        if !self.is_pinned() {
-            self.sweep()?;
-        }
-        Ok(())
-    }
-
-    /// A watcher lives if its record says so: `/proc` may hide it.
-    fn is_watching(&self, owner: &ProcessId) -> Result<bool, Error> {
-        let record = self.record(owner)?;
-        Ok(record.map_or_else(|| proc::is_live(*owner), |record| record.state == LIVE))
-    }
-
-    fn pids(&self) -> Option<Pids> {
-        /// Below what the locks take that every new process and thread passes, one after another.
-        const ONE: Duration = Duration::from_micros(1);
-        Some(Pids {
-            last: proc::last_pid()?,
-            turn: ONE * proc::pid_max()?,
-        })
-    }
-
-    fn now(&self) -> Duration {
-        Duration::from_nanos(clock::boot_ns())
-    }
-
-    fn pause(&self, time: Duration) {
-        thread::sleep(time);
     }
 }
 
@@ -204,11 +125,20 @@ pub(super) fn label<S: Scene>(scene: &mut S, tree: &Tree<'_>) -> Result<Labelled
         }
     }
     let (mut round, mut idle_since, mut pause) = (0, None, SETTLE_PAUSES[0]);
-    let mut failed = 0;
+    let (mut failed, mut clear_since) = (0, None);
     loop {
         round += 1;
+        let begun = Moment::before(scene);
         let Some(passed) = pass(scene, tree)? else {
             return Ok(Labelled::Overlaps);
+        };
+        let ended = Moment::after(scene);
+        let is_proof = passed.is_clear
+            && clear_since.is_some_and(|since: Moment| since.is_in_one_turn_with(&ended));
+        clear_since = match (passed.is_clear, is_proof) {
+            (true, true) => clear_since,
+            (true, false) => Some(begun),
+            (false, _) => None,
         };
         if passed.inserted && round < ROUNDS {
             continue;
@@ -228,7 +158,7 @@ pub(super) fn label<S: Scene>(scene: &mut S, tree: &Tree<'_>) -> Result<Labelled
             continue;
         }
         let since = *idle_since.get_or_insert_with(|| scene.now());
-        let is_sure = passed.is_clear || reading.is_closed();
+        let is_sure = is_proof || reading.is_closed();
         if is_sure || is_last || scene.now().saturating_sub(since) >= SETTLE_TIME {
             let left = match (failed, is_sure) {
                 (0, false) => 1 + missing.len() as u64,
@@ -261,7 +191,6 @@ fn pass<S: Scene>(scene: &mut S, tree: &Tree<'_>) -> Result<Option<Passed>, Erro
             is_clear: false,
         }));
     }
-    let (begun, before) = (scene.now(), scene.pids());
     let found = scene.run_label_pass(&Pass {
         kind: PASS_LABEL,
         slot: tree.membership.slot,
@@ -270,13 +199,9 @@ fn pass<S: Scene>(scene: &mut S, tree: &Tree<'_>) -> Result<Option<Passed>, Erro
         root: tree.roots[0],
         ..Pass::default()
     })?;
-    let took = scene.now().saturating_sub(begun);
-    let is_one_turn = before
-        .zip(scene.pids())
-        .is_some_and(|(before, after)| before.last <= after.last && took < after.turn);
     Ok((found.conflicts == 0).then_some(Passed {
         inserted: found.inserted > 0,
-        is_clear: found.unsettled == 0 && found.unrecorded == 0 && is_one_turn,
+        is_clear: found.unsettled == 0 && found.unrecorded == 0,
     }))
 }
 

@@ -3,7 +3,8 @@
 //! Reading order: [`preflight`] (may it work here), [`btf`] (where the fields are), [`hooks`]
 //! (which programs stand where), [`load`], `trusted` (paths that root may follow), [`place`] (where
 //! pins are), [`lock`], [`pins`] (the tracker that stays), [`switch`] (on and off), [`tracker`]
-//! (open maps, passes), [`snapshot`], `maps`, `slots`, `label`, `seat` and [`watcher`] (one watched
+//! (open maps, passes), [`snapshot`], `maps`, `slots`, `scene`, `label`,
+//! `seat` and [`watcher`] (one watched
 //! tree), [`left`] (what a watcher has seen left behind).
 
 use std::io;
@@ -26,6 +27,7 @@ pub mod place;
 pub mod preflight;
 pub mod recorder;
 pub(crate) mod sandwich;
+mod scene;
 mod seat;
 mod shared;
 mod slots;

@@ -9,8 +9,9 @@ use std::collections::HashSet;
 use lifemon_ebpf::{Membership, ProcessId};
 
 use super::Error;
-use super::label::{Labelled, Scene, Tree, Unlabelled, below, label};
+use super::label::{Labelled, Tree, Unlabelled, below, label};
 use super::maps::Maps;
+use super::scene::Scene;
 use super::slots::Rank;
 use super::snapshot::Snapshot;
 

@@ -20,6 +20,7 @@ mod sockets;
 mod standing;
 mod status;
 mod threads;
+mod turn;
 mod zombies;
 
 pub use command::{CommandLine, command_line, is_of_job, job_markers};
@@ -47,13 +48,12 @@ pub(crate) use standing::{
     namespaces, owner, pid_of_pidfd,
 };
 pub(crate) use status::{frozen_cgroup, ignores_hangup, lock_limits, switches, tracer};
+pub(crate) use turn::{has_many_pids, pid_turn};
 
 use std::fs;
 use std::path::Path;
 
 use lifemon_ebpf::ProcessId;
-
-use crate::sys::text;
 
 const PF_KTHREAD: u64 = 0x0020_0000;
 
@@ -201,33 +201,6 @@ pub fn identify(pid: u32) -> Option<ProcessId> {
 pub fn parent(id: ProcessId) -> Option<u32> {
     let stat = stat(id.pid)?;
     stat.is_of(id).then_some(stat.parent)
-}
-
-/// Returns whether there are at least as many pids as the kernel gives by default (32,768). They
-/// are given out one after the other, and threads and processes of the whole host would have to use
-/// up all of them before one comes again.
-#[must_use]
-pub(crate) fn has_many_pids() -> bool {
-    const DEFAULT_PIDS: u32 = 32_768;
-    pid_max().is_some_and(|pids| pids >= DEFAULT_PIDS)
-}
-
-/// Returns the number of pids; `None` where the kernel does not say.
-#[must_use]
-pub(crate) fn pid_max() -> Option<u32> {
-    setting("pid_max")
-}
-
-/// Returns the pid that was given out last, in the pid namespace of this process; `None` where the
-/// kernel does not say.
-#[must_use]
-pub(crate) fn last_pid() -> Option<u32> {
-    setting("ns_last_pid")
-}
-
-fn setting(name: &str) -> Option<u32> {
-    let text = text::read(format!("/proc/sys/kernel/{name}")).ok()?;
-    text.trim().parse().ok()
 }
 
 /// The kind of a pid that has no record.

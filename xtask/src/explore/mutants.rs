@@ -125,14 +125,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a reading is taken for complete without a proof",
         file: "monitor/src/kernel/label.rs",
-        sound: "let is_sure = passed.is_clear || reading.is_closed();",
+        sound: "let is_sure = is_proof || reading.is_closed();",
         broken: "let is_sure = true;",
     },
     Mutant {
         name: "a pass is taken for a proof although pids have begun again",
         file: "monitor/src/kernel/label.rs",
-        sound: " && is_one_turn",
-        broken: "",
+        sound: "&& clear_since.is_some_and(|since: Moment| since.is_in_one_turn_with(&ended));",
+        broken: "&& clear_since.is_some_and(|_: Moment| ended.at >= begun.at);",
     },
     Mutant {
         name: "a record is copied without the second look",

@@ -46,15 +46,19 @@ impl World {
     fn check_labelled(&self, state: &mut State) {
         let mut counted = Vec::new();
         for (tree, layer, root) in &state.labelled {
-            if !self.is_own(*tree) || self.is_reported(state, *tree) {
+            if !self.is_own(*tree) {
                 continue;
             }
+            let is_reported = self.is_reported(state, *tree);
             let running = state
                 .tasks
                 .values()
                 .filter(|task| task.life == Life::Running);
             let below = running.filter(|task| state.descends(task.id, *root));
             for task in below.filter(|task| !state.is_spared(task.id)) {
+                if is_reported && state.is_lost(task.id) {
+                    continue;
+                }
                 let found = state.members.get(&MemberKey::new(task.id, *layer));
                 assert!(
                     found == Some(*tree),
@@ -145,9 +149,10 @@ impl World {
             let is_reported = self.is_reported(state, tree);
             let alive = state.tasks.values().filter(|task| task.life != Life::Dying);
             let mut below = alive.filter(|task| state.descends(task.id, root));
-            let survivor = below.find(|task| !state.is_spared(task.id));
+            let is_excused = |id| state.is_spared(id) || is_reported && state.is_lost(id);
+            let survivor = below.find(|task| !is_excused(task.id));
             assert!(
-                is_reported || survivor.is_none(),
+                survivor.is_none(),
                 "{survivor:?} survives the proof that none is left"
             );
         });

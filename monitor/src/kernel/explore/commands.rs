@@ -1,7 +1,5 @@
-//! The commands of the model: userspace as it is, on the maps of the model. A command can be killed
-//! at any step.
+//! The commands of the model: userspace as it is, on the maps of the model.
 
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
@@ -12,142 +10,21 @@ use lifemon_ebpf::membership::{Visited, Wanted};
 use lifemon_ebpf::{CONDEMNED, LIVE, MemberKey, Membership, Pass, ProcessId, Record, rules};
 
 use super::super::Error;
-use super::super::heal::Due;
-use super::super::label::{Found, Pids, Scene, Tree, label};
-use super::super::maps::Maps;
+use super::super::heal::{is_settling_due, is_sweep_due};
+use super::super::label::{Tree, label};
+use super::super::scene::{Found, Pids, Scene};
 use super::super::seat::{self, Seat};
-use super::super::shared::{HostView, TreeView};
 use super::super::slots::{Rank, Slots};
 use super::super::snapshot::{Snapshot, complete};
+use super::desk::{BUCKETS, Desk};
 use super::hooks::Hook;
 use super::world::World;
-
-/// Buckets of the lineage map: each is read in one step.
-const BUCKETS: u32 = 3;
 
 /// The layer of a tree that is alone.
 const LAYER: u32 = 0;
 
 /// Passes of a kill, at most.
 const PASSES: u32 = 6;
-
-/// The maps, as one command reaches them.
-pub(super) struct Desk {
-    world: Arc<World>,
-    /// Steps until it is killed.
-    left: Cell<Option<u32>>,
-    /// What a dead command writes to.
-    grave: (TreeView, HostView),
-}
-
-impl Desk {
-    /// Returns whether the command was killed.
-    fn is_dead(&self) -> bool {
-        self.left.get() == Some(0)
-    }
-
-    /// Counts a step; false once the command is dead.
-    fn lives(&self) -> bool {
-        let Some(left) = self.left.get() else {
-            return true;
-        };
-        self.left.set(Some(left.saturating_sub(1)));
-        left > 0
-    }
-
-    fn try_step(&self) -> io::Result<&World> {
-        let dead = || io::Error::other("this command was killed");
-        self.lives().then_some(&*self.world).ok_or_else(dead)
-    }
-}
-
-impl Maps for Desk {
-    type Ring<'a> = ();
-
-    fn tree(&self, slot: u32) -> &TreeView {
-        if self.lives() {
-            self.world.tree(slot)
-        } else {
-            &self.grave.0
-        }
-    }
-
-    fn host(&self) -> &HostView {
-        if self.lives() {
-            self.world.yield_now();
-            &self.world.host
-        } else {
-            &self.grave.1
-        }
-    }
-
-    fn members(&self) -> io::Result<Vec<(MemberKey, Membership)>> {
-        let mut found = Vec::new();
-        for bucket in 0..BUCKETS {
-            self.try_step()?.step(|state| {
-                let all = state.members.iter();
-                let here = all.filter(|(key, _)| key.process.pid % BUCKETS == bucket);
-                found.extend(here.map(|(key, value)| (*key, *value)));
-            });
-        }
-        Ok(found)
-    }
-
-    fn member(&self, key: &MemberKey) -> io::Result<Option<Membership>> {
-        Ok(self.try_step()?.step(|state| state.members.get(key)))
-    }
-
-    fn insert_member(&self, key: &MemberKey, membership: Membership) -> io::Result<bool> {
-        let inserted = self
-            .try_step()?
-            .step(|state| state.members.insert(*key, membership));
-        match inserted {
-            Ok(()) => Ok(true),
-            Err(lifemon_ebpf::records::EEXIST) => Ok(false),
-            Err(code) => Err(io::Error::from_raw_os_error(-code)),
-        }
-    }
-
-    fn delete_member(&self, key: &MemberKey) -> io::Result<bool> {
-        let deleted = self.try_step()?.step(|state| state.members.remove(key));
-        Ok(deleted.is_ok())
-    }
-
-    fn roots(&self) -> io::Result<Vec<ProcessId>> {
-        let world = self.try_step()?;
-        Ok(world.step(|state| state.roots.iter().copied().collect()))
-    }
-
-    fn mark_root(&self, root: &ProcessId) -> io::Result<()> {
-        self.try_step()?.step(|state| state.roots.insert(*root));
-        Ok(())
-    }
-
-    fn unmark_root(&self, root: &ProcessId) -> io::Result<()> {
-        self.try_step()?.step(|state| state.roots.remove(root));
-        Ok(())
-    }
-
-    fn set_ring(&self, slot: u32, (): ()) -> io::Result<()> {
-        self.try_step()?
-            .step(|state| state.rings.insert(slot, Vec::new()));
-        self.wait_for_running_programs()
-    }
-
-    fn delete_ring(&self, slot: u32) -> io::Result<bool> {
-        let was_there = self.try_step()?.step(|state| state.rings.remove(&slot));
-        if was_there.is_some() {
-            self.wait_for_running_programs()?;
-        }
-        Ok(was_there.is_some())
-    }
-
-    fn wait_for_running_programs(&self) -> io::Result<()> {
-        self.try_step()?.wait_for_running_programs();
-        // It may have been killed while it waited.
-        self.try_step().map(drop)
-    }
-}
 
 /// A command, and the process that it is.
 pub(super) struct Command {
@@ -159,11 +36,7 @@ pub(super) struct Command {
 impl Command {
     /// Returns the command that this process is, which is killed after so many steps, if any.
     pub(super) fn new(world: &Arc<World>, process: ProcessId, killed_after: Option<u32>) -> Self {
-        let desk = Desk {
-            world: Arc::clone(world),
-            left: Cell::new(killed_after),
-            grave: Default::default(),
-        };
+        let desk = Desk::new(world, killed_after);
         Self {
             world: Arc::clone(world),
             process,
@@ -253,14 +126,18 @@ impl Command {
     pub(super) fn forget_misses(&mut self) {
         let _lock = self.world.lock.lock().unwrap();
         self.world.step(|state| {
-            let is_lost = state
+            let all_are_learnt = state
                 .tasks
                 .values()
                 .all(|task| state.lineage.get(&task.id).is_some());
-            if is_lost {
+            if all_are_learnt {
                 state.missed_forks = 0;
             }
         });
+    }
+
+    fn try_step(&self) -> Result<&World, Error> {
+        self.slots.maps().try_step().map_err(Error::Map)
     }
 
     /// Takes a slot and labels the tree; nothing where the root has gone, or this was killed.
@@ -289,7 +166,7 @@ impl Command {
         let lock = world.lock.lock().unwrap();
         self.slots.condemn(seat.membership.slot, CONDEMNED);
         drop(lock);
-        world.step(|state| state.is_closed = true);
+        self.try_step()?.step(|state| state.is_closed = true);
         for _ in 0..PASSES {
             for id in self.slots.members_of(seat.membership)? {
                 self.strike(id)?;
@@ -331,7 +208,6 @@ impl Command {
         let counted = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
         let missed_exits = world.peek(|state| state.missed_exits);
         let (failed, left) = (&world.host.failed_deletes, &world.host.release_overruns);
-        let due = Due::of(missed_exits, counted(failed), counted(left));
         let records = || {
             world.peek(|state| {
                 let all = state.lineage.iter();
@@ -341,11 +217,13 @@ impl Command {
         let is_over = |id: &ProcessId| world.peek(|state| state.task(*id).is_none());
         let over = records().into_iter();
         let over = over.filter(|(id, record)| record.state == LIVE && is_over(id));
-        for (id, _) in over.filter(|_| due.settling) {
+        let is_due = is_settling_due(missed_exits, counted(failed));
+        for (id, _) in over.filter(|_| is_due) {
             Hook::begin(&world).settle(id);
         }
+        let is_due = is_sweep_due(counted(left), counted(failed));
         let mut before = usize::MAX;
-        while due.sweeping && records().len() < before {
+        while is_due && records().len() < before {
             before = records().len();
             for (id, _) in records() {
                 rules::sweep(&Hook::begin(&world), &id);
@@ -355,7 +233,7 @@ impl Command {
 
     /// Sends SIGKILL to one member, or to nobody.
     pub(super) fn strike(&self, id: ProcessId) -> Result<(), Error> {
-        let world = &self.world;
+        let world = self.try_step()?;
         let open = || {
             let found = world.step(|state| state.tasks.get(&id.pid).map(|task| task.id));
             found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
@@ -383,13 +261,13 @@ impl Scene for Command {
     }
 
     fn record(&self, id: &ProcessId) -> Result<Option<Record>, Error> {
-        Ok(self.world.step(|state| state.lineage.get(id)))
+        Ok(self.try_step()?.step(|state| state.lineage.get(id)))
     }
 
     fn snapshot(&self) -> Result<Snapshot, Error> {
         let mut found = Vec::new();
         for bucket in 0..BUCKETS {
-            self.world.step(|state| {
+            self.try_step()?.step(|state| {
                 let all = state.lineage.iter();
                 let here = all.filter(|(id, _)| id.pid % BUCKETS == bucket);
                 found.extend(here.map(|(id, record)| (*id, *record)));
@@ -420,7 +298,7 @@ impl Scene for Command {
         let mut position = 0;
         loop {
             // The kernel goes on at the next pid that is in use then.
-            let next = self.world.step(|state| {
+            let next = self.try_step()?.step(|state| {
                 let mut next = state.tasks.range(position + 1..);
                 next.next().map(|(_, task)| task.id)
             });
@@ -453,9 +331,11 @@ impl Scene for Command {
         /// Steps of a fork at least, each of which takes a nanosecond.
         const STEPS: u64 = 20;
         self.world.step(|state| {
+            let used = state.tasks.len() + state.taken.len();
+            let free = u64::from(state.measures.pids).saturating_sub(used as u64);
             Some(Pids {
                 last: state.last_pid,
-                turn: Duration::from_nanos(STEPS * u64::from(state.measures.pids)),
+                turn: Duration::from_nanos(STEPS * free),
             })
         })
     }
@@ -464,7 +344,7 @@ impl Scene for Command {
         Duration::from_nanos(self.world.peek(|state| state.now_ns))
     }
 
-    /// Fewer rounds than on a host: the clock is put forward.
+    /// Puts the clock forward, further than on a host: so there are fewer rounds.
     fn pause(&self, time: Duration) {
         let pause_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) * 64;
         self.world.step(|state| state.now_ns += pause_ns);

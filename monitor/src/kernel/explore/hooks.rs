@@ -15,7 +15,7 @@ use super::elements::Place;
 use super::world::World;
 
 /// A passing refusal: the lock of the bucket is held.
-const EBUSY: i32 = -16;
+pub(super) const EBUSY: i32 = -16;
 
 /// A run of a program of the kernel half.
 pub(super) struct Hook<'a> {
@@ -42,7 +42,7 @@ impl<'a> Hook<'a> {
         Self { world, run }
     }
 
-    /// What the hook for forks does.
+    /// Does what the hook for forks does.
     pub(super) fn forked(&self, creator: ProcessId, child: ProcessId) {
         self.world.tree(0).forks.fetch_add(1, Ordering::SeqCst);
         let mut record = Record {
@@ -61,7 +61,7 @@ impl<'a> Hook<'a> {
         lifecycle::born(self, &creator, &child, &mut record, &mut event);
     }
 
-    /// What the hook for exits does.
+    /// Does what the hook for exits does.
     pub(super) fn exited(&self, process: ProcessId) {
         if !records::claim_exit(self, &process) {
             return;
@@ -81,7 +81,7 @@ impl<'a> Hook<'a> {
         );
     }
 
-    /// What the pass that labels does with one process.
+    /// Does what the pass that labels does with one process.
     pub(super) fn label(&self, process: ProcessId, wanted: &Wanted) -> Visited {
         let is_alive = || self.world.step(|state| state.is_alive(process));
         membership::label(self, &process, wanted, is_alive, |at| {
@@ -89,7 +89,7 @@ impl<'a> Hook<'a> {
         })
     }
 
-    /// What the closer does with the process that returns to user code. Returns whether it is
+    /// Does what the closer does with the process that returns to user code. Returns whether it is
     /// ended.
     pub(super) fn closes(&self, process: ProcessId) -> bool {
         self.world.yield_now();
@@ -246,7 +246,10 @@ impl Records for Hook<'_> {
         if self.world.is_refused() {
             return Err(EBUSY);
         }
-        self.world.step(|state| state.lineage.insert(*id, *record))
+        self.world.step(|state| {
+            let inserted = state.lineage.insert(*id, *record);
+            state.note_lost(*id, inserted)
+        })
     }
 
     fn delete_record(&self, id: &ProcessId) -> Result<(), i32> {
@@ -368,8 +371,10 @@ impl Trees for Hook<'_> {
         if self.world.is_refused() {
             return Err(EBUSY);
         }
-        self.world
-            .step(|state| state.members.insert(*key, membership))
+        self.world.step(|state| {
+            let inserted = state.members.insert(*key, membership);
+            state.note_lost(key.process, inserted)
+        })
     }
 
     fn delete_member(&self, key: &MemberKey) -> Result<(), i32> {

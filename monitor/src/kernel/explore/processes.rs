@@ -14,17 +14,17 @@ use super::world::{Life, Measures, State, World};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Script(pub(super) Vec<Script>);
 
-/// A process that creates nothing.
+/// Returns the script of a process that creates nothing.
 pub(super) fn leaf() -> Script {
     Script::default()
 }
 
-/// A process that creates these.
+/// Returns that of one that creates these.
 pub(super) fn creates(children: impl IntoIterator<Item = Script>) -> Script {
     Script(children.into_iter().collect())
 }
 
-/// A line: each creates the next and dies.
+/// Returns that of a line: each creates the next and dies.
 pub(super) fn line(length: usize) -> Script {
     (1..length).fold(leaf(), |below, _| creates([below]))
 }
@@ -73,12 +73,15 @@ impl Threads {
 impl World {
     /// Forks; nothing where no more processes may be created.
     pub(super) fn fork(&self, creator: ProcessId) -> Option<ProcessId> {
-        let child = self.step(|state| state.create(creator))?;
+        let child = self.step(State::take_pid)?;
+        self.step(|state| state.list(child, creator));
         let is_skipped = self.is_skipped(
             |measures| &mut measures.skipped_forks,
             |state| &mut state.missed_forks,
         );
-        if !is_skipped {
+        if is_skipped {
+            self.peek(|state| state.lost.insert(child));
+        } else {
             Hook::begin(self).forked(creator, child);
         }
         self.step(|state| {
@@ -89,7 +92,7 @@ impl World {
         Some(child)
     }
 
-    /// Dies, and is gone.
+    /// Ends a process: it dies, and is gone.
     pub(super) fn exit(&self, process: ProcessId) {
         self.step(|state| {
             if let Some(task) = state.task(process) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use lifemon_ebpf::records::EEXIST;
 use lifemon_ebpf::{Event, HELD, LIVE, MemberKey, Membership, NOT_HELD, ProcessId, Record, limits};
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::sync::atomic::AtomicU64;
@@ -102,6 +103,11 @@ pub(super) struct State {
     pub(super) labelled: Vec<(Membership, u32, ProcessId)>,
     /// Who has run as a member of one of those.
     pub(super) counted: BTreeSet<(u32, u32, ProcessId)>,
+    /// Pids that are given out to processes that are not listed yet.
+    pub(super) taken: BTreeSet<u32>,
+    /// Who has got no record, or is no member, because a map was full, refused it, or the hook was
+    /// skipped.
+    pub(super) lost: BTreeSet<ProcessId>,
     /// Who was taken out of a tree, with what it creates.
     pub(super) spared: BTreeSet<ProcessId>,
     /// The closer is attached.
@@ -141,6 +147,8 @@ impl World {
             missed_exits: 0,
             labelled: Vec::new(),
             counted: BTreeSet::new(),
+            taken: BTreeSet::new(),
+            lost: BTreeSet::new(),
             spared: BTreeSet::new(),
             is_closed: false,
             comet: None,
@@ -273,24 +281,44 @@ impl State {
     fn next_id(&mut self) -> Option<ProcessId> {
         let pids = self.measures.pids;
         let turn = (0..pids).map(|step| (self.last_pid + step) % pids + 1);
-        let pid = turn.clone().find(|pid| !self.tasks.contains_key(pid))?;
+        let is_free = |pid: &u32| !self.tasks.contains_key(pid) && !self.taken.contains(pid);
+        let pid = turn.clone().find(is_free)?;
         self.last_pid = pid;
         self.now_ns += 1;
         Some(ProcessId::new(pid, self.now_ns))
     }
 
-    /// Puts a new process into the list; nothing where no more fit.
-    pub(super) fn create(&mut self, creator: ProcessId) -> Option<ProcessId> {
-        self.measures.births = self.measures.births.checked_sub(1)?;
+    /// Gives a pid to a new process; nothing where no more may be created.
+    pub(super) fn take_pid(&mut self) -> Option<ProcessId> {
+        let left = self.measures.births.checked_sub(1)?;
         let id = self.next_id()?;
+        self.measures.births = left;
+        self.taken.insert(id.pid);
+        Some(id)
+    }
+
+    /// Puts a new process into the list.
+    pub(super) fn list(&mut self, id: ProcessId, creator: ProcessId) {
         let task = Task {
             id,
             life: Life::Forked,
             is_killed: false,
         };
+        self.taken.remove(&id.pid);
         self.tasks.insert(id.pid, task);
         self.creators.insert(id, creator);
-        Some(id)
+    }
+
+    /// Notes who is lost by an insertion that has failed; returns what came of it.
+    pub(super) fn note_lost(
+        &mut self,
+        id: ProcessId,
+        inserted: Result<(), i32>,
+    ) -> Result<(), i32> {
+        if inserted.is_err_and(|code| code != EEXIST) {
+            self.lost.insert(id);
+        }
+        inserted
     }
 
     /// Returns the process if it has its pid still.
@@ -316,6 +344,11 @@ impl State {
     /// Returns whether `id` was taken out of a tree, or descends from somebody who was.
     pub(super) fn is_spared(&self, id: ProcessId) -> bool {
         self.line(id).any(|at| self.spared.contains(&at))
+    }
+
+    /// Returns whether `id` was lost, or descends from somebody who was.
+    pub(super) fn is_lost(&self, id: ProcessId) -> bool {
+        self.line(id).any(|at| self.lost.contains(&at))
     }
 
     /// Returns how many steps of creation `above` is above `id`.
