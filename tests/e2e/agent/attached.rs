@@ -10,7 +10,7 @@ use std::time::Duration;
 use lifemon_tests::agent::{Agent, Caller, Sleeper};
 use lifemon_tests::handicap::readable_copy;
 use lifemon_tests::schema::assert_is;
-use lifemon_tests::{DEADLINE, Lifemon, Output, Running, Sandbox, wait_until};
+use lifemon_tests::{DEADLINE, Lifemon, Output, Running, Sandbox, actor, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -189,6 +189,22 @@ fn it_ends_as_it_ends_without_the_agent_and_leaves_no_watch() {
     wait_for_watches(&agent, 1);
     attached.kill();
     wait_for_watches(&agent, 0);
+}
+
+#[test]
+fn what_has_happened_before_the_signal_is_told() {
+    begin!(sandbox, agent);
+    let mut actor = actor!(sandbox, "three-children", 0);
+    let pid = actor.pid().to_string();
+    let mut attached = start(&agent, &["--agent", "attach", &pid, "-o", "json"]);
+    wait_until("it is attached", DEADLINE, || {
+        attached.stdout_so_far().contains("attached")
+    });
+    actor.step();
+    attached.signal(Signal::SIGINT);
+    let ended = attached.finish(DEADLINE);
+    let forks = ended.stdout.matches("\"event\":\"fork\"").count();
+    assert_eq!(forks, 4, "{ended:?}");
 }
 
 #[test]

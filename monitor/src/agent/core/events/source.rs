@@ -161,12 +161,24 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Tells what has happened until now and waits for the next tick.
+    fn tell_rest(&mut self) {
+        match self.session.rest() {
+            Ok(updates) => updates.iter().for_each(|update| self.tell(update)),
+            // The next look fails as well, and ends all that is told.
+            Err(error) => log::warn!("the last events are not known: {error}"),
+        }
+    }
+
     fn hear(&mut self, command: Command) {
         match command {
             Command::Join { whose, begun } => {
                 let _ = begun.send(self.join(whose));
             }
-            Command::Leave { watch } => self.leave(&watch),
+            Command::Leave { watch } => {
+                self.tell_rest();
+                self.leave(&watch);
+            }
             Command::Describe(answer) => {
                 if let Ok(text) = self.attached() {
                     let _ = answer.send(text);
