@@ -74,6 +74,19 @@ struct Seen {
     failed_deletes: u64,
 }
 
+impl Seen {
+    /// Reads what a tracker has lost before a watch of it begins.
+    fn of(tracker: &Tracker) -> Self {
+        Self {
+            records: tracker.host_counters().lost_records,
+            missed_forks: tracker.missed_forks(),
+            missed_exits: tracker.missed_exits(),
+            failed_deletes: tracker.failed_deletes(),
+            ..Self::default()
+        }
+    }
+}
+
 /// A watched tree.
 #[derive(Debug)]
 pub struct Session {
@@ -122,20 +135,32 @@ impl Session {
         others: &[ProcessId],
         options: &WatchOptions,
     ) -> Result<(Self, Start), Error> {
-        let host = tracker.host_counters();
-        let (missed_forks, missed_exits) = (tracker.missed_forks(), tracker.missed_exits());
-        let failed_deletes = tracker.failed_deletes();
-        let mut watcher = tracker.watch(root, others, options)?;
+        let seen = Seen::of(&tracker);
+        Self::of(tracker.watch(root, others, options)?, seen)
+    }
+
+    /// Begins to watch these trees as one, from the first whose root has a record on; `None` where
+    /// none has one.
+    ///
+    /// # Errors
+    /// As [`Session::start`], but for [`Error::NoProcess`].
+    pub(crate) fn start_any(
+        tracker: Tracker,
+        roots: &[ProcessId],
+        options: &WatchOptions,
+    ) -> Result<Option<(Self, Start)>, Error> {
+        let seen = Seen::of(&tracker);
+        let watcher = tracker.watch_any(roots, options)?;
+        watcher.map(|watcher| Self::of(watcher, seen)).transpose()
+    }
+
+    /// Makes one of a watch that has begun.
+    fn of(mut watcher: Watcher, seen: Seen) -> Result<(Self, Start), Error> {
         let members = watcher.live_members()?;
         let snapshot = watcher.take_snapshot()?;
-        let start = describe(
-            root,
-            others,
-            &members,
-            &snapshot.records,
-            snapshot.since_ns,
-            &watcher,
-        );
+        let (root, since_ns) = (watcher.root(), snapshot.since_ns);
+        let (others, records) = (watcher.others(), &snapshot.records);
+        let start = describe(root, others, &members, records, since_ns, &watcher);
         let ghosts = start
             .ghosts
             .iter()
@@ -144,13 +169,6 @@ impl Session {
         let watch = Watch::new(root, start.members.clone(), ghosts);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let seen = Seen {
-            records: host.lost_records,
-            missed_forks,
-            missed_exits,
-            failed_deletes,
-            ..Seen::default()
-        };
         let session = Self {
             watcher: readable(watcher).map_err(Error::Map)?,
             watch,

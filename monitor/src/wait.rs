@@ -8,11 +8,11 @@ use lifemon_ebpf::ProcessId;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::forest::Forest;
+use crate::forest::{Forest, walk};
 use crate::gpu::nvml::Server;
 use crate::gpu::release::{News, Releases};
 use crate::kernel::snapshot::Snapshot;
-use crate::kernel::{Error, LoadOptions, Tracker, WatchOptions, clock};
+use crate::kernel::{Error, Tracker, WatchOptions, clock};
 use crate::loss::Loss;
 use crate::proc;
 use crate::process::{Death, Process};
@@ -105,19 +105,6 @@ impl Waiting {
     ) -> Result<Self, Error> {
         let begun = Instant::now();
         let forest = Forest::new(snapshot.records.iter().copied());
-        // A tree whose root has died is what is alive of it.
-        let mut seen = HashSet::new();
-        let tops: Vec<_> = ids
-            .iter()
-            .flat_map(|id| {
-                if forest.is_live(id) {
-                    vec![*id]
-                } else {
-                    forest.living(*id)
-                }
-            })
-            .filter(|id| seen.insert(*id))
-            .collect();
         // One without a record has ended since it was found, and nothing is left of its tree.
         let described = ids.iter().map(|id| {
             let record = forest.record(id);
@@ -127,7 +114,7 @@ impl Waiting {
             )
         });
         let targets: Vec<_> = described.collect();
-        let session = watch(tracker, &tops)?;
+        let session = watch(tracker, &tops(&forest, &ids))?;
         let is_watched = |id: &ProcessId| {
             let session = session.as_ref();
             session.is_some_and(|session| session.watch().is_live(id))
@@ -144,10 +131,7 @@ impl Waiting {
         if let Some(releases) = &releases {
             // Who has died before the watching began is reported by nobody, and its driver may
             // still be taking its memory back.
-            let all = tops
-                .iter()
-                .flat_map(|top| forest.living(*top))
-                .chain(ids.iter().copied());
+            let all = living(&forest, &ids).chain(ids.iter().copied());
             let all: HashSet<_> = all.filter(|id| !is_watched(id)).collect();
             for id in all {
                 releases.died(id, clock::boot_ns());
@@ -280,30 +264,79 @@ impl Waiting {
     }
 }
 
+/// Returns what is alive of the trees of these processes, each once.
+fn living(forest: &Forest, ids: &[ProcessId]) -> impl Iterator<Item = ProcessId> {
+    let trees = walk(ids, |id| forest.children(id)).into_iter();
+    trees.map(|(id, _)| id).filter(|id| forest.is_live(id))
+}
+
+/// Returns the roots to watch for these processes: a tree whose root has died is what is alive of
+/// it.
+fn tops(forest: &Forest, ids: &[ProcessId]) -> Vec<ProcessId> {
+    let (alive, dead): (Vec<_>, Vec<_>) = ids.iter().partition(|id| forest.is_live(id));
+    let mut seen = HashSet::new();
+    let mut tops: Vec<_> = alive.into_iter().chain(living(forest, &dead)).collect();
+    tops.retain(|id| seen.insert(*id));
+    tops
+}
+
 /// Watches trees as one; `None` where nothing is left of any.
 ///
 /// Race: a root can die since the snapshot, in which it lives. As long as something below it lives,
 /// its ghost stands for it. Only the end of a process takes its record: where there is none any
-/// more, nothing of its tree can run again, and the others are watched without it.
-fn watch(tracker: Tracker, mut roots: &[ProcessId]) -> Result<Option<Session>, Error> {
-    let mut tracker = Some(tracker);
-    while let Some((first, others)) = roots.split_first() {
-        let tracker = match tracker.take() {
-            Some(tracker) => tracker,
-            None => Tracker::open_or_load(&LoadOptions::default())?,
-        };
-        match Session::start_all(tracker, *first, others, &WatchOptions::default()) {
-            Ok((session, _)) => return Ok(Some(session)),
-            Err(Error::NoProcess(_)) => roots = others,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
+/// more, nothing of its tree can run again, and the others are watched without it, by the same
+/// tracker: what descends through the dead is known to nobody else.
+fn watch(tracker: Tracker, roots: &[ProcessId]) -> Result<Option<Session>, Error> {
+    let begun = Session::start_any(tracker, roots, &WatchOptions::default())?;
+    Ok(begun.map(|(session, _)| session))
 }
 
 #[cfg(test)]
 mod tests {
+    use lifemon_ebpf::{DEAD, LIVE, Record};
+
     use super::*;
+
+    fn id(pid: u32) -> ProcessId {
+        ProcessId::new(pid, u64::from(pid))
+    }
+
+    /// Makes a chain of processes, each created by the one before; the first is dead.
+    fn chain(length: u32) -> Forest {
+        let record = |pid| Record {
+            creator: if pid == 1 {
+                ProcessId::NONE
+            } else {
+                id(pid - 1)
+            },
+            state: if pid == 1 { DEAD } else { LIVE },
+            ..Record::default()
+        };
+        Forest::new((1..=length).map(|pid| (id(pid), record(pid))))
+    }
+
+    #[test]
+    fn the_dead_are_watched_by_what_is_alive_of_them() {
+        let forest = chain(4);
+        assert_eq!(tops(&forest, &[id(1), id(3)]), [3, 2, 4].map(id));
+        assert_eq!(tops(&forest, &[id(2), id(2)]), [id(2)]);
+        assert_eq!(tops(&forest, &[id(9)]), []);
+        let alive: Vec<_> = living(&forest, &[id(1), id(3)]).collect();
+        assert_eq!(alive, [2, 3, 4].map(id));
+    }
+
+    #[test]
+    fn a_long_chain_is_walked_once() {
+        const LENGTH: u32 = 10_000;
+        let forest = chain(LENGTH);
+        let all: Vec<_> = (1..=LENGTH).map(id).collect();
+        let begun = Instant::now();
+        for ids in [&all[..1], &all] {
+            assert_eq!(tops(&forest, ids).len(), all.len() - 1);
+            assert_eq!(living(&forest, ids).count(), all.len() - 1);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1));
+    }
 
     #[test]
     fn a_condition_has_one_word_in_json() {

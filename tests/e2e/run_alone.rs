@@ -29,7 +29,7 @@ impl Before {
     const BOTH: [Self; 2] = [Self::Nothing, Self::Run("")];
     const ALL: [Self; 3] = [Self::Nothing, Self::Run(""), Self::Run("--group")];
 
-    /// As words of a shell.
+    /// Returns it as words of a shell.
     fn words(self) -> String {
         match self {
             Self::Nothing => String::new(),
@@ -43,7 +43,7 @@ impl Before {
     }
 }
 
-/// `shell -c SCRIPT` in the sandbox and in a session of its own, `RUN` in the script replaced.
+/// Makes `shell -c SCRIPT` in the sandbox, in a session of its own, with `RUN` in it replaced.
 fn command(sandbox: &Sandbox, shell: &str, script: &str, before: Before) -> Command {
     let mut command = Command::new(shell);
     command
@@ -362,8 +362,8 @@ fn a_stop_that_follows_at_once_is_not_taken_back() {
     }
 }
 
-/// Signals that follow on each other as fast as they take effect, with a guardian that hears of some
-/// of them too late.
+/// Signals that follow on each other as fast as they take effect, with a guardian that hears of
+/// some of them too late.
 #[test]
 fn whatever_is_stopped_last_is_stopped_and_what_goes_on_last_goes_on() {
     for before in [Before::Run(""), Before::Run("--group")] {

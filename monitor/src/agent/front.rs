@@ -8,6 +8,7 @@ mod connection;
 mod fuzz;
 mod link;
 mod pace;
+mod read;
 mod respond;
 pub(super) mod routes;
 

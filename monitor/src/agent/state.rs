@@ -30,8 +30,8 @@ impl Store {
         Ok(Self(path))
     }
 
-    /// Reads all files, in the order of their names. What cannot be read is left out, with a warning:
-    /// it was not written by us, or stays for the next agent.
+    /// Reads all files, in the order of their names. What cannot be read is left out, with a
+    /// warning: it was not written by us, or stays for the next agent.
     pub(super) fn read_all<T: DeserializeOwned>(&self) -> Vec<T> {
         let files = fs::read_dir(&self.0).into_iter().flatten().flatten();
         let mut paths: Vec<_> = files.map(|file| file.path()).collect();

@@ -1,5 +1,5 @@
-//! What the agent has answered, as the command prints it; and what it has answered instead of what it
-//! was asked for, as the error that the command would have failed with.
+//! What the agent has answered, as the command prints it; and what it has answered instead of what
+//! it was asked for, as the error that the command would have failed with.
 
 use super::{NoSuchProcess, Output, Usage};
 use crate::client::Answer;

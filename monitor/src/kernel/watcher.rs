@@ -16,7 +16,7 @@ use super::Error;
 use super::closer::Closer;
 use super::label::{Labelled, Tree, Unlabelled, label};
 use super::lock::Patience;
-use super::seat;
+use super::seat::{self, Seat};
 use super::shared::Counters;
 use super::slots::Rank;
 use super::snapshot::Snapshot;
@@ -77,16 +77,61 @@ impl Tracker {
         options: &WatchOptions,
     ) -> Result<Watcher, Error> {
         let _lock = self.lock(Patience::FULL)?;
-        let rank = if options.is_for_kill {
+        let ring = create_ring(options.ring_bytes)?;
+        let roots: Vec<_> = [root].into_iter().chain(others.iter().copied()).collect();
+        let seat = seat::take(&mut self, options.rank(), &roots, own_id, ring.as_fd())?;
+        Ok(Watcher::new(self, roots, ring, seat))
+    }
+
+    /// Watches the trees of `roots` as one, from the first that has a record on; `None` where none
+    /// has one.
+    ///
+    /// Race: that one can end before the slot is named for it, and takes its record along. Then it
+    /// is the turn of the next, with this tracker: a new private one would not know what this one
+    /// has seen.
+    ///
+    /// # Errors
+    /// [`Error::NoSlot`], [`Error::NoLayer`].
+    pub(crate) fn watch_any(
+        mut self,
+        mut roots: &[ProcessId],
+        options: &WatchOptions,
+    ) -> Result<Option<Watcher>, Error> {
+        let _lock = self.lock(Patience::FULL)?;
+        let ring = create_ring(options.ring_bytes)?;
+        while let Some((first, others)) = roots.split_first() {
+            if self.record(first)?.is_some() {
+                match seat::take(&mut self, options.rank(), roots, own_id, ring.as_fd()) {
+                    Ok(seat) => {
+                        let watcher = Watcher::new(self, roots.to_vec(), ring, seat);
+                        return Ok(Some(watcher));
+                    }
+                    Err(Error::NoProcess(_)) if self.record(first)?.is_none() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            roots = others;
+        }
+        Ok(None)
+    }
+}
+
+impl WatchOptions {
+    /// Returns the rank of the watch among others.
+    fn rank(&self) -> Rank {
+        if self.is_for_kill {
             Rank::Kill
         } else {
             Rank::Watcher
-        };
-        let ring = create_ring(options.ring_bytes)?;
-        let roots: Vec<_> = [root].into_iter().chain(others.iter().copied()).collect();
-        let seat = seat::take(&mut self, rank, &roots, own_id, ring.as_fd())?;
-        Ok(Watcher {
-            tracker: self,
+        }
+    }
+}
+
+impl Watcher {
+    /// Makes one of a slot that was taken.
+    fn new(tracker: Tracker, roots: Vec<ProcessId>, ring: RingBuf<MapData>, seat: Seat) -> Self {
+        Self {
+            tracker,
             membership: seat.membership,
             layer: seat.layer,
             roots,
@@ -94,15 +139,18 @@ impl Tracker {
             ring,
             unlabelled: seat.unlabelled,
             first: Some(seat.snapshot),
-        })
+        }
     }
-}
 
-impl Watcher {
     /// Returns the watched root.
     #[must_use]
     pub fn root(&self) -> ProcessId {
         self.roots[0]
+    }
+
+    /// Returns the roots of the trees that are watched with it.
+    pub(crate) fn others(&self) -> &[ProcessId] {
+        &self.roots[1..]
     }
 
     /// Takes the records as they were read when the tree was labelled; later ones the second time.

@@ -31,6 +31,12 @@ use crate::agent::view::View;
 
 type Answered = Result<Answer, Problem>;
 
+/// Answers that the lineage can be read.
+pub(super) fn ready(core: &Core) -> Answered {
+    core.snapshot()?;
+    Ok(Answer::object(200, &json!({"ready": true})))
+}
+
 /// Answers with the lineage.
 pub(super) fn tree(core: &Core, peer: &Peer, process: Option<&Name>, form: Form) -> Answered {
     let snapshot = core.snapshot()?;

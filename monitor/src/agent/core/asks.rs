@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 
 use crate::sys::runtime::current_thread;
 
@@ -13,7 +13,7 @@ use super::fronts::Front;
 use super::guards::{self, Guards};
 use super::kills::Kills;
 use super::{Core, answers, lock, waits};
-use crate::agent::call::{Answer, Call, Message};
+use crate::agent::call::{Answer, Call, GuardRequest, Message};
 use crate::agent::peer::Peer;
 use crate::agent::problem::{Code, Problem};
 
@@ -46,6 +46,7 @@ impl Core {
         }
     }
 
+    /// Begins to answer a question of a connection, in a task of its own.
     fn ask(self: &Arc<Self>, front: &Arc<Front>, connection: u64, number: u64, call: Call) {
         let Some(connection) = self.connection(front, connection) else {
             let problem = Problem::new(Code::Forbidden, "there is no such connection");
@@ -82,6 +83,24 @@ impl Core {
         number: u64,
         call: Call,
     ) -> Option<Answer> {
+        let answered = self.answered(connection, front, number, call).await?;
+        if let Err(problem) = &answered
+            && problem.code.is_refusal()
+        {
+            let fields = json!({"code": problem.code, "detail": problem.detail});
+            self.audit.write("refused", Some(&connection.peer), fields);
+        }
+        Some(answered.into())
+    }
+
+    /// Does what a call asks for; `None` as [`Core::answer`].
+    async fn answered(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        front: &Arc<Front>,
+        number: u64,
+        call: Call,
+    ) -> Option<Result<Answer, Problem>> {
         let peer = Arc::clone(&connection.peer);
         let answered = match call {
             Call::Tree { process, form } => {
@@ -124,24 +143,10 @@ impl Core {
                 self.at_work(&peer.clone(), move |core| answers::info(core, &peer))
                     .await
             }
-            Call::Ready => {
-                self.at_work(&peer, |core| {
-                    core.snapshot()?;
-                    Ok(Answer::object(200, &json!({"ready": true})))
-                })
-                .await
-            }
+            Call::Ready => self.at_work(&peer, |core| answers::ready(core)).await,
             Call::Kill { request, key } => Kills::kill(self, &peer, request, key).await,
             Call::KillState { id, form } => self.kills.state(&peer, &id, form),
-            Call::Guard { request } => {
-                // In a task of its own: a caller that goes meanwhile does not leave half a guard.
-                let (core, connection) = (Arc::clone(self), Arc::clone(connection));
-                let making =
-                    tokio::spawn(async move { Guards::make(&core, &connection, request).await });
-                making
-                    .await
-                    .unwrap_or_else(|error| Err(Problem::new(Code::Internal, error.to_string())))
-            }
+            Call::Guard { request } => self.guard(connection, request).await,
             Call::Guards => Ok(self.guards.list(&peer)),
             Call::TakeUp { id } => Guards::take_up(self, connection, &id),
             Call::Release { id } => Guards::release(self, &peer, &id),
@@ -150,19 +155,23 @@ impl Core {
             Call::Watches => Ok(self.events.list(&peer)),
             Call::Unwatch { id } => self.events.unwatch(&peer, &id),
             Call::Events { query } => {
-                match events::stream(self, &peer, front, number, query).await {
-                    Ok(()) => return None,
-                    Err(problem) => Err(problem),
-                }
+                let streamed = events::stream(self, &peer, front, number, query).await;
+                Err(streamed.err()?)
             }
         };
-        if let Err(problem) = &answered
-            && problem.code.is_refusal()
-        {
-            let fields = json!({"code": problem.code, "detail": problem.detail});
-            self.audit.write("refused", Some(&connection.peer), fields);
-        }
-        Some(answered.into())
+        Some(answered)
+    }
+
+    /// Makes a guard, in a task of its own: a caller that goes meanwhile does not leave half of one.
+    async fn guard(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        request: GuardRequest,
+    ) -> Result<Answer, Problem> {
+        let (core, connection) = (Arc::clone(self), Arc::clone(connection));
+        let making = tokio::spawn(async move { Guards::make(&core, &connection, request).await });
+        let failed = |error: JoinError| Problem::new(Code::Internal, error.to_string());
+        making.await.map_err(failed)?
     }
 
     /// Does work that takes a while on a thread of its own. Who is not the operator waits for the

@@ -100,17 +100,7 @@ impl Guards {
         request: GuardRequest,
     ) -> Result<Answer, Problem> {
         let peer = Arc::clone(&connection.peer);
-        let wrong = |detail: String| Problem::new(Code::InvalidRequest, detail);
-        if request.trees.is_empty() || request.trees.len() > TREES_MAX {
-            return Err(wrong(format!("trees: from 1 to {TREES_MAX}")));
-        }
-        let grace = request.grace.as_deref().map(parse_duration);
-        let grace = grace
-            .transpose()
-            .map_err(|why| wrong(format!("grace: {why}")))?;
-        if grace.is_some_and(|grace| grace > GRACE_MAX) {
-            return Err(wrong(format!("grace: at most {} s", GRACE_MAX.as_secs())));
-        }
+        let grace = read_grace(&request)?;
         let budget = peer.budget();
         let mut taken = Vec::new();
         for _ in &request.trees {
@@ -302,6 +292,22 @@ impl Guards {
     }
 }
 
+/// Returns the grace that a request asks for, and refuses a request of a wrong shape.
+fn read_grace(request: &GuardRequest) -> Result<Option<Duration>, Problem> {
+    let wrong = |detail: String| Problem::new(Code::InvalidRequest, detail);
+    if request.trees.is_empty() || request.trees.len() > TREES_MAX {
+        return Err(wrong(format!("trees: from 1 to {TREES_MAX}")));
+    }
+    let grace = request.grace.as_deref().map(parse_duration);
+    let grace = grace
+        .transpose()
+        .map_err(|why| wrong(format!("grace: {why}")))?;
+    if grace.is_some_and(|grace| grace > GRACE_MAX) {
+        return Err(wrong(format!("grace: at most {} s", GRACE_MAX.as_secs())));
+    }
+    Ok(grace)
+}
+
 /// Watches trees as one, so that the ghost of the first root stays; `None` where no slot is left,
 /// or the root has gone: the lineage keeps ghosts by itself, but for long rows of them.
 fn watch(trees: &[ProcessId]) -> Result<Option<Watcher>, Problem> {
@@ -326,6 +332,7 @@ fn watch(trees: &[ProcessId]) -> Result<Option<Watcher>, Problem> {
     }
 }
 
+/// Returns a guard of the caller's account, or any for the operator.
 fn own<'a>(
     guards: &'a mut HashMap<String, Entry>,
     peer: &Peer,

@@ -2,81 +2,46 @@
 //! kept on disk from before the first signal, so that a kill that was interrupted is never
 //! repeated.
 
+mod execute;
+mod kept;
+mod order;
+
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::forest::Forest;
-use crate::kernel::{LoadOptions, Tracker};
+use crate::kill::KillError;
 use crate::kill::envoy::Envoy;
 use crate::kill::marks::Marks;
-use crate::kill::{KillError, KillOptions, kill_tree, kill_trees};
-use crate::process::Signal;
 use crate::{KillReport, ProcessId, report};
 
-use super::permits::{check, check_is_not_own, envoy, mps_clients, protected};
+use super::permits::{check, check_is_not_own, envoy, mps_clients};
 use super::{Core, lock};
 use crate::agent::call::{Answer, Form, KillRequest};
 use crate::agent::limits::Good;
 use crate::agent::peer::Peer;
 use crate::agent::problem::{Code, Problem};
 use crate::agent::state::Store;
-use crate::agent::time::{parse_duration, parse_signal};
 use crate::agent::token;
 use crate::agent::view::View;
-use crate::sys::runtime::current_thread;
+pub(super) use execute::execute_all;
+use execute::{execute, problem_of, problem_value};
+use kept::{Entry, Kill, State};
+use order::Order;
 
 /// Kills that are remembered; of these the oldest that are done go first.
 const REMEMBERED: usize = 512;
-/// The longest wait after the first signal.
-const GRACE_MAX: Duration = Duration::from_mins(5);
-/// The longest time to go on killing.
-const TIMEOUT_MAX: Duration = Duration::from_mins(2);
-
-/// The state of a kill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum State {
-    Running,
-    Done,
-    Failed,
-    Interrupted,
-}
-
-/// A kill as it is kept.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Kill {
-    id: String,
-    order: u64,
-    account: String,
-    state: State,
-    /// The key of the caller, and the request that it was used for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    key: Option<(String, String)>,
-    root: ProcessId,
-    /// The report, as `lifemon kill -o json` prints it, or a problem.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    result: Option<Value>,
-    /// The report in words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    text: Option<String>,
-}
 
 /// All kills.
 pub(super) struct Kills {
     store: Store,
     kills: Mutex<HashMap<String, Entry>>,
-}
-
-struct Entry {
-    kill: Kill,
-    changed: watch::Sender<State>,
 }
 
 impl Kills {
@@ -109,13 +74,7 @@ impl Kills {
         request: KillRequest,
         key: Option<String>,
     ) -> Result<Answer, Problem> {
-        let fingerprint = {
-            let asked = KillRequest {
-                wait: true,
-                ..request.clone()
-            };
-            serde_json::to_string(&asked).unwrap_or_default()
-        };
+        let fingerprint = fingerprint(&request);
         let account = peer.account();
         if let Some(key) = &key
             && let Some(known) = core.kills().with_key(&account, key, &fingerprint)?
@@ -125,29 +84,13 @@ impl Kills {
         let order = Order::read(&request)?;
         let taken = core.limits().take(Good::Work, &peer.budget())?;
         let (caller, asked) = (Arc::clone(peer), request.clone());
-        let (root, lineage, envoy, marks) = core
-            .at_work(peer, move |core| {
-                let (snapshot, subreapers) = core.snapshot_with_subreapers()?;
-                let view = View::new(&snapshot, &caller);
-                let root = view.find(&asked.process, core.handles())?;
-                let envoy = envoy(&caller)?;
-                check(&view, root, envoy.as_deref())?;
-                let forest = Forest::new(snapshot.records.iter().copied());
-                if !asked.force {
-                    check_is_not_own(&caller, root, &snapshot, &forest)?;
-                }
-                let mut marks = Marks::default();
-                if asked.dry_run || !asked.force {
-                    let clients = mps_clients(&forest, root, envoy.as_deref());
-                    if asked.dry_run {
-                        marks = Marks::look(&forest, &subreapers, root, clients, &[]);
-                    } else {
-                        clients.check()?;
-                    }
-                }
-                Ok((root, forest.ancestors(&root), envoy, marks))
-            })
-            .await?;
+        let permitted = core.at_work(peer, move |core| permit(core, &caller, &asked));
+        let Permitted {
+            root,
+            lineage,
+            envoy,
+            marks,
+        } = permitted.await?;
         // What was refused is none.
         if !request.dry_run {
             core.limits().count_kill(&peer.budget(), Instant::now())?;
@@ -230,6 +173,7 @@ impl Kills {
         }
     }
 
+    /// Notes a kill before it begins, and forgets the oldest that are done.
     fn begin(&self, mut kill: Kill, is_dry_run: bool) -> Result<(), Problem> {
         let mut kills = lock(&self.kills);
         while kills.len() >= REMEMBERED {
@@ -263,6 +207,7 @@ impl Kills {
         Ok(())
     }
 
+    /// Notes and logs what a kill has come to.
     fn finish(
         &self,
         core: &Core,
@@ -307,6 +252,7 @@ impl Kills {
         self.set(id, state, value, !is_dry_run);
     }
 
+    /// Notes the end of a kill, and wakes who waits for it.
     fn set(&self, id: &str, state: State, result: Value, is_kept: bool) {
         let mut kills = lock(&self.kills);
         let Some(entry) = kills.get_mut(id) else {
@@ -336,116 +282,51 @@ impl Kills {
     }
 }
 
-impl Kill {
-    fn answer(&self) -> Answer {
-        let mut body = match (&self.state, &self.result) {
-            (State::Done, Some(Value::Object(report))) => report.clone(),
-            _ => serde_json::Map::new(),
-        };
-        if self.state == State::Failed
-            && let Some(problem) = &self.result
-            && let Ok(problem) = serde_json::from_value::<Problem>(problem.clone())
-        {
-            return problem.into();
-        }
-        body.insert("id".to_owned(), self.id.clone().into());
-        let state = serde_json::to_value(self.state).unwrap_or_default();
-        body.insert("state".to_owned(), state);
-        let status = if self.state == State::Running {
-            202
-        } else {
-            200
-        };
-        Answer::object(status, &Value::Object(body))
-    }
-}
-
-/// What is ordered, read.
-struct Order {
-    signal: Option<Signal>,
-    grace: Duration,
-    timeout: Duration,
-}
-
-impl Order {
-    fn read(request: &KillRequest) -> Result<Self, Problem> {
-        let wrong =
-            |name: &str, why: String| Problem::new(Code::InvalidRequest, format!("{name}: {why}"));
-        let limited = |name, text: &Option<String>, most: Duration| {
-            let Some(text) = text else { return Ok(None) };
-            let time = parse_duration(text).map_err(|why| wrong(name, why))?;
-            if time > most {
-                return Err(wrong(name, format!("at most {} s", most.as_secs())));
-            }
-            Ok(Some(time))
-        };
-        let signal = request.signal.as_deref().map(parse_signal);
-        let signal = signal.transpose().map_err(|why| wrong("signal", why))?;
-        let grace = limited("grace", &request.grace, GRACE_MAX)?;
-        let timeout = limited("timeout", &request.timeout, TIMEOUT_MAX)?;
-        let asks = signal.is_some() || grace.is_some();
-        if request
-            .reason
-            .as_ref()
-            .is_some_and(|reason| reason.len() > 1_024)
-        {
-            return Err(wrong("reason", "at most 1024 bytes".to_owned()));
-        }
-        Ok(Self {
-            signal: asks.then(|| signal.unwrap_or(Signal::TERM)),
-            grace: grace.unwrap_or(Duration::from_secs(if asks { 10 } else { 0 })),
-            timeout: timeout.unwrap_or(Duration::from_secs(30)),
-        })
-    }
-
-    fn options(&self, core: &Core, envoy: Option<Arc<dyn Envoy>>, dry_run: bool) -> KillOptions {
-        KillOptions {
-            first_signal: self.signal,
-            grace: self.grace,
-            timeout: self.timeout,
-            dry_run,
-            protected: protected(core),
-            envoy,
-            ..KillOptions::default()
-        }
-    }
-}
-
-/// Ends a tree, on this thread.
-fn execute(root: ProcessId, options: &KillOptions) -> Result<KillReport, KillError> {
-    crate::sys::priority::go_first();
-    let tracker = Tracker::open_or_load(&LoadOptions::default())?;
-    runtime()?.block_on(kill_tree(tracker, root, options))
-}
-
-/// Ends trees as one, on this thread; `others` are alive.
-pub(super) fn execute_all(
+/// A kill that its caller may ask for.
+struct Permitted {
     root: ProcessId,
-    others: &[ProcessId],
-    options: &KillOptions,
-) -> Result<KillReport, KillError> {
-    crate::sys::priority::go_first();
-    let tracker = Tracker::open_or_load(&LoadOptions::default())?;
-    runtime()?.block_on(kill_trees(tracker, root, others, options))
+    /// The creators of the root, for the log.
+    lineage: Vec<ProcessId>,
+    /// The sender of the signals; `None` for the agent itself.
+    envoy: Option<Arc<dyn Envoy>>,
+    /// What a dry run says of the members.
+    marks: Marks,
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, KillError> {
-    let runtime = current_thread();
-    runtime.map_err(KillError::NotPrepared)
+/// Finds the root that a request names, and refuses what its caller may not end, or would not want
+/// to end had it looked.
+fn permit(core: &Core, caller: &Peer, request: &KillRequest) -> Result<Permitted, Problem> {
+    let (snapshot, subreapers) = core.snapshot_with_subreapers()?;
+    let view = View::new(&snapshot, caller);
+    let root = view.find(&request.process, core.handles())?;
+    let envoy = envoy(caller)?;
+    check(&view, root, envoy.as_deref())?;
+    let forest = Forest::new(snapshot.records.iter().copied());
+    if !request.force {
+        check_is_not_own(caller, root, &snapshot, &forest)?;
+    }
+    let mut marks = Marks::default();
+    if request.dry_run || !request.force {
+        let clients = mps_clients(&forest, root, envoy.as_deref());
+        if request.dry_run {
+            marks = Marks::look(&forest, &subreapers, root, clients, &[]);
+        } else {
+            clients.check()?;
+        }
+    }
+    Ok(Permitted {
+        root,
+        lineage: forest.ancestors(&root),
+        envoy,
+        marks,
+    })
 }
 
-/// Returns what the failure of a kill is for its caller.
-fn problem_of(error: &KillError) -> Problem {
-    let code = match error {
-        KillError::Refused(_) => Code::Protected,
-        KillError::Kernel(crate::Error::NoProcess(_)) => Code::NoSuchProcess,
-        KillError::Kernel(crate::Error::NoSlot | crate::Error::NoLayer) => Code::NoTreeLeft,
-        KillError::Unsendable(_) => Code::InvalidRequest,
-        _ => Code::Unavailable,
+/// Returns what a request asks for, however its answer is waited for: one key is for one of these.
+fn fingerprint(request: &KillRequest) -> String {
+    let asked = KillRequest {
+        wait: true,
+        ..request.clone()
     };
-    Problem::new(code, error.to_string())
-}
-
-fn problem_value(problem: &Problem) -> Value {
-    serde_json::to_value(problem).unwrap_or_default()
+    serde_json::to_string(&asked).unwrap_or_default()
 }

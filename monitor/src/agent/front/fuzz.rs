@@ -13,7 +13,8 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::connection::Connection;
 use super::link::Link;
-use super::routes::{body, router};
+use super::read::body;
+use super::routes::router;
 use crate::agent::call::{
     Call, EventsQuery, GuardRequest, KillRequest, Message, WaitRequest, WatchRequest,
 };

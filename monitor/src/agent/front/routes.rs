@@ -3,28 +3,21 @@
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Path, Query};
-use axum::http::{HeaderMap, Response, Uri, header};
+use axum::extract::{Extension, Path};
+use axum::http::{HeaderMap, Response, Uri};
 use axum::routing::get;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::super::call::{
-    Call, EventsQuery, Form, GuardRequest, KillRequest, Kind, LogQuery, OrphansQuery, WaitRequest,
+    Call, EventsQuery, GuardRequest, KillRequest, Kind, LogQuery, OrphansQuery, WaitRequest,
     WatchRequest,
 };
-use super::super::naming::Name;
 use super::super::problem::{Code, Problem};
 use super::connection::Connection;
+use super::read::{FormQuery, body, key, name, query, query_with_form};
 use super::respond::respond;
-
-/// Levels of brackets in JSON at most.
-const DEPTH_MAX: usize = 32;
-/// Characters of an id, or of a key, at most.
-const KEY_CHARS_MAX: usize = 128;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -42,6 +35,7 @@ struct Description;
 type Answered = Result<Response<Body>, Problem>;
 type Caller = Extension<Connection>;
 
+/// Returns the routes, each with its description.
 fn all() -> OpenApiRouter {
     let versioned = OpenApiRouter::new()
         .routes(routes!(whole_tree))
@@ -93,104 +87,7 @@ pub(super) fn router() -> Router {
         })
 }
 
-/// Reads the query of a request.
-fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
-    let read = Query::try_from_uri(uri).map(|Query(query)| query);
-    read.map_err(|error| Problem::new(Code::InvalidRequest, error.body_text()))
-}
-
-/// Reads the query of a request whose answer has a form: its words are read by themselves, since
-/// words of one are unknown to the other.
-fn query_with_form<T: DeserializeOwned>(
-    uri: &Uri,
-    headers: &HeaderMap,
-) -> Result<(T, Form), Problem> {
-    let words = uri.query().unwrap_or_default().split('&');
-    let is_of_form = |word: &&str| {
-        let name = word.split('=').next();
-        name.is_some_and(|name| FormQuery::WORDS.contains(&name))
-    };
-    let (form, others): (Vec<_>, Vec<_>) = words.partition(is_of_form);
-    let part = |words: &[&str]| {
-        let uri = format!("/?{}", words.join("&")).parse();
-        uri.map_err(|_| Problem::new(Code::InvalidRequest, "this is no query"))
-    };
-    let form = query::<FormQuery>(&part(&form)?)?.form(headers);
-    Ok((query(&part(&others)?)?, form))
-}
-
-/// Reads a body.
-pub(crate) fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    if depth(bytes) > DEPTH_MAX {
-        let detail = format!("at most {DEPTH_MAX} levels of brackets");
-        return Err(Problem::new(Code::JsonTooDeep, detail));
-    }
-    serde_json::from_slice(bytes)
-        .map_err(|error| Problem::new(Code::InvalidJson, error.to_string()))
-}
-
-/// Returns how deep brackets are nested; those in strings do not count.
-fn depth(bytes: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
-    let mut is_string = false;
-    let mut bytes = bytes.iter();
-    while let Some(byte) = bytes.next() {
-        match (is_string, byte) {
-            (true, b'\\') => {
-                bytes.next();
-            }
-            (_, b'"') => is_string = !is_string,
-            (false, b'[' | b'{') => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            (false, b']' | b'}') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
-}
-
-fn name(text: &str) -> Result<Name, Problem> {
-    let read = text.parse();
-    read.map_err(|why: String| Problem::new(Code::InvalidRequest, why))
-}
-
-fn key(text: String) -> Result<String, Problem> {
-    let is_key = (1..=KEY_CHARS_MAX).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_graphic());
-    is_key.then_some(text).ok_or_else(|| {
-        let detail = format!("at most {KEY_CHARS_MAX} printable characters without spaces");
-        Problem::new(Code::InvalidRequest, detail)
-    })
-}
-
-#[derive(Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct FormQuery {
-    /// Whole command lines, where the answer is text.
-    #[serde(default)]
-    full: bool,
-    /// Colours, where the answer is text.
-    #[serde(default)]
-    colour: bool,
-}
-
-impl FormQuery {
-    const WORDS: [&str; 2] = ["full", "colour"];
-
-    fn form(&self, headers: &HeaderMap) -> Form {
-        let accepted = headers.get(header::ACCEPT);
-        Form {
-            is_text: accepted.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain")),
-            colour: self.colour,
-            full: self.full,
-        }
-    }
-}
-
-/// The lineage of everything that the caller may see.
+/// Returns the lineage of everything that the caller may see.
 #[utoipa::path(get, path = "/tree", params(FormQuery),
     responses((status = 200, description = "as `lifemon tree -o json` prints it")))]
 async fn whole_tree(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
@@ -199,7 +96,7 @@ async fn whole_tree(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
     Ok(caller.ask(Call::Tree { process, form }).await)
 }
 
-/// The lineage of a tree. Members that the caller may not see are counted in `others`.
+/// Returns the lineage of a tree. Members that the caller may not see are counted in `others`.
 #[utoipa::path(get, path = "/tree/{process}",
     params(("process" = String, Path, description = "the root, dead or alive"), FormQuery),
     responses((status = 200, description = "as `lifemon tree -o json PID` prints it"),
@@ -215,7 +112,7 @@ async fn tree(
     Ok(caller.ask(Call::Tree { process, form }).await)
 }
 
-/// What was left behind, of what the caller may see.
+/// Lists what was left behind, of what the caller may see.
 #[utoipa::path(get, path = "/orphans", params(OrphansQuery, FormQuery),
     responses((status = 200, description = "as `lifemon orphans -o json` prints it"),
         (status = 400, body = Problem)))]
@@ -224,7 +121,7 @@ async fn orphans(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
     Ok(caller.ask(Call::Orphans { query, form }).await)
 }
 
-/// Who holds GPUs, of what the caller may see.
+/// Lists who holds GPUs, of what the caller may see.
 #[utoipa::path(get, path = "/gpu", params(FormQuery),
     responses((status = 200, description = "as `lifemon gpu -o json` prints it")))]
 async fn gpu(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
@@ -232,7 +129,7 @@ async fn gpu(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
     Ok(caller.ask(Call::Gpu { form }).await)
 }
 
-/// One process, explained: who created it, how it was left, what it holds, what a kill would do.
+/// Explains one process: who created it, how it was left, what it holds, what a kill would do.
 #[utoipa::path(get, path = "/explain/{process}",
     params(("process" = String, Path, description = "the process, dead or alive"), FormQuery),
     responses((status = 200, description = "as `lifemon explain -o json PID` prints it"),
@@ -248,7 +145,7 @@ async fn explain(
     Ok(caller.ask(Call::Explain { process, form }).await)
 }
 
-/// Who died on this host, and of what, although nobody watched; of those that the caller may see.
+/// Lists who died on this host, although nobody watched, and of what, as far as the caller may see.
 #[utoipa::path(get, path = "/log", params(LogQuery, FormQuery),
     responses((status = 200, description = "as `lifemon log -o json` prints it"),
         (status = 400, body = Problem), (status = 403, body = Problem),
@@ -258,7 +155,7 @@ async fn log(caller: Caller, uri: Uri, headers: HeaderMap) -> Answered {
     Ok(caller.ask(Call::Log { query, form }).await)
 }
 
-/// Whether a process lives and its tree has no leaked orphans.
+/// Says whether a process lives and its tree has no leaked orphans.
 #[utoipa::path(get, path = "/health/{process}",
     params(("process" = String, Path, description = "the process")),
     responses((status = 200, description = "it is well"),
@@ -295,7 +192,7 @@ async fn kill(caller: Caller, headers: HeaderMap, bytes: Bytes) -> Answered {
     Ok(caller.ask(Call::Kill { request, key }).await)
 }
 
-/// What became of a kill.
+/// Returns what became of a kill.
 #[utoipa::path(get, path = "/kills/{id}",
     params(("id" = String, Path, description = "as the kill's answer has it"), FormQuery),
     responses((status = 200, description = "`state` is running, done, failed or interrupted"),
@@ -321,13 +218,13 @@ async fn guard(caller: Caller, bytes: Bytes) -> Answered {
     Ok(caller.ask(Call::Guard { request }).await)
 }
 
-/// The guards of the caller's user.
+/// Lists the guards of the caller's user.
 #[utoipa::path(get, path = "/guards", responses((status = 200, description = "a list")))]
 async fn guards(caller: Caller) -> Answered {
     Ok(caller.ask(Call::Guards).await)
 }
 
-/// Takes a guard up on this connection, after the agent was restarted: from now on its end fires it.
+/// Takes a guard up on this connection, after a restart of the agent: now this one's end fires it.
 #[utoipa::path(put, path = "/guards/{id}",
     params(("id" = String, Path, description = "as the guard's answer has it")),
     responses((status = 200, description = "the guard"), (status = 404, body = Problem)))]
@@ -365,7 +262,7 @@ async fn watch(caller: Caller, bytes: Bytes) -> Answered {
     Ok(caller.ask(Call::Watch { request }).await)
 }
 
-/// The watches of the caller's user.
+/// Lists the watches of the caller's user.
 #[utoipa::path(get, path = "/watches", responses((status = 200, description = "a list")))]
 async fn watches(caller: Caller) -> Answered {
     Ok(caller.ask(Call::Watches).await)

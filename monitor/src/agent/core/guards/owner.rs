@@ -1,5 +1,5 @@
-//! The owners of guards: a descriptor of each, and a task that waits for its end. Where no descriptor
-//! is left for one, it is tried again with what the agent has to do anyway.
+//! The owners of guards: a descriptor of each, and a task that waits for its end. Where no
+//! descriptor is left for one, it is tried again with what the agent has to do anyway.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, TryLockError};
