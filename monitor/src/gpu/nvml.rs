@@ -165,8 +165,8 @@ impl Answer {
     }
 }
 
-/// The processes that this one has started to ask the library. No one else's word is taken for it: a
-/// program, a name and arguments are anybody's to have.
+/// The processes that this one has started to ask the library. Nothing else proves which they are:
+/// any user can start this program, under this name and with these arguments.
 static HELPERS: Mutex<Vec<ProcessId>> = Mutex::new(Vec::new());
 
 /// Takes note of a child that asks the library, and forgets those that are gone. One that hangs in

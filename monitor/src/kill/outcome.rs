@@ -245,7 +245,7 @@ pub struct Release {
     pub held: Vec<Held>,
     /// True if the driver did not answer.
     pub hung: bool,
-    /// The driver's words, where its answer was an error: whether anything is released is not known.
+    /// The driver's words, where its answer was an error: what is released is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
 }
