@@ -3,13 +3,14 @@
 //! a stand-in, the device files and everything else are real.
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lifemon_tests::killing::{alive, assert_killed, kill};
 use lifemon_tests::left_behind::kill_and_wait;
 use lifemon_tests::nvml::NvmlDouble;
 use lifemon_tests::reports::{
-    Detached, Event, Gone, GpuHeld, GpuReleased, GpuReport, Holder, Identified as _, Memory,
+    Detached, Event, Gone, GpuHeld, GpuReleased, GpuReport, Identified as _, KillReport, Memory,
     OrphansReport, entry, find, set_of,
 };
 use lifemon_tests::{
@@ -26,12 +27,13 @@ const DEVICES: [&str; 5] = [
     "/dev/zero",
 ];
 
+/// Returns the first of them that can be opened here.
 pub(crate) fn device() -> &'static str {
     let exists = |path: &&&str| std::fs::File::open(path).is_ok();
     DEVICES.iter().find(exists).expect("a device node")
 }
 
-/// `lifemon WORDS -o json` with the stand-in of the driver.
+/// Runs `lifemon WORDS -o json` with the stand-in of the driver.
 #[track_caller]
 pub(crate) fn with_driver(double: &NvmlDouble, words: &[&str]) -> Output {
     let lifemon = Lifemon::find();
@@ -40,7 +42,7 @@ pub(crate) fn with_driver(double: &NvmlDouble, words: &[&str]) -> Output {
     lifemon.start(command).finish(DEADLINE)
 }
 
-/// A server with workers that have `device` open.
+/// Starts a server with workers that have [`device`] open.
 #[track_caller]
 fn server_on(sandbox: &Sandbox, count: u32) -> (Actor, Process, Vec<Process>) {
     let mut actor = actor!(
@@ -60,7 +62,7 @@ fn server_on(sandbox: &Sandbox, count: u32) -> (Actor, Process, Vec<Process>) {
     (actor, server, workers)
 }
 
-/// The worker reports itself before its exec.
+/// Waits until a worker has the device open: it reports itself before its exec.
 #[track_caller]
 fn wait_for_device(process: Process) {
     let fds = format!("/proc/{}/fd", process.pid);
@@ -232,18 +234,32 @@ fn the_process_that_asks_the_library_is_no_holder() {
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
     double.answer(&format!("open {}\n", device()));
-    let (actor, _, workers) = server_on(&sandbox, 1);
-    let mut stream = attach(&double, &actor, &[]);
-    stream.attached();
+    let (_actor, _, workers) = server_on(&sandbox, 1);
+    let output = with_driver(&double, &["gpu", "--device", device()]);
     double.wait_until_asked();
-    let report: GpuReport = with_driver(&double, &["gpu", "--device", device()]).success();
-    let ours: Vec<_> = report.holders.iter().filter(|one| is_server(one)).collect();
-    assert!(ours.is_empty(), "{ours:?}");
+    assert!(!output.stdout.contains("nvml-server"), "{output:?}");
+    let report: GpuReport = output.success();
     let _ = entry(&report.holders, workers[0]);
 }
 
-fn is_server(holder: &Holder) -> bool {
-    holder.command.iter().any(|word| word == "nvml-server")
+/// Anybody can start lifemon's program with a device open, or preload a library into it.
+#[test]
+fn a_holder_that_runs_lifemons_own_program_is_not_left_out() {
+    needs!(host_tracker);
+    let sandbox = Sandbox::new();
+    let double = NvmlDouble::new(&sandbox);
+    let lifemon = Lifemon::find();
+    let mut command = lifemon.command(["nvml-server"]);
+    let open = std::fs::File::open(device()).expect("the device");
+    // It is never asked, so it writes nothing.
+    command.stdin(Stdio::piped()).stdout(open);
+    let hidden = lifemon.start(command);
+    let report: GpuReport = with_driver(&double, &["gpu", "--device", device()]).success();
+    let pids: Vec<_> = report.holders.iter().map(|holder| holder.pid).collect();
+    let it = report.holders.iter().find(|one| one.pid == hidden.pid());
+    let it = it.unwrap_or_else(|| panic!("{} is not among {pids:?}", hidden.pid()));
+    assert!(it.command.ends_with(&["nvml-server".to_owned()]), "{it:?}");
+    assert_eq!(it.devices, [device()], "{it:?}");
 }
 
 #[test]
@@ -263,7 +279,7 @@ fn a_driver_that_hangs_is_not_suffered() {
     assert_eq!(report.incomplete[0].reason, "driver_hung", "{report:?}");
 }
 
-/// `attach` with the stand-in, on a host that has `device()` in the place of a GPU.
+/// Runs `attach` with the stand-in, on a host that has [`device`] in the place of a GPU.
 fn attach(double: &NvmlDouble, actor: &Actor, options: &[&str]) -> lifemon_tests::Stream {
     let lifemon = Lifemon::find();
     let pid = actor.pid().to_string();
@@ -321,7 +337,7 @@ fn memory_that_is_never_released_is_told_as_held() {
     stream.wait_for_line::<Detached>("the end", |_| true);
 }
 
-/// `kill` with the stand-in, and the memory of the killed given back after a while.
+/// Gives the memory of the killed back after a while.
 #[test]
 fn a_kill_waits_until_memory_is_released() {
     needs!(private_tracker);
@@ -379,7 +395,7 @@ fn a_kill_reports_released_what_came_back_before_the_drivers_first_answer() {
     assert_eq!(memory.held, [], "{memory:?}");
 }
 
-/// `wait --until released` with the stand-in.
+/// Begins `wait --until released` with the stand-in.
 fn wait_for_released(double: &NvmlDouble, process: Process) -> Running {
     let lifemon = Lifemon::find();
     let pid = process.pid.to_string();
@@ -433,7 +449,7 @@ fn a_wait_with_a_driver_that_fails_does_not_say_released() {
 }
 
 #[test]
-fn a_kill_does_not_wait_for_a_driver_that_fails() {
+fn a_kill_with_a_driver_that_fails_does_not_say_released() {
     needs!(private_tracker);
     let sandbox = Sandbox::new();
     let double = NvmlDouble::new(&sandbox);
@@ -445,8 +461,14 @@ fn a_kill_does_not_wait_for_a_driver_that_fails() {
         &double,
         &["kill", &pid, "--accept-suspects", "--device", device()],
     );
-    // A driver that fails at once has nothing to wait for.
-    let memory = assert_killed(&output).gpu;
-    assert_eq!(memory.map(|memory| memory.hung), Some(false), "{output:?}");
     assert_eq!(alive(&sandbox), [].into());
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let report: KillReport = output.report();
+    assert!(report.extinct, "{report:?}");
+    let memory = report.gpu.expect("memory to wait for");
+    assert!(
+        memory.failed.is_some_and(|why| !why.is_empty()),
+        "{output:?}"
+    );
+    assert!(!memory.hung && memory.released.is_empty(), "{output:?}");
 }

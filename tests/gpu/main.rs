@@ -1,5 +1,6 @@
-//! The tests with a real GPU of NVIDIA: one executable, run by `cargo xtask test --gpu` alone, one test
-//! after the other, because each counts the memory of the whole GPU. The workloads are `PyTorch`'s.
+//! The tests with a real GPU of NVIDIA: one executable, run by `cargo xtask test --gpu` alone, one
+//! test after the other, because each counts the memory of the whole GPU. The workloads are
+//! `PyTorch`'s.
 //! What each has measured is printed: `--show-output`.
 
 mod deaths;

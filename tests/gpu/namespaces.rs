@@ -1,5 +1,5 @@
-//! Holders in containers: in a pid namespace of their own, and below a root of their own. The driver,
-//! lifemon and the test must mean the same processes.
+//! Holders in containers: in a pid namespace of their own, and below a root of their own. The
+//! driver, lifemon and the test must mean the same processes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

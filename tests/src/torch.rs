@@ -1,5 +1,5 @@
-//! A real GPU: a server with `PyTorch` whose workers hold memory of it, and what `nvidia-smi` says of
-//! them. For the tests in `gpu/`, which need such a machine.
+//! A real GPU: a server with `PyTorch` whose workers hold memory of it, and what `nvidia-smi` says
+//! of them. For the tests in `gpu/`, which need such a machine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,15 @@ pub const BYTES: u64 = 1 << 30;
 
 const SERVER: &str = include_str!("../gpu/python/torch_server.py");
 
-/// Returns whether this host has a GPU of NVIDIA that `PyTorch` can use, and says so where it has not.
+/// Turns a test that is skipped for want of a GPU into one that has failed: set by
+/// `cargo xtask test --gpu`, which would otherwise pass without a test.
+const MUST_HAVE: &str = "LIFEMON_TEST_GPU";
+
+/// Returns whether this host has a GPU of NVIDIA that `PyTorch` can use, and says so where it has
+/// not.
+///
+/// # Panics
+/// When it has none, and `LIFEMON_TEST_GPU` says that it must.
 #[must_use]
 pub fn has_gpu() -> bool {
     static HAS: OnceLock<Result<(), String>> = OnceLock::new();
@@ -32,6 +40,8 @@ pub fn has_gpu() -> bool {
         })
     });
     if let Err(why) = has {
+        let may_be_skipped = std::env::var_os(MUST_HAVE).is_none();
+        assert!(may_be_skipped, "no GPU of NVIDIA with PyTorch: {why}");
         println!("skipped: no GPU of NVIDIA with PyTorch: {why}");
     }
     has.is_ok()
@@ -103,7 +113,8 @@ fn file(sandbox: &Sandbox) -> std::path::PathBuf {
     file
 }
 
-/// Returns what `nvidia-smi` says of processes that compute: MiB by pid, `None` where it does not say.
+/// Returns what `nvidia-smi` says of processes that compute: MiB by pid, `None` where it does not
+/// say.
 ///
 /// # Panics
 /// When it fails.

@@ -151,7 +151,6 @@ struct Found {
 async fn ask(tracker: &mut Tracker, args: &Args, files: &DeviceFiles) -> anyhow::Result<Found> {
     let selection = args.selectors.prepare()?;
     let asked_ns = clock::boot_ns();
-    // It lives until the scan is over: one that is dying has no program to know it by.
     let mut server = Server::new(Path::new(proc::OWN_PROGRAM), args.driver_timeout);
     let answer = server.ask().await;
     let snapshot = tracker.snapshot()?;

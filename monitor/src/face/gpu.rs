@@ -113,7 +113,6 @@ pub struct GpuReport {
 pub async fn gpu_holders(query: &GpuQuery) -> Result<GpuReport, Error> {
     let mut tracker = Tracker::open_or_load(&LoadOptions::default())?;
     let asked_ns = clock::boot_ns();
-    // It lives until the scan is over: one that is dying has no program to know it by.
     let program = query.lifemon.as_ref();
     let mut server = program.map(|program| Server::new(program, query.driver_timeout));
     let answer = match &mut server {

@@ -141,8 +141,8 @@ pub(crate) fn scan_below_orphans(forest: &Forest, all: bool, files: &DeviceFiles
     scan(below.filter(|id| forest.is_live(id)), files)
 }
 
-/// Returns those of these processes that have one of the files open, as far as there is time to look.
-/// Asks no driver for memory.
+/// Returns those of these processes that have one of the files open, as far as there is time to
+/// look: at processes, and at the files of one that has very many. Asks no driver for memory.
 pub(crate) fn openers(
     processes: impl IntoIterator<Item = ProcessId>,
     files: &DeviceFiles,
@@ -151,13 +151,14 @@ pub(crate) fn openers(
     let numbers = files.numbers();
     let in_time = processes.into_iter().take_while(|_| Instant::now() < until);
     let has_open = |id: &ProcessId| {
-        open_devices(*id, files, &numbers).is_ok_and(|open| !open.is_empty()) && proc::owns_pid(*id)
+        let open = open_devices(*id, files, &numbers, Some(until));
+        open.is_ok_and(|open| !open.is_empty()) && proc::owns_pid(*id)
     };
     in_time.filter(has_open).collect()
 }
 
 /// Returns what one process has open; nothing when its pid is another process's by now, or when it
-/// asks the driver for lifemon.
+/// asks the driver for this one.
 fn holding(
     id: ProcessId,
     files: &DeviceFiles,
@@ -165,13 +166,13 @@ fn holding(
 ) -> io::Result<Holding> {
     let mut holding = Holding::default();
     let mut clients = Vec::new();
-    for (descriptor, device) in open_devices(id, files, numbers)? {
+    for (descriptor, device) in open_devices(id, files, numbers, None)? {
         if device.starts_with(DRM) {
             clients.extend(drm::client(id.pid, descriptor));
         }
         holding.devices.insert(device);
     }
-    let is_left_out = || clients.is_empty() && asks_for_lifemon(id.pid);
+    let is_left_out = || clients.is_empty() && nvml::is_own_helper(id);
     if holding.is_empty() || is_left_out() || !proc::owns_pid(id) {
         return Ok(Holding::default());
     }
@@ -179,22 +180,13 @@ fn holding(
     Ok(holding)
 }
 
-/// Returns whether a process is the one that asks NVIDIA's library for lifemon: that has the devices
-/// open for its answer alone. Proven by its program, which is this one, or by its parent, which is
-/// this process; its name and arguments would be anybody's.
-fn asks_for_lifemon(pid: u32) -> bool {
-    let line = proc::command_line_of(pid).unwrap_or_default();
-    let is_meant = line.arguments().nth(1) == Some(nvml::COMMAND.as_bytes());
-    let is_child = || proc::stat(pid).is_some_and(|stat| stat.parent == std::process::id());
-    is_meant && (proc::runs_this_program(pid) || is_child())
-}
-
-/// Returns the descriptors of one process that stand for one of the files, each with the name of that
-/// here.
+/// Returns the descriptors of one process that stand for one of the files, each with the name of
+/// that here; after `until`, those that were found by then.
 fn open_devices(
     id: ProcessId,
     files: &DeviceFiles,
     numbers: &HashMap<(u32, u32), PathBuf>,
+    until: Option<Instant>,
 ) -> io::Result<Vec<(u32, PathBuf)>> {
     let device_of = |descriptor: u32, target: &Path| {
         // Pipes, sockets and the like have no path.
@@ -206,9 +198,8 @@ fn open_devices(
             None => files.has(target).then(|| target.to_owned()),
         }
     };
-    let held = proc::open_files(id.pid, |file| {
-        device_of(file.descriptor, &file.target).is_some()
-    });
+    let is_device = |file: &proc::OpenFile| device_of(file.descriptor, &file.target).is_some();
+    let held = proc::open_files_until(id.pid, until, is_device);
     let named = held?.into_iter().filter_map(|file| {
         let device = device_of(file.descriptor, &file.target)?;
         Some((file.descriptor, device))
@@ -271,6 +262,18 @@ mod tests {
         );
         assert_eq!(devices(file.to_str().unwrap()), None);
         fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_look_at_one_process_ends_in_time() {
+        let _open = fs::File::open("/dev/full").unwrap();
+        let own = proc::identify(std::process::id()).unwrap();
+        let files = DeviceFiles::new(["/dev/full"]).unwrap();
+        let look = |until| open_devices(own, &files, &files.numbers(), Some(until)).unwrap();
+        let now = Instant::now();
+        assert_eq!(look(now), []);
+        assert!(!look(now + std::time::Duration::from_mins(1)).is_empty());
+        assert_eq!(openers([own], &files, now), [].into());
     }
 
     #[test]

@@ -201,12 +201,14 @@ fn keepers(forest: &Forest, pid: u32, holders: &HashSet<ProcessId>) -> Vec<Proce
     let below = ghosts.flat_map(|ghost| forest.living(ghost));
     let mut keepers: Vec<_> = below.filter(|id| holders.contains(id)).collect();
     keepers.sort();
+    // A pid that was used twice in one line of creators.
+    keepers.dedup();
     keepers
 }
 
 #[cfg(test)]
 mod tests {
-    use lifemon_ebpf::{LIVE, Record};
+    use lifemon_ebpf::{DEAD, LIVE, Record};
 
     use super::*;
 
@@ -231,5 +233,23 @@ mod tests {
         let successor = survey(&forest(), answer(u32::MAX / 4), 40, Scan::default());
         assert_eq!(successor.strangers.len(), 1);
         assert!(successor.holders.is_empty());
+    }
+
+    #[test]
+    fn a_keeper_below_two_dead_processes_of_one_pid_is_named_once() {
+        let pid = u32::MAX / 4;
+        let ids = [(pid, 10), (pid, 20), (pid - 1, 30)];
+        let [first, second, keeper] = ids.map(|(pid, start_ns)| ProcessId::new(pid, start_ns));
+        let record = |creator, state| Record {
+            creator,
+            state,
+            ..Record::default()
+        };
+        let forest = Forest::new([
+            (first, record(ProcessId::NONE, DEAD)),
+            (second, record(first, DEAD)),
+            (keeper, record(second, LIVE)),
+        ]);
+        assert_eq!(keepers(&forest, pid, &[keeper].into()), [keeper]);
     }
 }

@@ -1,5 +1,5 @@
-//! Clients of CUDA MPS: processes that share one context of a GPU through a server. A client that is
-//! killed with work under way can take down the others
+//! Clients of CUDA MPS: processes that share one context of a GPU through a server. A client that
+//! is killed with work under way can take down the others
 //! (<https://docs.nvidia.com/deploy/mps/index.html>), so a kill should know them.
 //!
 //! A client finds the control daemon by a directory in its environment, in which the daemon

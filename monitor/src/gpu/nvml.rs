@@ -10,15 +10,18 @@ mod library;
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use lifemon_ebpf::ProcessId;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::{Kind, Memory};
-use crate::proc::OWN_PROGRAM;
+use crate::proc::{self, OWN_PROGRAM};
+use crate::process::is_same_process;
 #[cfg(feature = "gpu")]
 use library::Library;
 
@@ -162,6 +165,25 @@ impl Answer {
     }
 }
 
+/// The processes that this one has started to ask the library. Nothing else proves which they are:
+/// any user can start this program, under this name and with these arguments.
+static HELPERS: Mutex<Vec<ProcessId>> = Mutex::new(Vec::new());
+
+/// Takes note of a child that asks the library, and forgets those that are gone. One that hangs in
+/// the driver is kept: it has its pid until it is reaped.
+fn note_helper(child: &Child) {
+    let mut helpers = HELPERS.lock().unwrap_or_else(PoisonError::into_inner);
+    helpers.retain(|id| proc::owns_pid(*id));
+    helpers.extend(child.id().and_then(proc::identify));
+}
+
+/// Returns whether this process has started that one to ask the library: it has the devices open
+/// for its answer alone.
+pub(super) fn is_own_helper(id: ProcessId) -> bool {
+    let helpers = HELPERS.lock().unwrap_or_else(PoisonError::into_inner);
+    helpers.iter().any(|helper| is_same_process(*helper, id))
+}
+
 /// The process that asks the library for us.
 #[derive(Debug)]
 pub struct Server {
@@ -237,6 +259,8 @@ fn start(program: &Path) -> io::Result<Running> {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()?;
+    // Nobody else reaps it, so the pid is its own. It opens no device before it is asked.
+    note_helper(&child);
     let pipes = (child.stdin.take(), child.stdout.take());
     let (Some(stdin), Some(stdout)) = pipes else {
         return Err(io::Error::other("no pipes to the NVML server"));

@@ -3,8 +3,10 @@
 //!
 //! Works in a task of its own: it receives deaths, asks the driver with growing pauses, and reports
 //! when the memory is released. The driver's first answer takes longer than a small holder needs to
-//! die: who had a GPU open is noted before a kill, so that its release is reported all the same. The race: a pid can be used again while it is waited for; memory
-//! that the driver accounts to a pid whose process started later is not the dead one's.
+//! die: who had a GPU open is noted before a kill, so that its release is reported all the same.
+//!
+//! The race: a pid can be used again while it is waited for; memory that the driver accounts to a
+//! pid whose process started later is not the dead one's.
 
 use std::collections::HashSet;
 use std::time::Duration;

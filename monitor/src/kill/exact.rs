@@ -35,8 +35,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// large processes takes its time; the kill is proven before.
 const GONE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The time for the look who has a GPU open, before anybody is killed. Who is not reached is known as a
-/// holder by the driver's answers alone.
+/// The time to look who has a GPU open, before anybody is killed. Who is not reached is known as
+/// a holder by the driver's answers alone.
 const LOOK_FOR_HOLDERS: Duration = Duration::from_millis(20);
 
 /// A reason why a kill could not be done.
@@ -135,8 +135,8 @@ async fn kill_guarded(
     if options.dry_run {
         return Ok(killing.report(false));
     }
-    // The driver is asked beside the killing, never before it. Its first answer can come when it has
-    // taken back the memory of the first dead, so who has a device open is looked up before.
+    // The driver is asked beside the killing, never before it. Its first answer can come when it
+    // has taken back the memory of the first dead, so who has a device open is looked up before.
     killing.deaths.holders = killing.find_holders(options.release.as_ref());
     let releases = options.release.as_ref().map(follow_releases);
     if let Some(signal) = first_signal {
@@ -159,9 +159,9 @@ async fn kill_guarded(
     Ok(killing.report(true))
 }
 
-/// Kills the tree of `id`, which may be exact to a clock tick, and those of `others`, on a thread of
-/// its own: the kill raises the priority of its thread, and keeps it busy, so it is not for threads
-/// that serve others.
+/// Kills the tree of `id`, which may be exact to a clock tick, and those of `others`, on a thread
+/// of its own: the kill raises the priority of its thread, and keeps it busy, so it is not for
+/// threads that serve others.
 ///
 /// # Errors
 /// As [`kill_tree`].
@@ -175,8 +175,9 @@ pub(crate) async fn kill_on_a_thread(
     done.unwrap_or_else(|error| Err(KillError::NotPrepared(io::Error::other(error))))
 }
 
-/// Kills the tree of the process that has this pid now, if it is the one that is meant, and those of
-/// `others`, on this thread, without a look for suspects. `options` are made for its exact identity.
+/// Kills the tree of the process that has this pid now, if it is the one that is meant, and those
+/// of `others`, on this thread, without a look for suspects. `options` are made for its exact
+/// identity.
 ///
 /// # Errors
 /// As [`kill_tree`].
@@ -462,8 +463,7 @@ impl Deaths {
                 }
                 News::StillHeld { id, state, .. } => release.held.push(Held { id, state }),
                 News::Hung => release.hung = true,
-                // It is known no better than on a host without a driver.
-                News::Failed(_) => {}
+                News::Failed(why) => release.failed = Some(why),
             }
         }
         release

@@ -210,7 +210,9 @@ impl KillReport {
     /// that history is missing is none.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        let is_released = |release: &Release| release.held.is_empty() && !release.hung;
+        let is_released = |release: &Release| {
+            release.held.is_empty() && !release.hung && release.failed.is_none()
+        };
         self.extinct
             && self.outcome.survivors.is_empty()
             && self.losses.iter().all(|loss| loss.is_missing_history())
@@ -243,6 +245,9 @@ pub struct Release {
     pub held: Vec<Held>,
     /// True if the driver did not answer.
     pub hung: bool,
+    /// The driver's words, where its answer was an error: what is released is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 /// A dead process whose GPU memory is released.
@@ -419,6 +424,7 @@ mod tests {
                 state: "state D".to_owned(),
             }],
             hung: false,
+            failed: None,
         };
         let value = serde_json::to_value(&release).unwrap();
         assert_eq!(

@@ -168,18 +168,6 @@ pub(crate) fn command_line_of(pid: u32) -> Option<CommandLine> {
     read_command(pid, SHOWN_MAX)
 }
 
-/// Returns whether a process executes the file that this one executes, under whatever name.
-pub(crate) fn runs_this_program(pid: u32) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-
-    let file = |path: &str| {
-        let found = std::fs::metadata(path).ok()?;
-        Some((found.dev(), found.ino()))
-    };
-    let own = file(super::OWN_PROGRAM);
-    own.is_some() && file(&format!("/proc/{pid}/exe")) == own
-}
-
 fn read_command(pid: u32, limit: u64) -> Option<CommandLine> {
     let (mut bytes, truncated) = read_bounded(pid, "cmdline", limit)?;
     // Padding of programs that have set a title.

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
@@ -32,16 +33,33 @@ pub struct OpenFile {
 /// When they may not be looked at ([`io::ErrorKind::PermissionDenied`]), when there are more than
 /// are looked at (the same: some of them are not known), or when the process is gone.
 pub fn open_files(pid: u32, is_wanted: impl Fn(&OpenFile) -> bool) -> io::Result<Vec<OpenFile>> {
-    read_files(pid, DESCRIPTORS_MAX, is_wanted)
+    open_files_until(pid, None, is_wanted)
+}
+
+/// Returns those open files that [`open_files`] returns; when it is later than `until`, those that
+/// were found by then.
+///
+/// # Errors
+/// As [`open_files`].
+pub(crate) fn open_files_until(
+    pid: u32,
+    until: Option<Instant>,
+    is_wanted: impl Fn(&OpenFile) -> bool,
+) -> io::Result<Vec<OpenFile>> {
+    read_files(pid, DESCRIPTORS_MAX, until, is_wanted)
 }
 
 fn read_files(
     pid: u32,
     descriptors_max: usize,
+    until: Option<Instant>,
     is_wanted: impl Fn(&OpenFile) -> bool,
 ) -> io::Result<Vec<OpenFile>> {
     let mut files = Vec::new();
     for (index, entry) in fs::read_dir(files_of(pid).join("fd"))?.enumerate() {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
         if index == descriptors_max {
             let why = format!("process {pid} has more than {descriptors_max} open files");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
@@ -139,9 +157,26 @@ mod tests {
     }
 
     #[test]
+    fn a_look_ends_at_its_deadline_in_the_middle_of_one_process() {
+        let _open = [(); 20].map(|()| fs::File::open("/dev/null").unwrap());
+        let looked_at = std::cell::Cell::new(0);
+        // Each file takes longer than the time that there is.
+        let until = Instant::now() + std::time::Duration::from_millis(20);
+        let is_wanted = |_: &OpenFile| {
+            looked_at.set(looked_at.get() + 1);
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            true
+        };
+        let found = open_files_until(std::process::id(), Some(until), is_wanted).unwrap();
+        // One, or none where this test was kept waiting.
+        assert!(looked_at.get() <= 1, "{found:?}");
+        assert_eq!(found.len(), looked_at.get());
+    }
+
+    #[test]
     fn files_beyond_the_limit_are_an_error_and_never_left_out_silently() {
         let _open = [(); 3].map(|()| fs::File::open("/dev/null").unwrap());
-        let error = read_files(std::process::id(), 2, |_| true).unwrap_err();
+        let error = read_files(std::process::id(), 2, None, |_| true).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
     }
 }

@@ -24,6 +24,7 @@ mod turn;
 mod zombies;
 
 pub use command::{CommandLine, command_line, is_of_job, job_markers};
+pub(crate) use files::open_files_until;
 pub use files::{OpenFile, open_files};
 pub use liveness::{has_successor, is_gone, is_live, owns_pid};
 pub use locks::{Lock, find_paths, locks};
@@ -33,7 +34,7 @@ pub use sockets::{Socket, listening};
 pub use status::{name, wait_channel};
 pub use zombies::{Zombie, zombie, zombies};
 
-pub(crate) use command::{Commands, command_line_of, runs_this_program, variable};
+pub(crate) use command::{Commands, command_line_of, variable};
 pub(crate) use family::{children, children_by_parent, children_of, own_threads, pids};
 pub(crate) use files::{
     descriptor_device, descriptor_info, device_majors, device_number, input_device, with_pidfd,

@@ -257,6 +257,13 @@ fn gpu(text: &mut String, release: &Release) {
     if release.hung {
         text.push_str("whether GPU memory is released is not known: the driver does not answer\n");
     }
+    if let Some(why) = &release.failed {
+        let why = printable(why);
+        let _ = writeln!(
+            text,
+            "whether GPU memory is released is not known: the driver fails: {why}"
+        );
+    }
 }
 
 /// Returns what a kill would do, in words.

@@ -126,6 +126,12 @@ class Memory:
     bytes: int | None = None
     gpu_instance: int | None = None
     pid: int | None = None
+
+
+@dataclass(frozen=True)
+class Stranger(Memory):
+    """Memory of a pid that no living process has, and the living that keep it."""
+
     kept_by: list[Id] = field(default_factory=list[Id])
 
 
@@ -254,11 +260,12 @@ class Held(Id):
 
 @dataclass(frozen=True)
 class Release:
-    """What became of the GPU memory of the killed; `hung` where the driver did not answer."""
+    """What became of the GPU memory of the killed; `hung`, `failed` where the driver did not say."""
 
     released: list[Released] = field(default_factory=list[Released])
     held: list[Held] = field(default_factory=list[Held])
     hung: bool = False
+    failed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -354,7 +361,7 @@ class GpuReport(_Known):
     gpus: list[Gpu] = field(default_factory=list[Gpu])
     nvml: Nvml | None = None
     holders: list[GpuHolder] = field(default_factory=list[GpuHolder])
-    strangers: list[Memory] = field(default_factory=list[Memory])
+    strangers: list[Stranger] = field(default_factory=list[Stranger])
     trees: list[GpuTree] = field(default_factory=list[GpuTree])
     kill: KillReport | None = None
     killed_trees: list[Who] | None = None

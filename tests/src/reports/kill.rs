@@ -68,6 +68,8 @@ pub struct Release {
     pub held: Vec<Held>,
     /// The driver did not answer.
     pub hung: bool,
+    /// The driver's words, where it failed.
+    pub failed: Option<String>,
 }
 
 /// The object of `lifemon kill -o json`.
