@@ -463,6 +463,10 @@ impl Deaths {
                 }
                 News::StillHeld { id, state, .. } => release.held.push(Held { id, state }),
                 News::Hung => release.hung = true,
+                // Whoever kills what holds no GPU need not care for a broken driver.
+                News::Failed(why) if self.holders.is_empty() => {
+                    log::info!("nobody of the tree had a GPU open, and the driver fails: {why}");
+                }
                 News::Failed(why) => release.failed = Some(why),
             }
         }

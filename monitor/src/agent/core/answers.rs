@@ -118,7 +118,7 @@ fn look(snapshot: &Snapshot, query: &OrphansQuery, files: &DeviceFiles) -> (hold
 /// Answers with the holders of GPUs.
 pub(super) async fn gpu(core: &Core, peer: &Peer, form: Form) -> Answered {
     let asked_ns = clock::boot_ns();
-    // It lives until the scan is over: one that is dying has no program to know it by.
+    // It lives until the scan is over, and is left out of it.
     let mut server = Server::of_this_program();
     let answer = server.ask().await;
     let (snapshot, subreapers) = core.snapshot_with_subreapers()?;
