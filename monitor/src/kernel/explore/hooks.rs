@@ -12,7 +12,7 @@ use lifemon_ebpf::{
 };
 
 use super::elements::Place;
-use super::world::World;
+use super::world::{Lost, World};
 
 /// A passing refusal: the lock of the bucket is held.
 pub(super) const EBUSY: i32 = -16;
@@ -243,12 +243,11 @@ impl Records for Hook<'_> {
     }
 
     fn insert_record(&self, id: &ProcessId, record: &Record) -> Result<(), i32> {
-        if self.world.is_refused() {
-            return Err(EBUSY);
-        }
+        let is_refused = self.world.is_refused();
         self.world.step(|state| {
-            let inserted = state.lineage.insert(*id, *record);
-            state.note_lost(*id, inserted)
+            let mut insert = || state.lineage.insert(*id, *record);
+            let inserted = if is_refused { Err(EBUSY) } else { insert() };
+            state.note(*id, Lost::Record, inserted)
         })
     }
 
@@ -276,11 +275,15 @@ impl Records for Hook<'_> {
     }
 
     fn insert_living(&self, id: &ProcessId) -> Result<(), i32> {
-        if self.world.is_refused() {
-            return Err(EBUSY);
-        }
-        self.world.step(|state| state.living.insert(*id));
-        Ok(())
+        let is_refused = self.world.is_refused();
+        self.world.step(|state| {
+            let mut insert = || {
+                state.living.insert(*id);
+                Ok(())
+            };
+            let inserted = if is_refused { Err(EBUSY) } else { insert() };
+            state.note(*id, Lost::Record, inserted)
+        })
     }
 
     fn delete_living(&self, id: &ProcessId) -> Result<(), i32> {
@@ -368,12 +371,11 @@ impl Trees for Hook<'_> {
     }
 
     fn insert_member(&self, key: &MemberKey, membership: Membership) -> Result<(), i32> {
-        if self.world.is_refused() {
-            return Err(EBUSY);
-        }
+        let is_refused = self.world.is_refused();
         self.world.step(|state| {
-            let inserted = state.members.insert(*key, membership);
-            state.note_lost(key.process, inserted)
+            let mut insert = || state.members.insert(*key, membership);
+            let inserted = if is_refused { Err(EBUSY) } else { insert() };
+            state.note(key.process, Lost::Member, inserted)
         })
     }
 

@@ -8,7 +8,7 @@ use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::thread::{self, JoinHandle};
 
 use super::hooks::Hook;
-use super::world::{Life, Measures, State, World};
+use super::world::{Life, Lost, Measures, State, World};
 
 /// What a process creates, in order, and what each of those creates.
 #[derive(Clone, Debug, Default)]
@@ -80,7 +80,7 @@ impl World {
             |state| &mut state.missed_forks,
         );
         if is_skipped {
-            self.peek(|state| state.lost.insert(child));
+            self.peek(|state| state.lost.insert((child, Lost::Record)));
         } else {
             Hook::begin(self).forked(creator, child);
         }

@@ -80,6 +80,13 @@ pub(super) struct Task {
     pub(super) is_killed: bool,
 }
 
+/// What a process has not got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lost {
+    Record,
+    Member,
+}
+
 /// All that changes.
 pub(super) struct State {
     pub(super) measures: Measures,
@@ -107,7 +114,7 @@ pub(super) struct State {
     pub(super) taken: BTreeSet<u32>,
     /// Who has got no record, or is no member, because a map was full, refused it, or the hook was
     /// skipped.
-    pub(super) lost: BTreeSet<ProcessId>,
+    pub(super) lost: BTreeSet<(ProcessId, Lost)>,
     /// Who was taken out of a tree, with what it creates.
     pub(super) spared: BTreeSet<ProcessId>,
     /// The closer is attached.
@@ -309,15 +316,18 @@ impl State {
         self.creators.insert(id, creator);
     }
 
-    /// Notes who is lost by an insertion that has failed; returns what came of it.
-    pub(super) fn note_lost(
+    /// Notes who is lost by an insertion that fails, until one succeeds; returns what came of it.
+    pub(super) fn note(
         &mut self,
         id: ProcessId,
+        lost: Lost,
         inserted: Result<(), i32>,
     ) -> Result<(), i32> {
-        if inserted.is_err_and(|code| code != EEXIST) {
-            self.lost.insert(id);
-        }
+        match inserted {
+            Ok(()) => self.lost.remove(&(id, lost)),
+            Err(EEXIST) => false,
+            Err(_) => self.lost.insert((id, lost)),
+        };
         inserted
     }
 
@@ -348,7 +358,8 @@ impl State {
 
     /// Returns whether `id` was lost, or descends from somebody who was.
     pub(super) fn is_lost(&self, id: ProcessId) -> bool {
-        self.line(id).any(|at| self.lost.contains(&at))
+        let is_lost = |at| self.lost.range((at, Lost::Record)..=(at, Lost::Member));
+        self.line(id).any(|at| is_lost(at).next().is_some())
     }
 
     /// Returns how many steps of creation `above` is above `id`.
