@@ -142,12 +142,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
         broken: "    Some(link)",
     },
     Mutant {
-        name: "a membership is read without the second look",
-        file: "monitor-ebpf/src/membership.rs",
-        sound: "    store.copy_member(at) == wanted.membership && store.find_member(&key) == Some(at)",
-        broken: "    store.copy_member(at) == wanted.membership",
-    },
-    Mutant {
         name: "a claim is made without the second look",
         file: "monitor-ebpf/src/records.rs",
         sound: "    if store.find(id) == Some(at) {
