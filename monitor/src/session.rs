@@ -309,9 +309,7 @@ impl Session {
             }
         }
         // What was lost is reported, and not recovered any more: that can wait for a lock.
-        let counters = self.watcher.get_ref().counters();
-        let members = counters.lost_members.saturating_sub(self.seen.members);
-        let events = counters.lost_events.saturating_sub(self.seen.events);
+        let [members, events] = self.unseen_losses();
         for (loss, count) in [(Loss::MembersFull, members), (Loss::RingFull, events)] {
             if count > 0 {
                 self.lose(loss, count, false);
@@ -443,6 +441,15 @@ impl Session {
         });
     }
 
+    /// Returns the members and the events that were lost since the last look.
+    fn unseen_losses(&self) -> [u64; 2] {
+        let counters = self.watcher.get_ref().counters();
+        [
+            counters.lost_members.saturating_sub(self.seen.members),
+            counters.lost_events.saturating_sub(self.seen.events),
+        ]
+    }
+
     /// Reports what was lost since the last look, and makes the model right again.
     fn check_losses(&mut self) -> Result<(), Error> {
         let host = self.watcher.get_ref().tracker().host_counters();
@@ -456,9 +463,7 @@ impl Session {
         }
         // They were learnt again.
         self.seen.records = self.seen.records.min(host.lost_records);
-        let counters = self.watcher.get_ref().counters();
-        let members = counters.lost_members.saturating_sub(self.seen.members);
-        let events = counters.lost_events.saturating_sub(self.seen.events);
+        let [members, events] = self.unseen_losses();
         if members == 0 && events == 0 {
             return Ok(());
         }
@@ -472,7 +477,7 @@ impl Session {
             }
         }
         if events > 0 {
-            self.seen.events = counters.lost_events;
+            self.seen.events += events;
             self.lose(Loss::RingFull, events, false);
         }
         self.resync()?;

@@ -73,6 +73,16 @@ impl Host {
         });
     }
 
+    /// Starts a command that watches a tree, and gives it back.
+    fn watch(&self, root: ProcessId) {
+        self.command(None, move |command| command.watch(root, |_, _| {}));
+    }
+
+    /// Starts a command that kills a tree.
+    fn kill(&self, root: ProcessId) {
+        self.command(None, move |command| command.kill(root));
+    }
+
     /// Waits until all have ended, lets one more command recover what is left, and sees that
     /// nothing is.
     fn finish(self) {
@@ -103,7 +113,7 @@ fn scaled(runs: usize) -> usize {
     runs * OPTIMISED * scale.unwrap_or(1)
 }
 
-/// Does the same, and then runs a scenario in every order of its steps. Without a scale in the first
+/// Explores a scenario, and then runs it in every order of its steps. Without a scale in the first
 /// orders alone: all of them take minutes.
 fn exhaust(scenario: impl Fn() + Send + Sync + 'static) {
     let scenario = Arc::new(scenario);
@@ -127,9 +137,7 @@ fn a_tree_that_is_watched_while_it_forks_has_all_its_members() {
     explore(1_000, || {
         let host = Host::new(Measures::SOUND);
         let root = host.process(creates([line(2), leaf()]));
-        host.command(None, move |command| {
-            command.watch(root, |_, _| {});
-        });
+        host.watch(root);
         host.finish();
     });
 }
@@ -143,9 +151,7 @@ fn a_line_whose_members_fork_and_die_at_once_has_all_its_members() {
             ..Measures::SOUND
         });
         let root = host.process(line(10));
-        host.command(None, move |command| {
-            command.watch(root, |_, _| {});
-        });
+        host.watch(root);
         host.finish();
     });
 }
@@ -165,9 +171,7 @@ fn line_goes_on(pids: u32, births: u32) {
     });
     let root = host.world.settle_in(INIT);
     host.world.peek(|state| state.comet = Some(root));
-    host.command(None, move |command| {
-        command.watch(root, |_, _| {});
-    });
+    host.watch(root);
     host.threads.join();
     let last = host.world.peek(|state| state.comet.take());
     host.world.exit(last.expect("it goes on"));
@@ -180,7 +184,7 @@ fn a_kill_hits_the_tree_and_nobody_else_while_pids_are_used_again() {
         let host = Host::new(Measures::SOUND);
         let root = host.process(creates([line(2), leaf()]));
         host.process(creates([leaf(), leaf()]));
-        host.command(None, move |command| command.kill(root));
+        host.kill(root);
         host.finish();
     });
 }
@@ -208,11 +212,9 @@ fn two_kills_and_a_watcher_of_overlapping_trees_agree() {
     explore(500, || {
         let host = Host::new(Measures::SOUND);
         let root = host.process(creates([line(2)]));
-        host.command(None, move |command| command.kill(root));
-        host.command(None, move |command| command.kill(root));
-        host.command(None, move |command| {
-            command.watch(root, |_, _| {});
-        });
+        host.kill(root);
+        host.kill(root);
+        host.watch(root);
         host.finish();
     });
 }
@@ -224,9 +226,7 @@ fn a_command_that_is_killed_at_any_step_leaves_nothing() {
         let root = host.process(creates([leaf()]));
         let steps = thread_rng().gen_range(0..160);
         host.command(Some(steps), move |command| command.kill(root));
-        host.command(None, move |command| {
-            command.watch(root, |_, _| {});
-        });
+        host.watch(root);
         host.finish();
     });
 }
@@ -251,7 +251,7 @@ fn a_map_that_is_full_is_reported() {
                 ..Measures::SOUND
             });
             let root = host.process(creates([line(3), leaf()]));
-            host.command(None, move |command| command.kill(root));
+            host.kill(root);
             host.finish();
         });
     }
@@ -267,7 +267,7 @@ fn calls_that_the_kernel_refuses_lose_nothing_in_silence() {
                 ..Measures::SOUND
             });
             let root = host.process(creates([line(2), leaf()]));
-            host.command(None, move |command| command.kill(root));
+            host.kill(root);
             host.finish();
         });
     }
@@ -283,7 +283,7 @@ fn hooks_that_the_kernel_skips_lose_nothing_in_silence() {
             ..Measures::SOUND
         });
         let root = host.process(creates([line(2), leaf()]));
-        host.command(None, move |command| command.kill(root));
+        host.kill(root);
         host.finish();
     });
 }
